@@ -1,0 +1,1 @@
+"""Skip-aware contrastive session recommendation as a plug-in for PyTorch Lightning."""

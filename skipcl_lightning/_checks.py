@@ -1,0 +1,156 @@
+"""Argument checks that name the argument, what came, what was expected and the way out.
+
+They look at shapes, dtypes and Python values, never at a tensor's contents: a look inside would make
+the host wait for the device in every step.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_choice", "check_integer", "check_number", "check_shape"]
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``.
+
+    Args:
+        name: The argument's name, as the caller wrote it.
+        value: What came.
+        choices: What is accepted.
+
+    Raises:
+        ValueError: ``value`` is none of them.
+
+    Example:
+        >>> check_choice("ties", "best", ["mean", "optimistic"])
+        Traceback (most recent call last):
+            ...
+        ValueError: `ties` must be one of 'mean', 'optimistic', got 'best'.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_integer(
+    name: str, value: int, *, minimum: int = 1, maximum: int | None = None, cure: str = ""
+) -> None:
+    """Raise unless ``value`` is an integer within ``[minimum, maximum]``.
+
+    Args:
+        name: The argument's name.
+        value: What came.
+        minimum: The smallest accepted value.
+        maximum: The largest accepted value, or None for no bound.
+        cure: A sentence that says what to do instead.
+
+    Raises:
+        TypeError: ``value`` is no integer (a ``bool`` is none).
+        ValueError: ``value`` is out of range.
+
+    Example:
+        >>> check_integer("top_k", 0)
+        Traceback (most recent call last):
+            ...
+        ValueError: `top_k` must be at least 1, got 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}. {cure}".rstrip())
+    if maximum is not None and value > maximum:
+        raise ValueError(f"`{name}` must be at most {maximum}, got {value}. {cure}".rstrip())
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+) -> None:
+    """Raise unless ``value`` is a finite number within the interval; NaN is in no interval.
+
+    Args:
+        name: The argument's name.
+        value: What came.
+        minimum: The lower end.
+        maximum: The upper end.
+        open_minimum: Whether the lower end itself is refused.
+        open_maximum: Whether the upper end itself is refused.
+
+    Raises:
+        TypeError: ``value`` is no number.
+        ValueError: ``value`` is out of range, infinite or NaN.
+
+    Example:
+        >>> check_number("temperature", 0.0, minimum=0, open_minimum=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: `temperature` must be in (0, inf), got 0.0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
+    above = value > minimum if open_minimum else value >= minimum
+    below = value < maximum if open_maximum else value <= maximum
+    if not (above and below and math.isfinite(value)):
+        left = "(" if open_minimum or math.isinf(minimum) else "["
+        right = ")" if open_maximum or math.isinf(maximum) else "]"
+        raise ValueError(f"`{name}` must be in {left}{minimum:g}, {maximum:g}{right}, got {value!r}.")
+
+
+def check_shape(
+    name: str,
+    tensor: Tensor,
+    shape: str,
+    sizes: dict[str, int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    floating: bool = False,
+) -> dict[str, int]:
+    """Raise unless ``tensor`` has the shape that the letters say, and bind new letters to its sizes.
+
+    Args:
+        name: The argument's name.
+        tensor: What came.
+        shape: One letter a dimension, as in ``"B L D"``.
+        sizes: The sizes that letters stand for so far.
+        dtype: The only accepted dtype, or None for any.
+        floating: Whether a floating-point dtype is needed.
+
+    Returns:
+        ``sizes``, extended by the letters that this tensor binds; the argument itself is left as it was.
+
+    Raises:
+        TypeError: It is no tensor, or one of another dtype.
+        ValueError: The shape differs.
+
+    Example:
+        >>> sizes = check_shape("items", torch.zeros(2, 3), "B L")
+        >>> check_shape("keys", torch.zeros(2, 4, 8), "B L D", sizes)
+        Traceback (most recent call last):
+            ...
+        ValueError: `keys` must have shape [B=2, L=3, D], got [2, 4, 8].
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
+    bound = dict(sizes or {})
+    letters = shape.split()
+    fits = tensor.dim() == len(letters)
+    if fits:
+        for letter, size in zip(letters, tensor.shape, strict=True):
+            fits = fits and bound.get(letter, size) == size
+            bound.setdefault(letter, size)
+    if not fits:
+        known = sizes or {}
+        wanted = ", ".join(f"{letter}={known[letter]}" if letter in known else letter for letter in letters)
+        raise ValueError(f"`{name}` must have shape [{wanted}], got {list(tensor.shape)}.")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"`{name}` must be of dtype {dtype}, got {tensor.dtype}.")
+    if floating and not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must be of a floating-point dtype, got {tensor.dtype}.")
+    return bound

@@ -1,0 +1,129 @@
+"""The batch that all layers exchange, the legend of shapes and the polarity of masks.
+
+Legend of shapes, used in every comment and docstring of the package:
+
+====== =====================================================================
+letter meaning
+====== =====================================================================
+``B``  sessions in a batch
+``L``  positions in a session, padding included
+``D``  size of an embedding
+``V``  items in the catalogue; tables over it have ``V + 1`` rows
+``N``  queries: positions or sessions that something is ranked for
+``K``  sampled negatives
+====== =====================================================================
+
+Polarity: a mask says what is true of a position (``valid_mask``: a real track stands here). True never
+means "ignore".
+
+Indices: 0 is padding, in every tensor of item indices: "no item here", "no target", "nothing to
+exclude". Real items are 1 to V. Sessions are padded on the right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_number, check_shape
+
+__all__ = ["PADDING_INDEX", "SessionBatch"]
+
+PADDING_INDEX = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SessionBatch:
+    """Sessions padded on the right, with what the listener did at each position.
+
+    Contents (feedback in range, padding only on the right) are checked once, where the data is
+    prepared; here only shapes and dtypes are.
+
+    Args:
+        items: [B, L] int64 item indices in 0..V; 0 is padding.
+        feedback: [B, L] float32 in [-1, 1]: below ``skip_threshold`` skipped (-1: at once), else listened
+            (+1: to the end); 0 is unknown, and at padding.
+        target: [B] int64, the held-out item after each session; at evaluation only.
+        target_feedback: [B] float32, what the listener did with it; at evaluation only.
+        session_index: [B] int64, which session of the source each row is.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree, only one of the two targets is given, or the threshold is out of range.
+
+    Example:
+        >>> batch = SessionBatch(
+        ...     items=torch.tensor([[5, 3, 4], [2, 0, 0]]),
+        ...     feedback=torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, 0.0]]),
+        ... )
+        >>> batch.skip_mask
+        tensor([[False,  True, False],
+                [False, False, False]])
+        >>> batch.lengths
+        tensor([3, 1])
+        >>> len(batch[:1])
+        1
+    """
+
+    items: Tensor
+    feedback: Tensor
+    target: Tensor | None = None
+    target_feedback: Tensor | None = None
+    session_index: Tensor | None = None
+    skip_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = check_shape("items", self.items, "B L", dtype=torch.int64)
+        check_shape("feedback", self.feedback, "B L", sizes, dtype=torch.float32)
+        if (self.target is None) != (self.target_feedback is None):
+            raise ValueError("`target` and `target_feedback` must be given together, got only one of them.")
+        if self.target is not None and self.target_feedback is not None:
+            check_shape("target", self.target, "B", sizes, dtype=torch.int64)
+            check_shape("target_feedback", self.target_feedback, "B", sizes, dtype=torch.float32)
+        if self.session_index is not None:
+            check_shape("session_index", self.session_index, "B", sizes, dtype=torch.int64)
+        check_number("skip_threshold", self.skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+
+    @property
+    def valid_mask(self) -> Tensor:
+        """[B, L] bool: a real track stands here."""
+        return self.items != PADDING_INDEX
+
+    @property
+    def skip_mask(self) -> Tensor:
+        """[B, L] bool: a track stands here and was skipped."""
+        return self.valid_mask & (self.feedback < self.skip_threshold)
+
+    @property
+    def listened_mask(self) -> Tensor:
+        """[B, L] bool: a track stands here and was not skipped."""
+        return self.valid_mask & (self.feedback >= self.skip_threshold)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64: the number of real tracks."""
+        return self.valid_mask.sum(dim=1)
+
+    def __len__(self) -> int:
+        return self.items.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
+        """Some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "SessionBatch":
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "SessionBatch":
+        """The same batch in page-locked memory, from which it reaches a GPU without a stop."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
+        changes: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changes)

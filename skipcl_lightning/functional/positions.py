@@ -1,0 +1,122 @@
+"""Where the next listened track stands, and which item each position should predict."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice, check_shape
+from skipcl_lightning.batch import PADDING_INDEX
+
+__all__ = ["TargetRule", "last_position", "next_item_targets", "next_listened"]
+
+TargetRule = Literal["next_listened", "next"]
+
+
+def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float = 0.0) -> Tensor:
+    """Position p(t) of the next listened track after each position t.
+
+    p(t) = min {s > t : track s is real and f_s ≥ ``skip_threshold``}, and -1 where there is no such s: a
+    trailing position has no positive, and never falls back on another one.
+
+    Args:
+        feedback: [B, L] floating point, in [-1, 1].
+        valid_mask: [B, L] bool, True where a real track stands.
+        skip_threshold: The feedback under which a track counts as skipped.
+
+    Returns:
+        [B, L] int64 positions in 0..L-1, or -1 for none. Defined at skipped and padded positions too:
+        the rule looks only at what follows.
+
+    Raises:
+        TypeError: ``valid_mask`` is not bool.
+        ValueError: The shapes disagree.
+
+    Reference:
+        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
+        Feedback-informed Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
+
+    Example:
+        >>> next_listened(torch.tensor([[1.0, -1.0, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool))
+        tensor([[ 2,  2, -1, -1]])
+    """
+    sizes = check_shape("feedback", feedback, "B L", floating=True)
+    check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
+    length = feedback.shape[1]
+    positions = torch.arange(length, device=feedback.device)
+    listened = valid_mask & (feedback >= skip_threshold)
+    candidates = torch.where(listened, positions, length)
+    at_or_after = candidates.flip(1).cummin(dim=1).values.flip(1)
+    after = torch.cat([at_or_after[:, 1:], at_or_after.new_full((len(feedback), 1), length)], dim=1)[
+        :, :length
+    ]
+    return torch.where(after < length, after, -1)
+
+
+def next_item_targets(
+    items: Tensor,
+    feedback: Tensor,
+    *,
+    rule: TargetRule = "next_listened",
+    skip_threshold: float = 0.0,
+) -> Tensor:
+    """The item that each position should predict.
+
+    ``next_listened``: i_{p(t)}, so that what was skipped is never a target (the paper's text). ``next``:
+    i_{t+1}, whatever the listener did with it, as in most sequence recommenders.
+
+    Args:
+        items: [B, L] int64 item indices; 0 is padding.
+        feedback: [B, L] floating point, in [-1, 1].
+        rule: Which of the two.
+        skip_threshold: The feedback under which a track counts as skipped; unused by ``next``.
+
+    Returns:
+        [B, L] int64 item indices; 0 where there is nothing to predict.
+
+    Raises:
+        ValueError: The rule is unknown or the shapes disagree.
+
+    Example:
+        >>> items, feedback = torch.tensor([[5, 3, 4, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]])
+        >>> next_item_targets(items, feedback)
+        tensor([[4, 4, 0, 0]])
+        >>> next_item_targets(items, feedback, rule="next")
+        tensor([[3, 4, 0, 0]])
+    """
+    check_choice("rule", rule, get_args(TargetRule))
+    check_shape("items", items, "B L", dtype=torch.int64)
+    valid_mask = items != PADDING_INDEX
+    if rule == "next":
+        target = torch.cat([items[:, 1:], items.new_zeros(len(items), 1)], dim=1)[:, : items.shape[1]]
+        return torch.where(valid_mask, target, PADDING_INDEX)
+    position = next_listened(feedback, valid_mask, skip_threshold=skip_threshold)
+    target = items.gather(1, position.clamp(min=0))
+    return torch.where(valid_mask & (position >= 0), target, PADDING_INDEX)
+
+
+def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:
+    """What stands at the last real position of each session: the session as known after all its tracks.
+
+    A session without a real track yields zeros, so that whatever a backbone made of padding alone
+    reaches nobody.
+
+    Args:
+        sequence: [B, L, D] of any dtype.
+        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+
+    Returns:
+        [B, D].
+
+    Raises:
+        ValueError: The shapes disagree.
+
+    Example:
+        >>> last_position(torch.tensor([[[1.0], [2.0], [9.0]]]), torch.tensor([[True, True, False]]))
+        tensor([[2.]])
+    """
+    sizes = check_shape("sequence", sequence, "B L D")
+    check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
+    lengths = valid_mask.sum(dim=1)
+    rows = torch.arange(len(sequence), device=sequence.device)
+    return torch.where((lengths > 0)[:, None], sequence[rows, (lengths - 1).clamp(min=0)], 0)

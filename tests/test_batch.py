@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from skipcl_lightning._settings import records_settings
+from skipcl_lightning.batch import SessionBatch
+
+
+def two_sessions(**changes):
+    fields = {
+        "items": torch.tensor([[5, 3, 4], [2, 0, 0]]),
+        "feedback": torch.tensor([[1.0, -0.5, 0.0], [-1.0, 0.0, 0.0]]),
+        "target": torch.tensor([1, 2]),
+        "target_feedback": torch.tensor([1.0, -1.0]),
+        "session_index": torch.tensor([0, 1]),
+    }
+    return SessionBatch(**{**fields, **changes})
+
+
+def test_masks_partition_the_real_positions():
+    batch = two_sessions(skip_threshold=-0.7)
+    assert batch.skip_mask.tolist() == [[False, False, False], [True, False, False]]
+    assert batch.listened_mask.tolist() == [[True, True, True], [False, False, False]]
+    assert torch.equal(batch.skip_mask | batch.listened_mask, batch.valid_mask)
+
+
+def test_slicing_keeps_every_field_and_setting():
+    batch = two_sessions(skip_threshold=-0.7)[torch.tensor([1])]
+    assert batch.items.tolist() == [[2, 0, 0]]
+    assert batch.target.tolist() == [2]
+    assert batch.session_index.tolist() == [1]
+    assert batch.skip_threshold == -0.7
+
+
+def test_moving_moves_every_tensor():
+    batch = two_sessions().to("meta")
+    assert {tensor.device.type for tensor in vars(batch).values() if isinstance(tensor, torch.Tensor)} == {
+        "meta"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"items": torch.zeros(2, 3)}, TypeError, "`items` must be of dtype torch.int64, got torch.float32"),
+        (
+            {"feedback": torch.zeros(2, 4)},
+            ValueError,
+            r"`feedback` must have shape \[B=2, L=3\], got \[2, 4\]",
+        ),
+        ({"target_feedback": None}, ValueError, "`target` and `target_feedback` must be given together"),
+        ({"skip_threshold": float("nan")}, ValueError, "`skip_threshold` must be in"),
+        ({"items": [[1]]}, TypeError, "`items` must be a tensor, got list"),
+    ],
+)
+def test_bad_fields_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        two_sessions(**change)
+
+
+def test_settings_are_not_recorded_for_a_subclass_with_other_arguments():
+    class Parent:
+        @records_settings
+        def __init__(self, size, *, rate=0.5):
+            self.size = size
+
+    class Child(Parent):
+        def __init__(self, size):
+            super().__init__(size * 2)
+
+    assert Parent(3).settings == {"size": 3, "rate": 0.5}
+    assert not hasattr(Child(3), "settings")
