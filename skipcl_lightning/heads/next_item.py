@@ -1,0 +1,118 @@
+"""Next-item losses over the positions that have something to predict."""
+
+from typing import get_args
+
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning._settings import records_settings
+from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.softmax import (
+    Sampler,
+    full_softmax_loss,
+    sample_items,
+    sampled_softmax_loss,
+    sampling_log_probability,
+)
+
+__all__ = ["FullSoftmax", "SampledSoftmax"]
+
+
+class FullSoftmax(nn.Module):
+    """Cross-entropy over the whole catalogue.
+
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([[2, 0]])  # nothing to predict at the second position
+        >>> FullSoftmax()(torch.ones(1, 2, 1), torch.ones(3, 1), target).round(decimals=4)
+        tensor(0.6931)
+    """
+
+    @records_settings
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over positions with a target.
+
+        Args:
+            query: [B, L, D] floating point, the backbone's output.
+            item_embeddings: [V + 1, D] floating point; row 0 is padding.
+            target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
+
+        Returns:
+            A scalar; exactly 0, with a zero gradient, without targets.
+
+        Raises:
+            ValueError: Shapes disagree.
+        """
+        query, target = _real_positions(query, target)
+        return _mean(full_softmax_loss(query, item_embeddings, target))
+
+
+class SampledSoftmax(nn.Module):
+    """Cross-entropy against one set of sampled items, drawn anew in each step and shared by the batch.
+
+    Args:
+        num_negatives: K, items drawn with replacement; below the catalogue's size.
+        sampler: ``uniform``, or ``log_uniform`` by popularity rank.
+        correct_sampling: Correct the logits of the negatives for how likely each was drawn (logQ), so that
+            the loss estimates the full softmax.
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> import torch
+        >>> head = SampledSoftmax(2)
+        >>> head(torch.ones(1, 1, 4), torch.ones(9, 4), torch.tensor([[3]])).isfinite()
+        tensor(True)
+    """
+
+    @records_settings
+    def __init__(
+        self, num_negatives: int = 256, *, sampler: Sampler = "uniform", correct_sampling: bool = False
+    ) -> None:
+        super().__init__()
+        check_integer("num_negatives", num_negatives)
+        check_choice("sampler", sampler, get_args(Sampler))
+        self.num_negatives = num_negatives
+        self.sampler: Sampler = sampler
+        self.correct_sampling = correct_sampling
+
+    def forward(self, query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over positions with a target.
+
+        Args:
+            query: [B, L, D] floating point, the backbone's output.
+            item_embeddings: [V + 1, D] floating point; row 0 is padding.
+            target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
+
+        Returns:
+            A scalar; exactly 0, with a zero gradient, without targets.
+
+        Raises:
+            ValueError: Shapes disagree, or as many negatives as items are asked for.
+        """
+        query, target = _real_positions(query, target)
+        num_items = len(item_embeddings) - 1
+        negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
+        log_probability = None
+        if self.correct_sampling:
+            log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
+        losses = sampled_softmax_loss(
+            query, item_embeddings, target, negatives, negative_log_probability=log_probability
+        )
+        return _mean(losses)
+
+
+def _real_positions(query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, D] and [N]: only where something is to be predicted, since logits are what costs."""
+    sizes = check_shape("query", query, "B L D", floating=True)
+    check_shape("target", target, "B L", sizes)
+    mask = target != PADDING_INDEX
+    return query[mask], target[mask]
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.sum() / max(len(losses), 1)

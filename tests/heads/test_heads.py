@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
+from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE
+
+
+def session_batch(**changes):
+    fields = {
+        "items": torch.tensor([[5, 3, 4], [2, 1, 0]]),
+        "feedback": torch.tensor([[1.0, -0.5, 0.0], [-1.0, 1.0, 0.0]]),
+    }
+    return SessionBatch(**{**fields, **changes})
+
+
+def query_and_keys(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, 4, generator=generator), torch.randn(2, 3, 4, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"anchors": "all"},
+        {"anchors": "all", "negatives": "past"},
+        {"negatives": "batch"},
+        {"skip_weights": "strength"},
+        {"temperature": 0.7},
+    ],
+)
+def test_every_setting_reaches_the_formula(settings):
+    query, keys = query_and_keys()
+    batch = session_batch()
+    loss = SkipInfoNCE(**settings)(query, keys, batch)
+    torch.testing.assert_close(loss, skip_info_nce(query, keys, batch.items, batch.feedback, **settings))
+    assert not torch.isclose(loss, SkipInfoNCE()(query, keys, batch)) or settings.get("negatives") == "past"
+
+
+def test_the_item_query_contrasts_the_item_itself():
+    query, keys = query_and_keys()
+    batch = session_batch()
+    loss = SkipInfoNCE(query="item")(query, keys, batch)
+    torch.testing.assert_close(loss, skip_info_nce(keys, keys, batch.items, batch.feedback))
+
+
+def test_the_threshold_is_the_batchs():
+    query, keys = query_and_keys()
+    assert SkipInfoNCE()(query, keys, session_batch()) > 0
+    assert SkipInfoNCE()(query, keys, session_batch(skip_threshold=-0.9)) == 0
+
+
+def test_a_learned_temperature_gets_a_gradient_and_stays_positive():
+    head = SkipInfoNCE(learn_temperature=True)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        head(*query_and_keys(), session_batch()).backward()
+        assert head.log_temperature.grad != 0
+        optimizer.step()
+        assert head.temperature > 0
+    assert not list(SkipInfoNCE().parameters())
+
+
+def test_a_fixed_temperature_travels_in_the_state():
+    head = SkipInfoNCE(temperature=0.1)
+    head.load_state_dict(SkipInfoNCE(temperature=0.5).state_dict())
+    assert head.temperature.item() == pytest.approx(0.5)
+
+
+def test_full_softmax_averages_over_targets_only():
+    query, _ = query_and_keys()
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    target = torch.tensor([[3, 0, 0], [5, 1, 0]])
+    expected = full_softmax_loss(query[target > 0], table, target[target > 0]).mean()
+    torch.testing.assert_close(FullSoftmax()(query, table, target), expected)
+
+
+@pytest.mark.parametrize("head", [FullSoftmax(), SampledSoftmax(2), SampledSoftmax(2, correct_sampling=True)])
+def test_without_targets_a_next_item_loss_is_exactly_zero_with_a_zero_gradient(head):
+    query, _ = query_and_keys()
+    table = torch.randn(6, 4, requires_grad=True)
+    loss = head(query, table, torch.zeros(2, 3, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not table.grad.any()
+
+
+def test_corrected_sampled_softmax_is_near_the_full_one_on_average():
+    generator = torch.Generator().manual_seed(3)
+    query, table = torch.randn(1, 4, 4, generator=generator) / 2, torch.randn(101, 4, generator=generator) / 2
+    target = torch.tensor([[3, 50, 7, 99]])
+    torch.manual_seed(0)
+    head = SampledSoftmax(99, sampler="log_uniform", correct_sampling=True)
+    mean = torch.stack([head(query, table, target) for _ in range(200)]).mean()
+    torch.testing.assert_close(mean, FullSoftmax()(query, table, target), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SkipInfoNCE(weight=-1.0), r"`weight` must be in \[0, inf\), got -1.0"),
+        (lambda: SkipInfoNCE(query="z"), "`query` must be one of 'session', 'item', got 'z'"),
+        (lambda: SkipInfoNCE(warmup_steps=-1), "`warmup_steps` must be at least 0"),
+        (lambda: SampledSoftmax(0), "`num_negatives` must be at least 1"),
+        (lambda: SampledSoftmax(4, sampler="zipf"), "`sampler` must be one of"),
+    ],
+)
+def test_bad_settings_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_heads_rebuild_from_their_settings():
+    head = SkipInfoNCE(weight=0.3, negatives="batch", learn_temperature=True)
+    assert SkipInfoNCE(**head.settings).settings == head.settings
+    assert head.settings["negatives"] == "batch"
