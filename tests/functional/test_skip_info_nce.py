@@ -149,6 +149,20 @@ def test_padding_batch_order_and_item_numbers_change_nothing(seed, pad, negative
 
 
 @pytest.mark.parametrize("negatives", ["session", "past", "batch"])
+def test_nan_at_padding_reaches_no_gradient(negatives):
+    query, keys, items, feedback = random_sessions(1, num_items=40)
+    for tensor in (query, keys):
+        tensor[items == 0] = torch.nan
+        tensor.requires_grad_()
+    loss = skip_info_nce(query, keys, items, feedback, negatives=negatives)
+    loss.backward()
+    assert (items == 0).any()
+    assert loss > 0
+    assert query.grad.isfinite().all()
+    assert keys.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("negatives", ["session", "past", "batch"])
 @pytest.mark.parametrize(
     "feedback",
     [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [1.0, -1.0, -1.0]],
