@@ -1,0 +1,200 @@
+"""The LightningDataModule: from a log to the batches of every stage."""
+
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data.dataset import SessionDataset, keep_batch
+from skipcl_lightning.data.drop_report import DropReport
+from skipcl_lightning.data.encoder import SessionEncoder
+from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.prepared import PreparedData
+from skipcl_lightning.data.sampler import EvaluationSampler
+from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.vocabulary import ItemVocabulary
+from skipcl_lightning.data.worker_advice import restore_worker_advice, silence_worker_advice
+
+__all__ = ["SessionDataModule"]
+
+
+class SessionDataModule(LightningDataModule):
+    """Batches for training, validation, test and prediction from one log, by leave-one-out.
+
+    The log is read once, when something of it is first asked for or Lightning calls ``setup``; what was
+    dropped is then told on rank 0. Everything about the items (their numbering, their counts) comes from
+    the training part: of each session all but its last two tracks. Batches of prediction hold whole
+    sessions without a target: the question is what comes after all that is known.
+
+    Args:
+        log: A canonical table, as the readers give it.
+        batch_size: Sessions in a batch, on each device.
+        max_length: The most tracks of a session in a batch; the latest are kept.
+        min_session_length: Tracks that a session needs, at least 3.
+        min_item_count: Rows that an item needs.
+        require_skip: Whether a session needs a skipped track.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which
+            costs less than to pass it between processes.
+        pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
+
+    Raises:
+        TypeError: ``log`` is no polars frame or a setting has another type.
+        ValueError: A column is missing or a setting is out of range. At the first use of the data: the
+            contents are wrong, or nothing is left.
+
+    Reference:
+        The protocol: Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367. Its limits:
+        :func:`~skipcl_lightning.data.leave_one_out`.
+
+    Example:
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), batch_size=8)
+        >>> batch = next(iter(data.val_dataloader()))
+        >>> len(batch), batch.target.shape
+        (8, torch.Size([8]))
+        >>> data.item_counts.shape[0] == data.num_items + 1
+        True
+    """
+
+    def __init__(
+        self,
+        log: pl.LazyFrame | pl.DataFrame,
+        *,
+        batch_size: int = 256,
+        max_length: int = 50,
+        min_session_length: int = 3,
+        min_item_count: int = 1,
+        require_skip: bool = False,
+        skip_threshold: float = 0.0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        check_log_columns(log)
+        check_integer("batch_size", batch_size)
+        check_integer("max_length", max_length)
+        check_integer("num_workers", num_workers, minimum=0)
+        if not isinstance(pin_memory, bool):
+            raise TypeError(f"`pin_memory` must be True or False, got {pin_memory!r}.")
+        self.log = log
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.session_filter = SessionFilter(
+            min_session_length=min_session_length,
+            min_item_count=min_item_count,
+            require_skip=require_skip,
+            skip_threshold=skip_threshold,
+        )
+        self.skip_threshold = skip_threshold
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+
+    @cached_property
+    def _data(self) -> PreparedData:
+        data = PreparedData.from_log(self.log, self.session_filter)
+        rank_zero_info(str(data))
+        return data
+
+    @property
+    def vocabulary(self) -> ItemVocabulary:
+        """The items, the most frequent in the training part first."""
+        return self._data.vocabulary
+
+    @property
+    def num_items(self) -> int:
+        """V, the number of items."""
+        return len(self.vocabulary)
+
+    @property
+    def encoder(self) -> SessionEncoder:
+        """What turns sessions from outside into such batches as these."""
+        return SessionEncoder(self.vocabulary, self.max_length, self.skip_threshold)
+
+    @property
+    def session_ids(self) -> pl.Series:
+        """External session ids; ``session_index`` of a batch points into them."""
+        return self._data.store.session_ids
+
+    @property
+    def item_counts(self) -> Tensor:
+        """[V + 1] int64: how often each item occurs in the training part; index 0, padding, has none."""
+        return torch.from_numpy(self._data.item_counts.copy())
+
+    @property
+    def drop_report(self) -> DropReport:
+        """What was read, dropped and kept."""
+        return self._data.drop_report
+
+    @property
+    def num_cold_targets(self) -> dict[str, int]:
+        """By split, the held-out targets whose item never occurs in the training part."""
+        return self._data.num_cold_targets
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        """Prepare the data, if nothing has asked for it yet.
+
+        Args:
+            stage: Lightning's stage; the same data serves all.
+        """
+        _ = self._data
+        if not self.num_workers:
+            silence_worker_advice()
+
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        """Let Lightning give its advice on workers again.
+
+        Args:
+            stage: Lightning's stage; all end alike.
+        """
+        restore_worker_advice()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
+        """Do what ``teardown`` does, which Lightning leaves out after an error.
+
+        Args:
+            exception: The error.
+        """
+        restore_worker_advice()
+
+    def train_dataloader(self) -> DataLoader[SessionBatch]:
+        """Batches of the training part, shuffled by torch's global seed; without targets."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[SessionBatch]:
+        """Batches that ask for each session's last track but one."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> DataLoader[SessionBatch]:
+        """Batches that ask for each session's last track."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[SessionBatch]:
+        """Batches of whole sessions, without targets."""
+        return self._loader("predict")
+
+    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[SessionBatch]:
+        view = self._data.views[split]
+        dataset = SessionDataset(view, max_length=self.max_length, skip_threshold=self.skip_threshold)
+        options: dict[str, Any] = {"shuffle": shuffle}
+        if split != "train" and self.trainer is not None and self.trainer.world_size > 1:
+            options = {
+                "sampler": EvaluationSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
+            }
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            collate_fn=keep_batch,  # type: ignore[arg-type]  # torch knows no typed `__getitems__`
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            # Page-locked memory serves copies to an accelerator; torch warns where there is none.
+            pin_memory=self.pin_memory and torch.accelerator.is_available(),
+            **options,
+        )

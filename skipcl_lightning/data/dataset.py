@@ -1,0 +1,91 @@
+"""The dataset that hands whole batches to a torch DataLoader."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data.split import SessionView
+
+__all__ = ["SessionDataset", "keep_batch"]
+
+
+class SessionDataset(Dataset[SessionBatch]):
+    """Sessions as batches, gathered all at once.
+
+    A ``DataLoader`` asks for a batch's rows in one call of ``__getitems__``, so an ordinary one, with its
+    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`.
+
+    Args:
+        view: Which part of which sessions.
+        max_length: The most tracks of a session; the latest are kept.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+
+    Raises:
+        TypeError: A setting is no number.
+        ValueError: One is out of range.
+
+    Example:
+        >>> import polars as pl
+        >>> from skipcl_lightning.data import SessionStore, leave_one_out
+        >>> store = SessionStore(
+        ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
+        ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
+        ... )
+        >>> batch = SessionDataset(leave_one_out(store)["test"], max_length=50)[0]
+        >>> batch.items, batch.target
+        (tensor([[5, 3]]), tensor([4]))
+    """
+
+    def __init__(self, view: SessionView, *, max_length: int, skip_threshold: float = 0.0) -> None:
+        check_integer("max_length", max_length)
+        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        self.view = view
+        self.max_length = max_length
+        self.skip_threshold = skip_threshold
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> SessionBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> SessionBatch:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and not (chosen.min() >= -len(self) and chosen.max() < len(self)):
+            # IndexError, which also ends a plain `for` over the dataset.
+            raise IndexError(f"`indices` must be below {len(self)}, got {chosen}. Count rows from 0.")
+        view = self.view
+        rows = view.rows[chosen]
+        items, feedback = view.store.gather(rows, view.ends[chosen], max_length=self.max_length)
+        batch = SessionBatch(
+            items, feedback, session_index=torch.from_numpy(rows), skip_threshold=self.skip_threshold
+        )
+        if not view.with_target:
+            return batch
+        places = view.targets[chosen]
+        return replace(
+            batch,
+            target=torch.from_numpy(view.store.items[places].astype(np.int64)),
+            target_feedback=torch.from_numpy(view.store.feedback[places]),
+        )
+
+
+def keep_batch(batch: SessionBatch) -> SessionBatch:
+    """The ``collate_fn`` for a :class:`SessionDataset`, whose batches are whole already.
+
+    Args:
+        batch: What the dataset gave.
+
+    Returns:
+        The same batch.
+
+    Example:
+        >>> keep_batch(SessionBatch(torch.ones(2, 3, dtype=torch.int64), torch.zeros(2, 3))).lengths
+        tensor([3, 3])
+    """
+    return batch

@@ -1,0 +1,90 @@
+"""What the preparation of a log read, dropped and kept."""
+
+from dataclasses import dataclass
+
+__all__ = ["DropReport"]
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """Rows and sessions of a log, from the first read to what was kept.
+
+    ``rows_read`` equals ``rows_kept`` plus the four counts of dropped rows; ``sessions_read`` equals
+    ``sessions_kept`` plus the three counts of dropped sessions. What several reasons would drop counts
+    under the first: rows without an item, duplicates, rare items, short sessions, sessions without a
+    listened track, sessions without a skip.
+
+    Args:
+        rows_read: Rows of the log.
+        sessions_read: Sessions of the log.
+        rows_without_item: Rows whose item is null.
+        duplicate_rows: Rows that repeat another in every canonical column.
+        rows_of_rare_items: Rows of items that occur less often than asked.
+        rows_of_dropped_sessions: Rows that went with their session.
+        sessions_too_short: Sessions with fewer tracks than asked, perhaps after other drops.
+        sessions_without_listened: Sessions in which every track was skipped.
+        sessions_without_skip: Sessions in which none was, where a skip is required.
+        rows_kept: Rows left.
+        sessions_kept: Sessions left.
+        items_kept: Different items left.
+        share_skipped: The part of the kept rows that was skipped, in [0, 1]; 0 where none is kept.
+        share_unknown: The part of the kept rows whose feedback is exactly 0, in [0, 1].
+
+    Example:
+        >>> print(DropReport(
+        ...     rows_read=12, sessions_read=3, rows_without_item=1, duplicate_rows=0, rows_of_rare_items=0,
+        ...     rows_of_dropped_sessions=1, sessions_too_short=1, sessions_without_listened=0,
+        ...     sessions_without_skip=0, rows_kept=10, sessions_kept=2, items_kept=7, share_skipped=0.4,
+        ...     share_unknown=0.0,
+        ... ))
+        Read 12 rows of 3 sessions.
+        Dropped 1 row without an item, 1 row of dropped sessions; 1 session too short.
+        Kept 10 rows of 2 sessions and 7 items: 40.0 % skipped, 0.0 % unknown.
+    """
+
+    rows_read: int
+    sessions_read: int
+    rows_without_item: int
+    duplicate_rows: int
+    rows_of_rare_items: int
+    rows_of_dropped_sessions: int
+    sessions_too_short: int
+    sessions_without_listened: int
+    sessions_without_skip: int
+    rows_kept: int
+    sessions_kept: int
+    items_kept: int
+    share_skipped: float
+    share_unknown: float
+
+    def __str__(self) -> str:
+        return (
+            f"Read {_count(self.rows_read, 'row')} of {_count(self.sessions_read, 'session')}.\n"
+            f"Dropped {self._describe_drops()}.\n"
+            f"Kept {_count(self.rows_kept, 'row')} of {_count(self.sessions_kept, 'session')} and "
+            f"{_count(self.items_kept, 'item')}: {self.share_skipped:.1%} skipped, "
+            f"{self.share_unknown:.1%} unknown.".replace("%", " %")
+        )
+
+    def _describe_drops(self) -> str:
+        rows = {
+            "without an item": self.rows_without_item,
+            "repeated": self.duplicate_rows,
+            "of rare items": self.rows_of_rare_items,
+            "of dropped sessions": self.rows_of_dropped_sessions,
+        }
+        sessions = {
+            "too short": self.sessions_too_short,
+            "without a listened track": self.sessions_without_listened,
+            "without a skip": self.sessions_without_skip,
+        }
+        parts = [_list(rows, "row"), _list(sessions, "session")]
+        return "; ".join(part for part in parts if part) or "nothing"
+
+
+def _list(counts: dict[str, int], noun: str) -> str:
+    return ", ".join(f"{_count(count, noun)} {reason}" for reason, count in counts.items() if count)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,195 @@
+"""How sessions from outside, in external ids, become a batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
+
+__all__ = ["SessionEncoder"]
+
+Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
+
+
+class SessionEncoder:
+    """Turns sessions of external ids into a batch, exactly as training did.
+
+    Args:
+        vocabulary: The items' indices.
+        max_length: The most tracks of a session; the latest are kept.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+
+    Raises:
+        TypeError: ``vocabulary`` is none, or a setting is no number.
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> encoder = SessionEncoder(ItemVocabulary(["a", "b", "c"]), max_length=2)
+        >>> batch = encoder.encode([["a", "b", "c"], ["b"]], [[1, 1, -1], [0.5]])
+        >>> batch.items
+        tensor([[2, 3],
+                [2, 0]])
+        >>> batch.skip_mask
+        tensor([[False,  True],
+                [False, False]])
+    """
+
+    def __init__(self, vocabulary: ItemVocabulary, max_length: int, skip_threshold: float = 0.0) -> None:
+        if not isinstance(vocabulary, ItemVocabulary):
+            raise TypeError(
+                f"`vocabulary` must be an ItemVocabulary, got {type(vocabulary).__name__}. "
+                "Make one with `ItemVocabulary(ids)`."
+            )
+        check_integer("max_length", max_length)
+        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self.skip_threshold = skip_threshold
+
+    def encode(
+        self,
+        sessions: Sessions,
+        feedback: Sequence[Sequence[float]] | None = None,
+        *,
+        unknown: str = "error",
+    ) -> SessionBatch:
+        """Make a batch.
+
+        Args:
+            sessions: B sessions, each a sequence of external ids in the order of listening.
+            feedback: What the listener did with each track, in [-1, 1]; all 0, unknown, if None.
+            unknown: What to do with tracks that the vocabulary lacks: ``error``, or ``ignore``, which
+                leaves them and their feedback out of the session.
+
+        Returns:
+            A batch of B rows in the order given, with ``session_index`` 0 to B - 1.
+
+        Raises:
+            TypeError: An id is not of the vocabulary's type, or a session is a string.
+            ValueError: There are no sessions, one is empty (or has only ignored tracks), has an unknown
+                track, or its feedback has another length, is NaN or outside [-1, 1]. The message gives the
+                session's number, counted from 0.
+
+        Example:
+            >>> encoder = SessionEncoder(ItemVocabulary([10, 20]), max_length=50)
+            >>> encoder.encode([[10, 99, 20]], unknown="ignore").items
+            tensor([[1, 2]])
+        """
+        check_choice("unknown", unknown, UNKNOWN_CHOICES)
+        lengths = _session_lengths(sessions)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        signals = np.zeros(len(owner), dtype=np.float32) if feedback is None else _flatten(feedback, lengths)
+        items = self._look_up([item for session in sessions for item in session], owner, unknown)
+        known = items != PADDING_INDEX
+        counts = np.bincount(owner[known], minlength=len(lengths))
+        if not counts.all():
+            raise ValueError(
+                f"`sessions` must have a known track each, got none in session {counts.argmin()}. "
+                "Leave such sessions out: nothing is known of them."
+            )
+        store = SessionStore(
+            items=items[known].astype(np.int32),
+            feedback=signals[known],
+            offsets=np.concatenate(([0], np.cumsum(counts))),
+            session_ids=pl.int_range(len(lengths), eager=True),
+        )
+        rows = np.arange(len(lengths))
+        gathered = store.gather(rows, counts, max_length=self.max_length)
+        return SessionBatch(
+            *gathered, session_index=torch.from_numpy(rows), skip_threshold=self.skip_threshold
+        )
+
+    def _look_up(self, flat: list[Any], owner: NDArray[np.int64], unknown: str) -> NDArray[np.int64]:
+        """The indices of all tracks; an unknown one is an error with its session's number."""
+        items = self.vocabulary.encode(flat, unknown="ignore")
+        missing = np.flatnonzero(items == PADDING_INDEX)
+        if unknown == "error" and missing.size:
+            raise ValueError(
+                f"`sessions` must hold tracks of the vocabulary, got {flat[missing[0]]!r} in session "
+                f"{owner[missing[0]]} ({missing.size} unknown in all). `unknown='ignore'` leaves them out."
+            )
+        return items
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which :meth:`from_state_dict` rebuilds the encoder.
+
+        Returns:
+            Values that survive ``torch.load(weights_only=True)``.
+
+        Example:
+            >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
+            {'vocabulary': {'ids': [7]}, 'max_length': 50, 'skip_threshold': 0.0}
+        """
+        return {
+            "vocabulary": self.vocabulary.state_dict(),
+            "max_length": self.max_length,
+            "skip_threshold": self.skip_threshold,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "SessionEncoder":
+        """Rebuild an encoder.
+
+        Args:
+            state: What :meth:`state_dict` gave.
+
+        Returns:
+            An encoder that makes the same batches.
+
+        Raises:
+            TypeError: As for the class.
+            ValueError: As for the class.
+
+        Example:
+            >>> encoder = SessionEncoder(ItemVocabulary([7]), max_length=50)
+            >>> SessionEncoder.from_state_dict(encoder.state_dict()).max_length
+            50
+        """
+        vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
+        return cls(vocabulary, state["max_length"], state["skip_threshold"])
+
+
+def _session_lengths(sessions: Sessions) -> NDArray[np.int64]:
+    """[B] the number of tracks of each session."""
+    if not len(sessions):
+        raise ValueError("`sessions` must hold at least one session, got none. There is nothing to encode.")
+    for number, session in enumerate(sessions):
+        if isinstance(session, str | int):
+            raise TypeError(
+                f"`sessions` must hold sequences of ids, got {session!r} as session {number}. "
+                "Put a single session into a list: `[session]`."
+            )
+        if not len(session):
+            raise ValueError(
+                f"`sessions` must not be empty, got session {number} without a track. Leave it out."
+            )
+    return np.array([len(session) for session in sessions], dtype=np.int64)
+
+
+def _flatten(feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The feedback of all tracks in one row, checked against the sessions."""
+    if len(feedback) != len(lengths):
+        raise ValueError(
+            f"`feedback` must have one sequence a session, got {len(feedback)} for {len(lengths)}. "
+            "Use 0 for tracks without feedback."
+        )
+    for number, (signals, length) in enumerate(zip(feedback, lengths, strict=True)):
+        if len(signals) != length:
+            raise ValueError(
+                f"`feedback` must have one value a track, got {len(signals)} for {length} in session "
+                f"{number}. Use 0 for tracks without feedback."
+            )
+        values = np.asarray(signals, dtype=np.float64)
+        if not np.all((values >= -1) & (values <= 1)):
+            raise ValueError(
+                f"`feedback` must be in [-1, 1], got {list(signals)} in session {number}. "
+                "-1 is a skip at once, 1 a whole play."
+            )
+    return np.concatenate([np.asarray(signals, dtype=np.float32) for signals in feedback])

@@ -1,0 +1,111 @@
+"""Sessions cut from a listening history at its pauses."""
+
+import polars as pl
+
+from skipcl_lightning._checks import check_number
+from skipcl_lightning.data.schema import describe_columns, resolve_schema
+
+__all__ = ["cut_at_gaps", "sessionise", "to_microseconds"]
+
+_MICROSECONDS = 1_000_000
+
+
+def sessionise(
+    frame: pl.LazyFrame | pl.DataFrame, *, gap_minutes: float, duration: str | None = None
+) -> pl.LazyFrame:
+    """Number the sessions of a history: a pause longer than ``gap_minutes`` starts a new one.
+
+    With a ``user_id`` each user's plays are cut on their own and a session is called ``"user/number"``, so
+    that later plays leave the names of earlier sessions as they are; without, it is the number.
+
+    Args:
+        frame: A table with ``timestamp`` (Datetime, or a number of seconds), when a play started, and
+            perhaps ``user_id``. Other columns are kept.
+        gap_minutes: The longest pause within a session, above 0. A pause of exactly this length is within.
+        duration: The column with a play's length in seconds; the pause then runs from the end of a play,
+            else from its start. Null counts as 0.
+
+    Returns:
+        The table, sorted by user and time (equal times in the row order), with ``session_id``: String with
+        a ``user_id``, else Int64 from 0.
+
+    Raises:
+        TypeError: ``frame`` is no polars frame or ``gap_minutes`` no number.
+        ValueError: A column is missing, ``timestamp`` has another type, the table has a ``session_id``
+            already, or ``gap_minutes`` is not above 0.
+
+    Example:
+        >>> plays = pl.DataFrame({"item_id": ["a", "b", "c"], "timestamp": [0, 600, 3000]})
+        >>> sessionise(plays, gap_minutes=20).collect()["session_id"].to_list()
+        [0, 0, 1]
+    """
+    schema = resolve_schema("frame", frame)
+    for column in ["timestamp"] if duration is None else ["timestamp", duration]:
+        if column not in schema:
+            raise ValueError(
+                f"`frame` must have the column {column!r}, got {describe_columns(schema)}. "
+                "Rename the column that holds it."
+            )
+    if "session_id" in schema:
+        raise ValueError(
+            "`frame` must not have a column 'session_id' yet, got one. Drop it to cut the sessions anew."
+        )
+    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
+    length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
+    by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
+    return cut_at_gaps(frame.lazy().sort(by, maintain_order=True), start, start + length, gap_minutes, schema)
+
+
+def cut_at_gaps(
+    ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float, schema: pl.Schema
+) -> pl.LazyFrame:
+    """Add ``session_id`` to plays that are in their order already.
+
+    Args:
+        ordered: The plays, each user's together and in the order of time.
+        start: When a play began, in microseconds.
+        end: When it ended, in microseconds.
+        gap_minutes: The longest pause within a session.
+        schema: The columns of ``ordered``; with a ``user_id`` sessions are named after users.
+
+    Returns:
+        The same rows with the column.
+
+    Raises:
+        TypeError: ``gap_minutes`` is no number.
+        ValueError: ``gap_minutes`` is not above 0.
+    """
+    check_number("gap_minutes", gap_minutes, minimum=0, open_minimum=True)
+    pause = start - end.shift(1)
+    begins = (pause > round(gap_minutes * 60 * _MICROSECONDS)).fill_null(False)
+    number = begins.cast(pl.Int64).cum_sum()
+    if "user_id" in schema:
+        name = pl.format("{}/{}", pl.col("user_id").cast(pl.String).fill_null(""), number.over("user_id"))
+    else:
+        name = number
+    return ordered.with_columns(name.alias("session_id"))
+
+
+def to_microseconds(timestamp: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """A timestamp as whole microseconds, in which sums and differences are exact.
+
+    Args:
+        timestamp: The expression.
+        dtype: Its type.
+
+    Returns:
+        An Int64 expression; null where the timestamp is null or NaN.
+
+    Raises:
+        ValueError: The type is neither Datetime nor a number.
+    """
+    if dtype == pl.Datetime:
+        return timestamp.dt.epoch("us")
+    if dtype.is_integer():
+        return timestamp.cast(pl.Int64) * _MICROSECONDS
+    if dtype.is_float():
+        return (timestamp * _MICROSECONDS).round().cast(pl.Int64, strict=False)
+    raise ValueError(
+        f"`timestamp` must be a Datetime or a number of seconds, got {dtype}. "
+        "Convert it first, for example with `pl.col(...).str.to_datetime()`."
+    )

@@ -1,0 +1,265 @@
+"""The numbering of items: external ids on one side, indices 1 to V on the other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice
+from skipcl_lightning.batch import PADDING_INDEX
+
+__all__ = ["UNKNOWN_CHOICES", "ItemVocabulary"]
+
+UNKNOWN_CHOICES = ("error", "ignore")
+_MOST_ITEMS = 2**31 - 1
+_MOST_NAMED = 5
+
+
+class ItemVocabulary:
+    """External item ids and their indices 1 to V, in a fixed order; 0 is padding.
+
+    Args:
+        ids: The ids, all strings or all integers (64 bit), each once; the first gets index 1.
+
+    Raises:
+        TypeError: Ids are neither strings nor integers, or of both types.
+        ValueError: There are none, one is null or occurs twice, or there are 2^31 or more.
+
+    Example:
+        >>> vocabulary = ItemVocabulary(["song", "tune"])
+        >>> vocabulary.encode(["tune", "song", "tune"])
+        array([2, 1, 2])
+        >>> vocabulary.decode([1])
+        ['song']
+    """
+
+    def __init__(self, ids: Sequence[str] | Sequence[int] | pl.Series) -> None:
+        series = _to_series("ids", ids)
+        if not len(series):
+            raise ValueError("`ids` must hold at least one item, got none. Check what was filtered out.")
+        if len(series) >= _MOST_ITEMS:
+            raise ValueError(
+                f"`ids` must hold fewer than 2^31 items, got {len(series)}. `min_item_count` drops rare ones."
+            )
+        repeated = series.filter(series.is_duplicated())
+        if len(repeated):
+            raise ValueError(
+                f"`ids` must hold each item once, got {repeated[0]!r} twice. Drop the duplicates."
+            )
+        index = pl.int_range(1, len(series) + 1, eager=True).alias("index")
+        self._table = pl.DataFrame([series.alias("id"), index])
+
+    @classmethod
+    def from_log(cls, items: pl.Series, *, in_training: pl.Series | None = None) -> "ItemVocabulary":
+        """Number the items of a log by how often they occur in its training part, the most frequent first.
+
+        The order is the rank in popularity, which log-uniform negative sampling relies on, and it depends
+        on nothing but the rows: equal counts are ordered by id, items outside the training part come last.
+
+        Args:
+            items: The item of each row, strings or integers.
+            in_training: Bool, which rows are of the training part; all if None.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            TypeError: As for the class.
+            ValueError: As for the class, or the two lengths differ.
+
+        Example:
+            >>> ItemVocabulary.from_log(pl.Series(["b", "a", "b", "c"])).ids
+            ['b', 'a', 'c']
+        """
+        training = pl.repeat(True, len(items), eager=True) if in_training is None else in_training
+        if len(training) != len(items):
+            raise ValueError(
+                f"`in_training` must have one value an item row, got {len(training)} for {len(items)}. "
+                "Take both from the same table."
+            )
+        rows = pl.DataFrame([_to_series("items", items).alias("id"), training.alias("in_training")])
+        counts = rows.group_by("id").agg(pl.col("in_training").sum())
+        return cls(counts.sort("in_training", "id", descending=[True, False])["id"])
+
+    @property
+    def ids(self) -> list[str] | list[int]:
+        """The external ids in the order of their indices, so that ``ids[0]`` has index 1."""
+        return self._table["id"].to_list()
+
+    def encode(
+        self, items: Sequence[str] | Sequence[int] | pl.Series, *, unknown: str = "error"
+    ) -> NDArray[np.int64]:
+        """Look external ids up.
+
+        Args:
+            items: The ids, N of them, of the vocabulary's type.
+            unknown: What to do with an id that is not in the vocabulary: ``error``, or ``ignore``, which
+                gives it index 0.
+
+        Returns:
+            [N] int64 indices in 1..V, or 0 for ignored ones.
+
+        Raises:
+            TypeError: An id is of another type than the vocabulary's.
+            ValueError: An id is unknown and ``unknown`` is ``error``, or null.
+
+        Example:
+            >>> ItemVocabulary([30, 10]).encode([10, 99], unknown="ignore")
+            array([2, 0])
+        """
+        check_choice("unknown", unknown, UNKNOWN_CHOICES)
+        series = _to_series("items", items, self._table["id"].dtype)
+        found = (
+            series.alias("id")
+            .to_frame()
+            .join(self._table, on="id", how="left", maintain_order="left")["index"]
+        )
+        if unknown == "error" and found.null_count():
+            missing = series.filter(found.is_null()).unique(maintain_order=True)
+            named = ", ".join(repr(item) for item in missing.head(_MOST_NAMED))
+            more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+            raise ValueError(
+                f"`items` must be in the vocabulary, got {named}{more}. "
+                "Pass `unknown='ignore'` to leave such items out, or train on data that has them."
+            )
+        return cast("NDArray[np.int64]", found.fill_null(PADDING_INDEX).to_numpy())
+
+    def decode(self, indices: Tensor | NDArray[Any] | Sequence[int]) -> list[str] | list[int]:
+        """Turn indices back into external ids.
+
+        Args:
+            indices: [N] integers in 1..V.
+
+        Returns:
+            The N ids.
+
+        Raises:
+            TypeError: The indices are no integers.
+            ValueError: They are not one-dimensional, or one is outside 1..V (0 is padding and has no id).
+
+        Example:
+            >>> ItemVocabulary([30, 10]).decode([2, 2, 1])
+            [10, 10, 30]
+        """
+        array = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        if array.size == 0:
+            return []
+        if array.ndim != 1:
+            raise ValueError(f"`indices` must have one dimension, got shape {list(array.shape)}. Flatten it.")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"`indices` must be integers, got {array.dtype}. Convert them first.")
+        if array.min() < 1 or array.max() > len(self):
+            wrong = array[(array < 1) | (array > len(self))][0]
+            raise ValueError(f"`indices` must be in 1..{len(self)}, got {wrong}. 0 is padding: mask it out.")
+        return self._table["id"].gather(array.astype(np.int64) - 1).to_list()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which :meth:`from_state_dict` rebuilds the vocabulary.
+
+        Returns:
+            ``{"ids": [...]}``, which survives ``torch.load(weights_only=True)``.
+
+        Example:
+            >>> ItemVocabulary(["song"]).state_dict()
+            {'ids': ['song']}
+        """
+        return {"ids": self.ids}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "ItemVocabulary":
+        """Rebuild a vocabulary.
+
+        Args:
+            state: What :meth:`state_dict` gave.
+
+        Returns:
+            A vocabulary with the same ids in the same order.
+
+        Raises:
+            TypeError: As for the class.
+            ValueError: As for the class.
+
+        Example:
+            >>> vocabulary = ItemVocabulary([3, 1])
+            >>> ItemVocabulary.from_state_dict(vocabulary.state_dict()) == vocabulary
+            True
+        """
+        return cls(state["ids"])
+
+    def __len__(self) -> int:
+        return self._table.height
+
+    def __contains__(self, item: object) -> bool:
+        of_type = str if self._table["id"].dtype == pl.String else int
+        return type(item) is of_type and bool((self._table["id"] == item).any())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ItemVocabulary):
+            return NotImplemented
+        return self._table.equals(other._table)
+
+    def __hash__(self) -> int:
+        return hash((len(self), self._table["id"][0]))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(item) for item in self._table["id"].head(_MOST_NAMED))
+        return (
+            f"{type(self).__name__}({len(self)} items: {shown}{', ...' if len(self) > _MOST_NAMED else ''})"
+        )
+
+
+def _to_series(
+    name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
+) -> pl.Series:
+    """Ids as a String or Int64 series without nulls; of ``dtype`` where one is asked for."""
+    if not isinstance(values, pl.Series):
+        values = _sequence_to_series(name, values, dtype)
+    if not (values.dtype == pl.String or values.dtype.is_integer()):
+        raise TypeError(f"`{name}` must be strings or integers, got {values.dtype}. Cast them first.")
+    if values.null_count():
+        raise ValueError(f"`{name}` must not hold nulls, got {values.null_count()} of them. Drop them first.")
+    if values.dtype != pl.String:
+        values = _to_int64(name, values)
+    if dtype is not None and values.dtype != dtype and len(values):
+        raise TypeError(
+            f"`{name}` must be {dtype} as in the vocabulary, got {values.dtype}. Cast them first."
+        )
+    return values
+
+
+def _sequence_to_series(
+    name: str, values: Sequence[str] | Sequence[int], dtype: pl.DataType | None
+) -> pl.Series:
+    """A Python sequence as a series, when all its values are of one accepted type."""
+    if isinstance(values, str):
+        raise TypeError(f"`{name}` must be a sequence of ids, got the string {values!r}. Put it into a list.")
+    kinds = set(map(type, values))
+    if not kinds:
+        return pl.Series([], dtype=dtype or pl.String)
+    if all(issubclass(kind, str) for kind in kinds):
+        return pl.Series(values, dtype=pl.String)
+    # bool is a kind of int, and no id.
+    if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(
+            f"`{name}` must be all strings or all integers, got {names}. Convert them to one type."
+        )
+    try:
+        return pl.Series([int(value) for value in values], dtype=pl.Int64)
+    except (OverflowError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
+        ) from error
+
+
+def _to_int64(name: str, values: pl.Series) -> pl.Series:
+    """The same integers in the one type that ids have here."""
+    try:
+        return values.cast(pl.Int64)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
+        ) from error

@@ -1,0 +1,70 @@
+from datetime import datetime, timedelta
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipcl_lightning.data import sessionise
+
+START = datetime(2024, 5, 1)
+PLAYS = st.lists(
+    st.tuples(st.sampled_from(["u", "v"]), st.integers(0, 3000), st.integers(0, 500)), min_size=1, max_size=25
+)
+
+
+def cut_by_hand(plays: list[tuple[str, int, int]], gap_seconds: float, timed: bool) -> list[str]:
+    """The session of each play, sorted by user and time, as a plain loop finds it."""
+    names = []
+    user, number, end = None, 0, 0
+    for who, start, length in sorted(plays, key=lambda play: play[:2]):
+        if who != user:
+            user, number = who, 0
+        elif start - end > gap_seconds:
+            number += 1
+        end = start + length if timed else start
+        names.append(f"{user}/{number}")
+    return names
+
+
+@given(plays=PLAYS, gap=st.sampled_from([0.5, 1.0, 10.0]), timed=st.booleans(), kind=st.sampled_from("ifd"))
+def test_sessions_are_those_of_a_plain_loop_whatever_the_clock(plays, gap, timed, kind):
+    convert = {"i": int, "f": float, "d": lambda seconds: START + timedelta(seconds=seconds)}[kind]
+    users, starts, lengths = zip(*plays, strict=True)
+    frame = pl.DataFrame({"user_id": users, "timestamp": list(map(convert, starts)), "length": lengths})
+    cut = sessionise(frame, gap_minutes=gap, duration="length" if timed else None).collect()
+    assert cut["session_id"].to_list() == cut_by_hand(plays, gap * 60, timed)
+
+
+def test_a_pause_of_exactly_the_gap_is_within_a_session():
+    frame = pl.DataFrame({"timestamp": [1_700_000_000.1, 1_700_000_060.1, 1_700_000_120.2]})
+    assert sessionise(frame, gap_minutes=1).collect()["session_id"].to_list() == [0, 0, 1]
+
+
+def test_equal_times_stay_in_the_order_of_the_rows():
+    frame = pl.DataFrame({"timestamp": [5, 5, 0, 5], "item_id": ["z", "a", "first", "m"]})
+    assert sessionise(frame, gap_minutes=1).collect()["item_id"].to_list() == ["first", "z", "a", "m"]
+
+
+def test_the_names_of_earlier_sessions_stay_when_plays_are_added():
+    frame = pl.DataFrame({"user_id": [2, 2], "timestamp": [0, 9000]})
+    longer = pl.concat([pl.DataFrame({"user_id": [1, 2], "timestamp": [50, 90_000]}), frame])
+    before = sessionise(frame, gap_minutes=1).collect()["session_id"].to_list()
+    assert before == ["2/0", "2/1"]
+    assert set(before) < set(sessionise(longer, gap_minutes=1).collect()["session_id"])
+
+
+def test_columns_that_are_missing_wrong_or_there_already_are_errors():
+    frame = pl.DataFrame({"timestamp": [1], "text": ["x"]})
+    with pytest.raises(ValueError, match=r"'timestamp', got text \(String\)"):
+        sessionise(frame.drop("timestamp"), gap_minutes=1)
+    with pytest.raises(ValueError, match="'length'"):
+        sessionise(frame, gap_minutes=1, duration="length")
+    with pytest.raises(ValueError, match="must not have a column 'session_id'"):
+        sessionise(frame.with_columns(session_id=1), gap_minutes=1)
+    with pytest.raises(ValueError, match="`timestamp` must be a Datetime or a number"):
+        sessionise(frame.select(pl.col("text").alias("timestamp")), gap_minutes=1)
+    with pytest.raises(TypeError, match="`frame` must be a polars LazyFrame or DataFrame, got list"):
+        sessionise([1], gap_minutes=1)
+    with pytest.raises(ValueError, match="`gap_minutes` must be in"):
+        sessionise(frame, gap_minutes=0)

@@ -1,0 +1,102 @@
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out
+
+SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@given(sessions=SESSIONS, max_length=st.integers(1, 10), data=st.data())
+def test_gathering_gives_what_a_loop_over_sessions_gives(make_store, sessions, max_length, data):
+    store = make_store(sessions)
+    rows = data.draw(st.lists(st.integers(0, len(sessions) - 1), min_size=1, max_size=8))
+    ends = [data.draw(st.integers(1, len(sessions[row]))) for row in rows]
+    feedback = np.split(store.feedback, store.offsets[1:-1])
+    expected_items = [sessions[row][:end][-max_length:] for row, end in zip(rows, ends, strict=True)]
+    expected_feedback = [
+        feedback[row][:end][-max_length:].tolist() for row, end in zip(rows, ends, strict=True)
+    ]
+    longest = max(map(len, expected_items))
+    items, signals = store.gather(np.array(rows), np.array(ends), max_length=max_length)
+    assert items.dtype == torch.int64
+    assert signals.dtype == torch.float32
+    assert items.tolist() == [row + [0] * (longest - len(row)) for row in expected_items]
+    assert signals.tolist() == [row + [0.0] * (longest - len(row)) for row in expected_feedback]
+
+
+def test_a_store_can_be_read_from_memory_maps(make_store, tmp_path):
+    store = make_store([[1, 2, 3], [4, 5]])
+    mapped = {}
+    for name in ("items", "feedback", "offsets"):
+        np.save(tmp_path / f"{name}.npy", getattr(store, name))
+        mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    twin = SessionStore(**mapped, session_ids=store.session_ids)
+    rows, ends = np.array([1, 0]), np.array([2, 2])
+    assert torch.equal(twin.gather(rows, ends, max_length=9)[0], store.gather(rows, ends, max_length=9)[0])
+
+
+def test_a_table_is_laid_out_in_its_own_order():
+    table = pl.DataFrame(
+        {
+            "session_id": ["z", "z", "a"],
+            "item_id": [30, 10, 30],
+            "feedback": pl.Series([1, -1, 0], dtype=pl.Int8),
+        }
+    )
+    store = SessionStore.from_table(table, ItemVocabulary([10, 30]))
+    assert (store.items.tolist(), store.feedback.tolist()) == ([2, 1, 2], [1, -1, 0])
+    assert (store.offsets.tolist(), store.session_ids.to_list()) == ([0, 2, 3], ["z", "a"])
+    assert store.items.dtype == np.int32
+
+
+def test_a_session_in_two_places_is_an_error():
+    table = pl.DataFrame({"session_id": [1, 2, 1], "item_id": [1, 1, 1], "feedback": [1.0] * 3})
+    with pytest.raises(ValueError, match="a session in two places"):
+        SessionStore.from_table(table, ItemVocabulary([1]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ends", "message"),
+    [
+        ([-1], [1], "`rows`"),
+        ([2], [1], "`rows`"),
+        ([0], [0], "`ends`"),
+        ([0], [4], "`ends`"),
+        ([0, 1], [1], "same length"),
+    ],
+)
+def test_rows_and_ends_that_do_not_exist_are_errors_and_not_other_sessions(make_store, rows, ends, message):
+    with pytest.raises(ValueError, match=message):
+        make_store([[1, 2, 3], [4, 5]]).gather(np.array(rows), np.array(ends), max_length=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"items": np.array([1, 2, 3])}, TypeError, "`items` must be int32"),
+        ({"feedback": np.zeros(3)}, TypeError, "`feedback` must be float32"),
+        ({"feedback": np.zeros(2, dtype=np.float32)}, ValueError, "as long as `items`"),
+        ({"session_ids": pl.Series([1])}, ValueError, "one shorter than `offsets`"),
+        ({"offsets": np.array([0, 0, 3])}, ValueError, "`offsets` must rise"),
+        ({"offsets": np.array([1, 2, 3])}, ValueError, "`offsets` must rise"),
+        ({"offsets": np.array([0, 1, 2])}, ValueError, "`offsets` must rise"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_errors(changes, error, message):
+    arrays = {
+        "items": np.array([1, 2, 3], dtype=np.int32),
+        "feedback": np.zeros(3, dtype=np.float32),
+        "offsets": np.array([0, 1, 3]),
+        "session_ids": pl.Series([1, 2]),
+    }
+    with pytest.raises(error, match=message):
+        SessionStore(**(arrays | changes))
+
+
+def test_a_session_of_two_tracks_cannot_be_split(make_store):
+    with pytest.raises(ValueError, match="at least 3 tracks, got one of 2"):
+        leave_one_out(make_store([[1, 2, 3], [1, 2]]))
