@@ -1,6 +1,14 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
 from skipcl_lightning.functional.positions import last_position, next_item_targets, next_listened
+from skipcl_lightning.functional.ranking import (
+    average_precision,
+    hit_rate,
+    mrr,
+    ndcg,
+    pairwise_wins,
+    rank_percentile,
+)
 from skipcl_lightning.functional.ranks import score_ranks, target_ranks
 from skipcl_lightning.functional.skip_info_nce import skip_info_nce
 from skipcl_lightning.functional.softmax import (
@@ -9,16 +17,24 @@ from skipcl_lightning.functional.softmax import (
     sampled_softmax_loss,
     sampling_log_probability,
 )
+from skipcl_lightning.functional.top_k import top_k_items
 
 __all__ = [
+    "average_precision",
     "full_softmax_loss",
+    "hit_rate",
     "last_position",
+    "mrr",
+    "ndcg",
     "next_item_targets",
     "next_listened",
+    "pairwise_wins",
+    "rank_percentile",
     "sample_items",
     "sampled_softmax_loss",
     "sampling_log_probability",
     "score_ranks",
     "skip_info_nce",
     "target_ranks",
+    "top_k_items",
 ]

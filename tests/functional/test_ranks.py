@@ -69,6 +69,28 @@ def test_bf16_autocast_does_not_make_false_ties():
         assert target_ranks(torch.ones(1, 1), table, torch.tensor([3])).tolist() == [1]
 
 
+def test_a_repeated_target_is_ranked_though_it_is_excluded():
+    table = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    exclude = torch.tensor([[2, 3, 2, 0]])
+    assert target_ranks(torch.ones(1, 1), table, torch.tensor([2]), exclude=exclude).tolist() == [1]
+
+
+@pytest.mark.parametrize("padding", [math.nan, math.inf, 100.0])
+def test_the_padding_row_is_no_competitor(padding):
+    table = torch.tensor([[padding], [1.0], [2.0]])
+    assert target_ranks(torch.ones(2, 1), table, torch.tensor([2, 1])).tolist() == [1, 2]
+
+
+def test_arguments_are_left_as_they_were_and_need_no_gradient():
+    queries, table = torch.randn(3, 2, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    target, exclude = torch.tensor([1, 2, 3]), torch.tensor([[1, 0], [2, 3], [0, 0]])
+    before = [tensor.detach().clone() for tensor in (queries, table, target, exclude)]
+    ranks = target_ranks(queries, table, target, exclude=exclude, ties="mean")
+    assert not ranks.requires_grad
+    after = (queries, table, target, exclude)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(after, before, strict=True))
+
+
 def test_no_queries_yield_no_ranks():
     assert target_ranks(torch.zeros(0, 2), torch.zeros(4, 2), torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
@@ -78,6 +100,7 @@ def test_no_queries_yield_no_ranks():
     [
         ({"ties": "best"}, "`ties` must be one of"),
         ({"chunk_size": 0}, "`chunk_size` must be at least 1, got 0"),
+        ({"item_embeddings": torch.zeros(1, 2)}, "`item_embeddings` must have at least 2 rows, got 1"),
         (
             {"item_embeddings": torch.zeros(4, 3)},
             r"`item_embeddings` must have shape \[V\+1, D=2\], got \[4, 3\]",

@@ -1,0 +1,194 @@
+"""Metric formulas: one value for each rank, or for each session."""
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning.functional.ranks import TieRule
+
+__all__ = ["average_precision", "hit_rate", "mrr", "ndcg", "pairwise_wins", "rank_percentile"]
+
+
+def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
+    """Whether the target is among the first ``top_k``.
+
+    HR@k = 1 if rank <= k, else 0. A mean-tie rank of k + 1/2 is no hit.
+
+    Args:
+        ranks: Ranks from 1, of any shape, int64 or floating point.
+        top_k: k, at least 1.
+
+    Returns:
+        Values in {0, 1}, shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+
+    Raises:
+        TypeError: ``top_k`` is no integer.
+        ValueError: ``top_k`` is below 1.
+
+    Reference:
+        Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks,
+        RecSys 2010, doi 10.1145/1864708.1864721 (recall with one relevant item).
+
+    Example:
+        >>> hit_rate(torch.tensor([1, 2, 3]), top_k=2)
+        tensor([1., 1., 0.])
+    """
+    return _within(ranks, top_k, torch.ones_like(_floating(ranks)))
+
+
+def ndcg(ranks: Tensor, *, top_k: int) -> Tensor:
+    """Discounted gain of the target, normalised.
+
+    NDCG@k = 1 / log2(rank + 1) if rank <= k, else 0. With one target the ideal gain is 1 for every k, so
+    there is nothing to divide by.
+
+    Args:
+        ranks: Ranks from 1, of any shape, int64 or floating point.
+        top_k: k, at least 1.
+
+    Returns:
+        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+
+    Raises:
+        TypeError: ``top_k`` is no integer.
+        ValueError: ``top_k`` is below 1.
+
+    Reference:
+        Järvelin, Kekäläinen: Cumulated Gain-based Evaluation of IR Techniques, ACM TOIS 20(4), 2002,
+        doi 10.1145/582415.582418.
+
+    Example:
+        >>> ndcg(torch.tensor([1, 3, 4]), top_k=3)
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    return _within(ranks, top_k, 1 / torch.log2(_floating(ranks) + 1))
+
+
+def mrr(ranks: Tensor, *, top_k: int) -> Tensor:
+    """Reciprocal rank of the target.
+
+    RR@k = 1 / rank if rank <= k, else 0; the mean over targets is MRR@k.
+
+    Args:
+        ranks: Ranks from 1, of any shape, int64 or floating point.
+        top_k: k, at least 1.
+
+    Returns:
+        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+
+    Raises:
+        TypeError: ``top_k`` is no integer.
+        ValueError: ``top_k`` is below 1.
+
+    Reference:
+        Voorhees: The TREC-8 Question Answering Track Report, TREC 1999.
+
+    Example:
+        >>> mrr(torch.tensor([1, 2, 3]), top_k=2)
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    return _within(ranks, top_k, 1 / _floating(ranks))
+
+
+def average_precision(ranks: Tensor, *, top_k: int) -> Tensor:
+    """Average precision of the target, which is its reciprocal rank.
+
+    AP@k = sum over i <= k of precision(i) * relevant(i) / min(k, #relevant). With one target a single term
+    is left, precision(rank) = 1 / rank: MAP@k and MRR@k are one number under two names, no two findings.
+
+    Args:
+        ranks: Ranks from 1, of any shape, int64 or floating point.
+        top_k: k, at least 1.
+
+    Returns:
+        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+
+    Raises:
+        TypeError: ``top_k`` is no integer.
+        ValueError: ``top_k`` is below 1.
+
+    Reference:
+        Buckley, Voorhees: Evaluating Evaluation Measure Stability, SIGIR 2000, doi 10.1145/345508.345543.
+
+    Example:
+        >>> average_precision(torch.tensor([1, 2, 3]), top_k=2)
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    return mrr(ranks, top_k=top_k)
+
+
+def rank_percentile(ranks: Tensor, *, num_items: int) -> Tensor:
+    """How far down the catalogue the target stands: 0 first, 1 last.
+
+    percentile = (rank - 1) / (V - 1). Linear, so that the percentile of a mean rank is the mean percentile.
+
+    Args:
+        ranks: Ranks in 1..V, of any shape, int64 or floating point.
+        num_items: V, the catalogue's size, at least 2.
+
+    Returns:
+        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+
+    Raises:
+        TypeError: ``num_items`` is no integer.
+        ValueError: ``num_items`` is below 2, where first and last are one place.
+
+    Example:
+        >>> rank_percentile(torch.tensor([1, 2, 5]), num_items=5)
+        tensor([0.0000, 0.2500, 1.0000])
+    """
+    check_integer("num_items", num_items, minimum=2, cure="One item's percentile is undefined.")
+    return (_floating(ranks) - 1) / (num_items - 1)
+
+
+def pairwise_wins(
+    target_scores: Tensor, skip_scores: Tensor, skip_mask: Tensor, *, ties: TieRule = "pessimistic"
+) -> tuple[Tensor, Tensor]:
+    """How often each target outranks the skipped tracks that came before it, in half points.
+
+    half points = 2 * #{skipped below} + #{tied} * (0 ``pessimistic``, 1 ``mean``, 2 ``optimistic``), over
+    the session's skips. Integers, so that sums over sessions are exact in any order: accuracy = half points
+    / (2 * pairs), an AUC. NaN on either side earns nothing under every rule.
+
+    Args:
+        target_scores: [N] floating point.
+        skip_scores: [N, L] floating point; whatever stands where the mask is False is not looked at.
+        skip_mask: [N, L] bool, True where a skipped track stands.
+        ties: How a tie counts.
+
+    Returns:
+        Half points [N] and pairs [N], both int64; 0 and 0 for a session without skips.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree or the rule is unknown.
+
+    Reference:
+        Hanley, McNeil: The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC)
+        Curve, Radiology 143(1), 1982, doi 10.1148/radiology.143.1.7063747 (the AUC as a share of pairs).
+
+    Example:
+        >>> skips, skip_mask = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[True, True, False]])
+        >>> pairwise_wins(torch.tensor([0.5]), skips, skip_mask, ties="mean")
+        (tensor([3]), tensor([2]))
+    """
+    check_choice("ties", ties, get_args(TieRule))
+    sizes = check_shape("target_scores", target_scores, "N", floating=True)
+    sizes = check_shape("skip_scores", skip_scores, "N L", sizes, floating=True)
+    check_shape("skip_mask", skip_mask, "N L", sizes, dtype=torch.bool)
+    wins = (skip_mask & (skip_scores < target_scores[:, None])).sum(dim=1)
+    tied = (skip_mask & (skip_scores == target_scores[:, None])).sum(dim=1)
+    points_of_a_tie = {"pessimistic": 0, "mean": 1, "optimistic": 2}[ties]
+    return 2 * wins + points_of_a_tie * tied, skip_mask.sum(dim=1)
+
+
+def _floating(ranks: Tensor) -> Tensor:
+    return ranks if ranks.is_floating_point() else ranks.float()
+
+
+def _within(ranks: Tensor, top_k: int, gain: Tensor) -> Tensor:
+    """The gain of ranks up to ``top_k``, and 0 beyond them."""
+    check_integer("top_k", top_k)
+    return torch.where(ranks <= top_k, gain, 0)

@@ -1,0 +1,64 @@
+"""How far down the catalogue skipped targets stand."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.functional.ranking import rank_percentile
+from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.metrics.rank_metric import RankMetric
+
+__all__ = ["SkipRankPercentile"]
+
+
+class SkipRankPercentile(RankMetric):
+    """The mean rank percentile of the skipped targets: 0 all first, 1 all last. Higher is better.
+
+    Formula in ``skipcl_lightning.functional.rank_percentile``. Where items were excluded from the ranking,
+    V stays the whole catalogue's size, and the last place left is a little short of 1.
+
+    Args:
+        num_items: V, the catalogue's size, at least 2.
+        ties: How a tie counts when ranks are made from scores.
+        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        kwargs: Settings of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> metric = SkipRankPercentile(num_items=5)
+        >>> metric(ranks=torch.tensor([5, 1, 2]), target_feedback=torch.tensor([-1.0, 1.0, -0.5]))
+        tensor(0.6250)
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        ties: TieRule = "pessimistic",
+        skip_threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(ties=ties, skip_threshold=skip_threshold, **kwargs)
+        check_integer("num_items", num_items, minimum=2, cure="One item's percentile is undefined.")
+        self.num_items = num_items
+        self._doubled_ranks = self._add_sum("doubled_ranks", "skipped")
+        self._targets = self._add_sum("targets", "skipped")
+
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
+        members = self._members("skipped", ranks, target_feedback)
+        # Doubled, a mean tie's half ranks are integers too.
+        doubled = (2 * ranks).to(torch.int64)
+        self._increase(self._doubled_ranks, torch.where(members, doubled, 0).sum())
+        self._increase(self._targets, members.sum())
+
+    def compute(self) -> Tensor:
+        """The mean percentile of all skipped targets counted so far; NaN without any."""
+        mean_rank = self._sum(self._doubled_ranks) / (2 * self._sum(self._targets))
+        return rank_percentile(mean_rank, num_items=self.num_items)

@@ -1,0 +1,48 @@
+"""How many targets a metric's value stands on."""
+
+from typing import Any, get_args
+
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice
+from skipcl_lightning.metrics.feedback_metric import Population
+from skipcl_lightning.metrics.rank_metric import RankMetric
+
+__all__ = ["TargetCount"]
+
+
+class TargetCount(RankMetric):
+    """The number of targets in a population: report it beside every mean over that population.
+
+    Args:
+        population: ``listened`` or ``skipped``.
+        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        kwargs: Settings of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> metric = TargetCount("skipped")
+        >>> metric(ranks=torch.tensor([5, 1, 2]), target_feedback=torch.tensor([-1.0, 1.0, -0.5]))
+        tensor(2.)
+    """
+
+    plot_upper_bound = None
+
+    def __init__(
+        self, population: Population = "listened", *, skip_threshold: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(skip_threshold=skip_threshold, **kwargs)
+        check_choice("population", population, get_args(Population))
+        self.population: Population = population
+        self._targets = self._add_sum("targets", population)
+
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
+        self._increase(self._targets, self._members(self.population, ranks, target_feedback).sum())
+
+    def compute(self) -> Tensor:
+        """The number of targets so far: float32, since Lightning warns of integers that it logs."""
+        return self._sum(self._targets).float()

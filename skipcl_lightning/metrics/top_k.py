@@ -1,0 +1,172 @@
+"""Metrics of the first k places, of targets that were listened to and of skipped ones."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.functional.ranking import average_precision, hit_rate, mrr, ndcg
+from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.metrics.feedback_metric import Population
+from skipcl_lightning.metrics.rank_metric import RankMetric
+
+__all__ = ["MAP", "MRR", "NDCG", "HitRate", "SkipHitRate", "SkipMRR", "TopKMetric"]
+
+
+class TopKMetric(RankMetric):
+    """The mean over a population of a gain that is 0 beyond rank k.
+
+    Its states are a count of targets for each rank up to k, in half steps, and a count of all. The gain is
+    applied to the ranks once, in ``compute``: metrics of one population and k share their states.
+
+    Args:
+        top_k: k, at least 1.
+        ties: How a tie counts when ranks are made from scores.
+        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        kwargs: Settings of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+    """
+
+    population: ClassVar[Population] = "listened"
+
+    def __init__(
+        self,
+        top_k: int = 10,
+        *,
+        ties: TieRule = "pessimistic",
+        skip_threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(ties=ties, skip_threshold=skip_threshold, **kwargs)
+        check_integer("top_k", top_k)
+        self.top_k = top_k
+        self._histogram = self._add_sum("histogram", self.population, 2 * top_k - 1)
+        self._targets = self._add_sum("targets", self.population)
+
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
+        members = self._members(self.population, ranks, target_feedback)
+        # Not `bincount`: on a GPU it makes the host wait for its size.
+        at_rank = (ranks[:, None] == self._ranks(ranks.device)) & members[:, None]  # [N, 2 * top_k - 1]
+        self._increase(self._histogram, at_rank.sum(dim=0))
+        self._increase(self._targets, members.sum())
+
+    def compute(self) -> Tensor:
+        """The mean gain of all targets counted so far; NaN without any."""
+        histogram = self._sum(self._histogram)
+        gains = self._gain(self._ranks(histogram.device))
+        return (histogram * gains).sum() / self._sum(self._targets)
+
+    def _ranks(self, device: torch.device) -> Tensor:
+        """The ranks that a hit can have: 1, 1.5 (a mean tie), 2, up to k."""
+        return torch.arange(2, 2 * self.top_k + 1, device=device).float() / 2
+
+    @abstractmethod
+    def _gain(self, ranks: Tensor) -> Tensor:
+        """The gain at each rank."""
+
+
+class HitRate(TopKMetric):
+    """HR@k: the share of listened targets among the first k. Higher is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.hit_rate``.
+
+    Example:
+        >>> metric = HitRate(top_k=2)
+        >>> metric.update(ranks=torch.tensor([1, 3, 2]), target_feedback=torch.tensor([1.0, 1.0, -1.0]))
+        >>> metric.compute()
+        tensor(0.5000)
+        >>> HitRate(top_k=1)(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+
+    def _gain(self, ranks: Tensor) -> Tensor:
+        return hit_rate(ranks, top_k=self.top_k)
+
+
+class NDCG(TopKMetric):
+    """NDCG@k: the mean of 1 / log2(rank + 1) of the listened targets. Higher is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.ndcg``.
+
+    Example:
+        >>> NDCG(top_k=3)(ranks=torch.tensor([1, 3, 4]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+
+    def _gain(self, ranks: Tensor) -> Tensor:
+        return ndcg(ranks, top_k=self.top_k)
+
+
+class MRR(TopKMetric):
+    """MRR@k: the mean reciprocal rank of the listened targets. Higher is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.mrr``.
+
+    Example:
+        >>> MRR(top_k=2)(ranks=torch.tensor([1, 2, 3]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+
+    def _gain(self, ranks: Tensor) -> Tensor:
+        return mrr(ranks, top_k=self.top_k)
+
+
+class MAP(TopKMetric):
+    """MAP@k of the listened targets, which equals MRR@k: each has one target. Higher is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.average_precision``.
+
+    Example:
+        >>> MAP(top_k=2)(ranks=torch.tensor([1, 2, 3]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+
+    def _gain(self, ranks: Tensor) -> Tensor:
+        return average_precision(ranks, top_k=self.top_k)
+
+
+class SkipHitRate(HitRate):
+    """SkipHitRate@k: the share of skipped targets among the first k. Lower is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.hit_rate``.
+
+    Example:
+        >>> metric = SkipHitRate(top_k=2)
+        >>> metric(ranks=torch.tensor([1, 2, 3]), target_feedback=torch.tensor([1.0, -1.0, -0.2]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = False
+    population = "skipped"
+
+
+class SkipMRR(MRR):
+    """SkipMRR@k: the mean reciprocal rank of the skipped targets. Lower is better.
+
+    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.mrr``.
+
+    Reference:
+        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
+        Feedback-informed Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
+
+    Example:
+        >>> metric = SkipMRR(top_k=2)
+        >>> metric(ranks=torch.tensor([1, 2, 3]), target_feedback=torch.tensor([1.0, -1.0, -0.2]))
+        tensor(0.2500)
+    """
+
+    higher_is_better = False
+    population = "skipped"
