@@ -2,10 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-__all__ = ["records_settings"]
+from torch import nn
+
+from skipcl_lightning._checks import check_choice
+
+__all__ = ["build_part", "describe_part", "records_settings"]
 
 Part = TypeVar("Part")
 Arguments = ParamSpec("Arguments")
@@ -45,3 +49,64 @@ def records_settings(
             vars(self)["settings"] = settings
 
     return cast("Callable[Concatenate[Part, Arguments], None]", wrapper)
+
+
+def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> dict[str, Any]:
+    """What a checkpoint keeps of a part, in plain values.
+
+    Args:
+        part: A backbone or a loss.
+        registry: The parts that can be rebuilt by name.
+
+    Returns:
+        ``name`` and ``settings``; for a part that is not of ours, its full name and None.
+
+    Example:
+        >>> describe_part(nn.Identity(), {})
+        {'name': 'torch.nn.modules.linear.Identity', 'settings': None}
+    """
+    kind = type(part)
+    if registry.get(kind.__name__) is kind:
+        return {"name": kind.__name__, "settings": dict(vars(part)["settings"])}
+    return {"name": f"{kind.__module__}.{kind.__qualname__}", "settings": None}
+
+
+def build_part(
+    argument: str, part: nn.Module | Mapping[str, Any], registry: Mapping[str, type[nn.Module]]
+) -> nn.Module:
+    """A part from an object, which is returned as it is, or from what ``describe_part`` keeps of one.
+
+    Args:
+        argument: The argument's name, as the caller knows it.
+        part: The part, or ``{"name": ..., "settings": {...}}``.
+        registry: The parts that can be built by name.
+
+    Returns:
+        The part.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The name is unknown, a setting is not one of the part's, or the part is a user's own.
+
+    Example:
+        >>> build_part("backbone", {"name": "Identity"}, {"Identity": nn.Identity})
+        Identity()
+    """
+    if isinstance(part, nn.Module):
+        return part
+    if not isinstance(part, Mapping) or not {"name"} <= set(part) <= {"name", "settings"}:
+        raise TypeError(
+            f"`{argument}` must be a torch module, or a mapping with 'name' and 'settings', got {part!r}."
+        )
+    name, settings = part["name"], part.get("settings", {})
+    if settings is None:
+        raise ValueError(
+            f"`{argument}` must be passed where the checkpoint holds a part of your own, {name}, got only "
+            f"its name. Load it with `{argument}={name.rpartition('.')[2]}(...)`, built as for training."
+        )
+    check_choice(f"{argument}['name']", name, registry)
+    known = list(inspect.signature(registry[name]).parameters)
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"`{argument}` must have settings among {', '.join(known)}, got {setting!r}.")
+    return registry[name](**settings)

@@ -10,7 +10,8 @@ BLOCKS = re.findall(
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_blocks_of_the_readme_run(block):
+def test_code_blocks_of_the_readme_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)  # noqa: S102 - our own file
     assert "loss" not in names or names["loss"].isfinite()

@@ -7,6 +7,7 @@ from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.mssd import read_mssd
 from skipcl_lightning.data.preparation import prepare_sessions
+from skipcl_lightning.data.recommendations import recommendation_frame
 from skipcl_lightning.data.sampler import EvaluationSampler
 from skipcl_lightning.data.sessions import sessionise
 from skipcl_lightning.data.simulate import simulate_sessions
@@ -32,6 +33,7 @@ __all__ = [
     "read_mssd",
     "read_streaming_history",
     "read_table",
+    "recommendation_frame",
     "sessionise",
     "simulate_sessions",
 ]

@@ -89,6 +89,11 @@ class ItemVocabulary:
         """The external ids in the order of their indices, so that ``ids[0]`` has index 1."""
         return self._table["id"].to_list()
 
+    @property
+    def dtype(self) -> pl.DataType:
+        """The ids' type, String or Int64."""
+        return self._table["id"].dtype
+
     def encode(
         self, items: Sequence[str] | Sequence[int] | pl.Series, *, unknown: str = "error"
     ) -> NDArray[np.int64]:

@@ -12,11 +12,6 @@ from torch import Tensor, nn
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import EvaluationSampler, SessionDataModule, read_mssd, simulate_sessions
 
-# Lightning 2.6 walks its loaders with a check that torch 2.13 deprecates; until Lightning drops it.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
-)
-
 
 class Recorder(lightning.LightningModule):
     """Learns one number, and keeps which rows each stage has seen."""

@@ -1,0 +1,57 @@
+"""Scores of a target beside those of the skipped tracks that came before it."""
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_shape
+from skipcl_lightning.batch import PADDING_INDEX
+
+__all__ = ["skip_pair_scores"]
+
+
+@torch.no_grad()
+def skip_pair_scores(
+    query: Tensor,
+    item_embeddings: Tensor,
+    target: Tensor,
+    items: Tensor,
+    skip_mask: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``PairwiseSkipAccuracy`` compares: one query's scores of the target and of the session's skips.
+
+    A skipped track that is the target, or that the session also listens to, makes no pair: there is no
+    right way round for it. Scores are float32, under autocast too.
+
+    Args:
+        query: [N, D] floating point, the sessions as known before the target.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        target: [N] int64 in 1..V.
+        items: [N, L] int64, the tracks before the target; 0 is padding.
+        skip_mask: [N, L] bool, True where such a track was skipped.
+
+    Returns:
+        The target's scores [N], those of the tracks [N, L], and [N, L] bool: which of these make a pair.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
+
+    Example:
+        >>> table = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
+        >>> scores = skip_pair_scores(torch.ones(1, 1), table, torch.tensor([2]), items, skipped)
+        >>> scores[0], scores[1], scores[2]
+        (tensor([2.]), tensor([[1., 3., 3.]]), tensor([[ True, False, False]]))
+    """
+    sizes = check_shape("query", query, "N D", floating=True)
+    check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    check_shape("target", target, "N", sizes, dtype=torch.int64)
+    sizes = check_shape("items", items, "N L", sizes, dtype=torch.int64)
+    check_shape("skip_mask", skip_mask, "N L", sizes, dtype=torch.bool)
+    candidates = item_embeddings[torch.cat([target[:, None], items], dim=1)]  # [N, 1 + L, D]
+    # Not a matrix product: that may round equal rows differently, and so make or break ties.
+    scores = (candidates.float() * query[:, None].float()).sum(dim=2)
+    listened = torch.where(skip_mask, PADDING_INDEX, items)
+    also_listened = (items[:, :, None] == listened[:, None, :]).any(dim=2)
+    pairs = skip_mask & ~also_listened & (items != target[:, None])
+    return scores[:, 0], scores[:, 1:], pairs

@@ -1,0 +1,300 @@
+"""The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import polars as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._settings import build_part
+from skipcl_lightning.backbones import BACKBONES, check_backbone
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.checkpoint import WholeCheckpoint
+from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.functional import (
+    last_position,
+    next_item_targets,
+    skip_pair_scores,
+    target_ranks,
+    top_k_items,
+)
+from skipcl_lightning.functional.positions import TargetRule
+from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, FullSoftmax
+from skipcl_lightning.metrics import session_metrics
+
+__all__ = ["Part", "SkipCLModule"]
+
+Part = nn.Module | Mapping[str, Any]
+
+
+class SkipCLModule(WholeCheckpoint):
+    """Learns what a listener plays next, and what not, from sessions with skips.
+
+    Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
+    each track; the loss is L = L_next + λ · L_skip. Validation and test rank each held-out track among the
+    whole catalogue and log every metric of ``session_metrics``.
+
+    Everything is a part that can be given or overridden: pass another backbone or loss, or subclass and
+    override ``build_backbone``, ``embed``, ``losses``, a step or ``configure_optimizers``.
+
+    A checkpoint is whole: weights, settings, the names and settings of built-in parts, and, if the module
+    was fitted with a ``SessionDataModule``, the item vocabulary. It loads with ``weights_only=True`` and
+    without arguments, except for parts of your own, which are passed again by their argument's name.
+
+    Args:
+        backbone: Any causal module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``; None calls
+            ``build_backbone``.
+        skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
+            ``weight_at(step)`` for λ (1 without it); None trains on the next-item task alone.
+        num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
+        embedding_size: D.
+        next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``.
+        target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
+        feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
+            strength.
+        exclude_seen: Leave the session's tracks out of the candidates at evaluation and prediction. Off,
+            since listeners repeat tracks; the target itself is never left out.
+        top_k: The cut-offs of the metrics.
+        ties: How ties between scores count in ranks.
+        learning_rate: AdamW's, above 0.
+        weight_decay: AdamW's, on matrices other than the item table.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly; 0 for none.
+
+    Raises:
+        TypeError: A part or setting has the wrong type.
+        ValueError: A setting is out of range, or the backbone is not causal or does not fit.
+
+    Reference:
+        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
+        Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367.
+
+    Example:
+        >>> from skipcl_lightning.backbones import SASRec
+        >>> from skipcl_lightning.heads import SkipInfoNCE
+        >>> module = SkipCLModule(SASRec(16), SkipInfoNCE(weight=0.3), num_items=100, embedding_size=16)
+        >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
+        >>> module(batch).shape
+        torch.Size([1, 3, 16])
+    """
+
+    def __init__(
+        self,
+        backbone: Part | None,
+        skip_head: Part | None,
+        *,
+        num_items: int,
+        embedding_size: int = 64,
+        next_item_loss: Part | None = None,
+        target_rule: TargetRule = "next_listened",
+        feedback_input: bool = False,
+        exclude_seen: bool = False,
+        top_k: Sequence[int] = (1, 5, 10, 20),
+        ties: TieRule = "pessimistic",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        check_integer("num_items", num_items, minimum=2)
+        check_integer("embedding_size", embedding_size)
+        check_choice("target_rule", target_rule, get_args(TargetRule))
+        check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
+        check_number("weight_decay", weight_decay, minimum=0)
+        check_integer("warmup_steps", warmup_steps, minimum=0)
+        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
+        self.num_items = num_items
+        self.embedding_size = embedding_size
+        self.target_rule: TargetRule = target_rule
+        self.exclude_seen = exclude_seen
+        self.ties: TieRule = ties
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+
+        self.item_embedding = nn.Embedding(num_items + 1, embedding_size, padding_idx=PADDING_INDEX)
+        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
+        self.feedback_embedding = nn.Linear(2, embedding_size, bias=False) if feedback_input else None
+        self.builds_backbone = backbone is None
+        self.backbone = (
+            self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES)
+        )
+        check_backbone(self.backbone, embedding_size)
+        self.next_item_loss = (
+            FullSoftmax()
+            if next_item_loss is None
+            else build_part("next_item_loss", next_item_loss, NEXT_ITEM_LOSSES)
+        )
+        self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
+        self.save_hyperparameters(self.describe_parts())
+        metrics = session_metrics(num_items, top_k=top_k, ties=ties)
+        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+
+    def build_backbone(self) -> nn.Module:
+        """The backbone where none is passed: override it, and checkpoints load without arguments.
+
+        Returns:
+            The backbone; ``self.hparams`` holds the settings of the subclass as well.
+
+        Raises:
+            ValueError: It is not overridden.
+        """
+        raise ValueError("`backbone` must be given, got None. Pass a module, or override `build_backbone`.")
+
+    def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        """What the backbone sees of each track.
+
+        Args:
+            batch: B sessions.
+            keys: [B, L, D] the embeddings of their items.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.feedback_embedding is None:
+            return keys
+        signed = torch.stack(
+            [batch.feedback.clamp(min=0), (-batch.feedback).clamp(min=0)], dim=2
+        )  # [B, L, 2]
+        embedded: Tensor = keys + self.feedback_embedding(signed)
+        return embedded
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        """The sessions as known after each track.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, L, D] in the space of the item table.
+        """
+        return self._encode(batch, self.item_embedding(batch.items))
+
+    def losses(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """The loss of a batch, whole and by parts.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight.
+        """
+        keys = self.item_embedding(batch.items)
+        query = self._encode(batch, keys)
+        target = next_item_targets(
+            batch.items, batch.feedback, rule=self.target_rule, skip_threshold=batch.skip_threshold
+        )
+        next_item_loss: Tensor = self.next_item_loss(query, self.item_embedding.weight, target)
+        if self.skip_head is None:
+            return {"loss": next_item_loss, "next_item_loss": next_item_loss}
+        skip_loss = self.skip_head(query, keys, batch)
+        loss = next_item_loss + self._skip_weight() * skip_loss
+        return {"loss": loss, "next_item_loss": next_item_loss, "skip_loss": skip_loss}
+
+    def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
+        """The loss of a batch; all its parts are logged.
+
+        Args:
+            batch: B sessions.
+            batch_idx: Lightning's count; unused.
+
+        Returns:
+            A scalar.
+        """
+        losses = self.losses(batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
+        return losses["loss"]
+
+    def validation_step(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
+        """Rank the held-out tracks of B sessions with targets."""
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+        """Rank the held-out tracks of B sessions with targets."""
+        self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
+        """The best next tracks of each session, as many as the largest cut-off of the metrics.
+
+        Args:
+            batch: B sessions, from a ``SessionDataModule``.
+            batch_idx: Lightning's count; unused.
+
+        Returns:
+            ``session_id``, ``rank``, ``item_id``, ``score``, with external ids.
+
+        Raises:
+            ValueError: The module was not given its data by a ``SessionDataModule``.
+        """
+        session_ids = getattr(getattr(self.trainer, "datamodule", None), "session_ids", None)
+        if self.encoder is None or batch.session_index is None or session_ids is None:
+            raise ValueError(
+                "`predict` must be called with a `SessionDataModule`, got other data, whose sessions and "
+                "items have no external ids. Use `Recommender` for sessions from elsewhere."
+            )
+        seen = batch.items if self.exclude_seen else None
+        top_k = min(max(self.hparams["top_k"]), self.num_items)
+        items, scores = top_k_items(
+            self.session_query(batch), self.item_embedding.weight, top_k, exclude=seen
+        )
+        names = session_ids.gather(batch.session_index.cpu().numpy())
+        return recommendation_frame(names, items, scores, self.encoder.vocabulary)
+
+    def session_query(self, batch: SessionBatch) -> Tensor:
+        """The sessions as known after all their tracks.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, D], whose inner products with the item table are the scores.
+        """
+        return last_position(self(batch), batch.valid_mask)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with a linear warm-up.
+
+        Returns:
+            Lightning's dictionary of optimizer and schedule.
+        """
+        table = self.item_embedding.weight
+        matrices = [p for p in self.parameters() if p.dim() >= 2 and p is not table]
+        # A decayed bias, norm or temperature drifts to a value of no meaning, a decayed item to being rare.
+        others = [p for p in self.parameters() if p.dim() < 2 or p is table]
+        decayed = {"params": matrices, "weight_decay": self.weight_decay}
+        optimizer = torch.optim.AdamW([decayed, {"params": others, "weight_decay": 0.0}], self.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _encode(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        output: Tensor = self.backbone(self.embed(batch, keys), batch.valid_mask)
+        return output
+
+    def _skip_weight(self) -> float:
+        weight_at = getattr(self.skip_head, "weight_at", None)
+        return 1.0 if weight_at is None else weight_at(self.global_step)
+
+    def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> None:
+        if batch.target is None or batch.target_feedback is None:
+            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+        query, table = self.session_query(batch), self.item_embedding.weight
+        seen = batch.items if self.exclude_seen else None
+        target_scores, skip_scores, skip_mask = skip_pair_scores(
+            query, table, batch.target, batch.items, batch.skip_mask
+        )
+        metrics.update(
+            ranks=target_ranks(query, table, batch.target, exclude=seen, ties=self.ties),
+            # The metrics' threshold is 0; the batch's own may be another.
+            target_feedback=batch.target_feedback - batch.skip_threshold,
+            target_scores=target_scores,
+            skip_scores=skip_scores,
+            skip_mask=skip_mask,
+        )
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))

@@ -1,0 +1,140 @@
+"""Next-track recommendations from a trained model: external ids in, external ids out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.functional import top_k_items
+from skipcl_lightning.module import SkipCLModule
+
+__all__ = ["Recommender"]
+
+Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
+
+
+class Recommender:
+    """K-nearest-neighbour search over the item table: exact, by inner product, over the whole catalogue.
+
+    Args:
+        module: A trained module that has its item vocabulary: loaded from a checkpoint, or fitted with a
+            ``SessionDataModule``.
+
+    Raises:
+        ValueError: The module has no vocabulary, or its embeddings are not finite.
+
+    Example:
+        >>> from skipcl_lightning.backbones import SASRec
+        >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+        >>> module = SkipCLModule(SASRec(8), None, num_items=3, embedding_size=8)
+        >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune", "air"]), max_length=50)
+        >>> Recommender(module).recommend([["song", "tune"]], top_k=2).columns
+        ['session_id', 'rank', 'item_id', 'score']
+    """
+
+    def __init__(self, module: SkipCLModule) -> None:
+        if module.encoder is None:
+            raise ValueError(
+                "`module` must have its item vocabulary, got one without. Fit it with a `SessionDataModule`, "
+                "or set `module.encoder`."
+            )
+        if not module.item_embedding.weight.isfinite().all():
+            raise ValueError(
+                "`module` must have finite item embeddings, got NaN or infinity. Its training diverged: "
+                "lower the learning rate, or clip gradients."
+            )
+        self.module = module.eval()
+        self.encoder = module.encoder
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, module_class: type[SkipCLModule] = SkipCLModule, **parts: Any
+    ) -> "Recommender":
+        """Load a trained model; neither data nor settings are needed.
+
+        Args:
+            path: A checkpoint that Lightning wrote.
+            module_class: The class that was trained, if it is a subclass.
+            parts: Parts of your own by argument name, such as ``backbone=MyBackbone()``; the weights come
+                from the checkpoint.
+
+        Returns:
+            The recommender, on the CPU; ``recommender.module.to(device)`` moves it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The checkpoint has no vocabulary, or needs a part of your own, which the
+                message names.
+        """
+        module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
+        return cls(module)
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        sessions: Sessions,
+        feedback: Sequence[Sequence[float]] | None = None,
+        *,
+        session_ids: Sequence[str] | Sequence[int] | None = None,
+        top_k: int = 10,
+        exclude_seen: bool = False,
+        exclude_skipped: bool = True,
+        unknown: str = "error",
+        batch_size: int = 1024,
+    ) -> pl.DataFrame:
+        """The best next tracks after each session.
+
+        Args:
+            sessions: Item ids of each session, in the order of time; the latest ``max_length`` count.
+            feedback: What the listener did with each, in [-1, 1]; unknown (0) without it.
+            session_ids: What the sessions are called in the result; 0, 1, … without it.
+            top_k: Tracks a session, at most the catalogue's size.
+            exclude_seen: Leave out every track of the session.
+            exclude_skipped: Leave out its skipped tracks.
+            unknown: What to do with a track that was not trained on: ``error``, or ``ignore`` it.
+            batch_size: Sessions encoded at once.
+
+        Returns:
+            ``session_id``, ``rank`` (from 1), ``item_id``, ``score``; fewer than ``top_k`` rows where so
+            many tracks are excluded that no more are left.
+
+        Raises:
+            TypeError: Ids are of another type than those trained on.
+            ValueError: A session is empty, a track is unknown, feedback is out of range, or ``top_k``
+                is above the catalogue's size.
+        """
+        check_integer(
+            "top_k", top_k, maximum=self.module.num_items, cure="The catalogue holds no more than that."
+        )
+        check_integer("batch_size", batch_size)
+        names = pl.Series(range(len(sessions)) if session_ids is None else session_ids)
+        if len(names) != len(sessions):
+            raise ValueError(
+                f"`session_ids` must name each session, got {len(names)} for {len(sessions)}. Give one each."
+            )
+        frames = []
+        for start in range(0, max(len(sessions), 1), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = self.encoder.encode(
+                sessions[rows], None if feedback is None else feedback[rows], unknown=unknown
+            ).to(self.module.device)
+            exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
+            items, scores = top_k_items(
+                self.module.session_query(batch), self.module.item_embedding.weight, top_k, exclude=exclude
+            )
+            frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary))
+        return pl.concat(frames)
+
+
+def _excluded(batch: SessionBatch, *, exclude_seen: bool, exclude_skipped: bool) -> torch.Tensor | None:
+    """[B, L] items that are no candidates, 0 for none."""
+    if exclude_seen:
+        return batch.items
+    if exclude_skipped:
+        return torch.where(batch.skip_mask, batch.items, PADDING_INDEX)
+    return None

@@ -1,0 +1,274 @@
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
+from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE
+
+
+@pytest.fixture(scope="module")
+def data():
+    return SessionDataModule(simulate_sessions(300, num_items=60, num_moods=6), batch_size=64, max_length=20)
+
+
+def small_module(data=None, head="default", **settings):
+    backbone = settings.pop("backbone", None) or SASRec(16, max_length=20)
+    head = SkipInfoNCE(weight=0.3) if head == "default" else head
+    num_items = 60 if data is None else data.num_items
+    return SkipCLModule(backbone, head, **{"num_items": num_items, "embedding_size": 16, **settings})
+
+
+def quiet_trainer(**settings):
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **settings,
+        }
+    )
+
+
+def session_batch(**changes):
+    fields = {
+        "items": torch.tensor([[5, 3, 4, 7], [2, 1, 6, 0]]),
+        "feedback": torch.tensor([[1.0, -0.5, 0.5, 1.0], [-1.0, 1.0, 0.2, 0.0]]),
+        "target": torch.tensor([9, 8]),
+        "target_feedback": torch.tensor([1.0, -1.0]),
+    }
+    return SessionBatch(**{**fields, **changes})
+
+
+class MeanOfThePast(nn.Module):
+    """A user's own backbone, with nothing of ours."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.output = nn.Linear(size, size)
+
+    def forward(self, x, valid_mask):
+        count = torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+        return self.output(x.cumsum(dim=1) / count)
+
+
+@pytest.mark.parametrize("rule", ["next", "next_listened"])
+def test_the_loss_is_the_next_item_loss_plus_the_weighted_skip_loss(rule):
+    module = small_module(target_rule=rule).eval()
+    batch = session_batch()
+    keys, query = module.item_embedding(batch.items), module(batch)
+    # By hand: what each position should predict under the two rules.
+    targets = {"next": [[3, 4, 7, 0], [1, 6, 0, 0]], "next_listened": [[4, 4, 7, 0], [1, 6, 0, 0]]}[rule]
+    target = torch.tensor(targets)
+    next_item = full_softmax_loss(query[target > 0], module.item_embedding.weight, target[target > 0]).mean()
+    skip = skip_info_nce(query, keys, batch.items, batch.feedback)
+    assert skip > 0
+    torch.testing.assert_close(module.losses(batch)["loss"], next_item + 0.3 * skip)
+
+
+def test_without_a_head_only_the_next_item_task_is_left():
+    module = small_module(head=None, next_item_loss=FullSoftmax()).eval()
+    target = torch.tensor([[4, 4, 7, 0], [1, 6, 0, 0]])
+    query = module(session_batch())
+    expected = full_softmax_loss(query[target > 0], module.item_embedding.weight, target[target > 0]).mean()
+    torch.testing.assert_close(module.losses(session_batch())["loss"], expected)
+
+
+def test_a_head_of_ones_own_needs_no_weight():
+    class Head(nn.Module):
+        def forward(self, query, keys, batch):
+            return query.new_tensor(7.0)
+
+    module = small_module(head=Head()).eval()
+    without = small_module(head=None).eval()
+    without.load_state_dict(module.state_dict(), strict=False)
+    torch.testing.assert_close(
+        module.losses(session_batch())["loss"], without.losses(session_batch())["loss"] + 7
+    )
+
+
+def test_feedback_of_past_tracks_reaches_the_output_only_when_asked_for():
+    batch, other = session_batch(), session_batch(feedback=torch.full((2, 4), 0.5))
+    assert torch.equal(*(small_with_seed(feedback_input=False)(b) for b in (batch, other)))
+    assert not torch.equal(*(small_with_seed(feedback_input=True)(b) for b in (batch, other)))
+
+
+def small_with_seed(**settings):
+    torch.manual_seed(0)
+    return small_module(**settings).eval()
+
+
+def test_training_learns_the_next_track_and_logs_every_part(data):
+    seed_everything(0, verbose=False)
+    module = small_module(data, learning_rate=5e-3)
+    trainer = quiet_trainer(max_epochs=12, num_sanity_val_steps=0)
+    before = trainer.validate(module, data, verbose=False)[0]
+    trainer.fit(module, data)
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert {"train/loss", "train/next_item_loss", "train/skip_loss"} <= set(logged)
+    assert before["val/hit_rate@10"] < 0.3
+    assert logged["val/hit_rate@10"] > before["val/hit_rate@10"] + 0.2
+    assert logged["val/num_listened"] + logged["val/num_skipped"] == len(data.session_ids)
+
+
+def test_evaluation_equals_ranks_counted_by_hand(data):
+    module = small_module(data).eval()
+    logged = quiet_trainer().test(module, data, verbose=False)[0]
+    hits, skipped_hits, wins, pairs = [], [], 0, 0
+    for batch in data.test_dataloader():
+        for b in range(len(batch)):
+            row = batch[b : b + 1]
+            query = module(row)[0, int(row.lengths) - 1]
+            scores = (module.item_embedding.weight @ query).tolist()
+            target, session = int(row.target), row.items[0].tolist()
+            rank = 1 + sum(s >= scores[target] for i, s in enumerate(scores) if i not in (0, target))
+            if row.target_feedback < 0:
+                skipped_hits.append(rank <= 10)
+                continue
+            hits.append(rank <= 10)
+            listened = {i for i, heard in zip(session, row.listened_mask[0], strict=True) if heard}
+            for item, skipped in zip(session, row.skip_mask[0], strict=True):
+                if skipped and item not in listened and item != target:
+                    wins, pairs = wins + (scores[target] > scores[item]), pairs + 1
+    assert logged["test/hit_rate@10"] == pytest.approx(sum(hits) / len(hits))
+    assert logged["test/skip_hit_rate@10"] == pytest.approx(sum(skipped_hits) / len(skipped_hits))
+    assert logged["test/pairwise_skip_accuracy"] == pytest.approx(wins / pairs)
+    assert (logged["test/num_listened"], logged["test/num_skipped"]) == (len(hits), len(skipped_hits))
+
+
+def test_seen_tracks_can_be_left_out_of_the_candidates(data):
+    batch = next(iter(data.predict_dataloader()))
+    names = dict(enumerate(data.session_ids))
+    module = small_module(data, exclude_seen=True)
+    frame = quiet_trainer().predict(module, data)[0]
+    for row, items in zip(batch.session_index.tolist(), batch.items.tolist(), strict=True):
+        seen = set(data.vocabulary.decode([i for i in items if i]))
+        recommended = frame.filter(frame["session_id"] == names[row])
+        assert recommended["rank"].to_list() == list(range(1, 21))
+        assert not seen & set(recommended["item_id"])
+
+
+@pytest.mark.parametrize(
+    "loss", [FullSoftmax(), SampledSoftmax(10, sampler="log_uniform", correct_sampling=True)]
+)
+def test_bf16_autocast_trains_with_finite_losses(data, loss):
+    module = small_module(data, next_item_loss=loss, feedback_input=True)
+    trainer = quiet_trainer(precision="bf16-mixed", limit_val_batches=1)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_the_same_seed_gives_the_same_losses(data):
+    losses = []
+    for _ in range(2):
+        seed_everything(3, verbose=False)
+        trainer = quiet_trainer(limit_val_batches=0)
+        trainer.fit(small_module(data), data)
+        losses.append(trainer.callback_metrics["train/loss"])
+    assert torch.equal(*losses)
+
+
+def test_warm_up_and_decay_touch_what_they_should(data):
+    module = small_module(
+        data, learning_rate=0.01, weight_decay=0.1, warmup_steps=4, head=SkipInfoNCE(learn_temperature=True)
+    )
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert id(module.item_embedding.weight) not in decayed
+    assert id(module.skip_head.log_temperature) not in decayed
+    assert id(module.backbone.blocks[0].query_key_value.weight) in decayed
+    covered = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(covered) == len(list(module.parameters()))
+
+
+def test_the_padding_row_stays_zero(data):
+    module = small_module(data, weight_decay=0.1)
+    quiet_trainer(limit_val_batches=0).fit(module, data)
+    assert not module.item_embedding.weight[0].any()
+
+
+def test_any_module_is_a_backbone(data):
+    module = small_module(data, backbone=MeanOfThePast(16))
+    trainer = quiet_trainer()
+    trainer.fit(module, data)
+    assert "test/hit_rate@10" in trainer.test(module, data, verbose=False)[0]
+
+
+class Bidirectional(nn.Module):
+    def forward(self, x, valid_mask):
+        return x.mean(dim=1, keepdim=True).expand_as(x)
+
+
+class Wrong(nn.Module):
+    def forward(self, x, valid_mask):
+        return x[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: small_module(backbone=Bidirectional()), "`backbone` must be causal, got Bidirectional"),
+        (
+            lambda: small_module(backbone=Wrong()),
+            r"`backbone` must return finite values of shape \[2, 4, 16\]",
+        ),
+        (lambda: small_module(backbone=SASRec(8)), "Is its embedding size the module's `embedding_size`"),
+        (lambda: small_module(backbone={"name": "SASRek"}), r"`backbone\['name'\]` must be one of 'SASRec'"),
+        (
+            lambda: small_module(backbone={"name": "SASRec", "settings": {"layers": 2}}),
+            "`backbone` must have settings among .*num_layers.*, got 'layers'",
+        ),
+        (lambda: small_module(num_items=1), "`num_items` must be at least 2"),
+        (lambda: small_module(target_rule="any"), "`target_rule` must be one of"),
+        (lambda: small_module(learning_rate=float("nan")), "`learning_rate` must be in"),
+        (lambda: SkipCLModule(None, None, num_items=5), "`backbone` must be given, got None"),
+    ],
+)
+def test_bad_settings_and_backbones_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_data_with_another_catalogue_is_refused(data):
+    with pytest.raises(ValueError, match=r"`num_items` must be the data's 60, got 7"):
+        quiet_trainer().fit(small_module(num_items=7), data)
+    module = small_module(data)
+    quiet_trainer(limit_train_batches=1, limit_val_batches=0).fit(module, data)
+    other = SessionDataModule(simulate_sessions(300, num_items=60, num_moods=6, seed=5), max_length=20)
+    assert other.num_items == 60
+    with pytest.raises(ValueError, match="must have the items that the model was trained on"):
+        quiet_trainer().test(module, other, verbose=False)
+
+
+def test_evaluation_without_targets_is_refused():
+    with pytest.raises(ValueError, match="`batch` must have targets, got none"):
+        small_module().validation_step(session_batch(target=None, target_feedback=None), 0)
+
+
+def test_it_subclasses_like_any_lightning_module(data):
+    class Doubled(SkipCLModule):
+        def losses(self, batch):
+            losses = super().losses(batch)
+            return {**losses, "loss": 2 * losses["loss"], "extra": losses["loss"].detach()}
+
+    assert issubclass(Doubled, lightning.LightningModule)
+    trainer = quiet_trainer(limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(Doubled(SASRec(16), None, num_items=data.num_items, embedding_size=16), data)
+    logged = trainer.callback_metrics
+    torch.testing.assert_close(logged["train/loss"], 2 * logged["train/extra"])

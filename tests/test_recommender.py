@@ -1,0 +1,201 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from skipcl_lightning import Recommender, SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
+from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
+
+SESSIONS = [["b", "a", "d"], ["c"], ["a", "a", "e", "b"]]
+FEEDBACK = [[1.0, -1.0, 1.0], [1.0], [-1.0, 1.0, -1.0, 1.0]]
+
+
+class Average(nn.Module):
+    def forward(self, x, valid_mask):
+        return x.cumsum(dim=1)
+
+
+class BuildsItsOwn(SkipCLModule):
+    def __init__(self, skip_head=None, *, layers=1, **settings):
+        super().__init__(settings.pop("backbone", None), skip_head, **settings)
+        self.layers = layers
+
+    def build_backbone(self):
+        return SASRec(self.hparams["embedding_size"], num_layers=self.hparams["layers"])
+
+
+def recommender(**settings):
+    torch.manual_seed(0)
+    module = SkipCLModule(SASRec(8, max_length=4), SkipInfoNCE(), num_items=5, embedding_size=8, **settings)
+    module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
+    return Recommender(module)
+
+
+def save(tmp_path, module):
+    data = SessionDataModule(simulate_sessions(60, num_items=30, num_moods=3), batch_size=32, max_length=20)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = module(data.num_items)
+    trainer.fit(module, data)
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+    return path, module
+
+
+def builtin(num_items):
+    head = SkipInfoNCE(weight=0.2, negatives="batch", learn_temperature=True)
+    return SkipCLModule(
+        SASRec(8, max_length=20, num_layers=1),
+        head,
+        num_items=num_items,
+        embedding_size=8,
+        feedback_input=True,
+        next_item_loss=SampledSoftmax(5),
+    )
+
+
+def test_recommendations_are_the_highest_inner_products():
+    recommend = recommender()
+    frame = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, exclude_skipped=False)
+    batch = recommend.encoder.encode(SESSIONS, FEEDBACK)
+    for number, length in enumerate([3, 1, 4]):
+        query = recommend.module(batch)[number, length - 1]
+        scores = recommend.module.item_embedding.weight[1:] @ query
+        expected = ["abcde"[i] for i in scores.argsort(descending=True)]
+        rows = frame.filter(pl.col("session_id") == number)
+        assert rows["item_id"].to_list() == expected
+        assert rows["rank"].to_list() == [1, 2, 3, 4, 5]
+        torch.testing.assert_close(
+            torch.tensor(rows["score"].to_list()), scores.sort(descending=True).values.detach()
+        )
+
+
+def test_exclusions_leave_out_what_they_name_and_shorten_the_list():
+    recommend = recommender()
+    seen = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, exclude_seen=True)
+    skipped = recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    for number, (session, feedback) in enumerate(zip(SESSIONS, FEEDBACK, strict=True)):
+        left = set(seen.filter(pl.col("session_id") == number)["item_id"])
+        assert left == set("abcde") - set(session)
+        left = set(skipped.filter(pl.col("session_id") == number)["item_id"])
+        assert left == set("abcde") - {i for i, f in zip(session, feedback, strict=True) if f < 0}
+
+
+def test_batches_do_not_matter_and_names_are_the_users():
+    recommend = recommender()
+    names = ["monday", "tuesday", "friday"]
+    whole = recommend.recommend(SESSIONS, FEEDBACK, session_ids=names, top_k=3)
+    parts = recommend.recommend(SESSIONS, FEEDBACK, session_ids=names, top_k=3, batch_size=1)
+    assert whole.drop("score").equals(parts.drop("score"))
+    assert whole["session_id"].unique(maintain_order=True).to_list() == names
+
+
+def test_only_the_latest_tracks_of_a_long_session_count():
+    recommend = recommender()
+    long = recommend.recommend([["e", "d", "c", "a", "b", "c", "d"]], top_k=5)
+    assert long.equals(recommend.recommend([["a", "b", "c", "d"]], top_k=5))
+
+
+def test_an_unknown_track_is_named_or_ignored():
+    recommend = recommender()
+    with pytest.raises(ValueError, match=r"got 'x'.*unknown='ignore'"):
+        recommend.recommend([["a", "x"]], top_k=2)
+    ignored = recommend.recommend([["a", "x"]], unknown="ignore", top_k=2)
+    assert ignored.equals(recommend.recommend([["a"]], top_k=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 6}, "`top_k` must be at most 5, got 6"),
+        ({"top_k": 0}, "`top_k` must be at least 1, got 0"),
+        ({"sessions": [[]]}, "without a track"),
+        ({"sessions": []}, "at least one session"),
+        ({"session_ids": ["one", "two"]}, "`session_ids` must name each session, got 2 for 1"),
+        ({"feedback": [[2.0]]}, r"`feedback` must be in \[-1, 1\]"),
+    ],
+)
+def test_bad_requests_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recommender().recommend(**{"sessions": [["a"]], "top_k": 2, **arguments})
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    module = recommender().module
+    module.item_embedding.weight.data[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="`module` must have finite item embeddings, got NaN"):
+        Recommender(module)
+
+
+def test_a_module_without_a_vocabulary_is_refused():
+    module = SkipCLModule(SASRec(8), None, num_items=5, embedding_size=8)
+    with pytest.raises(ValueError, match="`module` must have its item vocabulary"):
+        Recommender(module)
+
+
+SCRIPT = """
+import sys
+from skipcl_lightning import Recommender
+recommender = Recommender.from_checkpoint(sys.argv[1])
+sessions = [sys.argv[2].split(",")]
+print(recommender.recommend(sessions, top_k=10).write_csv())
+"""
+
+
+def test_a_checkpoint_recommends_the_same_in_a_new_process_without_data(tmp_path):
+    path, module = save(tmp_path, builtin)
+    session = module.encoder.vocabulary.ids[3:8]
+    expected = Recommender(module).recommend([session], top_k=10).write_csv()
+    arguments = [sys.executable, "-W", "error::DeprecationWarning", "-c", SCRIPT, str(path)]
+    run = subprocess.run(  # noqa: S603 - our own script
+        [*arguments, ",".join(map(str, session))], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert run.stdout.strip() == expected.strip()
+
+
+def test_a_checkpoint_is_plain_and_whole(tmp_path):
+    path, module = save(tmp_path, builtin)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["hyper_parameters"]["backbone"]["settings"]["num_layers"] == 1
+    again = SkipCLModule.load_from_checkpoint(path, weights_only=True)
+    assert again.skip_head.settings == module.skip_head.settings
+    assert again.next_item_loss.settings == module.next_item_loss.settings
+    assert again.backbone.settings == module.backbone.settings
+    assert again.encoder.vocabulary == module.encoder.vocabulary
+    for name, value in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_backbone_of_ones_own_is_named_in_the_error_and_passed_again(tmp_path):
+    path, module = save(tmp_path, lambda n: SkipCLModule(Average(), None, num_items=n, embedding_size=8))
+    with pytest.raises(
+        ValueError, match=r"`backbone` must be passed .*Average.*Load it with `backbone=Average"
+    ):
+        Recommender.from_checkpoint(path)
+    session = module.encoder.vocabulary.ids[:4]
+    loaded = Recommender.from_checkpoint(path, backbone=Average())
+    assert loaded.recommend([session]).equals(Recommender(module).recommend([session]))
+
+
+def test_a_subclass_that_builds_its_backbone_loads_without_arguments(tmp_path):
+    path, _ = save(tmp_path, lambda n: BuildsItsOwn(num_items=n, embedding_size=8, layers=3))
+    loaded = Recommender.from_checkpoint(path, module_class=BuildsItsOwn)
+    assert len(loaded.module.backbone.blocks) == 3
+
+
+def test_a_missing_checkpoint_is_a_missing_file():
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Recommender.from_checkpoint(Path("nowhere.ckpt"))
