@@ -11,7 +11,7 @@ from skipcl_lightning.functional.ranking import (
 )
 from skipcl_lightning.functional.ranks import score_ranks, target_ranks
 from skipcl_lightning.functional.skip_info_nce import skip_info_nce
-from skipcl_lightning.functional.skip_pairs import skip_pair_scores
+from skipcl_lightning.functional.skip_pairs import skip_pair_mask, skip_pair_scores
 from skipcl_lightning.functional.softmax import (
     full_softmax_loss,
     sample_items,
@@ -36,6 +36,7 @@ __all__ = [
     "sampling_log_probability",
     "score_ranks",
     "skip_info_nce",
+    "skip_pair_mask",
     "skip_pair_scores",
     "target_ranks",
     "top_k_items",

@@ -6,7 +6,38 @@ from torch import Tensor
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 
-__all__ = ["skip_pair_scores"]
+__all__ = ["skip_pair_mask", "skip_pair_scores"]
+
+
+def skip_pair_mask(target: Tensor, items: Tensor, skip_mask: Tensor) -> Tensor:
+    """Which skipped tracks make a pair with the target that came after them.
+
+    A skipped track that is the target, or that the session also listens to, makes none: there is no right
+    way round for it.
+
+    Args:
+        target: [N] int64 in 1..V.
+        items: [N, L] int64, the tracks before the target; 0 is padding.
+        skip_mask: [N, L] bool, True where such a track was skipped.
+
+    Returns:
+        [N, L] bool.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
+
+    Example:
+        >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
+        >>> skip_pair_mask(torch.tensor([2]), items, skipped)
+        tensor([[ True, False, False]])
+    """
+    sizes = check_shape("target", target, "N", dtype=torch.int64)
+    sizes = check_shape("items", items, "N L", sizes, dtype=torch.int64)
+    check_shape("skip_mask", skip_mask, "N L", sizes, dtype=torch.bool)
+    listened = torch.where(skip_mask, PADDING_INDEX, items)
+    also_listened = (items[:, :, None] == listened[:, None, :]).any(dim=2)
+    return skip_mask & ~also_listened & (items != target[:, None])
 
 
 @torch.no_grad()
@@ -19,8 +50,7 @@ def skip_pair_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``PairwiseSkipAccuracy`` compares: one query's scores of the target and of the session's skips.
 
-    A skipped track that is the target, or that the session also listens to, makes no pair: there is no
-    right way round for it. Scores are float32, under autocast too.
+    Scores are float32, under autocast too.
 
     Args:
         query: [N, D] floating point, the sessions as known before the target.
@@ -46,12 +76,8 @@ def skip_pair_scores(
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
-    sizes = check_shape("items", items, "N L", sizes, dtype=torch.int64)
-    check_shape("skip_mask", skip_mask, "N L", sizes, dtype=torch.bool)
+    pairs = skip_pair_mask(target, items, skip_mask)
     candidates = item_embeddings[torch.cat([target[:, None], items], dim=1)]  # [N, 1 + L, D]
     # Not a matrix product: that may round equal rows differently, and so make or break ties.
     scores = (candidates.float() * query[:, None].float()).sum(dim=2)
-    listened = torch.where(skip_mask, PADDING_INDEX, items)
-    also_listened = (items[:, :, None] == listened[:, None, :]).any(dim=2)
-    pairs = skip_mask & ~also_listened & (items != target[:, None])
     return scores[:, 0], scores[:, 1:], pairs

@@ -1,0 +1,184 @@
+"""``skipcl demo``: the skip-contrastive head against the plain model, on a simulated log."""
+
+import logging
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.cli.rank_plot import save_rank_plot
+from skipcl_lightning.cli.verdict import Results, describe_results
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.evaluation import Baseline, LastItemMarkov, Popularity, evaluate_baseline
+from skipcl_lightning.functional import target_ranks
+from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.module import SkipCLModule
+
+__all__ = ["demo"]
+
+MAX_LENGTH = 20
+EMBEDDING_SIZE = 64
+PLAIN, CONTRASTIVE = "SASRec", "SASRec + skip head"
+ROWS = {
+    "HitRate@1": "hit_rate@1",
+    "HitRate@5": "hit_rate@5",
+    "HitRate@10": "hit_rate@10",
+    "HitRate@20": "hit_rate@20",
+    "NDCG@10": "ndcg@10",
+    "MRR@10": "mrr@10",
+    "MAP@10": "map@10",
+    "SkipMRR@10": "skip_mrr@10",
+    "SkipHitRate@10": "skip_hit_rate@10",
+    "skip rank percentile": "skip_rank_percentile",
+    "pairwise skip accuracy": "pairwise_skip_accuracy",
+}
+LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10"}
+
+
+def demo(
+    sessions: int = 4000,
+    items: int = 1000,
+    seeds: int = 3,
+    epochs: int = 8,
+    weight: float = 0.3,
+    output: Path = Path("skipcl_demo.png"),
+) -> None:
+    """Train SASRec with and without the skip-contrastive head on simulated sessions, and compare.
+
+    Args:
+        sessions: Sessions in each simulated log.
+        items: Tracks in the catalogue.
+        seeds: Runs of each model, each on a log of its own; at least 2.
+        epochs: Epochs of each training.
+        weight: λ, the weight of the skip-contrastive loss.
+        output: Where the plot of the ranks is written (PNG).
+    """
+    check_integer("seeds", seeds, minimum=2, cure="One run says nothing about how much runs differ.")
+    check_integer("epochs", epochs)
+    output = Path(output)
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
+    console = Console()
+    results: Results = {}
+    ranks: dict[str, list[pl.DataFrame]] = {PLAIN: [], CONTRASTIVE: []}
+    console.print(
+        f"{seeds} simulated logs of {sessions:,} sessions and {items:,} tracks, about 4 in 10 tracks skipped."
+    )
+    with _quiet_lightning(), Progress(console=console) as progress:
+        task = progress.add_task("Training", total=seeds * 2 * epochs)
+        for seed in range(seeds):
+            data = SessionDataModule(
+                simulate_sessions(sessions, num_items=items, seed=seed), max_length=MAX_LENGTH
+            )
+            for name, measured in _evaluate_baselines(data).items():
+                results.setdefault(name, []).append(measured)
+            for name, head in ((PLAIN, None), (CONTRASTIVE, SkipInfoNCE(weight=weight))):
+                progress.update(task, description=f"{name}, seed {seed}")
+                module, measured = _train(data, head, seed, epochs, lambda: progress.advance(task))
+                results.setdefault(name, []).append(measured)
+                ranks[name].append(_rank_held_out(module, data))
+    save_rank_plot(output, {name: pl.concat(frames) for name, frames in ranks.items()}, num_items=items)
+    console.print(_table(results))
+    console.print(describe_results(results, plain=PLAIN, contrastive=CONTRASTIVE))
+    console.print(f"Ranks of what was listened to and of what was skipped: {output}")
+
+
+class _Tick(Callback):
+    """Calls back after each epoch of training."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.tick = tick
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.tick()
+
+
+def _train(
+    data: SessionDataModule, head: SkipInfoNCE | None, seed: int, epochs: int, tick: Callable[[], None]
+) -> tuple[SkipCLModule, dict[str, float]]:
+    seed_everything(seed, verbose=False)
+    module = SkipCLModule(
+        SASRec(EMBEDDING_SIZE, max_length=MAX_LENGTH, num_layers=1, dropout=0.1),
+        head,
+        num_items=data.num_items,
+        embedding_size=EMBEDDING_SIZE,
+        learning_rate=4e-3,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_val_batches=0,
+        callbacks=[_Tick(tick)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    measured = trainer.test(module, data, verbose=False)[0]
+    return module, {name.removeprefix("test/"): value for name, value in measured.items()}
+
+
+def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
+    baselines: dict[str, Baseline] = {
+        "Popularity": Popularity(data.item_counts),
+        "last-item Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
+    }
+    return {
+        name: evaluate_baseline(baseline, data.test_dataloader(), num_items=data.num_items)
+        for name, baseline in baselines.items()
+    }
+
+
+@torch.inference_mode()
+def _rank_held_out(module: SkipCLModule, data: SessionDataModule) -> pl.DataFrame:
+    module.eval()
+    frames = []
+    for batch in data.test_dataloader():
+        ranks = target_ranks(module.session_query(batch), module.item_embedding.weight, batch.target)
+        skipped = batch.target_feedback < batch.skip_threshold
+        frames.append(pl.DataFrame({"rank": ranks.numpy(), "skipped": skipped.numpy()}))
+    return pl.concat(frames)
+
+
+def _table(results: Results) -> Table:
+    runs = len(results[PLAIN])
+    table = Table(title=f"Test, whole catalogue, mean ± standard deviation over {runs} seeds")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    for label, key in ROWS.items():
+        cells = [[run[key] for run in runs_of_model] for runs_of_model in results.values()]
+        arrow = "↓" if label in LOWER_IS_BETTER else "↑"
+        table.add_row(
+            f"{label} {arrow}",
+            *(f"{statistics.mean(cell):.3f} ± {statistics.stdev(cell):.3f}" for cell in cells),
+        )
+    return table
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's lines on devices and limits, which would break the progress bar apart."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # Lightning 2.6 asks torch 2.13 an old question in every fit; until Lightning asks the new one.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
