@@ -144,6 +144,16 @@ def test_evaluation_equals_ranks_counted_by_hand(data):
     assert (logged["test/num_listened"], logged["test/num_skipped"]) == (len(hits), len(skipped_hits))
 
 
+def test_results_do_not_depend_on_the_batch_size(data):
+    # Error 6 of the authors' code: its candidates were the batch's own targets.
+    module = small_module(data)
+    logged = []
+    for batch_size in (7, 64):
+        again = SessionDataModule(data.log, batch_size=batch_size, max_length=20)
+        logged.append(quiet_trainer().test(module, again, verbose=False)[0])
+    assert logged[0] == logged[1]
+
+
 def test_seen_tracks_can_be_left_out_of_the_candidates(data):
     batch = next(iter(data.predict_dataloader()))
     names = dict(enumerate(data.session_ids))

@@ -17,10 +17,10 @@ from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.prepared import PreparedData
+from skipcl_lightning.data.run_warnings import restore_run_warnings, silence_run_warnings
 from skipcl_lightning.data.sampler import EvaluationSampler
 from skipcl_lightning.data.schema import check_log_columns
 from skipcl_lightning.data.vocabulary import ItemVocabulary
-from skipcl_lightning.data.worker_advice import restore_worker_advice, silence_worker_advice
 
 __all__ = ["SessionDataModule"]
 
@@ -145,16 +145,15 @@ class SessionDataModule(LightningDataModule):
             stage: Lightning's stage; the same data serves all.
         """
         _ = self._data
-        if not self.num_workers:
-            silence_worker_advice()
+        silence_run_warnings(self.num_workers)
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Let Lightning give its advice on workers again.
+        """Let Lightning's warnings through again.
 
         Args:
             stage: Lightning's stage; all end alike.
         """
-        restore_worker_advice()
+        restore_run_warnings()
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
         """Do what ``teardown`` does, which Lightning leaves out after an error.
@@ -162,7 +161,7 @@ class SessionDataModule(LightningDataModule):
         Args:
             exception: The error.
         """
-        restore_worker_advice()
+        restore_run_warnings()
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
         """Batches of the training part, shuffled by torch's global seed; without targets."""

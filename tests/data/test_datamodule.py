@@ -178,10 +178,10 @@ def test_a_whole_run_is_silent_and_sees_every_session_once(data, workers):
     assert predictions.tolist() == everyone
 
 
-def test_after_a_run_or_an_error_the_advice_on_workers_is_heard_again(data):
+def test_after_a_run_or_an_error_every_warning_is_heard_again(data):
     before = list(warnings.filters)
     data.setup("fit")
-    assert len(warnings.filters) == len(before) + 1
+    assert len(warnings.filters) == len(before) + 2
     data.teardown("fit")
     assert warnings.filters == before
     data.setup("fit")
