@@ -1,0 +1,46 @@
+"""What the processes of the distributed module test run; in a file of its own, since they import it."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import Trainer, seed_everything
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.heads import SkipInfoNCE
+
+
+def build(sessions):
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(
+        simulate_sessions(sessions, num_items=30, num_moods=3), batch_size=3, max_length=20
+    )
+    head = SkipInfoNCE(weight=0.3, learn_temperature=True)
+    return data, SkipCLModule(SASRec(8, max_length=20), head, num_items=data.num_items, embedding_size=8)
+
+
+def train_and_test(devices, sessions, folder):
+    """Train an epoch and test, on so many processes; rank 0 writes what was logged."""
+    data, module = build(sessions)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    untrained = trainer.test(module, data, verbose=False)[0]
+    trainer.fit(module, data)
+    if trainer.is_global_zero:
+        loss = float(trainer.callback_metrics["train/loss"])
+        (Path(folder) / f"{devices}.json").write_text(json.dumps([untrained, loss]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    train_and_test(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,30 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("ddp_training.py")
+
+
+def test_two_processes_with_uneven_shards_log_what_one_does(tmp_path):
+    # 9 sessions in batches of 3: one process tests 5 of them in two batches, the other 4.
+    for devices in (1, 2):
+        run = subprocess.run(  # noqa: S603 - our own script
+            [sys.executable, str(SCRIPT), str(devices), "9", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+    (one, loss_of_one), (two, loss_of_two) = (
+        json.loads((tmp_path / f"{devices}.json").read_text(encoding="utf-8")) for devices in (1, 2)
+    )
+    assert one["test/num_listened"] + one["test/num_skipped"] == 9
+    assert {k: v for k, v in one.items() if not math.isnan(v)} == {
+        k: v for k, v in two.items() if not math.isnan(v)
+    }
+    assert {k for k, v in one.items() if math.isnan(v)} == {k for k, v in two.items() if math.isnan(v)}
+    assert math.isfinite(loss_of_one)
+    assert math.isfinite(loss_of_two)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from skipcl_lightning import Recommender, SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.functional import skip_info_nce, target_ranks
+from skipcl_lightning.heads import SkipInfoNCE
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_whole_run_on_the_device_gives_finite_losses_and_the_cpus_recommendations(precision):
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(
+        simulate_sessions(200, num_items=50, num_moods=5), max_length=20, pin_memory=True
+    )
+    head = SkipInfoNCE(weight=0.3, negatives="batch", learn_temperature=True)
+    module = SkipCLModule(SASRec(16, max_length=20), head, num_items=data.num_items, embedding_size=16)
+    trainer = Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision=precision,
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    assert trainer.test(module, data, verbose=False)[0]["test/num_listened"] > 0
+    session = data.vocabulary.ids[:5]
+    on_cpu = Recommender(module.cpu()).recommend([session], top_k=5)
+    on_gpu = Recommender(module.cuda()).recommend([session], top_k=5)
+    torch.testing.assert_close(
+        torch.tensor(on_gpu["score"]), torch.tensor(on_cpu["score"]), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_formulas_agree_with_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    query, keys = (torch.randn(4, 6, 8, generator=generator) for _ in range(2))
+    items = torch.randint(1, 30, (4, 6), generator=generator)
+    feedback = torch.rand(4, 6, generator=generator) * 2 - 1
+    for negatives in ("session", "past", "batch"):
+        on_cpu = skip_info_nce(query, keys, items, feedback, negatives=negatives)
+        on_gpu = skip_info_nce(query.cuda(), keys.cuda(), items.cuda(), feedback.cuda(), negatives=negatives)
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu)
+    queries, table = torch.randn(9, 8, generator=generator), torch.randn(101, 8, generator=generator)
+    target = torch.randint(1, 101, (9,), generator=generator)
+    ranks = target_ranks(queries.cuda(), table.cuda(), target.cuda()).cpu()
+    assert torch.equal(ranks, target_ranks(queries, table, target))
+
+
+def test_collapsed_embeddings_rank_last_on_the_device_too():
+    table = torch.randn(1, 13).repeat(1002, 1).cuda()
+    target = torch.arange(1, 6).cuda()
+    assert target_ranks(torch.randn(5, 13).cuda(), table, target).tolist() == [1001] * 5
