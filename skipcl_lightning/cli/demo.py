@@ -27,7 +27,7 @@ __all__ = ["demo"]
 
 MAX_LENGTH = 20
 EMBEDDING_SIZE = 64
-PLAIN, CONTRASTIVE = "SASRec", "SASRec + skip head"
+PLAIN, CONTRASTIVE = "SASRec", "SASRec+skip"
 ROWS = {
     "HitRate@1": "hit_rate@1",
     "HitRate@5": "hit_rate@5",
@@ -38,8 +38,8 @@ ROWS = {
     "MAP@10": "map@10",
     "SkipMRR@10": "skip_mrr@10",
     "SkipHitRate@10": "skip_hit_rate@10",
-    "skip rank percentile": "skip_rank_percentile",
-    "pairwise skip accuracy": "pairwise_skip_accuracy",
+    "SkipPercentile": "skip_rank_percentile",
+    "PairAccuracy": "pairwise_skip_accuracy",
 }
 LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10"}
 
@@ -131,7 +131,7 @@ def _train(
 def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
     baselines: dict[str, Baseline] = {
         "Popularity": Popularity(data.item_counts),
-        "last-item Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
+        "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
     }
     return {
         name: evaluate_baseline(baseline, data.test_dataloader(), num_items=data.num_items)
@@ -152,7 +152,10 @@ def _rank_held_out(module: SkipCLModule, data: SessionDataModule) -> pl.DataFram
 
 def _table(results: Results) -> Table:
     runs = len(results[PLAIN])
-    table = Table(title=f"Test, whole catalogue, mean ± standard deviation over {runs} seeds")
+    caption = "SkipPercentile: mean rank percentile of skipped tracks. PairAccuracy: pairwise skip accuracy."
+    table = Table(
+        caption=caption, title=f"Test, whole catalogue, mean ± standard deviation over {runs} seeds"
+    )
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
@@ -161,9 +164,14 @@ def _table(results: Results) -> Table:
         arrow = "↓" if label in LOWER_IS_BETTER else "↑"
         table.add_row(
             f"{label} {arrow}",
-            *(f"{statistics.mean(cell):.3f} ± {statistics.stdev(cell):.3f}" for cell in cells),
+            *(f"{_short(statistics.mean(cell))} ± {_short(statistics.stdev(cell))}" for cell in cells),
         )
     return table
+
+
+def _short(share: float) -> str:
+    """Three decimals without the leading zero, so that the table fits into 80 columns."""
+    return f"{share:.3f}".removeprefix("0")
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The picture that explains the method: where listened and skipped tracks end in the ranking."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +45,11 @@ def save_rank_plot(path: Path, ranks: dict[str, pl.DataFrame], *, num_items: int
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("share of tracks ranked so high or higher")
-    handle, temporary = tempfile.mkstemp(suffix=".png", dir=path.absolute().parent)
-    os.close(handle)
+    # Not of `tempfile`, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary)
-        Path(temporary).replace(path)
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -13,7 +13,7 @@ KEYS = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_acc
 def run_demo(folder, *arguments):
     command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", "demo", *arguments]
     return subprocess.run(  # noqa: S603 - our own command
-        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "COLUMNS": "120"}, check=False
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "COLUMNS": "80"}, check=False
     )
 
 
@@ -27,11 +27,14 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
         "HitRate@20",
         "NDCG@10",
         "SkipMRR@10",
-        "pairwise skip accuracy",
-        "last-item Markov",
+        "SkipPercentile",
+        "PairAccuracy",
+        "Markov",
     ]:
         assert words in run.stdout
     assert "over 2 seeds" in run.stdout
+    rows = [line for line in run.stdout.splitlines() if line.startswith("│ ")]
+    assert len(rows) == 11  # one a metric: none is wrapped at 80 columns
     assert "simulated" in run.stdout
     assert "plot.png" in run.stdout
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
