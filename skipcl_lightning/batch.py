@@ -21,8 +21,7 @@ exclude". Real items are 1 to V. Sessions are padded on the right.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -34,12 +33,12 @@ __all__ = ["PADDING_INDEX", "SessionBatch"]
 PADDING_INDEX = 0
 
 
-@dataclass(frozen=True, eq=False)
 class SessionBatch:
     """Sessions padded on the right, with what the listener did at each position.
 
     Contents (feedback in range, padding only on the right) are checked once, where the data is
-    prepared; here only shapes and dtypes are.
+    prepared; here only shapes and dtypes are. A batch is not changed: ``replace`` makes another. Under any
+    precision of Lightning's ``Trainer`` the feedback stays float32.
 
     Args:
         items: [B, L] int64 item indices in 0..V; 0 is padding.
@@ -68,24 +67,34 @@ class SessionBatch:
         1
     """
 
-    items: Tensor
-    feedback: Tensor
-    target: Tensor | None = None
-    target_feedback: Tensor | None = None
-    session_index: Tensor | None = None
-    skip_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        sizes = check_shape("items", self.items, "B L", dtype=torch.int64)
-        check_shape("feedback", self.feedback, "B L", sizes, dtype=torch.float32)
-        if (self.target is None) != (self.target_feedback is None):
+    # No dataclass: Lightning would convert its feedback to the precision of the weights, and so move
+    # values across the threshold.
+    def __init__(
+        self,
+        items: Tensor,
+        feedback: Tensor,
+        target: Tensor | None = None,
+        target_feedback: Tensor | None = None,
+        session_index: Tensor | None = None,
+        *,
+        skip_threshold: float = 0.0,
+    ) -> None:
+        sizes = check_shape("items", items, "B L", dtype=torch.int64)
+        check_shape("feedback", feedback, "B L", sizes, dtype=torch.float32)
+        if (target is None) != (target_feedback is None):
             raise ValueError("`target` and `target_feedback` must be given together, got only one of them.")
-        if self.target is not None and self.target_feedback is not None:
-            check_shape("target", self.target, "B", sizes, dtype=torch.int64)
-            check_shape("target_feedback", self.target_feedback, "B", sizes, dtype=torch.float32)
-        if self.session_index is not None:
-            check_shape("session_index", self.session_index, "B", sizes, dtype=torch.int64)
-        check_number("skip_threshold", self.skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        if target is not None and target_feedback is not None:
+            check_shape("target", target, "B", sizes, dtype=torch.int64)
+            check_shape("target_feedback", target_feedback, "B", sizes, dtype=torch.float32)
+        if session_index is not None:
+            check_shape("session_index", session_index, "B", sizes, dtype=torch.int64)
+        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        self.items: Final = items
+        self.feedback: Final = feedback
+        self.target: Final = target
+        self.target_feedback: Final = target_feedback
+        self.session_index: Final = session_index
+        self.skip_threshold: Final = skip_threshold
 
     @property
     def valid_mask(self) -> Tensor:
@@ -122,8 +131,21 @@ class SessionBatch:
         """The same batch in page-locked memory, from which it reaches a GPU without a stop."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def replace(self, **changes: Any) -> "SessionBatch":
+        """The same batch with other values for some of its arguments.
+
+        Args:
+            changes: New values by the arguments' names.
+
+        Returns:
+            Another batch.
+
+        Raises:
+            TypeError: A name is none of the arguments', or a tensor has the wrong dtype.
+            ValueError: Shapes disagree.
+        """
+        return SessionBatch(**{**vars(self), **changes})
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
-        changes: dict[str, Any] = {
-            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **changes)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return self.replace(**{name: function(tensor) for name, tensor in tensors.items()})

@@ -40,7 +40,8 @@ class SkipCLModule(WholeCheckpoint):
     whole catalogue and log every metric of ``session_metrics``.
 
     Everything is a part that can be given or overridden: pass another backbone or loss, or subclass and
-    override ``build_backbone``, ``embed``, ``losses``, a step or ``configure_optimizers``.
+    override ``build_backbone``, ``embed``, ``losses``, a step or ``configure_optimizers``. The arguments of a
+    subclass are kept in ``hparams`` too, without a call of its own to ``save_hyperparameters``.
 
     A checkpoint is whole: weights, settings, the names and settings of built-in parts, and, if the module
     was fitted with a ``SessionDataModule``, the item vocabulary. It loads with ``weights_only=True`` and
@@ -160,7 +161,7 @@ class SkipCLModule(WholeCheckpoint):
         signed = torch.stack(
             [batch.feedback.clamp(min=0), (-batch.feedback).clamp(min=0)], dim=2
         )  # [B, L, 2]
-        embedded: Tensor = keys + self.feedback_embedding(signed)
+        embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
         return embedded
 
     def forward(self, batch: SessionBatch) -> Tensor:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import SessionBatch
@@ -36,6 +37,15 @@ def test_moving_moves_every_tensor():
     assert {tensor.device.type for tensor in vars(batch).values() if isinstance(tensor, torch.Tensor)} == {
         "meta"
     }
+
+
+def test_lightning_leaves_the_feedback_in_float32_at_any_precision():
+    batch = two_sessions()
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+    assert converted.feedback.dtype == torch.float32
+    assert two_sessions().replace(target_feedback=torch.ones(2)).target_feedback.tolist() == [1.0, 1.0]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'targets'"):
+        batch.replace(targets=None)
 
 
 @pytest.mark.parametrize(

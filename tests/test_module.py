@@ -169,9 +169,10 @@ def test_seen_tracks_can_be_left_out_of_the_candidates(data):
 @pytest.mark.parametrize(
     "loss", [FullSoftmax(), SampledSoftmax(10, sampler="log_uniform", correct_sampling=True)]
 )
-def test_bf16_autocast_trains_with_finite_losses(data, loss):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_trains_with_finite_losses(data, loss, precision):
     module = small_module(data, next_item_loss=loss, feedback_input=True)
-    trainer = quiet_trainer(precision="bf16-mixed", limit_val_batches=1)
+    trainer = quiet_trainer(precision=precision, limit_val_batches=1)
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert all(parameter.isfinite().all() for parameter in module.parameters())

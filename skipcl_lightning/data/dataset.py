@@ -1,7 +1,6 @@
 """The dataset that hands whole batches to a torch DataLoader."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,8 +67,7 @@ class SessionDataset(Dataset[SessionBatch]):
         if not view.with_target:
             return batch
         places = view.targets[chosen]
-        return replace(
-            batch,
+        return batch.replace(
             target=torch.from_numpy(view.store.items[places].astype(np.int64)),
             target_feedback=torch.from_numpy(view.store.feedback[places]),
         )
