@@ -39,9 +39,8 @@ class SkipCLModule(WholeCheckpoint):
     each track; the loss is L = L_next + λ · L_skip. Validation and test rank each held-out track among the
     whole catalogue and log every metric of ``session_metrics``.
 
-    Everything is a part that can be given or overridden: pass another backbone or loss, or subclass and
-    override ``build_backbone``, ``embed``, ``losses``, a step or ``configure_optimizers``. The arguments of a
-    subclass are kept in ``hparams`` too, without a call of its own to ``save_hyperparameters``.
+    Pass another backbone or loss, or subclass and override ``build_backbone``, ``embed``, ``losses``, a step
+    or ``configure_optimizers``; a subclass's arguments are kept in ``hparams`` without a call of its own.
 
     A checkpoint is whole: weights, settings, the names and settings of built-in parts, and, if the module
     was fitted with a ``SessionDataModule``, the item vocabulary. It loads with ``weights_only=True`` and
