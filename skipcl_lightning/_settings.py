@@ -9,15 +9,17 @@ from torch import nn
 
 from skipcl_lightning._checks import check_choice
 
-__all__ = ["build_part", "describe_part", "records_settings"]
+__all__ = ["Part", "build_part", "describe_part", "records_settings"]
 
-Part = TypeVar("Part")
+# A part, or its name and settings as a checkpoint or a configuration file holds them.
+Part = nn.Module | Mapping[str, Any]
+Instance = TypeVar("Instance")
 Arguments = ParamSpec("Arguments")
 
 
 def records_settings(
-    init: Callable[Concatenate[Part, Arguments], None],
-) -> Callable[Concatenate[Part, Arguments], None]:
+    init: Callable[Concatenate[Instance, Arguments], None],
+) -> Callable[Concatenate[Instance, Arguments], None]:
     """Decorate ``__init__`` so that the instance keeps its arguments, defaults included, as ``settings``.
 
     A subclass with an ``__init__`` of its own does not inherit this: its arguments are other ones, and a
@@ -40,7 +42,7 @@ def records_settings(
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def wrapper(self: Part, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    def wrapper(self: Instance, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         init(self, *args, **kwargs)
         if type(self).__init__ is wrapper:
             bound = signature.bind(self, *args, **kwargs)
@@ -48,7 +50,7 @@ def records_settings(
             settings: dict[str, Any] = dict(list(bound.arguments.items())[1:])
             vars(self)["settings"] = settings
 
-    return cast("Callable[Concatenate[Part, Arguments], None]", wrapper)
+    return cast("Callable[Concatenate[Instance, Arguments], None]", wrapper)
 
 
 def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> dict[str, Any]:
@@ -71,9 +73,7 @@ def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> d
     return {"name": f"{kind.__module__}.{kind.__qualname__}", "settings": None}
 
 
-def build_part(
-    argument: str, part: nn.Module | Mapping[str, Any], registry: Mapping[str, type[nn.Module]]
-) -> nn.Module:
+def build_part(argument: str, part: Part, registry: Mapping[str, type[nn.Module]]) -> nn.Module:
     """A part from an object, which is returned as it is, or from what ``describe_part`` keeps of one.
 
     Args:

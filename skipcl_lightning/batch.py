@@ -26,7 +26,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from skipcl_lightning._checks import check_number, check_shape
+from skipcl_lightning._checks import check_integer, check_number, check_shape
 
 __all__ = ["PADDING_INDEX", "SessionBatch"]
 
@@ -47,6 +47,10 @@ class SessionBatch:
         target: [B] int64, the held-out item after each session; at evaluation only.
         target_feedback: [B] float32, what the listener did with it; at evaluation only.
         session_index: [B] int64, which session of the source each row is.
+        seen: [B, S] int64, all tracks of each session so far, where ``items`` holds only the latest; 0 fills
+            the rows.
+        cloze_mask: [B, L] bool, the track here is hidden from the backbone, which is asked for it; while a
+            bidirectional backbone is trained only.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
@@ -76,6 +80,8 @@ class SessionBatch:
         target: Tensor | None = None,
         target_feedback: Tensor | None = None,
         session_index: Tensor | None = None,
+        seen: Tensor | None = None,
+        cloze_mask: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
     ) -> None:
@@ -88,12 +94,18 @@ class SessionBatch:
             check_shape("target_feedback", target_feedback, "B", sizes, dtype=torch.float32)
         if session_index is not None:
             check_shape("session_index", session_index, "B", sizes, dtype=torch.int64)
+        if seen is not None:
+            check_shape("seen", seen, "B S", sizes, dtype=torch.int64)
+        if cloze_mask is not None:
+            check_shape("cloze_mask", cloze_mask, "B L", sizes, dtype=torch.bool)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.items: Final = items
         self.feedback: Final = feedback
         self.target: Final = target
         self.target_feedback: Final = target_feedback
         self.session_index: Final = session_index
+        self.seen: Final = seen
+        self.cloze_mask: Final = cloze_mask
         self.skip_threshold: Final = skip_threshold
 
     @property
@@ -116,6 +128,11 @@ class SessionBatch:
         """[B] int64: the number of real tracks."""
         return self.valid_mask.sum(dim=1)
 
+    @property
+    def seen_items(self) -> Tensor:
+        """[B, S] int64: all tracks of each session so far, however many of them ``items`` holds."""
+        return self.items if self.seen is None else self.seen
+
     def __len__(self) -> int:
         return self.items.shape[0]
 
@@ -130,6 +147,34 @@ class SessionBatch:
     def pin_memory(self) -> "SessionBatch":
         """The same batch in page-locked memory, from which it reaches a GPU without a stop."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def latest(self, length: int) -> "SessionBatch":
+        """The same sessions, of each only its latest tracks.
+
+        Args:
+            length: The most tracks of a session, at least 1.
+
+        Returns:
+            A batch of at most ``length`` positions; ``seen`` stays whole.
+
+        Raises:
+            ValueError: ``length`` is below 1.
+
+        Example:
+            >>> batch = SessionBatch(torch.tensor([[5, 3, 4], [2, 0, 0]]), torch.zeros(2, 3))
+            >>> batch.latest(2).items
+            tensor([[3, 4],
+                    [2, 0]])
+        """
+        check_integer("length", length)
+        if self.items.shape[1] <= length:
+            return self
+        start = (self.lengths - length).clamp(min=0)
+        positions = start[:, None] + torch.arange(length, device=start.device)  # [B, length]
+        cut = {"items": self.items, "feedback": self.feedback, "cloze_mask": self.cloze_mask}
+        return self.replace(
+            **{name: tensor.gather(1, positions) for name, tensor in cut.items() if tensor is not None}
+        )
 
     def replace(self, **changes: Any) -> "SessionBatch":
         """The same batch with other values for some of its arguments.

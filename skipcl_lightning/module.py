@@ -1,38 +1,28 @@
 """The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
 
 import polars as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 
-from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning._settings import build_part
-from skipcl_lightning.backbones import BACKBONES, check_backbone
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.checkpoint import WholeCheckpoint
+from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._settings import Part, build_part
+from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import recommendation_frame
-from skipcl_lightning.functional import (
-    last_position,
-    next_item_targets,
-    skip_pair_scores,
-    target_ranks,
-    top_k_items,
-)
+from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_items
 from skipcl_lightning.functional.positions import TargetRule
 from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, FullSoftmax
 from skipcl_lightning.metrics import session_metrics
+from skipcl_lightning.session_model import SessionModel
 
-__all__ = ["Part", "SkipCLModule"]
-
-Part = nn.Module | Mapping[str, Any]
+__all__ = ["SkipCLModule"]
 
 
-class SkipCLModule(WholeCheckpoint):
+class SkipCLModule(SessionModel):
     """Learns what a listener plays next, and what not, from sessions with skips.
 
     Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
@@ -47,16 +37,22 @@ class SkipCLModule(WholeCheckpoint):
     without arguments, except for parts of your own, which are passed again by their argument's name.
 
     Args:
-        backbone: Any causal module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``; None calls
-            ``build_backbone``.
+        backbone: Any module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``; one that looks at
+            later tracks says so with ``causal = False``, and is trained by the cloze task. One with a
+            ``max_length`` gets the latest tracks only. None calls ``build_backbone``.
         skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
             ``weight_at(step)`` for λ (1 without it); None trains on the next-item task alone.
         num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
         embedding_size: D.
         next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``.
         target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
+            A bidirectional backbone is asked for hidden tracks, listened ones or all.
         feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
             strength.
+        mask_probability: How likely a track is hidden from a bidirectional backbone in a training step, in
+            (0, 1]; 0.2 if None. Causal backbones have no use for it.
+        last_mask_probability: How likely a session hides only its last target instead, in [0, 1]; 0.1 if
+            None. Causal backbones have no use for it.
         exclude_seen: Leave the session's tracks out of the candidates at evaluation and prediction. Off,
             since listeners repeat tracks; the target itself is never left out.
         top_k: The cut-offs of the metrics.
@@ -67,7 +63,8 @@ class SkipCLModule(WholeCheckpoint):
 
     Raises:
         TypeError: A part or setting has the wrong type.
-        ValueError: A setting is out of range, or the backbone is not causal or does not fit.
+        ValueError: A setting is out of range or has no use, or the backbone does not fit or sees what it
+            must not.
 
     Reference:
         Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
@@ -92,6 +89,8 @@ class SkipCLModule(WholeCheckpoint):
         next_item_loss: Part | None = None,
         target_rule: TargetRule = "next_listened",
         feedback_input: bool = False,
+        mask_probability: float | None = None,
+        last_mask_probability: float | None = None,
         exclude_seen: bool = False,
         top_k: Sequence[int] = (1, 5, 10, 20),
         ties: TieRule = "pessimistic",
@@ -99,31 +98,23 @@ class SkipCLModule(WholeCheckpoint):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
     ) -> None:
-        super().__init__()
-        check_integer("num_items", num_items, minimum=2)
-        check_integer("embedding_size", embedding_size)
-        check_choice("target_rule", target_rule, get_args(TargetRule))
         check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
         check_number("weight_decay", weight_decay, minimum=0)
         check_integer("warmup_steps", warmup_steps, minimum=0)
-        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
-        self.num_items = num_items
-        self.embedding_size = embedding_size
-        self.target_rule: TargetRule = target_rule
+        super().__init__(
+            backbone,
+            num_items=num_items,
+            embedding_size=embedding_size,
+            target_rule=target_rule,
+            feedback_input=feedback_input,
+            mask_probability=mask_probability,
+            last_mask_probability=last_mask_probability,
+        )
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-
-        self.item_embedding = nn.Embedding(num_items + 1, embedding_size, padding_idx=PADDING_INDEX)
-        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
-        self.feedback_embedding = nn.Linear(2, embedding_size, bias=False) if feedback_input else None
-        self.builds_backbone = backbone is None
-        self.backbone = (
-            self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES)
-        )
-        check_backbone(self.backbone, embedding_size)
         self.next_item_loss = (
             FullSoftmax()
             if next_item_loss is None
@@ -134,46 +125,6 @@ class SkipCLModule(WholeCheckpoint):
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
 
-    def build_backbone(self) -> nn.Module:
-        """The backbone where none is passed: override it, and checkpoints load without arguments.
-
-        Returns:
-            The backbone; ``self.hparams`` holds the settings of the subclass as well.
-
-        Raises:
-            ValueError: It is not overridden.
-        """
-        raise ValueError("`backbone` must be given, got None. Pass a module, or override `build_backbone`.")
-
-    def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
-        """What the backbone sees of each track.
-
-        Args:
-            batch: B sessions.
-            keys: [B, L, D] the embeddings of their items.
-
-        Returns:
-            [B, L, D].
-        """
-        if self.feedback_embedding is None:
-            return keys
-        signed = torch.stack(
-            [batch.feedback.clamp(min=0), (-batch.feedback).clamp(min=0)], dim=2
-        )  # [B, L, 2]
-        embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
-        return embedded
-
-    def forward(self, batch: SessionBatch) -> Tensor:
-        """The sessions as known after each track.
-
-        Args:
-            batch: B sessions.
-
-        Returns:
-            [B, L, D] in the space of the item table.
-        """
-        return self._encode(batch, self.item_embedding(batch.items))
-
     def losses(self, batch: SessionBatch) -> dict[str, Tensor]:
         """The loss of a batch, whole and by parts.
 
@@ -183,12 +134,10 @@ class SkipCLModule(WholeCheckpoint):
         Returns:
             Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight.
         """
+        batch = self.prepare_training(batch)
         keys = self.item_embedding(batch.items)
-        query = self._encode(batch, keys)
-        target = next_item_targets(
-            batch.items, batch.feedback, rule=self.target_rule, skip_threshold=batch.skip_threshold
-        )
-        next_item_loss: Tensor = self.next_item_loss(query, self.item_embedding.weight, target)
+        query = self.encode(batch, keys)
+        next_item_loss: Tensor = self.next_item_loss(query, self.item_table, self.targets(batch))
         if self.skip_head is None:
             return {"loss": next_item_loss, "next_item_loss": next_item_loss}
         skip_loss = self.skip_head(query, keys, batch)
@@ -237,24 +186,11 @@ class SkipCLModule(WholeCheckpoint):
                 "`predict` must be called with a `SessionDataModule`, got other data, whose sessions and "
                 "items have no external ids. Use `Recommender` for sessions from elsewhere."
             )
-        seen = batch.items if self.exclude_seen else None
+        seen = batch.seen_items if self.exclude_seen else None
         top_k = min(max(self.hparams["top_k"]), self.num_items)
-        items, scores = top_k_items(
-            self.session_query(batch), self.item_embedding.weight, top_k, exclude=seen
-        )
+        items, scores = top_k_items(self.session_query(batch), self.item_table, top_k, exclude=seen)
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary)
-
-    def session_query(self, batch: SessionBatch) -> Tensor:
-        """The sessions as known after all their tracks.
-
-        Args:
-            batch: B sessions.
-
-        Returns:
-            [B, D], whose inner products with the item table are the scores.
-        """
-        return last_position(self(batch), batch.valid_mask)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up.
@@ -273,10 +209,6 @@ class SkipCLModule(WholeCheckpoint):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _encode(self, batch: SessionBatch, keys: Tensor) -> Tensor:
-        output: Tensor = self.backbone(self.embed(batch, keys), batch.valid_mask)
-        return output
-
     def _skip_weight(self) -> float:
         weight_at = getattr(self.skip_head, "weight_at", None)
         return 1.0 if weight_at is None else weight_at(self.global_step)
@@ -284,8 +216,8 @@ class SkipCLModule(WholeCheckpoint):
     def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> None:
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-        query, table = self.session_query(batch), self.item_embedding.weight
-        seen = batch.items if self.exclude_seen else None
+        query, table = self.session_query(batch), self.item_table
+        seen = batch.seen_items if self.exclude_seen else None
         target_scores, skip_scores, skip_mask = skip_pair_scores(
             query, table, batch.target, batch.items, batch.skip_mask
         )

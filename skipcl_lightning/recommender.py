@@ -9,7 +9,7 @@ import torch
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.module import SkipCLModule
 
@@ -43,7 +43,7 @@ class Recommender:
                 "`module` must have its item vocabulary, got one without. Fit it with a `SessionDataModule`, "
                 "or set `module.encoder`."
             )
-        if not module.item_embedding.weight.isfinite().all():
+        if not module.item_table.isfinite().all():
             raise ValueError(
                 "`module` must have finite item embeddings, got NaN or infinity. Its training diverged: "
                 "lower the learning rate, or clip gradients."
@@ -94,8 +94,9 @@ class Recommender:
             feedback: What the listener did with each, in [-1, 1]; unknown (0) without it.
             session_ids: What the sessions are called in the result; 0, 1, … without it.
             top_k: Tracks a session, at most the catalogue's size.
-            exclude_seen: Leave out every track of the session.
-            exclude_skipped: Leave out its skipped tracks.
+            exclude_seen: Leave out every track of the session, also those before the latest
+                ``max_length``.
+            exclude_skipped: Leave out its skipped tracks, likewise.
             unknown: What to do with a track that was not trained on: ``error``, or ``ignore`` it.
             batch_size: Sessions encoded at once.
 
@@ -117,16 +118,18 @@ class Recommender:
             raise ValueError(
                 f"`session_ids` must name each session, got {len(names)} for {len(sessions)}. Give one each."
             )
+        # What is excluded counts from the first track on, however few of them the model looks at.
+        longest = max((len(session) for session in sessions), default=1)
+        whole = SessionEncoder(self.encoder.vocabulary, max(longest, 1), self.encoder.skip_threshold)
         frames = []
         for start in range(0, max(len(sessions), 1), batch_size):
             rows = slice(start, start + batch_size)
-            batch = self.encoder.encode(
+            batch = whole.encode(
                 sessions[rows], None if feedback is None else feedback[rows], unknown=unknown
             ).to(self.module.device)
+            query = self.module.session_query(batch.latest(self.encoder.max_length))
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
-            items, scores = top_k_items(
-                self.module.session_query(batch), self.module.item_embedding.weight, top_k, exclude=exclude
-            )
+            items, scores = top_k_items(query, self.module.item_table, top_k, exclude=exclude)
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary))
         return pl.concat(frames)
 

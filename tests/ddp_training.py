@@ -6,23 +6,24 @@ from pathlib import Path
 from lightning.pytorch import Trainer, seed_everything
 
 from skipcl_lightning import SkipCLModule
-from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import SkipInfoNCE
 
 
-def build(sessions):
+def build(backbone, sessions):
     seed_everything(0, verbose=False)
     data = SessionDataModule(
         simulate_sessions(sessions, num_items=30, num_moods=3), batch_size=3, max_length=20
     )
     head = SkipInfoNCE(weight=0.3, learn_temperature=True)
-    return data, SkipCLModule(SASRec(8, max_length=20), head, num_items=data.num_items, embedding_size=8)
+    backbone = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}[backbone](8, max_length=20)
+    return data, SkipCLModule(backbone, head, num_items=data.num_items, embedding_size=8)
 
 
-def train_and_test(devices, sessions, folder):
+def train_and_test(backbone, devices, sessions, folder):
     """Train an epoch and test, on so many processes; rank 0 writes what was logged."""
-    data, module = build(sessions)
+    data, module = build(backbone, sessions)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -43,4 +44,4 @@ def train_and_test(devices, sessions, folder):
 if __name__ == "__main__":
     import sys
 
-    train_and_test(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    train_and_test(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

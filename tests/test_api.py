@@ -5,7 +5,19 @@ import pytest
 # A name that goes, or comes, is a decision: it is made here too.
 PUBLIC = {
     "skipcl_lightning": ["Recommender", "SkipCLModule"],
-    "skipcl_lightning.backbones": ["BACKBONES", "SASRec", "check_backbone"],
+    "skipcl_lightning.backbones": [
+        "BACKBONES",
+        "BERT4Rec",
+        "Caser",
+        "ESASRec",
+        "GRU4Rec",
+        "HFBackbone",
+        "NextItNet",
+        "SASRec",
+        "check_backbone",
+        "clean_input",
+        "is_causal",
+    ],
     "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch"],
     "skipcl_lightning.data": [
         "DropReport",
@@ -29,8 +41,12 @@ PUBLIC = {
     ],
     "skipcl_lightning.evaluation": ["Baseline", "LastItemMarkov", "Popularity", "evaluate_baseline"],
     "skipcl_lightning.functional": [
+        "append_mask_token",
         "average_precision",
+        "cloze_positives",
+        "draw_cloze_mask",
         "full_softmax_loss",
+        "hide_masked",
         "hit_rate",
         "last_position",
         "mrr",

@@ -79,3 +79,27 @@ def test_settings_are_not_recorded_for_a_subclass_with_other_arguments():
 
     assert Parent(3).settings == {"size": 3, "rate": 0.5}
     assert not hasattr(Child(3), "settings")
+
+
+def test_the_latest_tracks_are_kept_and_all_else_with_them():
+    batch = SessionBatch(
+        items=torch.tensor([[5, 3, 4, 7], [2, 1, 0, 0], [0, 0, 0, 0]]),
+        feedback=torch.tensor([[1.0, -1.0, 0.5, 0.2], [0.1, 0.3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]),
+        target=torch.tensor([1, 2, 3]),
+        target_feedback=torch.ones(3),
+        seen=torch.tensor([[5, 3, 4, 7], [2, 1, 0, 0], [0, 0, 0, 0]]),
+        cloze_mask=torch.tensor([[True, False, True, False], [True, False, False, False], [False] * 4]),
+        skip_threshold=0.25,
+    )
+    latest = batch.latest(3)
+    assert latest.items.tolist() == [[3, 4, 7], [2, 1, 0], [0, 0, 0]]
+    torch.testing.assert_close(
+        latest.feedback, torch.tensor([[-1.0, 0.5, 0.2], [0.1, 0.3, 0.0], [0.0, 0.0, 0.0]])
+    )
+    assert latest.cloze_mask.tolist() == [[False, True, False], [True, False, False], [False] * 3]
+    assert torch.equal(latest.seen, batch.seen)
+    assert torch.equal(latest.target, batch.target)
+    assert latest.skip_threshold == 0.25
+    assert batch.latest(4) is batch
+    with pytest.raises(ValueError, match="`length` must be at least 1"):
+        batch.latest(0)

@@ -4,14 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("ddp_training.py")
 
 
-def test_two_processes_with_uneven_shards_log_what_one_does(tmp_path):
+@pytest.mark.parametrize("backbone", ["SASRec", "BERT4Rec"])
+def test_two_processes_with_uneven_shards_log_what_one_does(backbone, tmp_path):
     # 9 sessions in batches of 3: one process tests 5 of them in two batches, the other 4.
     for devices in (1, 2):
         run = subprocess.run(  # noqa: S603 - our own script
-            [sys.executable, str(SCRIPT), str(devices), "9", str(tmp_path)],
+            [sys.executable, str(SCRIPT), backbone, str(devices), "9", str(tmp_path)],
             capture_output=True,
             text=True,
             check=False,

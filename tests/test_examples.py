@@ -109,8 +109,59 @@ def test_a_backbone_of_ones_own_trains_and_recommends(tmp_path):
     assert "track-" in output
 
 
+def write_interactions(folder, dataset):
+    """A simulated log in the usual file of a public data set; a session is a user, a track an item."""
+    log = simulate_sessions(60, num_items=30, num_moods=3).collect()
+    rows = log.select("session_id", pl.col("item_id").str.strip_prefix("track-"), "position").rows()
+    forms = {
+        "ml-100k": ("u.data", "{0}\t{1}\t3\t{2}"),
+        "ml-1m": ("ratings.dat", "{0}::{1}::3::{2}"),
+        "beauty": ("beauty.txt", "{0} {1}"),
+    }
+    name, form = forms[dataset]
+    (folder / name).write_text("\n".join(form.format(*row) for row in rows) + "\n", encoding="utf-8")
+    return name
+
+
+def test_figures_are_reproduced_beside_the_published_ones(tmp_path):
+    name = write_interactions(tmp_path, "ml-1m")
+    arguments = ["--models", "[SASRec,BERT4Rec]", "--seeds", 2, "--epochs", 1, "--jobs", 2]
+    output = run_example("reproduce.py", "ml-1m", name, *arguments, folder=tmp_path)
+    rows = len((tmp_path / name).read_text(encoding="utf-8").splitlines())
+    assert f"Kept {rows} rows of 60 sessions and 30 items" in output
+    for row in ("Popularity", "Markov", "SASRec", "BERT4Rec"):
+        assert f"│ {row} " in output
+    assert "0.3152" in output
+    assert "0.1537" in output
+    assert "popularity < Markov < neural" in output
+    assert "SASRec, seed 1: hit_rate@10 0." in output
+
+
+@pytest.mark.parametrize("dataset", ["ml-100k", "beauty"])
+def test_other_public_data_sets_are_read_from_their_usual_files(dataset, tmp_path):
+    name = write_interactions(tmp_path, dataset)
+    arguments = [dataset, name, "--models", "[GRU4Rec]", "--seeds", 1, "--epochs", 1]
+    output = run_example("reproduce.py", *arguments, folder=tmp_path)
+    rows = len((tmp_path / name).read_text(encoding="utf-8").splitlines())
+    assert f"Kept {rows} rows of 60 sessions and 30 items" in output
+    assert "│ GRU4Rec " in output
+
+
 @pytest.mark.parametrize("name", ["train_mssd.py", "train_streaming_history.py"])
 def test_the_examples_explain_their_settings(name, tmp_path):
     output = run_example(name, "--help", folder=tmp_path)
     assert "--weight" in output
     assert "the weight of the skip-contrastive loss" in output
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path):
+    name = write_interactions(tmp_path, "beauty")
+    run = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, str(ROOT / "examples/reproduce.py"), "beauty", name, "--models", "[SASRek]"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "`models` must be among GRU4Rec, Caser" in run.stderr
+    assert "got SASRek" in run.stderr

@@ -109,6 +109,15 @@ def test_only_the_latest_tracks_of_a_long_session_count():
     assert long.equals(recommend.recommend([["a", "b", "c", "d"]], top_k=5))
 
 
+def test_exclusions_count_from_the_first_track_of_a_long_session():
+    recommend = recommender()
+    session, feedback = ["e", "d", "a", "b", "a", "b"], [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    seen = recommend.recommend([session], [feedback], top_k=5, exclude_seen=True)
+    assert set(seen["item_id"]) == {"c"}
+    unskipped = recommend.recommend([session], [feedback], top_k=5)
+    assert set(unskipped["item_id"]) == {"a", "b", "c", "d"}
+
+
 def test_an_unknown_track_is_named_or_ignored():
     recommend = recommender()
     with pytest.raises(ValueError, match=r"got 'x'.*unknown='ignore'"):

@@ -3,24 +3,78 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_backbone"]
+from skipcl_lightning._checks import check_shape
+
+__all__ = ["check_backbone", "clean_input", "is_causal"]
 
 _LENGTH = 4
 
 
-def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
-    """Raise unless a backbone has the right signature and sees no track that comes later.
-
-    It is run without gradients, in evaluation mode, on two short random sessions; afterwards it is as it
-    was. A backbone with parameters on the meta device is taken on trust.
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether a backbone says that each of its outputs knows only what came before.
 
     Args:
-        backbone: Any module with ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``.
+        backbone: Any backbone.
+
+    Returns:
+        Its ``causal``; True where it has none.
+
+    Example:
+        >>> is_causal(nn.Identity())
+        True
+    """
+    return bool(getattr(backbone, "causal", True))
+
+
+def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:
+    """A backbone's input, checked, with zeros at padding.
+
+    Whatever stands at padding, NaN included, must not meet the zero weights of attention or reach a
+    gradient.
+
+    Args:
+        x: [B, L, D] floating point, the embedded tracks.
+        valid_mask: [B, L] bool, True where a real track stands.
+        max_length: The longest session that the backbone knows; None for no limit.
+
+    Returns:
+        [B, L, D].
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The shapes disagree, or L is more than ``max_length``.
+
+    Example:
+        >>> clean_input(torch.ones(1, 2, 1), torch.tensor([[True, False]])).flatten()
+        tensor([1., 0.])
+    """
+    sizes = check_shape("x", x, "B L D", floating=True)
+    check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
+    if max_length is not None and sizes["L"] > max_length:
+        raise ValueError(
+            f"`x` must have at most `max_length` = {max_length} positions, got {sizes['L']}. "
+            "Keep the latest tracks with `batch.latest(max_length)`, or build the backbone with a larger "
+            "`max_length`."
+        )
+    return torch.where(valid_mask[..., None], x, 0)
+
+
+def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
+    """Raise unless a backbone has the right signature and looks at nothing that it must not see.
+
+    A causal one must see no track that comes later (nor then padding, which stands on the right); one that
+    says ``causal = False`` must see no padding. It is run without gradients, in evaluation mode, on two
+    short random sessions; afterwards it is as it was. A backbone with parameters on the meta device is
+    taken on trust.
+
+    Args:
+        backbone: Any module with ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``, and perhaps
+            ``causal`` (True without it) and ``max_length``.
         embedding_size: D.
 
     Raises:
         TypeError: It is no module, or does not return a tensor.
-        ValueError: The output has another shape or is not finite, or an output depends on later tracks.
+        ValueError: The output has another shape or is not finite, or depends on what must not be seen.
 
     Example:
         >>> class Echo(nn.Module):
@@ -33,27 +87,30 @@ def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
     """
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"`backbone` must be a torch module, got {type(backbone).__name__}.")
-    name = type(backbone).__name__
-    if not getattr(backbone, "causal", True):
-        raise ValueError(
-            f"`backbone` must be causal, got {name} with `causal = False`. "
-            "A bidirectional one has seen the track that it should predict."
-        )
     first = next(backbone.parameters(), torch.empty(0))
     if first.is_meta:
         return
-    length = min(_LENGTH, getattr(backbone, "max_length", _LENGTH))
+    length = min(_LENGTH, getattr(backbone, "max_length", None) or _LENGTH)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, length, embedding_size, generator=generator).to(first.device)
     changed = x.clone()
     changed[:, -1] = torch.randn(2, embedding_size, generator=generator).to(first.device)
     valid_mask = torch.ones(2, length, dtype=torch.bool, device=first.device)
+    if not is_causal(backbone):
+        valid_mask[:, -1] = length == 1
     output, output_of_changed = _run(backbone, x, valid_mask), _run(backbone, changed, valid_mask)
-    if not torch.allclose(output[:, :-1], output_of_changed[:, :-1], rtol=1e-3, atol=1e-4):
+    if torch.allclose(output[:, :-1], output_of_changed[:, :-1], rtol=1e-3, atol=1e-4):
+        return
+    name = type(backbone).__name__
+    if is_causal(backbone):
         raise ValueError(
             f"`backbone` must be causal, got {name}, whose output at a track depends on later ones. "
-            "Mask what comes later: otherwise it sees the track that it should predict."
+            "Mask what comes later, or set `causal = False` on it: it is then trained by the cloze task."
         )
+    raise ValueError(
+        f"`backbone` must look at real tracks only, got {name}, whose output depends on what stands at "
+        "padding. Mask the keys where `valid_mask` is False."
+    )
 
 
 @torch.no_grad()

@@ -144,7 +144,7 @@ def _rank_held_out(module: SkipCLModule, data: SessionDataModule) -> pl.DataFram
     module.eval()
     frames = []
     for batch in data.test_dataloader():
-        ranks = target_ranks(module.session_query(batch), module.item_embedding.weight, batch.target)
+        ranks = target_ranks(module.session_query(batch), module.item_table, batch.target)
         skipped = batch.target_feedback < batch.skip_threshold
         frames.append(pl.DataFrame({"rank": ranks.numpy(), "skipped": skipped.numpy()}))
     return pl.concat(frames)

@@ -181,7 +181,12 @@ class SessionDataModule(LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[SessionBatch]:
         view = self._data.views[split]
-        dataset = SessionDataset(view, max_length=self.max_length, skip_threshold=self.skip_threshold)
+        dataset = SessionDataset(
+            view,
+            max_length=self.max_length,
+            skip_threshold=self.skip_threshold,
+            with_seen=split != "train",
+        )
         options: dict[str, Any] = {"shuffle": shuffle}
         if split != "train" and self.trainer is not None and self.trainer.world_size > 1:
             options = {

@@ -23,6 +23,8 @@ class SessionDataset(Dataset[SessionBatch]):
         view: Which part of which sessions.
         max_length: The most tracks of a session; the latest are kept.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        with_seen: Whether a batch names all tracks of its sessions so far (``seen``) where some are longer
+            than ``max_length``, so that all can be left out of the candidates.
 
     Raises:
         TypeError: A setting is no number.
@@ -40,12 +42,15 @@ class SessionDataset(Dataset[SessionBatch]):
         (tensor([[5, 3]]), tensor([4]))
     """
 
-    def __init__(self, view: SessionView, *, max_length: int, skip_threshold: float = 0.0) -> None:
+    def __init__(
+        self, view: SessionView, *, max_length: int, skip_threshold: float = 0.0, with_seen: bool = False
+    ) -> None:
         check_integer("max_length", max_length)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.view = view
         self.max_length = max_length
         self.skip_threshold = skip_threshold
+        self.with_seen = with_seen
 
     def __len__(self) -> int:
         return len(self.view)
@@ -59,11 +64,14 @@ class SessionDataset(Dataset[SessionBatch]):
             # IndexError, which also ends a plain `for` over the dataset.
             raise IndexError(f"`indices` must be below {len(self)}, got {chosen}. Count rows from 0.")
         view = self.view
-        rows = view.rows[chosen]
-        items, feedback = view.store.gather(rows, view.ends[chosen], max_length=self.max_length)
+        rows, ends = view.rows[chosen], view.ends[chosen]
+        items, feedback = view.store.gather(rows, ends, max_length=self.max_length)
         batch = SessionBatch(
             items, feedback, session_index=torch.from_numpy(rows), skip_threshold=self.skip_threshold
         )
+        longest = int(ends.max(initial=0))
+        if self.with_seen and longest > self.max_length:
+            batch = batch.replace(seen=view.store.gather(rows, ends, max_length=longest)[0])
         if not view.with_target:
             return batch
         places = view.targets[chosen]

@@ -10,7 +10,7 @@ from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import last_position, next_item_targets, score_ranks, skip_pair_mask
 from skipcl_lightning.functional.positions import TargetRule
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranks import TieRule, exclude_items
 from skipcl_lightning.metrics import session_metrics
 
 __all__ = ["Baseline", "LastItemMarkov", "Popularity", "evaluate_baseline"]
@@ -115,6 +115,7 @@ def evaluate_baseline(
     num_items: int,
     top_k: Iterable[int] = (1, 5, 10, 20),
     ties: TieRule = "pessimistic",
+    exclude_seen: bool = False,
 ) -> dict[str, float]:
     """The metrics that ``SkipCLModule`` logs, for something that is no LightningModule.
 
@@ -124,6 +125,7 @@ def evaluate_baseline(
         num_items: V.
         top_k: The cut-offs.
         ties: How ties count.
+        exclude_seen: Leave each session's tracks, but for the target, out of the candidates.
 
     Returns:
         The values of ``session_metrics`` by name.
@@ -144,8 +146,9 @@ def evaluate_baseline(
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batches` must have targets, got none. Use a validation or test loader.")
         scores = baseline.scores(batch)
+        candidates = exclude_items(scores, batch.seen_items, keep=batch.target) if exclude_seen else scores
         metrics.update(
-            ranks=score_ranks(scores[:, 1:], batch.target - 1, ties=ties),
+            ranks=score_ranks(candidates[:, 1:], batch.target - 1, ties=ties),
             target_feedback=batch.target_feedback - batch.skip_threshold,
             target_scores=scores.gather(1, batch.target[:, None]).squeeze(1),
             skip_scores=scores.gather(1, batch.items),

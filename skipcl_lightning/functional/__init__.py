@@ -1,5 +1,11 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
+from skipcl_lightning.functional.cloze import (
+    append_mask_token,
+    cloze_positives,
+    draw_cloze_mask,
+    hide_masked,
+)
 from skipcl_lightning.functional.positions import last_position, next_item_targets, next_listened
 from skipcl_lightning.functional.ranking import (
     average_precision,
@@ -21,8 +27,12 @@ from skipcl_lightning.functional.softmax import (
 from skipcl_lightning.functional.top_k import top_k_items
 
 __all__ = [
+    "append_mask_token",
     "average_precision",
+    "cloze_positives",
+    "draw_cloze_mask",
     "full_softmax_loss",
+    "hide_masked",
     "hit_rate",
     "last_position",
     "mrr",

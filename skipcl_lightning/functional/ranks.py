@@ -9,7 +9,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 
-__all__ = ["TieRule", "catalogue_scores", "score_ranks", "target_ranks"]
+__all__ = ["TieRule", "catalogue_scores", "exclude_items", "score_ranks", "target_ranks"]
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
 
@@ -167,9 +167,28 @@ def _check_catalogue(queries: Tensor, item_embeddings: Tensor, exclude: Tensor |
         )
 
 
-def _exclude(scores: Tensor, exclude: Tensor, keep: Tensor | None) -> None:
+def exclude_items(scores: Tensor, exclude: Tensor, *, keep: Tensor | None = None) -> Tensor:
+    """Scores with some items of each row put last.
+
+    Args:
+        scores: [N, C] floating point, one column an item.
+        exclude: [N, S] int64 columns that are no candidates.
+        keep: [N] int64, a column of each row that stays as it is.
+
+    Returns:
+        [N, C], -inf at what is excluded.
+
+    Example:
+        >>> exclude_items(torch.ones(1, 3), torch.tensor([[0, 2]]), keep=torch.tensor([2]))
+        tensor([[-inf, 1., 1.]])
+    """
+    return _exclude(scores.clone(), exclude, None if keep is None else keep[:, None])
+
+
+def _exclude(scores: Tensor, exclude: Tensor, keep: Tensor | None) -> Tensor:
     """Put the excluded items of ``scores`` last, in place: the cost is that of the excluded alone."""
     kept = None if keep is None else scores.gather(1, keep)
     scores.scatter_(1, exclude, -torch.inf)
     if keep is not None and kept is not None:
         scores.scatter_(1, keep, kept)
+    return scores

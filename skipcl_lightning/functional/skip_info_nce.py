@@ -29,6 +29,7 @@ def skip_info_nce(
     skip_weights: SkipWeights = "uniform",
     temperature: float | Tensor = 0.1,
     skip_threshold: float = 0.0,
+    positive_position: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Contrast of the next listened track with the skipped tracks, at each position of a session.
@@ -59,6 +60,9 @@ def skip_info_nce(
             of the way to -1 (``strength``; \|f_s\| at the default threshold).
         temperature: τ > 0; a float, or a tensor with one element when it is learned.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        positive_position: [B, L] int64, the position p(t) of the positive of each t, or -1 for none; by
+            default that of the next listened track. ``cloze_positives`` gives those of a bidirectional
+            backbone, which has seen what comes next.
         reduction: ``none`` yields one value a position, ``mean`` averages over the anchors.
 
     Returns:
@@ -81,7 +85,7 @@ def skip_info_nce(
         >>> loss.round(decimals=4)  # -log(e / (e + 1)) at the one anchor
         tensor([[0.3133, 0.0000, 0.0000]])
     """
-    _check_arguments(query, keys, items, feedback)
+    sizes = _check_arguments(query, keys, items, feedback)
     check_choice("anchors", anchors, get_args(Anchors))
     check_choice("negatives", negatives, get_args(Negatives))
     check_choice("skip_weights", skip_weights, get_args(SkipWeights))
@@ -93,7 +97,9 @@ def skip_info_nce(
     valid_mask = items != PADDING_INDEX
     skip_mask = valid_mask & (feedback < skip_threshold)
     listened_mask = valid_mask & ~skip_mask
-    positive_position = next_listened(feedback, valid_mask, skip_threshold=skip_threshold)
+    if positive_position is None:
+        positive_position = next_listened(feedback, valid_mask, skip_threshold=skip_threshold)
+    check_shape("positive_position", positive_position, "B L", sizes, dtype=torch.int64)
     positive = positive_position.clamp(min=0)
     anchor_mask = (listened_mask if anchors == "listened" else valid_mask) & (positive_position >= 0)
 
@@ -122,11 +128,11 @@ def skip_info_nce(
     return loss.sum() if reduction == "sum" else loss.sum() / anchor_mask.sum().clamp(min=1)
 
 
-def _check_arguments(query: Tensor, keys: Tensor, items: Tensor, feedback: Tensor) -> None:
+def _check_arguments(query: Tensor, keys: Tensor, items: Tensor, feedback: Tensor) -> dict[str, int]:
     sizes = check_shape("query", query, "B L D", floating=True)
     check_shape("keys", keys, "B L D", sizes, floating=True)
     check_shape("items", items, "B L", sizes, dtype=torch.int64)
-    check_shape("feedback", feedback, "B L", sizes, floating=True)
+    return check_shape("feedback", feedback, "B L", sizes, floating=True)
 
 
 def _scaled_cosine(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.functional.cloze import cloze_positives
 from skipcl_lightning.functional.skip_info_nce import Anchors, Negatives, SkipWeights, skip_info_nce
 
 __all__ = ["Query", "SkipInfoNCE"]
@@ -20,6 +21,9 @@ class SkipInfoNCE(nn.Module):
     """Pulls each position towards the next listened track and pushes it from the skipped ones.
 
     The loss that ``forward`` yields is not weighted: whoever adds it to another asks ``weight_at``.
+
+    Where the batch hides tracks from a bidirectional backbone, the anchors are hidden positions only, each
+    pulled to its own hidden track; ``query="item"`` and ``anchors="all"`` mean nothing there.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum.
@@ -108,7 +112,14 @@ class SkipInfoNCE(nn.Module):
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without anchors.
+
+        Raises:
+            ValueError: The batch hides tracks, and a setting has no meaning then.
         """
+        positive_position = None
+        if batch.cloze_mask is not None:
+            self._check_cloze()
+            positive_position = cloze_positives(batch.items, batch.listened_mask, batch.cloze_mask)
         return skip_info_nce(
             keys if self.query == "item" else query,
             keys,
@@ -119,4 +130,17 @@ class SkipInfoNCE(nn.Module):
             skip_weights=self.skip_weights,
             temperature=self.temperature,
             skip_threshold=batch.skip_threshold,
+            positive_position=positive_position,
         )
+
+    def _check_cloze(self) -> None:
+        if self.query == "item":
+            raise ValueError(
+                "`query` must be 'session' for a bidirectional backbone, got 'item'. The item at a hidden "
+                "position is the very one that it is pulled to."
+            )
+        if self.anchors == "all":
+            raise ValueError(
+                "`anchors` must be 'listened' for a bidirectional backbone, got 'all'. Only hidden tracks "
+                "that were listened to can be anchors."
+            )

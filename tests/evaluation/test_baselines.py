@@ -49,6 +49,21 @@ def test_popularity_ranks_equal_a_count_by_hand(data):
     assert results["num_listened"] == len(hits)
 
 
+def test_seen_tracks_are_left_out_save_for_the_target():
+    # By popularity 1, 2, 3, 4, 5; the first session has seen 1 and 2, and 3 before its window.
+    batch = SessionBatch(
+        torch.tensor([[1, 2], [4, 5]]),
+        torch.ones(2, 2),
+        target=torch.tensor([4, 4]),
+        target_feedback=torch.ones(2),
+        seen=torch.tensor([[3, 1, 2], [4, 5, 0]]),
+    )
+    popularity = Popularity(torch.tensor([0, 9, 8, 7, 6, 5]))
+    ranks = {"hit_rate@1": 0.5, "hit_rate@3": 0.5, "hit_rate@4": 1.0}
+    measured = evaluate_baseline(popularity, [batch], num_items=5, top_k=[1, 3, 4], exclude_seen=True)
+    assert {name: measured[name] for name in ranks} == ranks
+
+
 def test_a_track_that_nothing_followed_falls_back_on_popularity():
     sessions = SessionBatch(torch.tensor([[1, 2, 2, 3]]), torch.ones(1, 4))
     ends_on_3 = SessionBatch(torch.tensor([[3]]), torch.ones(1, 1))

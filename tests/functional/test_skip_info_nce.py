@@ -38,7 +38,7 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def slow_losses(  # noqa: C901 - the formula's loops, one inside the other, as a reader would check them
-    query, keys, items, feedback, *, anchors, negatives, skip_weights, threshold, temperature
+    query, keys, items, feedback, *, anchors, negatives, skip_weights, threshold, temperature, positives=None
 ):
     """The formula, anchor by anchor, in plain Python: {(session, position): loss}."""
     query, keys, items, feedback = (tensor.tolist() for tensor in (query, keys, items, feedback))
@@ -47,8 +47,8 @@ def slow_losses(  # noqa: C901 - the formula's loops, one inside the other, as a
         real = [t for t, item in enumerate(session) if item != 0]
         listened = [t for t in real if feedback[b][t] >= threshold]
         for t in listened if anchors == "listened" else real:
-            later = [s for s in listened if s > t]
-            if not later:
+            later = [s for s in listened if s > t] if positives is None else [positives[b][t]]
+            if not later or later[0] < 0:
                 continue
             p = later[0]
             numerator = math.exp(cosine(query[b][t], keys[b][p]) / temperature)
@@ -89,9 +89,46 @@ def test_loss_equals_the_slow_loop_in_every_switch_combination(
     assert skip_info_nce(*data, **settings).item() == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.parametrize("negatives", ["session", "past", "batch"])
+@pytest.mark.parametrize("seed", range(4))
+def test_given_positives_take_the_place_of_the_next_listened_track(negatives, seed):
+    query, keys, items, feedback = random_sessions(seed)
+    positions = torch.arange(items.shape[1]).expand_as(items)
+    # As in the cloze task: every other listened position is asked for itself.
+    asked = (items != 0) & (feedback >= 0) & (positions % 2 == 0)
+    positives = torch.where(asked, positions, -1)
+    switches = {"anchors": "listened", "negatives": negatives, "skip_weights": "uniform"}
+    expected = slow_losses(
+        query, keys, items, feedback, **switches, threshold=0, temperature=0.5, positives=positives.tolist()
+    )
+    each = skip_info_nce(
+        query,
+        keys,
+        items,
+        feedback,
+        **switches,
+        temperature=0.5,
+        positive_position=positives,
+        reduction="none",
+    )
+    for b, t in itertools.product(range(each.shape[0]), range(each.shape[1])):
+        assert each[b, t].item() == pytest.approx(expected.get((b, t), 0.0), abs=1e-6)
+
+
 def test_the_slow_loop_meets_anchors_and_masked_collisions():
     settings = {"anchors": "all", "negatives": "session", "skip_weights": "uniform", "threshold": 0.0}
     assert any(slow_losses(*random_sessions(seed), **settings, temperature=0.5) for seed in range(4))
+    own = torch.arange(7).expand(4, 7).tolist()
+    settings["anchors"] = "listened"
+    assert all(
+        any(
+            slow_losses(
+                *random_sessions(s), **{**settings, "negatives": n}, temperature=0.5, positives=own
+            ).values()
+            for s in range(4)
+        )
+        for n in ("session", "past", "batch")
+    )
     _, _, items, feedback = random_sessions(0)
     skipped, listened = (feedback < 0) & (items > 0), (feedback >= 0) & (items > 0)
     collisions = (items[:, :, None] == items[:, None]) & skipped[:, :, None] & listened[:, None]

@@ -1,0 +1,342 @@
+"""Train the backbones on a public data set with the published protocol, and print the published figures.
+
+python examples/reproduce.py ml-1m ml-1m/ratings.dat
+python examples/reproduce.py beauty beauty.txt --models [SASRec,BERT4Rec] --accelerator gpu
+python examples/reproduce.py ml-100k ml-100k/u.data --jobs 2
+
+The protocol: each user's last item is held out for test and the one before for validation; the target is
+ranked among the whole catalogue less what the user has seen; users and items of fewer than 5 rows are left
+out; all ratings count alike. Training stops once NDCG@10 on validation has not risen for some epochs, and
+the best epoch is tested. No skip head takes part, since these data have no skips.
+"""
+
+import logging
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import BERT4Rec, Caser, ESASRec, GRU4Rec, HFBackbone, NextItNet, SASRec
+from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate_baseline
+from skipcl_lightning.heads import SampledSoftmax
+
+EMBEDDING_SIZE = 64
+METRICS = ("hit_rate@10", "ndcg@10")
+MAX_LENGTH = {"ml-100k": 200, "ml-1m": 200, "beauty": 50}
+
+Dataset = Literal["ml-100k", "ml-1m", "beauty"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A backbone and how it is trained.
+
+    Args:
+        backbone: From the longest session to the backbone.
+        loss: The next-item loss; the full softmax if None.
+        published: By data set, HitRate@10 and NDCG@10 of a paper that follows this protocol.
+        settings: Of `SkipCLModule`.
+    """
+
+    backbone: Callable[[int], nn.Module]
+    loss: Callable[[], nn.Module] | None = None
+    published: Any = None
+    settings: Any = None
+
+
+# Published: Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602, and the sizes of its SASRec: 2 blocks, 1
+# head, dropout 0.1. Other settings are the papers' own, save for dropout where a paper's data are larger.
+CONFIGURATIONS = {
+    "GRU4Rec": Configuration(
+        lambda _: GRU4Rec(EMBEDDING_SIZE, embedding_dropout=0.2, hidden_dropout=0.2),
+        published={"ml-1m": (0.2811, 0.1648)},
+    ),
+    "Caser": Configuration(lambda _: Caser(EMBEDDING_SIZE, dropout=0.2)),
+    "NextItNet": Configuration(lambda _: NextItNet(EMBEDDING_SIZE, dilations=(1, 4, 1, 4))),
+    "SASRec": Configuration(
+        lambda length: SASRec(EMBEDDING_SIZE, max_length=length, dropout=0.1),
+        published={"ml-1m": (0.3152, 0.1821)},
+    ),
+    "SASRec-sampled": Configuration(
+        lambda length: SASRec(EMBEDDING_SIZE, max_length=length, dropout=0.1),
+        loss=lambda: SampledSoftmax(3000),
+        published={"ml-1m": (0.3159, 0.1857)},
+    ),
+    "ESASRec": Configuration(
+        lambda length: ESASRec(EMBEDDING_SIZE, max_length=length, dropout=0.1),
+        loss=lambda: SampledSoftmax(256),
+    ),
+    "BERT4Rec": Configuration(
+        lambda length: BERT4Rec(EMBEDDING_SIZE, max_length=length, dropout=0.1),
+        published={"ml-1m": (0.2843, 0.1537)},
+    ),
+    "GPT-2": Configuration(
+        lambda length: HFBackbone(
+            {
+                "model_type": "gpt2",
+                "n_embd": EMBEDDING_SIZE,
+                "n_layer": 2,
+                "n_head": 2,
+                "n_positions": length,
+            },
+            causal=True,
+        )
+    ),
+    "BERT": Configuration(
+        lambda length: HFBackbone(
+            {
+                "model_type": "bert",
+                "hidden_size": EMBEDDING_SIZE,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 4 * EMBEDDING_SIZE,
+                "max_position_embeddings": length,
+            },
+            causal=False,
+        )
+    ),
+}
+
+
+def read_interactions(dataset: Dataset, path: Path) -> pl.LazyFrame:
+    """Read a data set's usual file as a canonical table, every row as listened to.
+
+    Args:
+        dataset: `ml-100k` (`u.data`, or a Parquet file with user_id, item_id and timestamp), `ml-1m`
+            (`ratings.dat`), or `beauty` (lines of "user item" in the order of time).
+        path: The file.
+
+    Returns:
+        One session a user; rows of one time stay in the order of the file.
+    """
+    if dataset == "beauty":
+        lines = pl.scan_csv(path, separator=" ", has_header=False, new_columns=["session_id", "item_id"])
+        time = pl.int_range(pl.len()).alias("timestamp")
+        return lines.select("session_id", "item_id", time, pl.lit(1.0).alias("feedback"))
+    if dataset == "ml-1m":
+        # "user::item::rating::time"; a separator of two characters is none that polars knows.
+        lines = pl.scan_csv(path, separator="\n", has_header=False, new_columns=["line"])
+        fields = pl.col("line").str.split_exact("::", 3).struct
+        columns = {"session_id": 0, "item_id": 1, "timestamp": 3}
+        return lines.select(
+            *(fields[place].cast(pl.Int64).alias(name) for name, place in columns.items()),
+            pl.lit(1.0).alias("feedback"),
+        )
+    if path.suffix == ".parquet":
+        table = pl.scan_parquet(path).rename({"user_id": "session_id"})
+    else:
+        names = ["session_id", "item_id", "rating", "timestamp"]
+        table = pl.scan_csv(path, separator="\t", has_header=False, new_columns=names)
+    return table.select("session_id", "item_id", "timestamp", pl.lit(1.0).alias("feedback"))
+
+
+def make_data(dataset: Dataset, path: Path, batch_size: int) -> SessionDataModule:
+    """The data of the published protocol."""
+    return SessionDataModule(
+        read_interactions(dataset, path),
+        batch_size=batch_size,
+        max_length=MAX_LENGTH[dataset],
+        min_session_length=5,
+        min_item_count=5,
+    )
+
+
+def run(
+    name: str,
+    seed: int,
+    *,
+    dataset: Dataset,
+    path: Path,
+    epochs: int,
+    patience: int,
+    batch_size: int,
+    learning_rate: float,
+    accelerator: str,
+    threads: int,
+) -> dict[str, float]:
+    """Train and test one model with one seed, in a process of its own.
+
+    Returns:
+        The test metrics, the epochs trained, seconds and the peak of memory in MiB.
+    """
+    torch.set_num_threads(threads)
+    # Lines on devices and limits, from each process anew.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    seed_everything(seed, verbose=False)
+    started = time.perf_counter()
+    data = make_data(dataset, path, batch_size)
+    configuration = CONFIGURATIONS[name]
+    module = SkipCLModule(
+        configuration.backbone(MAX_LENGTH[dataset]),
+        None,
+        num_items=data.num_items,
+        embedding_size=EMBEDDING_SIZE,
+        next_item_loss=None if configuration.loss is None else configuration.loss(),
+        exclude_seen=True,
+        top_k=(1, 5, 10, 20),
+        learning_rate=learning_rate,
+        **(configuration.settings or {}),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        best = ModelCheckpoint(dirpath=folder, monitor="val/ndcg@10", mode="max")
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[best, EarlyStopping("val/ndcg@10", mode="max", patience=patience)],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, data)
+        measured = trainer.test(module, data, ckpt_path="best", weights_only=True, verbose=False)[0]
+    result = {metric: measured[f"test/{metric}"] for metric in METRICS}
+    result["epochs"] = trainer.current_epoch
+    result["seconds"] = time.perf_counter() - started
+    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        result["memory"] = torch.cuda.max_memory_allocated() / 2**20
+    return result
+
+
+def reproduce(
+    dataset: Dataset,
+    path: Path,
+    *,
+    models: Sequence[str] = (),
+    seeds: int = 3,
+    epochs: int = 200,
+    patience: int = 20,
+    batch_size: int = 128,
+    learning_rate: float = 0.001,
+    accelerator: str = "auto",
+    jobs: int = 1,
+) -> None:
+    """Train models on a data set and print them beside the baselines and the published figures.
+
+    Args:
+        dataset: Which data set the file is.
+        path: Its usual file: `u.data`, `ratings.dat`, or a text file of "user item" lines in time order.
+        models: Names of configurations; by default all that fit the catalogue.
+        seeds: Runs of each model.
+        epochs: The most epochs of a run.
+        patience: Epochs without a better validation after which a run ends.
+        batch_size: Sessions in a batch.
+        learning_rate: AdamW's.
+        accelerator: Lightning's.
+        jobs: Runs at once, each in a process with its share of the cores.
+    """
+    unknown = sorted(set(models) - set(CONFIGURATIONS))
+    if unknown:
+        raise ValueError(f"`models` must be among {', '.join(CONFIGURATIONS)}, got {', '.join(unknown)}.")
+    console = Console()
+    data = make_data(dataset, path, batch_size)
+    console.print(str(data.drop_report))
+    results = {name: [measured] for name, measured in measure_baselines(data).items()}
+    names = list(models) or [name for name in CONFIGURATIONS if fits(name, data.num_items)]
+    settings = {
+        "dataset": dataset,
+        "path": path,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "accelerator": accelerator,
+        "threads": max(1, torch.get_num_threads() // jobs),
+    }
+    # A process for each run, since the peak of memory is a process's.
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Progress(console=console) as progress,
+        ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool,
+    ):
+        task = progress.add_task("Training", total=len(names) * seeds)
+        runs = {
+            pool.submit(run, name, seed, **settings): (name, seed) for name in names for seed in range(seeds)
+        }
+        for future in as_completed(runs):
+            name, seed = runs[future]
+            measured = future.result()
+            results.setdefault(name, []).append(measured)
+            found = ", ".join(f"{metric} {measured[metric]:.4f}" for metric in METRICS)
+            console.print(f"{name}, seed {seed}: {found}, {measured['seconds']:.0f} s")
+            progress.advance(task)
+    console.print(make_table(dataset, results))
+    console.print(describe_order(results))
+
+
+def fits(name: str, num_items: int) -> bool:
+    """Whether a configuration's sampled softmax has fewer negatives than there are items."""
+    loss = CONFIGURATIONS[name].loss
+    return loss is None or loss().num_negatives < num_items
+
+
+def measure_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
+    """Popularity and last-item Markov, under the same protocol."""
+    baselines = {
+        "Popularity": Popularity(data.item_counts),
+        "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
+    }
+    return {
+        name: evaluate_baseline(baseline, data.test_dataloader(), num_items=data.num_items, exclude_seen=True)
+        for name, baseline in baselines.items()
+    }
+
+
+def make_table(dataset: Dataset, results: dict[str, list[dict[str, float]]]) -> Table:
+    """Ours as mean ± standard deviation over seeds, and what was published."""
+    table = Table(title=f"{dataset}: test, whole catalogue, seen items left out")
+    for column in ("", "HR@10", "published", "NDCG@10", "published", "epochs", "seconds", "MiB"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, runs in results.items():
+        configuration = CONFIGURATIONS.get(name)
+        published = ((configuration and configuration.published) or {}).get(dataset)
+        cells = [name]
+        for place, metric in enumerate(METRICS):
+            cells.append(spread([measured[metric] for measured in runs], ".4f"))
+            cells.append("" if published is None else f"{published[place]:.4f}")
+        cells += [
+            spread([measured[quantity] for measured in runs], ".0f") if quantity in runs[0] else ""
+            for quantity in ("epochs", "seconds", "memory")
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """A mean, and a standard deviation where there are several values."""
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
+
+
+def describe_order(results: dict[str, list[dict[str, float]]]) -> str:
+    """Whether popularity is below Markov, and Markov below every neural model, by NDCG@10."""
+    means = {name: statistics.mean(run["ndcg@10"] for run in runs) for name, runs in results.items()}
+    wrong = [] if means["Popularity"] < means["Markov"] else ["Markov is not above popularity"]
+    neural = [name for name in results if name in CONFIGURATIONS]
+    wrong += [f"{name} is not above Markov" for name in neural if means[name] <= means["Markov"]]
+    expected = "popularity < Markov < neural, by NDCG@10"
+    return f"The usual order holds: {expected}." if not wrong else f"Not {expected}: {'; '.join(wrong)}."
+
+
+if __name__ == "__main__":
+    auto_cli(reproduce)

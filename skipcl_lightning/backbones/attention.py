@@ -1,0 +1,164 @@
+"""What the Transformers among the backbones share: attention, residual blocks and learned positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_integer, check_number
+
+__all__ = ["ResidualBlock", "SelfAttention", "check_transformer", "feed_forward", "key_mask"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a session to itself.
+
+    Args:
+        size: D, divisible by ``num_heads``.
+        num_heads: Heads.
+        dropout: Share of attention weights dropped, in [0, 1).
+        causal: Whether each position sees only itself and what came before.
+    """
+
+    def __init__(self, size: int, *, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.output = nn.Linear(size, size)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [B, L, D].
+            mask: [B, 1, 1, L] bool, True where a position may be seen; None if causal, where whatever
+                stands after a position, padding included, is out of sight anyway.
+
+        Returns:
+            [B, L, D].
+        """
+        query, key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, L, D / heads]
+            for part in self.query_key_value(x).chunk(3, dim=2)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
+        )
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # [B, L, D]
+        return output
+
+
+class ResidualBlock(nn.Module):
+    """Attention and a feed-forward network, each with a residual connection, dropout and a norm.
+
+    Args:
+        attention: Of size D.
+        feed_forward: [B, L, D] to [B, L, D].
+        size: D.
+        dropout: Share of units dropped behind each of the two, in [0, 1).
+        norm_first: Whether the norms stand before the two, and leave the residual path free, or behind
+            each sum.
+    """
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        feed_forward: nn.Module,
+        size: int,
+        *,
+        dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.attention_norm = nn.LayerNorm(size)
+        self.feed_forward_norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, L, D] to [B, L, D]; ``mask`` as for :class:`SelfAttention`."""
+        output: Tensor
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+            output = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+            output = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return output
+
+
+def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
+    """The point-wise network of a block: two linear maps around an activation.
+
+    Args:
+        size: D.
+        hidden_size: The width between the two.
+        activation: What stands there.
+        dropout: Share of hidden units dropped, in [0, 1).
+
+    Returns:
+        [B, L, D] to [B, L, D].
+
+    Example:
+        >>> feed_forward(8, 16, nn.GELU())(torch.zeros(1, 2, 8)).shape
+        torch.Size([1, 2, 8])
+    """
+    return nn.Sequential(
+        nn.Linear(size, hidden_size), activation, nn.Dropout(dropout), nn.Linear(hidden_size, size)
+    )
+
+
+def key_mask(valid_mask: Tensor) -> Tensor:
+    """Which positions a bidirectional backbone may look at.
+
+    Args:
+        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+
+    Returns:
+        [B, 1, 1, L] bool: real positions, and the first one in any case, since attention to nothing is NaN.
+
+    Example:
+        >>> key_mask(torch.tensor([[True, True, False], [False, False, False]]))[:, 0, 0]
+        tensor([[ True,  True, False],
+                [ True, False, False]])
+    """
+    first = torch.arange(valid_mask.shape[1], device=valid_mask.device) == 0
+    return (valid_mask | first)[:, None, None, :]
+
+
+def check_transformer(
+    *, embedding_size: int, max_length: int, num_layers: int, num_heads: int, dropout: float
+) -> None:
+    """Raise unless the settings that all Transformers have are right.
+
+    Args:
+        embedding_size: D, divisible by ``num_heads``.
+        max_length: The longest session.
+        num_layers: Blocks.
+        num_heads: Attention heads a block.
+        dropout: Share of units dropped, in [0, 1).
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> check_transformer(embedding_size=8, max_length=50, num_layers=1, num_heads=3, dropout=0.1)
+        Traceback (most recent call last):
+            ...
+        ValueError: `embedding_size` must be divisible by `num_heads`, got 8 and 3. ...
+    """
+    check_integer("embedding_size", embedding_size)
+    check_integer("max_length", max_length)
+    check_integer("num_layers", num_layers)
+    check_integer("num_heads", num_heads)
+    check_number("dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+    if embedding_size % num_heads:
+        raise ValueError(
+            f"`embedding_size` must be divisible by `num_heads`, got {embedding_size} and {num_heads}. "
+            "Each head takes an equal share."
+        )

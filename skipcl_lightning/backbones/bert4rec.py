@@ -1,0 +1,108 @@
+"""BERT4Rec: bidirectional self-attention, trained to fill in hidden tracks."""
+
+import torch
+from torch import Tensor, nn
+
+from skipcl_lightning._settings import records_settings
+from skipcl_lightning.backbones.attention import (
+    ResidualBlock,
+    SelfAttention,
+    check_transformer,
+    feed_forward,
+    key_mask,
+)
+from skipcl_lightning.backbones.contract import clean_input
+
+__all__ = ["BERT4Rec"]
+
+
+class BERT4Rec(nn.Module):
+    """Transformer blocks in which each position sees the whole session, trained by the cloze task.
+
+    ``SkipCLModule`` hides tracks behind a mask token while it trains, and asks for the next track by a mask
+    token behind the session's last one; so of a session as long as ``max_length`` the earliest track gives
+    way to the token there.
+
+    Args:
+        embedding_size: D, divisible by ``num_heads``; the paper has 64 (and others, from 16 to 256).
+        max_length: The longest session, the mask token included. The paper has 200 for MovieLens-1M and 50
+            for sparser data.
+        num_layers: Blocks.
+        num_heads: Attention heads a block.
+        dropout: Share of units dropped, in [0, 1): at the input, in attention, and behind both sublayers.
+            0.2 is the authors' setting for MovieLens-1M.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range.
+
+    Reference:
+        Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
+        Transformer, CIKM 2019, arXiv 1904.06690. As in BERT and in the authors' code, a layer norm stands
+        behind the sum of item and position, and behind the last non-linear map. Scores have no bias a item:
+        recommendations are nearest neighbours of z_t in the item table.
+
+    Example:
+        >>> backbone = BERT4Rec(embedding_size=8, max_length=5)
+        >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
+        torch.Size([2, 3, 8])
+    """
+
+    causal = False
+
+    @records_settings
+    def __init__(
+        self,
+        embedding_size: int = 64,
+        *,
+        max_length: int = 50,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        check_transformer(
+            embedding_size=embedding_size,
+            max_length=max_length,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            dropout=dropout,
+        )
+        self.max_length = max_length
+        self.positions = nn.Parameter(torch.randn(max_length, embedding_size) * 0.02)
+        self.input_norm = nn.LayerNorm(embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                SelfAttention(embedding_size, num_heads=num_heads, dropout=dropout, causal=False),
+                feed_forward(embedding_size, 4 * embedding_size, nn.GELU()),
+                embedding_size,
+                dropout=dropout,
+                norm_first=False,
+            )
+            for _ in range(num_layers)
+        )
+        self.output = nn.Sequential(
+            nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.LayerNorm(embedding_size)
+        )
+
+    def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
+        """What each position of the session should hold.
+
+        Args:
+            x: [B, L, D] floating point, the embedded tracks, with the mask token's vector in place of what
+                is asked for.
+            valid_mask: [B, L] bool, True where a real track or a mask token stands; padding is on the right.
+
+        Returns:
+            [B, L, D], zero at padding.
+
+        Raises:
+            ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
+        """
+        x = clean_input(x, valid_mask, max_length=self.max_length)
+        x = self.dropout(self.input_norm(x + self.positions[: x.shape[1]]))
+        mask = key_mask(valid_mask)
+        for block in self.blocks:
+            x = block(x, mask)
+        return torch.where(valid_mask[..., None], self.output(x), 0)

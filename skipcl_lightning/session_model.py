@@ -1,0 +1,217 @@
+"""Item table and backbone: what turns sessions into queries that score the whole catalogue."""
+
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._settings import Part, build_part
+from skipcl_lightning.backbones import BACKBONES, check_backbone, is_causal
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.checkpoint import WholeCheckpoint
+from skipcl_lightning.functional import (
+    append_mask_token,
+    draw_cloze_mask,
+    hide_masked,
+    last_position,
+    next_item_targets,
+)
+from skipcl_lightning.functional.positions import TargetRule
+
+__all__ = ["SessionModel"]
+
+MASK_PROBABILITY = 0.2
+LAST_MASK_PROBABILITY = 0.1
+
+
+class SessionModel(WholeCheckpoint):
+    """One table of items, inputs and candidates alike, and a backbone over it.
+
+    A causal backbone's output after each track is asked for what comes next. A bidirectional one has seen
+    that: while it is trained, tracks are hidden behind a mask token and asked for in their place (the cloze
+    task); what comes next is asked for by a mask token behind the session's last track. Either way the
+    backbone gets the latest ``backbone.max_length`` positions, where it has such a limit.
+
+    Args:
+        backbone: As for ``SkipCLModule``, like all others.
+        num_items: V.
+        embedding_size: D.
+        target_rule: Which tracks are asked for.
+        feedback_input: Whether the backbone sees the feedback.
+        mask_probability: How likely a track is hidden.
+        last_mask_probability: How likely only the last one is.
+
+    Raises:
+        TypeError: A part or setting has the wrong type.
+        ValueError: A setting is out of range or has no use, or the backbone does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Part | None,
+        *,
+        num_items: int,
+        embedding_size: int,
+        target_rule: TargetRule,
+        feedback_input: bool,
+        mask_probability: float | None,
+        last_mask_probability: float | None,
+    ) -> None:
+        super().__init__()
+        check_integer("num_items", num_items, minimum=2)
+        check_integer("embedding_size", embedding_size)
+        check_choice("target_rule", target_rule, get_args(TargetRule))
+        # Before the backbone is built, since `build_backbone` reads a subclass's settings from them.
+        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
+        self.num_items = num_items
+        self.embedding_size = embedding_size
+        self.target_rule: TargetRule = target_rule
+        self.builds_backbone = backbone is None
+        self.backbone = (
+            self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES)
+        )
+        check_backbone(self.backbone, embedding_size)
+        self.causal = is_causal(self.backbone)
+        self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
+        self.last_mask_probability = self._cloze_setting(
+            "last_mask_probability", last_mask_probability, LAST_MASK_PROBABILITY
+        )
+        # The mask token's row stands behind the items'.
+        rows = num_items + (1 if self.causal else 2)
+        self.item_embedding = nn.Embedding(rows, embedding_size, padding_idx=PADDING_INDEX)
+        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
+        self.feedback_embedding = nn.Linear(2, embedding_size, bias=False) if feedback_input else None
+
+    def build_backbone(self) -> nn.Module:
+        """The backbone where none is passed: override it, and checkpoints load without arguments.
+
+        Returns:
+            The backbone; ``self.hparams`` holds the settings of the subclass as well.
+
+        Raises:
+            ValueError: It is not overridden.
+        """
+        raise ValueError("`backbone` must be given, got None. Pass a module, or override `build_backbone`.")
+
+    @property
+    def item_table(self) -> Tensor:
+        """[V + 1, D], the candidates: row 0 is padding; a mask token is no candidate."""
+        return self.item_embedding.weight[: self.num_items + 1]
+
+    def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        """What the backbone sees of each track.
+
+        Args:
+            batch: B sessions, without what is hidden from a bidirectional backbone.
+            keys: [B, L, D] the embeddings of their items.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.feedback_embedding is None:
+            return keys
+        signed = torch.stack(
+            [batch.feedback.clamp(min=0), (-batch.feedback).clamp(min=0)], dim=2
+        )  # [B, L, 2]
+        embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
+        return embedded
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        """What the backbone makes of each position.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, L, D] in the space of the item table; of the latest ``backbone.max_length`` positions if L
+            is more. From a causal backbone the session as known after each track; from a bidirectional one
+            what each position should hold.
+        """
+        batch = self._shorten(batch)
+        return self.encode(batch, self.item_embedding(batch.items))
+
+    def session_query(self, batch: SessionBatch) -> Tensor:
+        """The sessions as known after all their tracks.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, D], whose inner products with the item table are the scores. A row without a track yields
+            zeros, or what a mask token alone stands for.
+        """
+        if not self.causal:
+            batch = append_mask_token(batch, self._mask_index)
+        batch = self._shorten(batch)
+        return last_position(self(batch), batch.valid_mask)
+
+    def prepare_training(self, batch: SessionBatch) -> SessionBatch:
+        """The batch that is learned from.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            The latest positions that the backbone can take; for a bidirectional one with a ``cloze_mask``
+            drawn anew, over the tracks that ``target_rule`` lets be targets.
+        """
+        batch = self._shorten(batch)
+        if self.causal:
+            return batch
+        mask = draw_cloze_mask(
+            batch.listened_mask if self.target_rule == "next_listened" else batch.valid_mask,
+            probability=self.mask_probability,
+            last_probability=self.last_mask_probability,
+        )
+        return batch.replace(cloze_mask=mask)
+
+    def encode(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        """What the backbone makes of a batch that is short enough.
+
+        Args:
+            batch: B sessions.
+            keys: [B, L, D] the embeddings of their items, hidden ones included.
+
+        Returns:
+            [B, L, D].
+        """
+        visible = hide_masked(batch, self._mask_index)
+        if visible is not batch:
+            keys = self.item_embedding(visible.items)
+        output: Tensor = self.backbone(self.embed(visible, keys), visible.valid_mask)
+        return output
+
+    def targets(self, batch: SessionBatch) -> Tensor:
+        """The item that each position is asked for.
+
+        Args:
+            batch: B sessions, from ``prepare_training``.
+
+        Returns:
+            [B, L] int64 in 0..V; 0 where nothing is asked for.
+        """
+        if batch.cloze_mask is not None:
+            return torch.where(batch.cloze_mask, batch.items, PADDING_INDEX)
+        return next_item_targets(
+            batch.items, batch.feedback, rule=self.target_rule, skip_threshold=batch.skip_threshold
+        )
+
+    @property
+    def _mask_index(self) -> int:
+        return self.num_items + 1
+
+    def _shorten(self, batch: SessionBatch) -> SessionBatch:
+        max_length = getattr(self.backbone, "max_length", None)
+        return batch if max_length is None else batch.latest(max_length)
+
+    def _cloze_setting(self, name: str, value: float | None, default: float) -> float:
+        if value is None:
+            return default
+        if self.causal:
+            raise ValueError(
+                f"`{name}` must be None for a causal backbone, got {value!r}. Nothing is hidden from "
+                f"{type(self.backbone).__name__}, which sees no later track anyway."
+            )
+        check_number(name, value, minimum=0, maximum=1, open_minimum=name == "mask_probability")
+        return value
