@@ -9,8 +9,9 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import last_position, next_item_targets, score_ranks, skip_pair_mask
+from skipcl_lightning.functional.catalogue import exclude_items
 from skipcl_lightning.functional.positions import TargetRule
-from skipcl_lightning.functional.ranks import TieRule, exclude_items
+from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.metrics import session_metrics
 
 __all__ = ["Baseline", "LastItemMarkov", "Popularity", "evaluate_baseline"]

@@ -1,15 +1,22 @@
 """The rank of a target among all items: what every metric is computed from."""
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.catalogue import check_catalogue
+from skipcl_lightning.functional.counting import count_where
 
-__all__ = ["TieRule", "catalogue_scores", "exclude_items", "score_ranks", "target_ranks"]
+__all__ = ["TieRule", "full_precision", "score_ranks", "target_ranks"]
+
+# More queries at once make a block too narrow for a fast product.
+_MOST_ROWS = 1024
+_MOST_FACTORS = 2**22
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
 
@@ -44,14 +51,13 @@ def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic"
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     own = scores.gather(1, target[:, None])  # [N, 1]
-    ranks = sizes["C"] - (scores < own).sum(dim=1)
-    if ties == "pessimistic":
-        return ranks
+    below = count_where(torch.lt, scores, own)
     # A NaN equals nothing, not even itself.
-    others = ((scores == own).sum(dim=1) - 1).clamp(min=0)
-    return ranks - others if ties == "optimistic" else ranks - others.float() / 2
+    tied = (count_where(torch.eq, scores, own) - 1).clamp(min=0) if ties != "pessimistic" else None
+    return _rank(sizes["C"], below, tied, ties)
 
 
+@torch.no_grad()
 def target_ranks(
     queries: Tensor,
     item_embeddings: Tensor,
@@ -59,12 +65,21 @@ def target_ranks(
     *,
     exclude: Tensor | None = None,
     ties: TieRule = "pessimistic",
-    chunk_size: int = 2**24,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """Rank of each query's target among the whole catalogue, by inner product.
+    r"""Rank of each query's target among the whole catalogue, by inner product.
 
-    The target's score is read from the same product as its competitors' (see ``catalogue_scores``), so that
-    a collapsed table, whose rows are all equal, ranks every target last.
+    Scores are inner products in float64, rounded to float32, and compared as such: a collapsed table,
+    whose rows are all equal, ranks every target last.
+
+    The table is streamed in float32, a block of queries and items at a time. A float32 product is off by
+    at most
+
+    .. math:: (D + 16) \cdot 2^{-24} \cdot \lVert q \rVert \cdot \max_i \lVert e_i \rVert,
+
+    so only where an item of the block comes as near to the target as that is the query's part of the block
+    computed anew in float64. Memory is that of two blocks. What is excluded is scored apart, at a cost of
+    O(N·S·D).
 
     Args:
         queries: [N, D] floating point.
@@ -73,14 +88,19 @@ def target_ranks(
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing, and the target is
             never excluded, since a track may repeat.
         ties: How a tie counts, as in ``score_ranks``.
-        chunk_size: The most scores held at once, at least one query's.
+        chunk_size: The most scores held at once; 2^20 on a CPU, whose cache they should fit, and 2^24
+            elsewhere, if None.
 
     Returns:
-        [N] ranks in 1..V: int64, or float32 for ``mean``.
+        [N] ranks in 1..V: int64, or float32 for ``mean``. A target whose score is NaN ranks V.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree or a setting is out of range.
+
+    Reference:
+        The bound on the error: Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002,
+        section 3.1, doi 10.1137/1.9780898718027.
 
     Example:
         >>> table = torch.tensor([[9.0], [1.0], [3.0], [2.0]])
@@ -90,105 +110,145 @@ def target_ranks(
         tensor([1])
     """
     check_choice("ties", ties, get_args(TieRule))
-    sizes = check_shape("queries", queries, "N D", floating=True)
+    sizes = check_catalogue(queries, item_embeddings, exclude)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
-    ranks = [queries.new_empty(0, dtype=torch.float32 if ties == "mean" else torch.int64)]
-    for rows, scores in catalogue_scores(
-        queries, item_embeddings, exclude=exclude, keep=target, chunk_size=chunk_size
-    ):
-        ranks.append(score_ranks(scores[:, 1:], target[rows] - 1, ties=ties))
-    return torch.cat(ranks)
-
-
-@torch.no_grad()
-def catalogue_scores(
-    queries: Tensor,
-    item_embeddings: Tensor,
-    *,
-    exclude: Tensor | None = None,
-    keep: Tensor | None = None,
-    chunk_size: int = 2**24,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Inner products of the queries with every item, some queries at a time.
-
-    Products are taken in float64 and returned in float32. A float32 product rounds equal rows of the
-    table differently at the edges of its blocks, which would let a collapsed table rank first instead of
-    last. (On MPS, which has no float64, they are taken in float32.)
-
-    Args:
-        queries: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding.
-        exclude: [N, S] int64 items in 0..V that score -inf; 0 excludes nothing.
-        keep: [N] int64, an item of each query that is never excluded.
-        chunk_size: The most scores held at once, at least one query's.
-
-    Yields:
-        The slice of queries, and their [rows, V + 1] float32 scores, one column an item index, that of
-        padding -inf. The next chunk overwrites them.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree, the catalogue is empty or ``chunk_size`` is below 1.
-
-    Example:
-        >>> table = torch.tensor([[9.0], [1.0], [3.0]])
-        >>> chunks = catalogue_scores(torch.tensor([[1.0], [2.0]]), table, chunk_size=3)
-        >>> [scores.tolist() for _, scores in chunks]
-        [[[-inf, 1.0, 3.0]], [[-inf, 2.0, 6.0]]]
-    """
-    _check_catalogue(queries, item_embeddings, exclude)
+    if chunk_size is None:
+        chunk_size = 2**20 if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
-    wide = torch.float32 if queries.device.type == "mps" else torch.float64
-    table = item_embeddings.to(wide).T  # [D, V + 1]
-    step = max(1, chunk_size // len(item_embeddings))
-    # Fresh memory for every product would take longer than the product.
-    products = table.new_empty(min(step, len(queries)), len(item_embeddings))
-    narrow = torch.empty_like(products, dtype=torch.float32)
-    for start in range(0, len(queries), step):
-        rows = slice(start, min(start + step, len(queries)))
-        length = rows.stop - rows.start
-        torch.mm(queries[rows].to(wide), table, out=products[:length])  # with `out`, autocast stays away
-        scores = narrow[:length].copy_(products[:length])  # [rows, V + 1]
-        scores[:, PADDING_INDEX] = -torch.inf
-        if exclude is not None:
-            _exclude(scores, exclude[rows], None if keep is None else keep[rows, None])
-        yield rows, scores
-
-
-def _check_catalogue(queries: Tensor, item_embeddings: Tensor, exclude: Tensor | None) -> None:
-    sizes = check_shape("queries", queries, "N D", floating=True)
-    check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    candidates = item_embeddings[PADDING_INDEX + 1 :]
+    own, _ = _multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
+    with full_precision(queries.device):
+        below, tied = _count_catalogue(queries, candidates, own, chunk_size)
     if exclude is not None:
-        check_shape("exclude", exclude, "N S", sizes, dtype=torch.int64)
-    if len(item_embeddings) < 2:
-        raise ValueError(
-            f"`item_embeddings` must have at least 2 rows, got {len(item_embeddings)}. "
-            "Row 0 is padding; the items' rows follow it."
+        excluded_below, excluded_tied, excluded = _count_excluded(
+            queries, item_embeddings, own, target, exclude
         )
+        # They stand behind all candidates; behind a target that is NaN stands nothing.
+        below = below - excluded_below + torch.where(own.isnan().squeeze(1), 0, excluded)
+        tied = tied - excluded_tied
+    return _rank(len(candidates), below, (tied - 1).clamp(min=0), ties)
 
 
-def exclude_items(scores: Tensor, exclude: Tensor, *, keep: Tensor | None = None) -> Tensor:
-    """Scores with some items of each row put last.
+def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:
+    """[N] ranks from the number of items below each target, and of others that tie with it."""
+    ranks = num_items - below
+    if ties == "mean" and tied is not None:
+        return ranks - tied.float() / 2
+    return ranks if ties == "pessimistic" or tied is None else ranks - tied
+
+
+def _count_catalogue(
+    queries: Tensor, candidates: Tensor, own: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """[N] and [N] int64: how many candidates lie below each query's own score, and how many equal it."""
+    num_queries = len(queries)
+    below, tied = (torch.zeros(num_queries, dtype=torch.int64, device=queries.device) for _ in range(2))
+    height = max(1, min(num_queries, _MOST_ROWS, chunk_size))
+    width = max(1, min(len(candidates), chunk_size // height))
+    narrow, own_score = queries.float(), own.float()  # [N, D], [N, 1]
+    norms = narrow.norm(dim=1, keepdim=True)
+    products = narrow.new_empty(height, width)
+    for left in range(0, len(candidates), width):
+        items = candidates[left : left + width].float()  # [width, D]
+        margin = _error_bound(norms, items)
+        low, high = own_score - margin, own_score + margin
+        for top in range(0, num_queries, height):
+            rows = slice(top, top + height)
+            part = products[: len(narrow[rows]), : len(items)]
+            torch.mm(narrow[rows], items.T, out=part)  # with `out`, autocast stays away
+            surely_below = count_where(torch.lt, part, low[rows])
+            not_above = count_where(torch.le, part, high[rows])
+            below[rows] += surely_below
+            unsure = (not_above != surely_below).nonzero().squeeze(1) + top  # few rows, in most blocks
+            if len(unsure):
+                exact = _compare(queries[unsure], candidates[left : left + width], own[unsure])
+                below[unsure] += exact[0] - surely_below[unsure - top]
+                tied[unsure] += exact[1]
+    return below, tied
+
+
+def _error_bound(norms: Tensor, items: Tensor) -> Tensor:
+    """[N, 1]: how far a float32 product of a query and one of the items is off at most."""
+    size = items.shape[1]
+    # Products of what is not finite are exact: infinite, or NaN.
+    longest = items.norm(dim=1).nan_to_num(nan=0.0, posinf=0.0).max()
+    bound: Tensor = (size + 16) * 2.0**-24 * norms * longest + size * torch.finfo(torch.float32).tiny
+    return bound.nan_to_num(nan=0.0, posinf=0.0)
+
+
+def _compare(queries: Tensor, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] and [N] int64: how many items lie below, and how many tie, by products in float64."""
+    queries, items = (tensor.to(own.dtype) for tensor in (queries, items))
+    norms = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [N, items]
+    return _count_scores(queries @ items.T, own, norms, queries.shape[1])
+
+
+def _count_scores(
+    scores: Tensor, own: Tensor, norms: Tensor, size: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """How many of the [N, C] scores lie below ``own`` [N, 1] in float32, and how many tie with it.
+
+    ``norms`` [N, C] are the products of the vectors' lengths, ``size`` is D. Sums of one product in another
+    order are one score: without that, equal rows of the table might round apart.
+    """
+    rounding = (size * torch.finfo(scores.dtype).eps * norms).nan_to_num(nan=0.0, posinf=0.0)
+    scores, own = torch.where((scores - own).abs() <= rounding, own, scores).float(), own.float()
+    below, tied = scores < own, scores == own
+    if mask is not None:
+        below, tied = below & mask, tied & mask
+    return below.sum(dim=1), tied.sum(dim=1)
+
+
+def _count_excluded(
+    queries: Tensor, item_embeddings: Tensor, own: Tensor, target: Tensor, exclude: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N] thrice, of the different items that are excluded: how many lie below, how many tie, how many."""
+    exclude = exclude.sort(dim=1).values
+    first = torch.ones_like(exclude, dtype=torch.bool)
+    first[:, 1:] = exclude[:, 1:] != exclude[:, :-1]
+    mask = first & (exclude != PADDING_INDEX) & (exclude != target[:, None])
+    scores, norms = _multiply_pairs(queries, item_embeddings, exclude)
+    below, tied = _count_scores(scores, own, norms, queries.shape[1], mask)
+    return below, tied, mask.sum(dim=1)
+
+
+def _multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of each query with items of its own, and of their lengths: both [N, S], in float64.
+
+    Equal rows of the table give equal products, to the last bit, as no matrix product would.
+    """
+    # Some queries at a time, to spare memory.
+    step = max(1, _MOST_FACTORS // max(1, items.shape[1] * queries.shape[1]))
+    products, lengths = [], []
+    for start in range(0, max(1, len(queries)), step):
+        query = queries[start : start + step, None].to(_wide(queries.device))
+        chosen = item_embeddings[items[start : start + step]].to(query.dtype)  # [step, S, D]
+        products.append((chosen * query).sum(dim=2))
+        lengths.append(chosen.norm(dim=2) * query.norm(dim=2))
+    return torch.cat(products), torch.cat(lengths)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 in float32, where TF32 or bfloat16 is allowed to stand in for it.
 
     Args:
-        scores: [N, C] floating point, one column an item.
-        exclude: [N, S] int64 columns that are no candidates.
-        keep: [N] int64, a column of each row that stays as it is.
-
-    Returns:
-        [N, C], -inf at what is excluded.
+        device: Where the products are taken.
 
     Example:
-        >>> exclude_items(torch.ones(1, 3), torch.tensor([[0, 2]]), keep=torch.tensor([2]))
-        tensor([[-inf, 1., 1.]])
+        >>> with full_precision(torch.device("cpu")):
+        ...     torch.backends.mkldnn.matmul.fp32_precision
+        'ieee'
     """
-    return _exclude(scores.clone(), exclude, None if keep is None else keep[:, None])
-
-
-def _exclude(scores: Tensor, exclude: Tensor, keep: Tensor | None) -> Tensor:
-    """Put the excluded items of ``scores`` last, in place: the cost is that of the excluded alone."""
-    kept = None if keep is None else scores.gather(1, keep)
-    scores.scatter_(1, exclude, -torch.inf)
-    if keep is not None and kept is not None:
-        scores.scatter_(1, keep, kept)
-    return scores
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before

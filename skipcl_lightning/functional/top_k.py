@@ -5,7 +5,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.ranks import catalogue_scores
+from skipcl_lightning.functional.catalogue import catalogue_scores
 
 __all__ = ["top_k_items"]
 

@@ -1,6 +1,8 @@
 import math
+from fractions import Fraction
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -57,10 +59,89 @@ def test_collapsed_embeddings_rank_last(num_items):
     assert target_ranks(queries, table, target).tolist() == [num_items] * 5
 
 
+def rounded_score(query, item):
+    """The inner product without any rounding, then rounded as scores are: to float64, then to float32."""
+    exact = sum(Fraction(float(q)) * Fraction(float(e)) for q, e in zip(query, item, strict=True))
+    return float(np.float32(float(exact)))
+
+
+@hypothesis.given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.0, 1e-8, 1e-7, 1e-5, 1.0]),
+    scale=st.sampled_from([1e-12, 1.0, 1e8]),
+    ties=st.sampled_from(TIES),
+    chunk_size=st.sampled_from([1, 17, 64, None]),
+)
+def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(seed, spread, scale, ties, chunk_size):
+    generator = torch.Generator().manual_seed(seed)
+    # Rows about as far apart as a float32 product is off, some of them equal.
+    table = torch.randn(1, 5, generator=generator) + spread * torch.randn(40, 5, generator=generator)
+    table[20:25] = table[10:15]
+    queries = scale * torch.randn(4, 5, generator=generator)
+    # Scores near 0 lose most of their digits.
+    queries[0] -= table[10] * (queries[0] @ table[10]) / (table[10] @ table[10])
+    target = torch.tensor([10, 20, 3, 39])
+    exclude = torch.randint(0, 40, (4, 6), generator=generator)
+    ranks = target_ranks(queries, table, target, exclude=exclude, ties=ties, chunk_size=chunk_size).tolist()
+    for n in range(4):
+        left_out = set(exclude[n].tolist()) - {int(target[n])}
+        scores = [
+            -math.inf if item in left_out else rounded_score(queries[n], table[item]) for item in range(40)
+        ]
+        assert ranks[n] == slow_rank(scores[1:], int(target[n]) - 1, ties)
+
+
+@hypothesis.given(data=st.data(), ties=st.sampled_from(TIES))
+def test_what_is_not_finite_is_ranked_as_numbers_are(data, ties):
+    value = st.sampled_from([-math.inf, -1.0, 0.0, 1.0, 2.0, math.inf, math.nan])
+    vectors = st.lists(value, min_size=2, max_size=2)
+    table = data.draw(st.lists(vectors, min_size=4, max_size=4))
+    query = data.draw(vectors)
+    scores = [query[0] * item[0] + query[1] * item[1] for item in table]
+    ranks = target_ranks(
+        torch.tensor([query]), torch.tensor([[9.0, 9.0], *table]), torch.tensor([2]), ties=ties
+    )
+    assert ranks.tolist() == [slow_rank(scores, 1, ties)]
+
+
+def test_a_lower_precision_of_products_is_not_taken_and_stays_as_it_was():
+    table = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    queries = torch.randn(30, 16, generator=torch.Generator().manual_seed(1))
+    target = torch.arange(1, 31)
+    expected = target_ranks(queries, table, target)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        assert torch.equal(target_ranks(queries, table, target), expected)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_ranked_by_their_own_values(dtype):
+    generator = torch.Generator().manual_seed(0)
+    queries, table = (torch.randn(n, 8, generator=generator).to(dtype) for n in (20, 101))
+    target = torch.randint(1, 101, (20,), generator=generator)
+    scores = (queries.double() @ table.double().T).float()
+    expected = 101 - 1 - (scores[:, 1:] < scores.gather(1, target[:, None])).sum(dim=1)
+    assert torch.equal(target_ranks(queries, table, target), expected)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 2**20 + 3])
+def test_rows_longer_than_a_block_are_counted_whole(columns):
+    scores = torch.arange(columns, dtype=torch.float32).repeat(2, 1)
+    target = torch.tensor([columns - 1, columns // 2])
+    assert score_ranks(scores, target).tolist() == [1, columns - columns // 2]
+
+
 @pytest.mark.parametrize("ties", TIES)
 def test_a_nan_query_ranks_last(ties):
     queries = torch.tensor([[math.nan, 1.0]])
     assert target_ranks(queries, torch.randn(8, 2), torch.tensor([3]), ties=ties).tolist() == [7]
+    exclude = torch.tensor([[1, 2]])
+    ranks = target_ranks(queries, torch.randn(8, 2), torch.tensor([3]), exclude=exclude, ties=ties)
+    assert ranks.tolist() == [7]
 
 
 def test_bf16_autocast_does_not_make_false_ties():
