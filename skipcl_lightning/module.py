@@ -225,6 +225,7 @@ class SkipCLModule(SessionModel):
             ranks=target_ranks(query, table, batch.target, exclude=seen, ties=self.ties),
             # The metrics' threshold is 0; the batch's own may be another.
             target_feedback=batch.target_feedback - batch.skip_threshold,
+            target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),
             target_scores=target_scores,
             skip_scores=skip_scores,
             skip_mask=skip_mask,

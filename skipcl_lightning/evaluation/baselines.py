@@ -151,6 +151,7 @@ def evaluate_baseline(
         metrics.update(
             ranks=score_ranks(candidates[:, 1:], batch.target - 1, ties=ties),
             target_feedback=batch.target_feedback - batch.skip_threshold,
+            target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),
             target_scores=scores.gather(1, batch.target[:, None]).squeeze(1),
             skip_scores=scores.gather(1, batch.items),
             skip_mask=skip_pair_mask(batch.target, batch.items, batch.skip_mask),

@@ -1,10 +1,17 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
+from skipcl_lightning.functional.candidates import candidate_ranks, sample_candidates
 from skipcl_lightning.functional.cloze import (
     append_mask_token,
     cloze_positives,
     draw_cloze_mask,
     hide_masked,
+)
+from skipcl_lightning.functional.diversity import (
+    catalogue_coverage,
+    count_recommendations,
+    mean_self_information,
+    self_information,
 )
 from skipcl_lightning.functional.positions import last_position, next_item_targets, next_listened
 from skipcl_lightning.functional.ranking import (
@@ -29,22 +36,28 @@ from skipcl_lightning.functional.top_k import top_k_items
 __all__ = [
     "append_mask_token",
     "average_precision",
+    "candidate_ranks",
+    "catalogue_coverage",
     "cloze_positives",
+    "count_recommendations",
     "draw_cloze_mask",
     "full_softmax_loss",
     "hide_masked",
     "hit_rate",
     "last_position",
+    "mean_self_information",
     "mrr",
     "ndcg",
     "next_item_targets",
     "next_listened",
     "pairwise_wins",
     "rank_percentile",
+    "sample_candidates",
     "sample_items",
     "sampled_softmax_loss",
     "sampling_log_probability",
     "score_ranks",
+    "self_information",
     "skip_info_nce",
     "skip_pair_mask",
     "skip_pair_scores",

@@ -7,7 +7,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.functional.ranking import hit_rate
 from skipcl_lightning.functional.ranks import TieRule
-from skipcl_lightning.metrics.feedback_metric import Population
+from skipcl_lightning.metrics.feedback_metric import Among, Population
 from skipcl_lightning.metrics.rank_metric import RankMetric
 
 __all__ = ["DeltaHitRate"]
@@ -23,6 +23,8 @@ class DeltaHitRate(RankMetric):
         top_k: k, at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        among: ``all`` targets, those that the session already held (``repeat``), or the others
+            (``explore``).
         kwargs: Settings of ``torchmetrics.Metric``.
 
     Raises:
@@ -45,16 +47,17 @@ class DeltaHitRate(RankMetric):
         *,
         ties: TieRule = "pessimistic",
         skip_threshold: float = 0.0,
+        among: Among = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(ties=ties, skip_threshold=skip_threshold, **kwargs)
+        super().__init__(ties=ties, skip_threshold=skip_threshold, among=among, **kwargs)
         check_integer("top_k", top_k)
         self.top_k = top_k
         populations: tuple[Population, ...] = ("listened", "skipped")
         self._hits = {each: self._add_sum(f"hits_{top_k}", each) for each in populations}
         self._targets = {each: self._add_sum("targets", each) for each in populations}
 
-    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
         if target_feedback is None:
             raise ValueError(
                 "`target_feedback` must be given, got None. Without it no target is known as skipped; "
@@ -62,7 +65,7 @@ class DeltaHitRate(RankMetric):
             )
         hits = hit_rate(ranks, top_k=self.top_k) > 0
         for population in self._hits:
-            members = self._members(population, ranks, target_feedback)
+            members = self._members(population, ranks, target_feedback, target_seen)
             self._increase(self._hits[population], (hits & members).sum())
             self._increase(self._targets[population], members.sum())
 

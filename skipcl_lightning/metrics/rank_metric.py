@@ -24,6 +24,7 @@ class RankMetric(FeedbackMetric):
         *,
         ranks: Tensor | None = None,
         target_feedback: Tensor | None = None,
+        target_seen: Tensor | None = None,
     ) -> None:
         """Count the targets of a batch, given by their scores or by their ranks.
 
@@ -37,10 +38,13 @@ class RankMetric(FeedbackMetric):
                 them. The metric's own tie rule no longer matters then.
             target_feedback: [N] floating point, what the listener did with the target; NaN counts in
                 neither population. Without it, every row counts.
+            target_seen: [N] bool, whether the session already held the target; needed where the metric
+                counts only such targets (``repeat``), or only others (``explore``).
 
         Raises:
             TypeError: A tensor has the wrong dtype.
-            ValueError: Shapes disagree, or not exactly one of ``preds`` and ``ranks`` is given.
+            ValueError: Shapes disagree, not exactly one of ``preds`` and ``ranks`` is given, or
+                ``target_seen`` is needed and missing.
         """
         if ranks is None:
             ranks = self._rank(preds, target)
@@ -55,7 +59,7 @@ class RankMetric(FeedbackMetric):
                 f"`ranks` must be of dtype torch.int64 or torch.float32, got {ranks.dtype}. "
                 "`target_ranks` returns either."
             )
-        self._count(ranks, target_feedback)
+        self._count(ranks, target_feedback, target_seen)
 
     def _rank(self, preds: Tensor | None, target: Tensor | None) -> Tensor:
         if preds is None or target is None:
@@ -69,5 +73,5 @@ class RankMetric(FeedbackMetric):
         return score_ranks(preds, target, ties=self.ties)
 
     @abstractmethod
-    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
         """Add the rows of this metric's population to its states."""

@@ -1,43 +1,157 @@
-"""All metrics of one evaluation, fed by one call."""
+"""Ready collections of metrics, which rank each batch once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranks import TieRule, score_ranks
 from skipcl_lightning.metrics.delta_hit_rate import DeltaHitRate
 from skipcl_lightning.metrics.pairwise_skip_accuracy import PairwiseSkipAccuracy
 from skipcl_lightning.metrics.skip_rank_percentile import SkipRankPercentile
 from skipcl_lightning.metrics.target_count import TargetCount
 from skipcl_lightning.metrics.top_k import MAP, MRR, NDCG, HitRate, SkipHitRate, SkipMRR
 
-__all__ = ["session_metrics"]
+__all__ = ["RankingMetrics", "SkipRankMetrics", "session_metrics"]
 
-TOP_K_METRICS: dict[str, type[HitRate | NDCG | MRR | MAP | SkipHitRate | SkipMRR | DeltaHitRate]] = {
-    "hit_rate": HitRate,
-    "ndcg": NDCG,
-    "mrr": MRR,
-    "map": MAP,
+Metrics = dict[str, Metric | MetricCollection]
+TopKMetrics = dict[str, Callable[..., Metric]]
+
+RANKING_METRICS: TopKMetrics = {"hit_rate": HitRate, "ndcg": NDCG, "mrr": MRR, "map": MAP}
+SKIP_METRICS: TopKMetrics = {
     "skip_hit_rate": SkipHitRate,
     "skip_mrr": SkipMRR,
     "delta_hit_rate": DeltaHitRate,
 }
+PAPERS_TOP_K = (1, 5, 10, 20)
+
+
+class _RankedCollection(MetricCollection):
+    """Metrics of ranks, which makes the ranks of a batch of scores itself, once for all of them."""
+
+    def __init__(self, metrics: Metrics, *, ties: TieRule, prefix: str, postfix: str) -> None:
+        super().__init__(metrics, prefix=prefix or None, postfix=postfix or None)
+        self.ties: TieRule = ties
+
+    def update(  # type: ignore[override]  # that of ModuleDict adds modules; torchmetrics overrides it too
+        self, preds: Tensor | None = None, target: Tensor | None = None, **more: Any
+    ) -> None:
+        """Count the targets of a batch.
+
+        Args:
+            preds: [N, C] floating-point scores of C candidates.
+            target: [N] int64, the target's column in 0..C-1.
+            more: ``ranks`` in place of ``preds`` and ``target``; ``target_feedback`` and the like, as for
+                the metrics.
+        """
+        super().update(**self._rank(preds, target, more))
+
+    def forward(self, preds: Tensor | None = None, target: Tensor | None = None, **more: Any) -> Any:
+        """Count the targets of a batch as ``update`` does, and return this batch's own values."""
+        return super().forward(**self._rank(preds, target, more))
+
+    def _rank(self, preds: Tensor | None, target: Tensor | None, more: dict[str, Any]) -> dict[str, Any]:
+        if preds is None or target is None:
+            return {"preds": preds, "target": target, **more}
+        return {"ranks": score_ranks(preds, target, ties=self.ties), **more}
+
+
+class RankingMetrics(_RankedCollection):
+    """HitRate, NDCG, MRR and MAP of the listened targets, at several cut-offs, from one ranking.
+
+    Keys are ``hit_rate@k``, ``ndcg@k``, ``mrr@k`` and ``map@k`` (equal to ``mrr@k``), and
+    ``num_listened``, how many targets they stand on.
+
+    Args:
+        top_k: The cut-offs k, each at least 1.
+        ties: How a tie counts when ranks are made from scores.
+        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        prefix: What every key begins with, such as ``"val/"``.
+        postfix: What every key ends with; ``"/sampled1000"`` where targets are ranked among so many
+            sampled candidates.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> metrics = RankingMetrics(top_k=[1, 2])
+        >>> metrics.update(torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.4, 0.1]]), torch.tensor([1, 0]))
+        >>> {name: round(float(value), 2) for name, value in metrics.compute().items()}["hit_rate@1"]
+        0.5
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k: Sequence[int] = PAPERS_TOP_K,
+        ties: TieRule = "pessimistic",
+        skip_threshold: float = 0.0,
+        prefix: str = "",
+        postfix: str = "",
+    ) -> None:
+        metrics = _ranking_metrics(top_k, ties=ties, skip_threshold=skip_threshold)
+        super().__init__(metrics, ties=ties, prefix=prefix, postfix=postfix)
+
+
+class SkipRankMetrics(_RankedCollection):
+    """What becomes of the skipped targets, at several cut-offs, from one ranking.
+
+    Keys are ``skip_hit_rate@k``, ``skip_mrr@k``, ``delta_hit_rate@k`` (for which the listened targets are
+    counted too), ``skip_rank_percentile``, and ``num_skipped``, how many targets they stand on. ``update``
+    needs ``target_feedback``.
+
+    Args:
+        num_items: V, the catalogue's size, at least 2.
+        top_k: The cut-offs k, each at least 1.
+        ties: How a tie counts when ranks are made from scores.
+        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        prefix: What every key begins with, such as ``"val/"``.
+        postfix: What every key ends with.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> metrics = SkipRankMetrics(3, top_k=[1])
+        >>> scores, target = torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.4, 0.1]]), torch.tensor([1, 0])
+        >>> metrics.update(scores, target, target_feedback=torch.tensor([1.0, -1.0]))
+        >>> metrics.compute()["skip_rank_percentile"]
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        top_k: Sequence[int] = PAPERS_TOP_K,
+        ties: TieRule = "pessimistic",
+        skip_threshold: float = 0.0,
+        prefix: str = "",
+        postfix: str = "",
+    ) -> None:
+        metrics = _skip_metrics(num_items, top_k, ties=ties, skip_threshold=skip_threshold)
+        super().__init__(metrics, ties=ties, prefix=prefix, postfix=postfix)
 
 
 def session_metrics(
     num_items: int,
     *,
-    top_k: Sequence[int] = (1, 5, 10, 20),
+    top_k: Sequence[int] = PAPERS_TOP_K,
     ties: TieRule = "pessimistic",
     skip_threshold: float = 0.0,
     prefix: str = "",
 ) -> MetricCollection:
-    """Every metric of this package in a collection, to update by keywords and to log with ``log_dict``.
+    """Every metric of ranks in a collection, to update by keywords and to log with ``log_dict``.
 
-    For each k: ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``map@k`` (equal to ``mrr@k``), ``skip_hit_rate@k``,
-    ``skip_mrr@k`` and ``delta_hit_rate@k``. Once: ``skip_rank_percentile``, ``pairwise_skip_accuracy`` and
-    the sizes of both populations, ``num_listened`` and ``num_skipped``. A metric whose population is empty is
-    NaN.
+    Those of ``RankingMetrics`` and ``SkipRankMetrics``; ``hit_rate@k/repeat`` and ``hit_rate@k/explore``,
+    of listened targets that the session already held and of others; ``pairwise_skip_accuracy``; and
+    ``num_repeated``, the number of repeats among the listened targets. A metric whose population is empty
+    is NaN.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
@@ -48,7 +162,7 @@ def session_metrics(
 
     Returns:
         A ``torchmetrics.MetricCollection``. Its ``update`` takes ``ranks``, ``target_feedback``,
-        ``target_scores``, ``skip_scores`` and ``skip_mask``, by keywords.
+        ``target_seen``, ``target_scores``, ``skip_scores`` and ``skip_mask``, by keywords.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -60,6 +174,7 @@ def session_metrics(
         >>> metrics.update(
         ...     ranks=torch.tensor([1, 50]),
         ...     target_feedback=torch.tensor([1.0, -1.0]),
+        ...     target_seen=torch.tensor([True, False]),
         ...     target_scores=torch.tensor([3.0, 1.0]),
         ...     skip_scores=torch.tensor([[2.0, 0.0], [0.0, 0.0]]),
         ...     skip_mask=torch.tensor([[True, False], [False, False]]),
@@ -68,17 +183,36 @@ def session_metrics(
         >>> results["val/hit_rate@10"], results["val/delta_hit_rate@10"], results["val/num_skipped"]
         (tensor(1.), tensor(1.), tensor(1.))
     """
+    settings: dict[str, Any] = {"ties": ties, "skip_threshold": skip_threshold}
+    metrics: Metrics = {
+        **_ranking_metrics(top_k, **settings),
+        **_skip_metrics(num_items, top_k, **settings),
+        "pairwise_skip_accuracy": PairwiseSkipAccuracy(**settings),
+        "num_repeated": TargetCount("listened", skip_threshold=skip_threshold, among="repeat"),
+    }
+    for k in top_k:
+        metrics[f"hit_rate@{k}/repeat"] = HitRate(k, **settings, among="repeat")
+        metrics[f"hit_rate@{k}/explore"] = HitRate(k, **settings, among="explore")
+    return MetricCollection(metrics, prefix=prefix or None)
+
+
+def _ranking_metrics(top_k: Sequence[int], *, ties: TieRule, skip_threshold: float) -> Metrics:
+    metrics = _at_each(RANKING_METRICS, top_k, ties=ties, skip_threshold=skip_threshold)
+    return {**metrics, "num_listened": TargetCount("listened", skip_threshold=skip_threshold)}
+
+
+def _skip_metrics(num_items: int, top_k: Sequence[int], *, ties: TieRule, skip_threshold: float) -> Metrics:
+    percentile = SkipRankPercentile(num_items, ties=ties, skip_threshold=skip_threshold)
+    return {
+        **_at_each(SKIP_METRICS, top_k, ties=ties, skip_threshold=skip_threshold),
+        "skip_rank_percentile": percentile,
+        "num_skipped": TargetCount("skipped", skip_threshold=skip_threshold),
+    }
+
+
+def _at_each(metrics: TopKMetrics, top_k: Sequence[int], **settings: Any) -> Metrics:
     if not top_k:
         raise ValueError(
             f"`top_k` must hold at least one cut-off, got {top_k!r}. The papers use 1, 5, 10, 20."
         )
-    metrics: dict[str, Metric | MetricCollection] = {
-        "skip_rank_percentile": SkipRankPercentile(num_items, ties=ties, skip_threshold=skip_threshold),
-        "pairwise_skip_accuracy": PairwiseSkipAccuracy(ties=ties, skip_threshold=skip_threshold),
-        "num_listened": TargetCount("listened", skip_threshold=skip_threshold),
-        "num_skipped": TargetCount("skipped", skip_threshold=skip_threshold),
-    }
-    for k in top_k:
-        for name, metric in TOP_K_METRICS.items():
-            metrics[f"{name}@{k}"] = metric(k, ties=ties, skip_threshold=skip_threshold)
-    return MetricCollection(metrics, prefix=prefix)
+    return {f"{name}@{k}": metric(k, **settings) for k in top_k for name, metric in metrics.items()}

@@ -8,6 +8,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.functional.ranking import rank_percentile
 from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.metrics.feedback_metric import Among
 from skipcl_lightning.metrics.rank_metric import RankMetric
 
 __all__ = ["SkipRankPercentile"]
@@ -23,6 +24,8 @@ class SkipRankPercentile(RankMetric):
         num_items: V, the catalogue's size, at least 2.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        among: ``all`` targets, those that the session already held (``repeat``), or the others
+            (``explore``).
         kwargs: Settings of ``torchmetrics.Metric``.
 
     Raises:
@@ -43,16 +46,17 @@ class SkipRankPercentile(RankMetric):
         *,
         ties: TieRule = "pessimistic",
         skip_threshold: float = 0.0,
+        among: Among = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(ties=ties, skip_threshold=skip_threshold, **kwargs)
+        super().__init__(ties=ties, skip_threshold=skip_threshold, among=among, **kwargs)
         check_integer("num_items", num_items, minimum=2, cure="One item's percentile is undefined.")
         self.num_items = num_items
         self._doubled_ranks = self._add_sum("doubled_ranks", "skipped")
         self._targets = self._add_sum("targets", "skipped")
 
-    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
-        members = self._members("skipped", ranks, target_feedback)
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
+        members = self._members("skipped", ranks, target_feedback, target_seen)
         # Doubled, a mean tie's half ranks are integers too.
         doubled = (2 * ranks).to(torch.int64)
         self._increase(self._doubled_ranks, torch.where(members, doubled, 0).sum())

@@ -5,7 +5,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice
-from skipcl_lightning.metrics.feedback_metric import Population
+from skipcl_lightning.metrics.feedback_metric import Among, Population
 from skipcl_lightning.metrics.rank_metric import RankMetric
 
 __all__ = ["TargetCount"]
@@ -17,6 +17,8 @@ class TargetCount(RankMetric):
     Args:
         population: ``listened`` or ``skipped``.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        among: ``all`` targets, those that the session already held (``repeat``), or the others
+            (``explore``).
         kwargs: Settings of ``torchmetrics.Metric``.
 
     Raises:
@@ -33,15 +35,22 @@ class TargetCount(RankMetric):
     plot_upper_bound = None
 
     def __init__(
-        self, population: Population = "listened", *, skip_threshold: float = 0.0, **kwargs: Any
+        self,
+        population: Population = "listened",
+        *,
+        skip_threshold: float = 0.0,
+        among: Among = "all",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(skip_threshold=skip_threshold, **kwargs)
+        super().__init__(skip_threshold=skip_threshold, among=among, **kwargs)
         check_choice("population", population, get_args(Population))
         self.population: Population = population
         self._targets = self._add_sum("targets", population)
 
-    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
-        self._increase(self._targets, self._members(self.population, ranks, target_feedback).sum())
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
+        self._increase(
+            self._targets, self._members(self.population, ranks, target_feedback, target_seen).sum()
+        )
 
     def compute(self) -> Tensor:
         """The number of targets so far: float32, since Lightning warns of integers that it logs."""

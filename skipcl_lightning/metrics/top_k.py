@@ -9,7 +9,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.functional.ranking import average_precision, hit_rate, mrr, ndcg
 from skipcl_lightning.functional.ranks import TieRule
-from skipcl_lightning.metrics.feedback_metric import Population
+from skipcl_lightning.metrics.feedback_metric import Among, Population
 from skipcl_lightning.metrics.rank_metric import RankMetric
 
 __all__ = ["MAP", "MRR", "NDCG", "HitRate", "SkipHitRate", "SkipMRR", "TopKMetric"]
@@ -25,6 +25,8 @@ class TopKMetric(RankMetric):
         top_k: k, at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        among: ``all`` targets, those that the session already held (``repeat``), or the others
+            (``explore``).
         kwargs: Settings of ``torchmetrics.Metric``.
 
     Raises:
@@ -40,16 +42,17 @@ class TopKMetric(RankMetric):
         *,
         ties: TieRule = "pessimistic",
         skip_threshold: float = 0.0,
+        among: Among = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(ties=ties, skip_threshold=skip_threshold, **kwargs)
+        super().__init__(ties=ties, skip_threshold=skip_threshold, among=among, **kwargs)
         check_integer("top_k", top_k)
         self.top_k = top_k
         self._histogram = self._add_sum("histogram", self.population, 2 * top_k - 1)
         self._targets = self._add_sum("targets", self.population)
 
-    def _count(self, ranks: Tensor, target_feedback: Tensor | None) -> None:
-        members = self._members(self.population, ranks, target_feedback)
+    def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
+        members = self._members(self.population, ranks, target_feedback, target_seen)
         # Not `bincount`: on a GPU it makes the host wait for its size.
         at_rank = (ranks[:, None] == self._ranks(ranks.device)) & members[:, None]  # [N, 2 * top_k - 1]
         self._increase(self._histogram, at_rank.sum(dim=0))

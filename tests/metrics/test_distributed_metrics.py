@@ -1,14 +1,16 @@
+import pytest
 import torch
-from metric_processes import SHARDS, build_metrics, evaluate_shard, six_sessions
+from metric_processes import SHARDS, build_metrics, compute_all, evaluate_shard, six_sessions, update_all
 
 
-def test_two_processes_with_uneven_shards_equal_one_to_the_last_bit(tmp_path):
-    torch.multiprocessing.spawn(evaluate_shard, args=(str(tmp_path),), nprocs=len(SHARDS))
-    expected = build_metrics()
-    expected.update(**six_sessions())
-    expected = expected.compute()
+@pytest.mark.parametrize("processes", SHARDS)
+def test_processes_with_uneven_shards_equal_one_to_the_last_bit(processes, tmp_path):
+    torch.multiprocessing.spawn(evaluate_shard, args=(processes, str(tmp_path)), nprocs=processes)
+    metrics = build_metrics()
+    update_all(metrics, six_sessions())
+    expected = compute_all(metrics)
     assert all(value.isfinite() for value in expected.values())
-    for rank in range(len(SHARDS)):
+    for rank in range(processes):
         for epoch in torch.load(tmp_path / f"{rank}.pt"):
             assert epoch.keys() == expected.keys()
             assert all(torch.equal(value, expected[name]) for name, value in epoch.items())

@@ -1,11 +1,13 @@
 import itertools
 import pickle
+import sys
 
 import lightning
 import pytest
 import torch
 from torchmetrics import MetricCollection
 
+from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.metrics import (
     MAP,
     MRR,
@@ -13,8 +15,10 @@ from skipcl_lightning.metrics import (
     DeltaHitRate,
     HitRate,
     PairwiseSkipAccuracy,
+    RankingMetrics,
     SkipHitRate,
     SkipMRR,
+    SkipRankMetrics,
     SkipRankPercentile,
     TargetCount,
     session_metrics,
@@ -27,6 +31,7 @@ def sessions(ranks, feedback):
     return {
         "ranks": torch.tensor(ranks),
         "target_feedback": torch.tensor(feedback),
+        "target_seen": torch.arange(rows) % 3 == 0,
         "target_scores": torch.randn(rows, generator=generator),
         "skip_scores": torch.randn(rows, 3, generator=generator),
         "skip_mask": torch.rand(rows, 3, generator=generator) < 0.5,
@@ -64,10 +69,11 @@ def test_a_first_batch_on_which_metrics_coincide_does_not_merge_them(first):
         (1, 5),
         ("pessimistic", "mean", "optimistic"),
         (0.0, 0.1, 0.10000001, -0.1),
+        ("all", "repeat", "explore"),
     )
     different = {
-        str(number): metric(top_k, ties=ties, skip_threshold=threshold)
-        for number, (metric, top_k, ties, threshold) in enumerate(settings)
+        str(number): metric(top_k, ties=ties, skip_threshold=threshold, among=among)
+        for number, (metric, top_k, ties, threshold, among) in enumerate(settings)
     }
     different |= {f"count {name}": TargetCount(name) for name in ("listened", "skipped")}
     different |= {f"pairs {ties}": PairwiseSkipAccuracy(ties=ties) for ties in ("pessimistic", "mean")}
@@ -93,6 +99,7 @@ def test_one_call_feeds_every_metric_as_it_would_alone():
     alone = {
         "num_listened": TargetCount("listened"),
         "num_skipped": TargetCount("skipped"),
+        "num_repeated": TargetCount("listened", among="repeat"),
         "pairwise_skip_accuracy": PairwiseSkipAccuracy(),
         "skip_rank_percentile": SkipRankPercentile(50),
     }
@@ -106,6 +113,8 @@ def test_one_call_feeds_every_metric_as_it_would_alone():
         "delta_hit_rate": DeltaHitRate,
     }
     alone |= {f"{name}@{k}": metric(k) for (name, metric), k in itertools.product(names.items(), (1, 10))}
+    for k, among in itertools.product((1, 10), ("repeat", "explore")):
+        alone[f"hit_rate@{k}/{among}"] = HitRate(k, among=among)
     for metric in alone.values():
         for _ in range(2):
             metric.update(**metric._filter_kwargs(**BATCH))
@@ -120,11 +129,86 @@ def test_settings_reach_every_metric():
     assert metrics.compute()["num_skipped"].item() == 4
 
 
+SCORES = torch.tensor([[0.3, 0.1, 0.7], [0.5, 0.5, 0.5], [0.2, 0.9, 0.4], [float("nan"), 0.1, 0.3]])
+TARGETS = torch.tensor([0, 1, 1, 0])
+HEARD = torch.tensor([1.0, -1.0, 0.5, -0.2])
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"])
+def test_collections_rank_a_batch_once_for_all_their_metrics(ties, monkeypatch):
+    calls = []
+    plain = score_ranks
+
+    def counted(*arguments, **settings):
+        calls.append(1)
+        return plain(*arguments, **settings)
+
+    for name in ("session_metrics", "rank_metric"):
+        # By its full name: `session_metrics` is also the name of a function.
+        module = sys.modules[f"skipcl_lightning.metrics.{name}"]
+        monkeypatch.setattr(module, "score_ranks", counted)
+    for collection in (
+        RankingMetrics(top_k=[1, 2], ties=ties, prefix="val/"),
+        SkipRankMetrics(3, top_k=[1, 2], ties=ties),
+    ):
+        calls.clear()
+        from_ranks = collection.clone()
+        by_forward = collection.clone()(SCORES, TARGETS, target_feedback=HEARD)
+        assert len(calls) == 1
+        collection.update(SCORES, TARGETS, target_feedback=HEARD)
+        assert len(calls) == 2
+        from_ranks.update(ranks=plain(SCORES, TARGETS, ties=ties), target_feedback=HEARD)
+        assert equal(from_ranks.compute(), by_forward)
+        assert equal(from_ranks.compute(), collection.compute())
+
+
+def test_collections_hold_what_they_say():
+    ranking, skips = RankingMetrics(top_k=[1, 2], postfix="/sampled100"), SkipRankMetrics(3, top_k=[1])
+    ranking.update(SCORES, TARGETS, target_feedback=HEARD)
+    skips.update(SCORES, TARGETS, target_feedback=HEARD)
+    # By hand: ranks 2, 3, 1, 3 (NaN is last); listened 2 and 1, skipped 3 and 3.
+    found = {name: round(float(value), 4) for name, value in (ranking.compute() | skips.compute()).items()}
+    assert found == {
+        "hit_rate@1/sampled100": 0.5,
+        "hit_rate@2/sampled100": 1.0,
+        "ndcg@1/sampled100": 0.5,
+        "ndcg@2/sampled100": 0.8155,
+        "mrr@1/sampled100": 0.5,
+        "mrr@2/sampled100": 0.75,
+        "map@1/sampled100": 0.5,
+        "map@2/sampled100": 0.75,
+        "num_listened/sampled100": 2,
+        "skip_hit_rate@1": 0,
+        "skip_mrr@1": 0,
+        "delta_hit_rate@1": 0.5,
+        "skip_rank_percentile": 1,
+        "num_skipped": 2,
+    }
+
+
+def test_scores_without_a_target_are_named_by_the_collections_too():
+    with pytest.raises(ValueError, match="`target` must be given unless `ranks` are, got None"):
+        RankingMetrics().update(SCORES)
+
+
+def test_repeats_and_explorations_are_counted_apart():
+    seen = torch.tensor([True, False, True, False, True])
+    ranks, feedback = torch.tensor([1, 2, 9, 1, 1]), torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])
+    for among, expected in (("all", 3 / 4), ("repeat", 1 / 2), ("explore", 1)):
+        metric = HitRate(2, among=among)
+        metric.update(ranks=ranks, target_feedback=feedback, target_seen=seen)
+        assert metric.compute().item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="`target_seen` must be given to a metric among 'repeat' targets"):
+        HitRate(2, among="repeat").update(ranks=ranks)
+    with pytest.raises(ValueError, match="`among` must be one of 'all', 'repeat', 'explore', got 'new'"):
+        HitRate(2, among="new")
+
+
 def test_both_populations_empty_is_nan_without_a_warning():
     metrics = session_metrics(num_items=50)
     metrics.update(**BATCH_OF_NOBODY)
     values = metrics.compute()
-    counts = {"num_listened", "num_skipped"}
+    counts = {"num_listened", "num_skipped", "num_repeated"}
     assert all(values[name].item() == 0 for name in counts)
     assert all(value.isnan() for name, value in values.items() if name not in counts)
 
