@@ -16,9 +16,9 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from skipcl_lightning.heads import SampledSoftmax
 
 EMBEDDING_SIZE = 64
 METRICS = ("hit_rate@10", "ndcg@10")
-MAX_LENGTH = {"ml-100k": 200, "ml-1m": 200, "beauty": 50}
+MAX_LENGTH = {"ml-100k": 100, "ml-1m": 200, "beauty": 50}
 
 Dataset = Literal["ml-100k", "ml-1m", "beauty"]
 
@@ -54,19 +54,25 @@ class Configuration:
         loss: The next-item loss; the full softmax if None.
         published: By data set, HitRate@10 and NDCG@10 of a paper that follows this protocol.
         settings: Of `SkipCLModule`.
+        epochs: The most epochs of a run.
+        patience: Epochs without a better validation after which a run ends.
     """
 
     backbone: Callable[[int], nn.Module]
     loss: Callable[[], nn.Module] | None = None
-    published: Any = None
-    settings: Any = None
+    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 100
+    patience: int = 10
 
 
-# Published: Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602, and the sizes of its SASRec: 2 blocks, 1
-# head, dropout 0.1. Other settings are the papers' own, save for dropout where a paper's data are larger.
+# Published: Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602, and its settings: 2 blocks, 1 head (2 for
+# BERT4Rec), dropout 0.1, 100 epochs (200 for BERT4Rec). Its sampled softmax draws each user's negatives
+# apart, without replacement and without what the user has seen; ours shares one sample in a batch. The other
+# backbones have the settings of their papers, but for the dropout.
 CONFIGURATIONS = {
     "GRU4Rec": Configuration(
-        lambda _: GRU4Rec(EMBEDDING_SIZE, embedding_dropout=0.2, hidden_dropout=0.2),
+        lambda _: GRU4Rec(EMBEDDING_SIZE, embedding_dropout=0.1, hidden_dropout=0.1),
         published={"ml-1m": (0.2811, 0.1648)},
     ),
     "Caser": Configuration(lambda _: Caser(EMBEDDING_SIZE, dropout=0.2)),
@@ -85,8 +91,12 @@ CONFIGURATIONS = {
         loss=lambda: SampledSoftmax(256),
     ),
     "BERT4Rec": Configuration(
-        lambda length: BERT4Rec(EMBEDDING_SIZE, max_length=length, dropout=0.1),
+        lambda length: BERT4Rec(EMBEDDING_SIZE, max_length=length + 1, dropout=0.1),
         published={"ml-1m": (0.2843, 0.1537)},
+        # Each track is hidden with the same probability; the last one alone, never.
+        settings={"last_mask_probability": 0.0},
+        epochs=200,
+        patience=20,
     ),
     "GPT-2": Configuration(
         lambda length: HFBackbone(
@@ -108,10 +118,12 @@ CONFIGURATIONS = {
                 "num_hidden_layers": 2,
                 "num_attention_heads": 2,
                 "intermediate_size": 4 * EMBEDDING_SIZE,
-                "max_position_embeddings": length,
+                "max_position_embeddings": length + 1,
             },
             causal=False,
-        )
+        ),
+        epochs=200,
+        patience=20,
     ),
 }
 
@@ -165,8 +177,7 @@ def run(
     *,
     dataset: Dataset,
     path: Path,
-    epochs: int,
-    patience: int,
+    epochs: int | None,
     batch_size: int,
     learning_rate: float,
     accelerator: str,
@@ -193,15 +204,15 @@ def run(
         exclude_seen=True,
         top_k=(1, 5, 10, 20),
         learning_rate=learning_rate,
-        **(configuration.settings or {}),
+        **configuration.settings,
     )
     with tempfile.TemporaryDirectory() as folder:
         best = ModelCheckpoint(dirpath=folder, monitor="val/ndcg@10", mode="max")
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
-            max_epochs=epochs,
-            callbacks=[best, EarlyStopping("val/ndcg@10", mode="max", patience=patience)],
+            max_epochs=epochs or configuration.epochs,
+            callbacks=[best, EarlyStopping("val/ndcg@10", mode="max", patience=configuration.patience)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -213,7 +224,7 @@ def run(
     result["epochs"] = trainer.current_epoch
     result["seconds"] = time.perf_counter() - started
     result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if torch.cuda.is_available():
+    if module.device.type == "cuda":
         result["memory"] = torch.cuda.max_memory_allocated() / 2**20
     return result
 
@@ -224,8 +235,7 @@ def reproduce(
     *,
     models: Sequence[str] = (),
     seeds: int = 3,
-    epochs: int = 200,
-    patience: int = 20,
+    epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.001,
     accelerator: str = "auto",
@@ -238,8 +248,7 @@ def reproduce(
         path: Its usual file: `u.data`, `ratings.dat`, or a text file of "user item" lines in time order.
         models: Names of configurations; by default all that fit the catalogue.
         seeds: Runs of each model.
-        epochs: The most epochs of a run.
-        patience: Epochs without a better validation after which a run ends.
+        epochs: The most epochs of a run; those of the configuration if None.
         batch_size: Sessions in a batch.
         learning_rate: AdamW's.
         accelerator: Lightning's.
@@ -257,7 +266,6 @@ def reproduce(
         "dataset": dataset,
         "path": path,
         "epochs": epochs,
-        "patience": patience,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "accelerator": accelerator,
@@ -275,6 +283,8 @@ def reproduce(
         }
         for future in as_completed(runs):
             name, seed = runs[future]
+            if future.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             measured = future.result()
             results.setdefault(name, []).append(measured)
             found = ", ".join(f"{metric} {measured[metric]:.4f}" for metric in METRICS)
@@ -309,7 +319,7 @@ def make_table(dataset: Dataset, results: dict[str, list[dict[str, float]]]) -> 
         table.add_column(column, justify="left" if not column else "right")
     for name, runs in results.items():
         configuration = CONFIGURATIONS.get(name)
-        published = ((configuration and configuration.published) or {}).get(dataset)
+        published = configuration.published.get(dataset) if configuration else None
         cells = [name]
         for place, metric in enumerate(METRICS):
             cells.append(spread([measured[metric] for measured in runs], ".4f"))

@@ -155,7 +155,7 @@ class SessionBatch:
             length: The most tracks of a session, at least 1.
 
         Returns:
-            A batch of at most ``length`` positions; ``seen`` stays whole.
+            A batch of at most ``length`` positions; ``seen_items`` stay whole.
 
         Raises:
             ValueError: ``length`` is below 1.
@@ -173,7 +173,8 @@ class SessionBatch:
         positions = start[:, None] + torch.arange(length, device=start.device)  # [B, length]
         cut = {"items": self.items, "feedback": self.feedback, "cloze_mask": self.cloze_mask}
         return self.replace(
-            **{name: tensor.gather(1, positions) for name, tensor in cut.items() if tensor is not None}
+            seen=self.seen_items,
+            **{name: tensor.gather(1, positions) for name, tensor in cut.items() if tensor is not None},
         )
 
     def replace(self, **changes: Any) -> "SessionBatch":

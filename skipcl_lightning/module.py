@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from skipcl_lightning._checks import check_integer, check_number
@@ -41,7 +41,9 @@ class SkipCLModule(SessionModel):
             later tracks says so with ``causal = False``, and is trained by the cloze task. One with a
             ``max_length`` gets the latest tracks only. None calls ``build_backbone``.
         skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
-            ``weight_at(step)`` for λ (1 without it); None trains on the next-item task alone.
+            ``weight_at(step)`` for λ (1 without it); None trains on the next-item task alone. Beside a
+            bidirectional backbone it must take its anchors from ``batch.cloze_mask``, and say so with a
+            method ``check_cloze()``.
         num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
         embedding_size: D.
         next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``.
@@ -121,6 +123,8 @@ class SkipCLModule(SessionModel):
             else build_part("next_item_loss", next_item_loss, NEXT_ITEM_LOSSES)
         )
         self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
+        if self.skip_head is not None and not self.causal:
+            _check_cloze(self.skip_head)
         self.save_hyperparameters(self.describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
@@ -231,3 +235,15 @@ class SkipCLModule(SessionModel):
             skip_mask=skip_mask,
         )
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+
+
+def _check_cloze(head: nn.Module) -> None:
+    """Raise unless a head knows what to do where tracks are hidden from a bidirectional backbone."""
+    check = getattr(head, "check_cloze", None)
+    if check is None:
+        raise ValueError(
+            f"`skip_head` must have a method `check_cloze` beside a bidirectional backbone, got "
+            f"{type(head).__name__} without. Take anchors only where `batch.cloze_mask` is True: elsewhere "
+            "the output has seen the track that it would be pulled to."
+        )
+    check()

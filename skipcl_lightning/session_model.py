@@ -3,6 +3,7 @@
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
@@ -153,12 +154,13 @@ class SessionModel(WholeCheckpoint):
             batch: B sessions.
 
         Returns:
-            The latest positions that the backbone can take; for a bidirectional one with a ``cloze_mask``
-            drawn anew, over the tracks that ``target_rule`` lets be targets.
+            The latest positions that the backbone can take, and for a causal one a track more, to be
+            predicted at the last of them; for a bidirectional one with a ``cloze_mask`` drawn anew, over the
+            tracks that ``target_rule`` lets be targets.
         """
-        batch = self._shorten(batch)
         if self.causal:
-            return batch
+            return self._shorten(batch, more=1)
+        batch = self._shorten(batch)
         mask = draw_cloze_mask(
             batch.listened_mask if self.target_rule == "next_listened" else batch.valid_mask,
             probability=self.mask_probability,
@@ -170,17 +172,26 @@ class SessionModel(WholeCheckpoint):
         """What the backbone makes of a batch that is short enough.
 
         Args:
-            batch: B sessions.
+            batch: B sessions, of as many positions as the backbone can take, or one more for a causal one.
             keys: [B, L, D] the embeddings of their items, hidden ones included.
 
         Returns:
-            [B, L, D].
+            [B, L, D]; zero at a position more than the backbone can take, where there is nothing to ask.
+
+        Raises:
+            ValueError: Tracks are hidden from a causal backbone.
         """
+        if self.causal and batch.cloze_mask is not None:
+            raise ValueError(
+                "`batch` must hide nothing from a causal backbone, got a `cloze_mask`. Leave it None."
+            )
         visible = hide_masked(batch, self._mask_index)
         if visible is not batch:
             keys = self.item_embedding(visible.items)
-        output: Tensor = self.backbone(self.embed(visible, keys), visible.valid_mask)
-        return output
+        length = batch.items.shape[1]
+        taken = min(length, self._max_length or length)
+        output: Tensor = self.backbone(self.embed(visible, keys)[:, :taken], visible.valid_mask[:, :taken])
+        return output if taken == length else F.pad(output, (0, 0, 0, length - taken))
 
     def targets(self, batch: SessionBatch) -> Tensor:
         """The item that each position is asked for.
@@ -201,9 +212,12 @@ class SessionModel(WholeCheckpoint):
     def _mask_index(self) -> int:
         return self.num_items + 1
 
-    def _shorten(self, batch: SessionBatch) -> SessionBatch:
-        max_length = getattr(self.backbone, "max_length", None)
-        return batch if max_length is None else batch.latest(max_length)
+    @property
+    def _max_length(self) -> int | None:
+        return getattr(self.backbone, "max_length", None)
+
+    def _shorten(self, batch: SessionBatch, more: int = 0) -> SessionBatch:
+        return batch if self._max_length is None else batch.latest(self._max_length + more)
 
     def _cloze_setting(self, name: str, value: float | None, default: float) -> float:
         if value is None:

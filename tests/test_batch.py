@@ -101,5 +101,7 @@ def test_the_latest_tracks_are_kept_and_all_else_with_them():
     assert torch.equal(latest.target, batch.target)
     assert latest.skip_threshold == 0.25
     assert batch.latest(4) is batch
+    uncut = batch.replace(seen=None)
+    assert torch.equal(uncut.latest(2).seen_items, batch.items)
     with pytest.raises(ValueError, match="`length` must be at least 1"):
         batch.latest(0)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer, seed_everything
+from torch import nn
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
@@ -90,6 +91,20 @@ def test_the_loss_asks_for_hidden_tracks_in_their_place_and_contrasts_them():
     torch.testing.assert_close(losses["loss"], next_item + 0.3 * skip)
 
 
+def test_the_settings_of_the_cloze_task_are_those_that_are_asked_for():
+    items = torch.ones(4000, 5, dtype=torch.int64)
+    many = SessionBatch(items, torch.ones(4000, 5))
+    torch.manual_seed(0)
+    for settings, expected in (
+        ({}, (0.2, 0.1)),
+        ({"mask_probability": 0.6, "last_mask_probability": 0.0}, (0.6, 0.0)),
+        ({"last_mask_probability": 0.7}, (0.2, 0.7)),
+    ):
+        hidden = module(**settings).prepare_training(many).cloze_mask
+        share = float(hidden[:, 0].float().mean())
+        assert share == pytest.approx(expected[0] * (1 - expected[1]), abs=0.03)
+
+
 @pytest.mark.parametrize("rule", ["next_listened", "next"])
 def test_what_is_hidden_follows_the_target_rule(rule):
     model = module(target_rule=rule, mask_probability=1.0, last_mask_probability=0.0)
@@ -120,9 +135,10 @@ def test_of_a_session_longer_than_the_backbone_knows_the_latest_tracks_count():
     assert model(long).shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("backbone", [BERT4Rec(8, max_length=4), SASRec(8, max_length=4), GRU4Rec(8)])
+@pytest.mark.parametrize("backbone", [BERT4Rec, SASRec, GRU4Rec])
 def test_rows_of_no_and_of_one_track_are_defined(backbone):
-    model = module(backbone, SkipInfoNCE())
+    torch.manual_seed(0)
+    model = module(backbone(8), SkipInfoNCE())
     for items in ([[0, 0]], [[3, 0]], [[0, 0], [3, 4]]):
         rows = SessionBatch(torch.tensor(items), torch.ones(len(items), 2) * (torch.tensor(items) > 0))
         assert model.session_query(rows).isfinite().all()
@@ -197,26 +213,107 @@ def test_bad_cloze_settings_are_named(settings, message):
 )
 def test_head_settings_that_mean_nothing_for_hidden_tracks_are_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
-        module(head=SkipInfoNCE(**settings)).losses(batch())
+        module(head=SkipInfoNCE(**settings))
+    hidden = batch().replace(cloze_mask=batch().listened_mask)
+    with pytest.raises(ValueError, match=message):
+        SkipInfoNCE(**settings)(torch.ones(2, 5, 8), torch.ones(2, 5, 8), hidden)
 
 
 def test_seen_tracks_beyond_the_longest_session_are_left_out_too():
     log = simulate_sessions(40, num_items=60, num_moods=6)
-    whole, cut = (SessionDataModule(log, max_length=length) for length in (20, 5))
-    short, full = next(iter(cut.test_dataloader())), next(iter(whole.test_dataloader()))
+    data = SessionDataModule(log, max_length=5)
+    whole = {
+        split: SessionDataset(data._data.views[split], max_length=100).__getitems__(range(40))
+        for split in ("test", "predict")
+    }
+    short = next(iter(data.test_dataloader()))
     assert short.items.shape[1] == 5
-    assert torch.equal(short.seen_items, full.items)
-    assert full.seen is None
-    assert next(iter(cut.train_dataloader())).seen is None
-    view = cut._data.views["test"]
-    assert SessionDataset(view, max_length=5)[0].seen is None
+    assert torch.equal(short.seen_items, whole["test"].items)
+    assert next(iter(data.train_dataloader())).seen is None
+    # Nothing is cut from these, so that their items are all that was seen.
+    assert SessionDataset(data._data.views["test"], max_length=100, with_seen=True)[0].seen is None
     # Trained or not, a model that leaves seen tracks out recommends none of them.
     model = SkipCLModule(
-        SASRec(8, max_length=5), None, num_items=cut.num_items, embedding_size=8, exclude_seen=True
+        SASRec(8, max_length=5), None, num_items=data.num_items, embedding_size=8, exclude_seen=True
     )
-    frame = quiet_trainer().predict(model, cut)[0]
-    for number, session in enumerate(next(iter(whole.predict_dataloader())).items):
-        seen = set(whole.vocabulary.decode(session[session > 0]))
+    frame = quiet_trainer().predict(model, data)[0]
+    for number, session in enumerate(whole["predict"].items):
+        seen = set(data.vocabulary.decode(session[session > 0]))
         recommended = frame.filter(frame["session_id"] == number)["item_id"]
         assert len(recommended)
         assert not seen & set(recommended)
+    # At evaluation too: the target is ranked among the rest.
+    model.eval()
+    measured = quiet_trainer().test(model, data, verbose=False)[0]
+    listened, hits = 0, 0
+    for b in range(40):
+        row = short[b : b + 1]
+        scores = (model.item_table @ model.session_query(row)[0]).tolist()
+        target, seen = int(row.target), set(whole["test"].items[b].tolist())
+        others = [score for item, score in enumerate(scores) if item and item not in {*seen, target}]
+        rank = 1 + sum(score >= scores[target] for score in others)
+        if row.target_feedback >= 0:
+            listened, hits = listened + 1, hits + (rank <= 10)
+    assert measured["test/hit_rate@10"] == pytest.approx(hits / listened)
+    repeats = sum(
+        int(target) in session.tolist() and feedback >= 0
+        for target, session, feedback in zip(
+            short.target, whole["test"].items, short.target_feedback, strict=True
+        )
+    )
+    assert measured["test/num_repeated"] == repeats
+
+
+def test_every_position_that_is_asked_at_evaluation_is_asked_in_training():
+    # Sessions of one length: leave-one-out trains on all but the last two tracks.
+    log = simulate_sessions(40, num_items=60, num_moods=6, min_length=9, max_length=9)
+    for max_length, input_length in ((5, 5), (6, 6), (7, 6), (20, 6)):
+        data = SessionDataModule(log, max_length=max_length)
+        assert data.input_length == data.encoder.max_length == input_length
+        for backbone in (SASRec(8, max_length=max_length), BERT4Rec(8, max_length=max_length + 1)):
+            torch.manual_seed(0)
+            model = SkipCLModule(
+                backbone, None, num_items=data.num_items, embedding_size=8, mask_probability=None
+            )
+            trained = set()
+            for _ in range(5):
+                batch = model.prepare_training(next(iter(data.train_dataloader())))
+                trained |= set((model.targets(batch) > 0).any(dim=0).nonzero().flatten().tolist())
+            asked = input_length - 1 if model.causal else input_length
+            assert next(iter(data.test_dataloader())).items.shape[1] == input_length
+            assert max(trained) == asked
+            assert model.losses(batch)["loss"].isfinite()
+
+
+def test_the_track_behind_the_longest_input_is_learned_from():
+    model = module(SASRec(8, max_length=4, dropout=0.0), SkipInfoNCE(weight=1.0)).eval()
+    items, feedback = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[1.0, -1.0, 1.0, 1.0, 1.0]])
+    long = SessionBatch(items, feedback)
+    query = model(long.replace(items=items[:, :4], feedback=feedback[:, :4]))
+    keys = model.item_table[items]
+    next_item = full_softmax_loss(query[0], model.item_table, torch.tensor([3, 3, 4, 5])).mean()
+    padded = torch.cat([query, torch.zeros(1, 1, 8)], dim=1)
+    skip = skip_info_nce(padded, keys, items, feedback)
+    losses = model.losses(long)
+    torch.testing.assert_close(losses["next_item_loss"], next_item)
+    torch.testing.assert_close(losses["skip_loss"], skip)
+    # Three anchors: the tracks that were listened to and have a next one.
+    assert (skip_info_nce(padded, keys, items, feedback, reduction="none") > 0).sum() == 3
+
+
+def test_a_causal_backbone_that_something_is_hidden_from_is_an_error():
+    model = module(SASRec(8))
+    hidden = batch().replace(cloze_mask=batch().valid_mask)
+    with pytest.raises(ValueError, match="`batch` must hide nothing from a causal backbone"):
+        model(hidden)
+
+
+class OwnHead(nn.Module):
+    def forward(self, query, keys, batch):
+        return query.sum()
+
+
+def test_a_head_that_does_not_know_hidden_tracks_is_refused_beside_a_bidirectional_backbone():
+    with pytest.raises(ValueError, match=r"must have a method `check_cloze` .* got OwnHead without"):
+        module(head=OwnHead())
+    assert module(SASRec(8), head=OwnHead()).losses(batch())["loss"].isfinite()

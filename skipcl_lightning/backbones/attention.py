@@ -6,7 +6,31 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number
 
-__all__ = ["ResidualBlock", "SelfAttention", "check_transformer", "feed_forward", "key_mask"]
+__all__ = [
+    "LearnedPositions",
+    "ResidualBlock",
+    "SelfAttention",
+    "check_transformer",
+    "feed_forward",
+    "key_mask",
+]
+
+
+class LearnedPositions(nn.Module):
+    """Adds a learned vector to each position, counted from the session's first track.
+
+    Args:
+        max_length: Positions.
+        size: D.
+    """
+
+    def __init__(self, max_length: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(max_length, size) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        return x + self.weight[: x.shape[1]]
 
 
 class SelfAttention(nn.Module):
@@ -119,7 +143,8 @@ def key_mask(valid_mask: Tensor) -> Tensor:
         valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
 
     Returns:
-        [B, 1, 1, L] bool: real positions, and the first one in any case, since attention to nothing is NaN.
+        [B, 1, 1, L] bool: real positions, and the first one in any case, since what attention to nothing
+        yields is for each kernel to say (NaN, by the formula).
 
     Example:
         >>> key_mask(torch.tensor([[True, True, False], [False, False, False]]))[:, 0, 0]

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.backbones.attention import (
+    LearnedPositions,
     ResidualBlock,
     SelfAttention,
     check_transformer,
@@ -25,8 +27,9 @@ class BERT4Rec(nn.Module):
 
     Args:
         embedding_size: D, divisible by ``num_heads``; the paper has 64 (and others, from 16 to 256).
-        max_length: The longest session, the mask token included. The paper has 200 for MovieLens-1M and 50
-            for sparser data.
+        max_length: The longest session, the mask token included, at least 2: one more than the data
+            module's, for all of its tracks to be seen. The paper has 200 for MovieLens-1M and 50 for
+            sparser data.
         num_layers: Blocks.
         num_heads: Attention heads a block.
         dropout: Share of units dropped, in [0, 1): at the input, in attention, and behind both sublayers.
@@ -68,8 +71,11 @@ class BERT4Rec(nn.Module):
             num_heads=num_heads,
             dropout=dropout,
         )
+        check_integer(
+            "max_length", max_length, minimum=2, cure="The mask token needs a place beside a track."
+        )
         self.max_length = max_length
-        self.positions = nn.Parameter(torch.randn(max_length, embedding_size) * 0.02)
+        self.positions = LearnedPositions(max_length, embedding_size)
         self.input_norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -101,7 +107,7 @@ class BERT4Rec(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(self.input_norm(x + self.positions[: x.shape[1]]))
+        x = self.dropout(self.input_norm(self.positions(x)))
         mask = key_mask(valid_mask)
         for block in self.blocks:
             x = block(x, mask)

@@ -100,4 +100,5 @@ class Caser(nn.Module):
     def _convolve_vertically(self, x: Tensor) -> Tensor:
         """[B, L, D · filters]: weighted sums of the window's tracks."""
         sums: Tensor = self.vertical(x.flatten(0, 1)[:, None, :])  # [B · D, filters, L]
-        return sums.reshape(len(x), -1, sums.shape[2]).transpose(1, 2)
+        filters = x.shape[1] * sums.shape[1]
+        return sums.reshape(len(x), filters, sums.shape[2]).transpose(1, 2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.attention import SelfAttention, check_transformer
+from skipcl_lightning.backbones.attention import LearnedPositions, SelfAttention, check_transformer
 from skipcl_lightning.backbones.contract import clean_input
 
 __all__ = ["ESASRec"]
@@ -35,7 +35,8 @@ class ESASRec(nn.Module):
         Tikhonovich et al.: eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion,
         RecSys 2025, arXiv 2508.06450. The block: Borisyuk et al.: From Features to Transformers: Redefining
         Ranking for Scalable Impact, arXiv 2502.03417. The papers tune sizes by data set; those here are
-        SASRec's.
+        SASRec's, and so are the scaled input and the layer norm behind the last block, which the authors'
+        code does not have.
 
     Example:
         >>> backbone = ESASRec(embedding_size=8, max_length=5)
@@ -67,7 +68,7 @@ class ESASRec(nn.Module):
         check_integer("expansion", expansion)
         self.max_length = max_length
         self.scale = embedding_size**0.5
-        self.positions = nn.Parameter(torch.randn(max_length, embedding_size) * 0.02)
+        self.positions = LearnedPositions(max_length, embedding_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             _GatedBlock(embedding_size, num_heads, dropout, expansion) for _ in range(num_layers)
@@ -88,7 +89,7 @@ class ESASRec(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(x * self.scale + self.positions[: x.shape[1]])
+        x = self.dropout(self.positions(x * self.scale))
         for block in self.blocks:
             x = block(x)
         return torch.where(valid_mask[..., None], self.norm(x), 0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning.backbones.attention import key_mask
 from skipcl_lightning.backbones.contract import clean_input
 
 __all__ = ["HFBackbone"]
@@ -16,9 +17,9 @@ __all__ = ["HFBackbone"]
 class HFBackbone(nn.Module):
     """A Transformer of the ``transformers`` package, fed with embedded tracks in place of its tokens.
 
-    Its token table and whatever else plays no part in its last hidden state (a pooler, a language head)
-    are taken away or frozen, so that DistributedDataParallel finds no parameter without a gradient. The
-    module that is passed is changed by it.
+    Its token table, a pooler and a language head are taken away; whatever else plays no part in its last
+    hidden state is frozen, so that DistributedDataParallel finds no parameter without a gradient. The module
+    that is passed is changed by it, and set to training.
 
     Needs the extra ``hf``: ``pip install "skipcl-lightning[hf]"``.
 
@@ -28,13 +29,15 @@ class HFBackbone(nn.Module):
             weights. A checkpoint keeps the configuration, and so loads without arguments.
         causal: Whether each position sees only what came before: True for decoders (GPT-2, Llama …),
             False for encoders (BERT …), which ``SkipCLModule`` trains by the cloze task. A model that
-            sees more than it says is refused.
+            does otherwise is refused.
         embedding_size: D, where it is not the model's ``hidden_size``: linear maps then lead in and out.
+        max_length: The longest session, a mask token included; as many positions as the model has if None.
 
     Raises:
         ImportError: ``transformers`` is not installed.
         TypeError: ``model`` is neither.
-        ValueError: The configuration names no known model.
+        ValueError: The configuration names no known model, or one that is no encoder or decoder alone; it
+            would not build the same model again; or ``causal`` is wrong.
 
     Reference:
         Wolf et al.: Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020,
@@ -50,28 +53,45 @@ class HFBackbone(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module | Mapping[str, Any], *, causal: bool, embedding_size: int | None = None
+        self,
+        model: nn.Module | Mapping[str, Any],
+        *,
+        causal: bool,
+        embedding_size: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(causal, bool):
-            raise TypeError(f"`causal` must be True or False, got {causal!r}.")
+            raise TypeError(f"`causal` must be True or False, got {causal!r}. Decoders are causal.")
         transformer = _base_model(model)
+        table = transformer.get_input_embeddings()
         hidden_size: int = transformer.config.hidden_size
         size = hidden_size if embedding_size is None else embedding_size
         check_integer("embedding_size", size)
-        # Kept keys and values serve the writing of text, token by token.
-        transformer.config.use_cache = False
+        known = _count_positions(transformer)
+        self.max_length = known if max_length is None else max_length
+        if self.max_length is not None:
+            check_integer("max_length", self.max_length, maximum=known, cure="The model has no more.")
         # Plain values, from which a checkpoint rebuilds the same architecture.
         config = json.loads(transformer.config.to_json_string(use_diff=False))
-        self.settings = {"model": config, "causal": causal, "embedding_size": embedding_size}
+        self.settings = {
+            "model": config,
+            "causal": causal,
+            "embedding_size": embedding_size,
+            "max_length": max_length,
+        }
         self.causal = causal
-        self.max_length: int | None = getattr(transformer.config, "max_position_embeddings", None)
+        weight = table.weight
         # Some models ask their table for its dtype, so that a small one stays.
-        transformer.set_input_embeddings(nn.Embedding(1, hidden_size))
-        self.model: nn.Module = transformer
-        self.input = nn.Identity() if size == hidden_size else nn.Linear(size, hidden_size)
-        self.output = nn.Identity() if size == hidden_size else nn.Linear(hidden_size, size)
-        self._freeze_unused(hidden_size)
+        transformer.set_input_embeddings(
+            nn.Embedding(1, table.embedding_dim, device=weight.device, dtype=weight.dtype)
+        )
+        # `from_pretrained` sets it to evaluation, and Lightning would leave it there, without dropout.
+        self.model: nn.Module = transformer.train()
+        self.input = _linear_map(size, table.embedding_dim, weight)
+        self.output = _linear_map(hidden_size, size, weight)
+        if not weight.is_meta:
+            self._probe(table.embedding_dim, weight)
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
         """The model's last hidden state.
@@ -86,31 +106,61 @@ class HFBackbone(nn.Module):
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
-        x = clean_input(x, valid_mask, max_length=self.max_length)
-        hidden = self._last_hidden_state(self.input(x), valid_mask)
-        return torch.where(valid_mask[..., None], self.output(hidden), 0)
+        cleaned = clean_input(x, valid_mask, max_length=self.max_length)
+        # The model may be of another precision than the item table.
+        inner = cleaned.to(self.model.get_input_embeddings().weight.dtype)  # type: ignore[operator]
+        hidden = self.output(self._last_hidden_state(self.input(inner), valid_mask))
+        return torch.where(valid_mask[..., None], hidden.to(x.dtype), 0)
 
     def _last_hidden_state(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        # Attention to nothing, in a row without a track, would be NaN.
-        first = torch.arange(x.shape[1], device=x.device) == 0
-        output: Tensor = self.model(
-            inputs_embeds=x, attention_mask=(valid_mask | first).long()
-        ).last_hidden_state
+        # What a causal model must not see, padding on the right included, it does not see anyway.
+        mask = None if self.causal else key_mask(valid_mask)[:, 0, 0].long()
+        output: Tensor = self.model(inputs_embeds=x, attention_mask=mask).last_hidden_state
         return output
 
-    def _freeze_unused(self, hidden_size: int) -> None:
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            return
-        device = next(self.model.parameters()).device
-        x = torch.zeros(1, 2, hidden_size, device=device)
+    def _probe(self, size: int, like: Tensor) -> None:
+        """Freeze the parameters that have no part in the output, and check that ``causal`` is right."""
+        generator = torch.Generator().manual_seed(0)
+        length = min(2, self.max_length or 2)
+        x = torch.randn(1, length, size, generator=generator).to(like).requires_grad_()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        mode = self.model.training
+        # Without dropped layers, whose parameters have no gradient by chance.
+        self.model.eval()
         with torch.enable_grad():
-            state = self._last_hidden_state(x, torch.ones(1, 2, dtype=torch.bool, device=device))
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            state = self._last_hidden_state(x, torch.ones(1, length, dtype=torch.bool, device=like.device))
+            # Not a plain sum: behind a layer norm that is constant.
+            weights = torch.randn(state.shape, generator=generator).to(state)
             # torch's annotation forgets the None of what is unused.
-            gradients: Sequence[Tensor | None] = torch.autograd.grad(state.sum(), trained, allow_unused=True)
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                (state * weights).sum(), trained, allow_unused=True, retain_graph=True
+            )
+            (backwards,) = torch.autograd.grad((state * weights)[:, 0].sum(), x)
+        self.model.train(mode)
         for parameter, gradient in zip(trained, gradients, strict=True):
             if gradient is None:
                 parameter.requires_grad_(False)
+        if length > 1 and not self.causal and not backwards[:, 1].any():
+            raise ValueError(
+                "`causal` must be True for a model that sees no later track, got False. It would be trained "
+                "to fill in hidden tracks from what came before them only."
+            )
+
+
+def _linear_map(size_in: int, size_out: int, like: Tensor) -> nn.Module:
+    if size_in == size_out:
+        return nn.Identity()
+    return nn.Linear(size_in, size_out, device=like.device, dtype=like.dtype)
+
+
+def _count_positions(transformer: Any) -> int | None:
+    """The longest input of a model; None where it has no limit."""
+    positions: int | None = getattr(transformer.config, "max_position_embeddings", None)
+    for module in transformer.modules():
+        # RoBERTa and its kin count positions from behind the padding token's index.
+        if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx:
+            return positions - module.padding_idx - 1
+    return positions
 
 
 def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
@@ -122,14 +172,35 @@ def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
             "`HFBackbone` needs the package transformers, which is not installed. "
             'Install it with `pip install "skipcl-lightning[hf]"`.'
         ) from error
-    if isinstance(model, transformers.PreTrainedModel):
-        return model.base_model
-    if not isinstance(model, Mapping):
+    if isinstance(model, Mapping):
+        base = _build_model(transformers, dict(model))
+    elif isinstance(model, transformers.PreTrainedModel):
+        base = model.base_model
+    else:
         raise TypeError(
             "`model` must be a transformers.PreTrainedModel, or a mapping with its configuration, got "
             f"{type(model).__name__}. `transformers.AutoModel.from_pretrained` gives one."
         )
-    settings = dict(model)
+    if base.config.is_encoder_decoder:
+        raise ValueError(
+            f"`model` must be an encoder or a decoder alone, got {type(base).__name__}, which is both. "
+            "Pass one that is not."
+        )
+    _drop_pooler(base)
+    if not isinstance(model, Mapping):
+        with torch.device("meta"):
+            again = _drop_pooler(transformers.AutoModel.from_config(base.config))
+        if again.state_dict().keys() != base.state_dict().keys():
+            raise ValueError(
+                f"`model` must be one that its configuration builds again, for checkpoints to load, got "
+                f"{type(base).__name__}, for which it builds {type(again).__name__}. Wrap it in a module of "
+                "your own instead."
+            )
+    return base
+
+
+def _build_model(transformers: Any, settings: dict[str, Any]) -> Any:
+    """A model with random weights."""
     model_type = settings.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(
@@ -138,3 +209,12 @@ def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
         )
     config = transformers.AutoConfig.for_model(model_type, **settings)
     return transformers.AutoModel.from_config(config)
+
+
+def _drop_pooler(base: Any) -> Any:
+    """Some models have one with a head and none without, or the reverse; it is never used here."""
+    if getattr(base, "pooler", None) is not None:
+        base.pooler = None
+    # Kept keys and values serve the writing of text, token by token.
+    base.config.use_cache = False
+    return base

@@ -53,6 +53,8 @@ class NextItNet(nn.Module):
         super().__init__()
         check_integer("embedding_size", embedding_size)
         check_integer("kernel_size", kernel_size, minimum=2, cure="A kernel of 1 sees no other track.")
+        if not isinstance(dilations, Sequence):
+            raise TypeError(f"`dilations` must be a sequence of integers, got {dilations!r}. Give a list.")
         if not dilations:
             raise ValueError("`dilations` must hold one for each block, got none. The paper has 1 and 4.")
         for dilation in dilations:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.backbones.attention import (
+    LearnedPositions,
     ResidualBlock,
     SelfAttention,
     check_transformer,
@@ -74,7 +75,7 @@ class SASRec(nn.Module):
         check_choice("norm", norm, get_args(Norm))
         self.max_length = max_length
         self.scale = embedding_size**0.5
-        self.positions = nn.Parameter(torch.randn(max_length, embedding_size) * 0.02)
+        self.positions = LearnedPositions(max_length, embedding_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             ResidualBlock(
@@ -104,7 +105,7 @@ class SASRec(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(x * self.scale + self.positions[: x.shape[1]])
+        x = self.dropout(self.positions(x * self.scale))
         for block in self.blocks:
             x = block(x, None)
         return torch.where(valid_mask[..., None], self.norm(x), 0)

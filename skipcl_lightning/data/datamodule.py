@@ -36,7 +36,9 @@ class SessionDataModule(LightningDataModule):
     Args:
         log: A canonical table, as the readers give it.
         batch_size: Sessions in a batch, on each device.
-        max_length: The most tracks of a session in a batch; the latest are kept.
+        max_length: The most tracks of a session that a model looks at; the latest are kept. Batches of
+            training hold a track more, to be predicted from so many. No session is longer than the longest
+            training part less one at evaluation either: no model has learned what stands so late.
         min_session_length: Tracks that a session needs, at least 3.
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped track.
@@ -116,7 +118,16 @@ class SessionDataModule(LightningDataModule):
     @property
     def encoder(self) -> SessionEncoder:
         """What turns sessions from outside into such batches as these."""
-        return SessionEncoder(self.vocabulary, self.max_length, self.skip_threshold)
+        return SessionEncoder(self.vocabulary, self.input_length, self.skip_threshold)
+
+    @property
+    def input_length(self) -> int:
+        """The most tracks that a model is given: ``max_length``, or fewer if no training part is so long.
+
+        A model that learns positions has learned nothing of those that come later.
+        """
+        longest = int(self._data.views["train"].ends.max())
+        return max(1, min(self.max_length, longest - 1))
 
     @property
     def session_ids(self) -> pl.Series:
@@ -183,7 +194,8 @@ class SessionDataModule(LightningDataModule):
         view = self._data.views[split]
         dataset = SessionDataset(
             view,
-            max_length=self.max_length,
+            # In training the last track is not looked at, but predicted.
+            max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
             with_seen=split != "train",
         )

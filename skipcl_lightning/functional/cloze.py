@@ -12,8 +12,8 @@ __all__ = ["append_mask_token", "cloze_positives", "draw_cloze_mask", "hide_mask
 def draw_cloze_mask(
     candidates: Tensor,
     *,
-    probability: float = 0.2,
-    last_probability: float = 0.1,
+    probability: float,
+    last_probability: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Which tracks of each session are hidden in this step.
@@ -37,12 +37,12 @@ def draw_cloze_mask(
 
     Reference:
         Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
-        Transformer, CIKM 2019, arXiv 1904.06690, section 3.6. The defaults are those of the authors' code
-        for MovieLens-1M, which hides the last track alone in one of eleven sessions.
+        Transformer, CIKM 2019, arXiv 1904.06690, section 3.6. The authors' code for MovieLens-1M hides 0.2
+        of the tracks, and the last track alone in one of eleven sessions.
 
     Example:
         >>> candidates = torch.tensor([[True, True, False], [False, False, False]])
-        >>> draw_cloze_mask(candidates, last_probability=1.0)
+        >>> draw_cloze_mask(candidates, probability=0.2, last_probability=1.0)
         tensor([[False,  True, False],
                 [False, False, False]])
     """
@@ -102,7 +102,7 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
     wider = batch.items.new_full((len(batch), 1), PADDING_INDEX)
     end = batch.lengths[:, None]
     items = torch.cat([batch.items, wider], dim=1).scatter(1, end, mask_index)  # [B, L + 1]
-    feedback = torch.cat([batch.feedback, wider.to(batch.feedback.dtype)], dim=1).scatter(1, end, 0)
+    feedback = torch.cat([batch.feedback, wider.to(batch.feedback.dtype)], dim=1)
     return batch.replace(items=items, feedback=feedback, cloze_mask=None)
 
 
@@ -136,6 +136,6 @@ def cloze_positives(items: Tensor, listened_mask: Tensor, cloze_mask: Tensor) ->
     check_shape("cloze_mask", cloze_mask, "B L", sizes, dtype=torch.bool)
     same_item = items[:, :, None] == items[:, None, :]  # [B, L, L]
     visible_elsewhere = (same_item & ~cloze_mask[:, None, :]).any(dim=2)
-    anchors = cloze_mask & listened_mask & ~visible_elsewhere & (items != PADDING_INDEX)
+    anchors = cloze_mask & listened_mask & ~visible_elsewhere
     positions = torch.arange(sizes["L"], device=items.device)
     return torch.where(anchors, positions, -1)

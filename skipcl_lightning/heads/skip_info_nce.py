@@ -118,7 +118,7 @@ class SkipInfoNCE(nn.Module):
         """
         positive_position = None
         if batch.cloze_mask is not None:
-            self._check_cloze()
+            self.check_cloze()
             positive_position = cloze_positives(batch.items, batch.listened_mask, batch.cloze_mask)
         return skip_info_nce(
             keys if self.query == "item" else query,
@@ -133,7 +133,15 @@ class SkipInfoNCE(nn.Module):
             positive_position=positive_position,
         )
 
-    def _check_cloze(self) -> None:
+    def check_cloze(self) -> None:
+        """Raise unless the settings have a meaning where tracks are hidden from a bidirectional backbone.
+
+        A head of your own has such a method if it takes its anchors from ``batch.cloze_mask``:
+        ``SkipCLModule`` joins no other with a bidirectional backbone, whose output has seen all the rest.
+
+        Raises:
+            ValueError: A setting has none.
+        """
         if self.query == "item":
             raise ValueError(
                 "`query` must be 'session' for a bidirectional backbone, got 'item'. The item at a hidden "

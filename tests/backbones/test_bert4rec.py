@@ -39,7 +39,9 @@ def test_it_equals_a_plain_recomputation_from_the_same_weights():
             parameter.data.normal_(mean=1.0)
     session = list(torch.randn(5, 8, dtype=torch.float64))
     output = backbone(torch.stack(session)[None], torch.ones(1, 5, dtype=torch.bool))[0]
-    states = [normalised(x + backbone.positions[t], backbone.input_norm) for t, x in enumerate(session)]
+    states = [
+        normalised(x + backbone.positions.weight[t], backbone.input_norm) for t, x in enumerate(session)
+    ]
     for block in backbone.blocks:
         summed = [x + attended(states, block.attention, t, num_heads=2) for t, x in enumerate(states)]
         states = [normalised(x, block.attention_norm) for x in summed]

@@ -1,4 +1,5 @@
 import math
+import unittest.mock
 
 import hypothesis
 import pytest
@@ -18,6 +19,7 @@ from skipcl_lightning.backbones import (
     SASRec,
     check_backbone,
 )
+from skipcl_lightning.backbones.attention import SelfAttention
 
 SIZE = 8
 GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 10, "vocab_size": 9}
@@ -78,8 +80,7 @@ def all_valid(*shape):
     return torch.ones(*shape, dtype=torch.bool)
 
 
-# The fixture is one model for all examples, which do not change it.
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=25)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(length=st.integers(2, 10), cut=st.integers(1, 9), seed=st.integers(0, 100))
 def test_a_causal_output_does_not_move_when_anything_after_it_changes(causal_backbone, length, cut, seed):
     cut = min(cut, length - 1)
@@ -91,7 +92,7 @@ def test_a_causal_output_does_not_move_when_anything_after_it_changes(causal_bac
     assert not torch.allclose(output_of_changed[:, cut:], output[:, cut:])
 
 
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=25)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(length=st.integers(2, 10), place=st.integers(0, 9), seed=st.integers(0, 100))
 def test_a_bidirectional_output_moves_everywhere(bidirectional_backbone, length, place, seed):
     x, mask = random_sessions(1, length, seed=seed), all_valid(1, length)
@@ -141,6 +142,55 @@ def test_every_trained_parameter_gets_a_gradient(backbone):
     (backbone(random_sessions(4, 9), all_valid(4, 9)) * random_sessions(4, 9, seed=1)).sum().backward()
     without = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
+
+
+def dropouts_of(backbone):
+    """Every dropout of ours: modules, attention's own, and that between layers of a recurrent network."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+        if isinstance(module, SelfAttention | nn.GRU):
+            yield module, "dropout"
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"GPT-2 of another size", "NextItNet"}))
+def test_every_dropout_acts_by_itself_and_in_training_only(name):
+    x, mask = random_sessions(2, 6), all_valid(2, 6)
+    backbone = build(name)
+    places = [place for place in dropouts_of(backbone) if getattr(*place)]
+    assert places
+    assert torch.equal(backbone(x, mask), backbone(x, mask))
+    backbone.train()
+    shares = [getattr(*place) for place in places]
+    for place, share in zip(places, shares, strict=True):
+        for other in places:
+            setattr(*other, 0.0)
+        setattr(*place, share)
+        assert not torch.equal(backbone(x, mask), backbone(x, mask)), place
+
+
+def count_dropouts(backbone):
+    """How often a dropout of 0.2 acts in one training step."""
+    shares = []
+
+    def attend(query, *_, dropout_p, **__):
+        shares.append(dropout_p)
+        return query
+
+    for module in backbone.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda dropout, *_: shares.append(dropout.p))
+    with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", attend):
+        backbone(random_sessions(2, 6), all_valid(2, 6))
+    return shares.count(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_a_block"), [("SASRec", 4), ("post-norm SASRec", 4), ("ESASRec", 4), ("BERT4Rec", 3)]
+)
+def test_every_dropout_that_a_transformer_promises_is_there(name, in_a_block):
+    # At the input; and in attention, behind it, perhaps inside the feed-forward network, and behind that.
+    assert count_dropouts(build(name)) == 1 + 2 * in_a_block
 
 
 def test_the_output_is_repeatable_in_evaluation(backbone):
@@ -214,6 +264,7 @@ BAD_SETTINGS = [
     ("Caser", {"dropout": 1}, "`dropout` must be in"),
     ("NextItNet", {"kernel_size": 1}, "`kernel_size` must be at least 2, got 1. A kernel of 1 sees no"),
     ("NextItNet", {"dilations": ()}, "`dilations` must hold one for each block, got none"),
+    ("BERT4Rec", {"max_length": 1}, "`max_length` must be at least 2, got 1. The mask token"),
     ("NextItNet", {"dilations": (1, 0)}, "`dilations` must be at least 1"),
 ]
 
@@ -222,6 +273,17 @@ BAD_SETTINGS = [
 def test_bad_settings_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
         BACKBONES[name](8, **settings)
+
+
+def test_a_dilation_that_is_no_sequence_is_named():
+    with pytest.raises(TypeError, match="`dilations` must be a sequence of integers, got 3"):
+        NextItNet(8, dilations=3)
+
+
+def test_a_batch_of_no_sessions_is_no_error(backbone):
+    if isinstance(backbone, HFBackbone):
+        pytest.skip("transformers itself knows no such batch")
+    assert backbone(torch.zeros(0, 4, SIZE), all_valid(0, 4)).shape == (0, 4, SIZE)
 
 
 class LooksAtPadding(nn.Module):

@@ -34,7 +34,7 @@ def test_the_gated_blocks_equal_a_plain_recomputation_from_the_same_weights():
         if "norm" in name:
             parameter.data.normal_(mean=1.0)
     session = torch.randn(5, 8, dtype=torch.float64)
-    x = session * math.sqrt(8) + backbone.positions[:5]
+    x = session * math.sqrt(8) + backbone.positions.weight[:5]
     for block in backbone.blocks:
         x = x + gate(x, block.attention_gate) * plain_attention(
             normalised(x, block.attention_norm), block.attention

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from skipcl_lightning.backbones import HFBackbone
+from skipcl_lightning.backbones import HFBackbone, check_backbone
 
 CONFIG = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 10, "vocab_size": 9}
 
@@ -26,17 +26,94 @@ def test_a_language_head_is_left_aside_and_no_token_table_stays():
     assert "model.wte.weight" not in trained
 
 
+BERT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 12,
+    "vocab_size": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "causal"),
+    [
+        (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**BERT)), False),
+        (lambda: transformers.BertModel(transformers.BertConfig(**BERT)), False),
+        (lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**CONFIG)), True),
+    ],
+)
+def test_a_model_with_or_without_a_head_is_built_again_from_what_a_checkpoint_keeps(model, causal):
+    torch.manual_seed(0)
+    backbone = HFBackbone(model(), causal=causal)
+    again = HFBackbone(**backbone.settings)
+    again.load_state_dict(backbone.state_dict())
+    x, mask = torch.randn(2, 6, 8), torch.ones(2, 6, dtype=torch.bool)
+    assert torch.equal(backbone.eval()(x, mask), again.eval()(x, mask))
+
+
+def test_it_trains_with_dropout_though_the_model_came_ready_for_evaluation():
+    model = transformers.GPT2Model(transformers.GPT2Config(**CONFIG)).eval()
+    assert all(module.training for module in HFBackbone(model, causal=True).modules())
+
+
+def test_layers_that_are_dropped_by_chance_are_not_taken_for_unused():
+    config = {
+        "model_type": "opt",
+        "hidden_size": 8,
+        "ffn_dim": 16,
+        "word_embed_proj_dim": 8,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 10,
+        "vocab_size": 9,
+        "layerdrop": 0.9,
+    }
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    backbone = HFBackbone(config, causal=True)
+    frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.decoder.embed_tokens.weight"]
+    torch.set_rng_state(state)
+
+
+def test_positions_behind_a_padding_index_are_not_counted():
+    config = {**BERT, "model_type": "roberta", "pad_token_id": 1}
+    backbone = HFBackbone(config, causal=False)
+    assert backbone.max_length == 10
+    assert backbone(torch.randn(1, 10, 8), torch.ones(1, 10, dtype=torch.bool)).isfinite().all()
+
+
+def test_a_shorter_limit_is_the_users_to_set():
+    backbone = HFBackbone({"model_type": "gpt2", **CONFIG}, causal=True, max_length=4)
+    assert backbone.max_length == 4
+    with pytest.raises(ValueError, match=r"`max_length` must be at most 10, got 11\. The model has no more"):
+        HFBackbone({"model_type": "gpt2", **CONFIG}, causal=True, max_length=11)
+
+
+def test_a_model_of_another_precision_takes_and_gives_that_of_the_item_table():
+    model = transformers.GPT2Model(transformers.GPT2Config(**CONFIG)).bfloat16()
+    output = HFBackbone(model, causal=True)(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
+    assert output.dtype == torch.float32
+
+
+def test_a_table_narrower_than_the_model_is_fed_with_its_own_size():
+    config = {**BERT, "model_type": "electra", "embedding_size": 6}
+    backbone = HFBackbone(config, causal=False)
+    assert backbone(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape == (2, 3, 8)
+
+
 def test_another_size_is_led_in_and_out():
     backbone = HFBackbone({"model_type": "gpt2", **CONFIG}, causal=True, embedding_size=6)
     assert backbone(torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool)).shape == (2, 3, 6)
 
 
 def test_an_encoder_that_is_called_causal_is_refused():
-    from skipcl_lightning.backbones import check_backbone
-
-    config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(ValueError, match="`backbone` must be causal, got HFBackbone"):
-        check_backbone(HFBackbone(config, causal=True), 8)
+        check_backbone(HFBackbone({"model_type": "bert", **BERT}, causal=True), 8)
+    with pytest.raises(ValueError, match="`causal` must be True for a model that sees no later track"):
+        HFBackbone({"model_type": "gpt2", **CONFIG}, causal=False)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,19 @@ def test_every_stage_decodes_to_the_parts_of_the_sessions_that_it_may_see(data, 
         (data.val_dataloader(), -2, -2),
         (data.test_dataloader(), -1, -1),
     ]
+    # No model has learned what comes after a track more than the longest training part's.
+    most = max(len(session) for session in sessions.values()) - 2 - 1
+    assert data.input_length == most
     for loader, end, target in [*stages, (data.predict_dataloader(), None, None)]:
-        seen = []
+        seen, kept = [], most + 1 if end == -2 and target is None else most
         for batch in loader:
             for row, index in enumerate(batch.session_index.tolist()):
                 session = sessions[data.session_ids[index]]
-                assert data.vocabulary.decode(batch.items[row][batch.valid_mask[row]]) == session[:end]
+                items = data.vocabulary.decode(batch.items[row][batch.valid_mask[row]])
+                assert items == session[:end][-kept:]
+                if end != -2 or target is not None:
+                    seen_items = batch.seen_items[row][batch.seen_items[row] > 0]
+                    assert data.vocabulary.decode(seen_items) == session[:end]
                 if target is None:
                     assert batch.target is None
                 else:
@@ -160,7 +167,9 @@ def test_settings_reach_the_batches(log):
         log, batch_size=7, max_length=4, skip_threshold=0.6, min_session_length=12, require_skip=True
     )
     batch = next(iter(data.train_dataloader()))
-    assert (len(batch), batch.items.shape[1], batch.skip_threshold) == (7, 4, 0.6)
+    # A track more than a model is given, to be predicted.
+    assert (len(batch), batch.items.shape[1], batch.skip_threshold) == (7, 5, 0.6)
+    assert next(iter(data.val_dataloader())).items.shape[1] == 4
     assert data.encoder.state_dict()["max_length"] == 4
     assert data.drop_report.sessions_too_short > 0
 

@@ -45,7 +45,7 @@ def test_tracks_are_hidden_as_often_as_asked():
 
 def test_the_last_candidate_is_the_one_that_is_hidden_alone():
     candidates = torch.tensor([[True, False, True, False], [False, True, False, False], [False] * 4])
-    mask = draw_cloze_mask(candidates, last_probability=1.0)
+    mask = draw_cloze_mask(candidates, probability=0.5, last_probability=1.0)
     assert mask.tolist() == [[False, False, True, False], [False, True, False, False], [False] * 4]
 
 
@@ -59,12 +59,14 @@ def test_the_last_candidate_is_the_one_that_is_hidden_alone():
 )
 def test_bad_probabilities_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        draw_cloze_mask(torch.ones(1, 2, dtype=torch.bool), **settings)
+        draw_cloze_mask(
+            torch.ones(1, 2, dtype=torch.bool), **{"probability": 0.2, "last_probability": 0.1, **settings}
+        )
 
 
 def test_what_is_hidden_leaves_neither_item_nor_feedback():
     batch, _ = random_batch(3)
-    mask = draw_cloze_mask(batch.listened_mask, probability=0.5)
+    mask = draw_cloze_mask(batch.listened_mask, probability=0.5, last_probability=0.1)
     visible = hide_masked(batch.replace(cloze_mask=mask), 99)
     assert (visible.items[mask] == 99).all()
     assert not visible.feedback[mask].any()
@@ -75,8 +77,9 @@ def test_what_is_hidden_leaves_neither_item_nor_feedback():
 
 def test_a_mask_token_stands_behind_the_last_track_of_every_row():
     items = torch.tensor([[5, 3, 4], [2, 0, 0], [0, 0, 0]])
-    batch = SessionBatch(items, torch.where(items > 0, 0.5, 0))
+    batch = SessionBatch(items, torch.where(items > 0, 0.5, 0), cloze_mask=items == 5)
     appended = append_mask_token(batch, 9)
+    assert appended.cloze_mask is None
     assert appended.items.tolist() == [[5, 3, 4, 9], [2, 9, 0, 0], [9, 0, 0, 0]]
     assert appended.feedback.tolist() == [[0.5, 0.5, 0.5, 0], [0.5, 0, 0, 0], [0, 0, 0, 0]]
 
@@ -84,7 +87,9 @@ def test_a_mask_token_stands_behind_the_last_track_of_every_row():
 @hypothesis.given(seed=st.integers(0, 10_000), probability=st.floats(0.05, 1))
 def test_no_anchors_visible_input_contains_its_own_positive(seed, probability):
     batch, generator = random_batch(seed)
-    mask = draw_cloze_mask(batch.valid_mask, probability=probability, generator=generator)
+    mask = draw_cloze_mask(
+        batch.valid_mask, probability=probability, last_probability=0.1, generator=generator
+    )
     hidden = batch.replace(cloze_mask=mask)
     positives = cloze_positives(batch.items, batch.listened_mask, mask)
     visible = hide_masked(hidden, 99).items
