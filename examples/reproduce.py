@@ -35,7 +35,7 @@ from torch import nn
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, Caser, ESASRec, GRU4Rec, HFBackbone, NextItNet, SASRec
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate_baseline
+from skipcl_lightning.evaluation import LastItemMarkov, Popularity, SessionKNN, evaluate
 from skipcl_lightning.heads import SampledSoftmax
 
 EMBEDDING_SIZE = 64
@@ -301,13 +301,14 @@ def fits(name: str, num_items: int) -> bool:
 
 
 def measure_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
-    """Popularity and last-item Markov, under the same protocol."""
+    """Popularity, last-item Markov and session-KNN, under the same protocol."""
     baselines = {
         "Popularity": Popularity(data.item_counts),
         "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
+        "Session-KNN": SessionKNN(data.train_dataloader(), num_items=data.num_items),
     }
     return {
-        name: evaluate_baseline(baseline, data.test_dataloader(), num_items=data.num_items, exclude_seen=True)
+        name: evaluate(baseline, data, exclude_seen=True, num_resamples=0).values
         for name, baseline in baselines.items()
     }
 

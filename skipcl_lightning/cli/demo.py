@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from rich.console import Console
 from rich.progress import Progress
@@ -15,11 +14,9 @@ from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones import SASRec
-from skipcl_lightning.cli.rank_plot import save_rank_plot
 from skipcl_lightning.cli.verdict import Results, describe_results
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.evaluation import Baseline, LastItemMarkov, Popularity, evaluate_baseline
-from skipcl_lightning.functional import target_ranks
+from skipcl_lightning.evaluation import Baseline, LastItemMarkov, Popularity, evaluate, save_rank_plot
 from skipcl_lightning.heads import SkipInfoNCE
 from skipcl_lightning.module import SkipCLModule
 
@@ -35,7 +32,6 @@ ROWS = {
     "HitRate@20": "hit_rate@20",
     "NDCG@10": "ndcg@10",
     "MRR@10": "mrr@10",
-    "MAP@10": "map@10",
     "SkipMRR@10": "skip_mrr@10",
     "SkipHitRate@10": "skip_hit_rate@10",
     "SkipPercentile": "skip_rank_percentile",
@@ -83,9 +79,11 @@ def demo(
                 results.setdefault(name, []).append(measured)
             for name, head in ((PLAIN, None), (CONTRASTIVE, SkipInfoNCE(weight=weight))):
                 progress.update(task, description=f"{name}, seed {seed}")
-                module, measured = _train(data, head, seed, epochs, lambda: progress.advance(task))
-                results.setdefault(name, []).append(measured)
-                ranks[name].append(_rank_held_out(module, data))
+                module = _train(data, head, seed, epochs, lambda: progress.advance(task))
+                # Runs differ by more than their sessions do: the intervals are over seeds.
+                report = evaluate(module, data, num_resamples=0)
+                results.setdefault(name, []).append(report.values)
+                ranks[name].append(report.sessions.select("rank", "skipped"))
     save_rank_plot(output, {name: pl.concat(frames) for name, frames in ranks.items()}, num_items=items)
     console.print(_table(results))
     console.print(describe_results(results, plain=PLAIN, contrastive=CONTRASTIVE))
@@ -104,7 +102,7 @@ class _Tick(Callback):
 
 def _train(
     data: SessionDataModule, head: SkipInfoNCE | None, seed: int, epochs: int, tick: Callable[[], None]
-) -> tuple[SkipCLModule, dict[str, float]]:
+) -> SkipCLModule:
     seed_everything(seed, verbose=False)
     module = SkipCLModule(
         SASRec(EMBEDDING_SIZE, max_length=MAX_LENGTH, num_layers=1, dropout=0.1),
@@ -124,8 +122,7 @@ def _train(
         enable_model_summary=False,
     )
     trainer.fit(module, data)
-    measured = trainer.test(module, data, verbose=False)[0]
-    return module, {name.removeprefix("test/"): value for name, value in measured.items()}
+    return module
 
 
 def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
@@ -133,21 +130,7 @@ def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
         "Popularity": Popularity(data.item_counts),
         "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
     }
-    return {
-        name: evaluate_baseline(baseline, data.test_dataloader(), num_items=data.num_items)
-        for name, baseline in baselines.items()
-    }
-
-
-@torch.inference_mode()
-def _rank_held_out(module: SkipCLModule, data: SessionDataModule) -> pl.DataFrame:
-    module.eval()
-    frames = []
-    for batch in data.test_dataloader():
-        ranks = target_ranks(module.session_query(batch), module.item_table, batch.target)
-        skipped = batch.target_feedback < batch.skip_threshold
-        frames.append(pl.DataFrame({"rank": ranks.numpy(), "skipped": skipped.numpy()}))
-    return pl.concat(frames)
+    return {name: evaluate(baseline, data, num_resamples=0).values for name, baseline in baselines.items()}
 
 
 def _table(results: Results) -> Table:

@@ -1,5 +1,31 @@
-"""What a trained model is held against: baselines without parameters, measured in the same way."""
+"""Evaluation that a reviewer can trust: reports with intervals, baselines, and comparisons."""
 
-from skipcl_lightning.evaluation.baselines import Baseline, LastItemMarkov, Popularity, evaluate_baseline
+from skipcl_lightning.evaluation.baselines import (
+    BPR,
+    WRMF,
+    LastItemMarkov,
+    Popularity,
+    SessionKNN,
+    SessionPopularity,
+)
+from skipcl_lightning.evaluation.compare import compare
+from skipcl_lightning.evaluation.evaluate import evaluate
+from skipcl_lightning.evaluation.measures import Baseline, QueryModel
+from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot
+from skipcl_lightning.evaluation.report import EvaluationReport
 
-__all__ = ["Baseline", "LastItemMarkov", "Popularity", "evaluate_baseline"]
+__all__ = [
+    "BPR",
+    "WRMF",
+    "Baseline",
+    "EvaluationReport",
+    "LastItemMarkov",
+    "Popularity",
+    "QueryModel",
+    "SessionKNN",
+    "SessionPopularity",
+    "compare",
+    "evaluate",
+    "save_rank_plot",
+    "save_segment_plot",
+]

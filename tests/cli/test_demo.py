@@ -34,7 +34,7 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
         assert words in run.stdout
     assert "over 2 seeds" in run.stdout
     rows = [line for line in run.stdout.splitlines() if line.startswith("│ ")]
-    assert len(rows) == 11  # one a metric: none is wrapped at 80 columns
+    assert len(rows) == 10  # one a metric: none is wrapped at 80 columns
     assert "simulated" in run.stdout
     assert "plot.png" in run.stdout
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,3 +1,5 @@
+import math
+import sys
 from collections import Counter
 
 import pytest
@@ -5,7 +7,15 @@ import torch
 
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate_baseline
+from skipcl_lightning.evaluation import (
+    BPR,
+    WRMF,
+    LastItemMarkov,
+    Popularity,
+    SessionKNN,
+    SessionPopularity,
+    evaluate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +45,142 @@ def test_markov_counts_what_followed_in_training(data, rule):
 
 
 def test_popularity_ranks_equal_a_count_by_hand(data):
-    results = evaluate_baseline(
-        Popularity(data.item_counts), data.test_dataloader(), num_items=data.num_items
-    )
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
     counts = data.item_counts.tolist()
     hits, skipped = [], []
     for batch in data.test_dataloader():
         for target, feedback in zip(batch.target.tolist(), batch.target_feedback.tolist(), strict=True):
             rank = 1 + sum(count >= counts[target] for i, count in enumerate(counts) if i not in (0, target))
             (skipped if feedback < 0 else hits).append(rank <= 5)
-    assert results["hit_rate@5"] == pytest.approx(sum(hits) / len(hits))
-    assert results["skip_hit_rate@5"] == pytest.approx(sum(skipped) / len(skipped))
-    assert results["num_listened"] == len(hits)
+    assert report["hit_rate@5"] == pytest.approx(sum(hits) / len(hits))
+    assert report["skip_hit_rate@5"] == pytest.approx(sum(skipped) / len(skipped))
+    assert report.populations["listened"] == len(hits)
 
 
-def test_seen_tracks_are_left_out_save_for_the_target():
-    # By popularity 1, 2, 3, 4, 5; the first session has seen 1 and 2, and 3 before its window.
-    batch = SessionBatch(
-        torch.tensor([[1, 2], [4, 5]]),
-        torch.ones(2, 2),
-        target=torch.tensor([4, 4]),
-        target_feedback=torch.ones(2),
-        seen=torch.tensor([[3, 1, 2], [4, 5, 0]]),
+def test_a_sessions_own_favourites_come_first_by_how_often_they_were_played(data):
+    baseline = SessionPopularity(data.item_counts)
+    batch = next(iter(data.test_dataloader()))
+    scores = baseline.scores(batch)
+    counts = data.item_counts.tolist()
+    for b in range(len(batch)):
+        own = Counter(batch.seen_items[b][batch.seen_items[b] > 0].tolist())
+        expected = sorted(range(1, len(counts)), key=lambda item: (-own[item], -counts[item], item))
+        assert scores[b, 1:].argsort(descending=True, stable=True).add(1).tolist() == expected
+
+
+def test_favourites_count_from_the_first_track_on():
+    batch = SessionBatch(torch.tensor([[1, 2]]), torch.ones(1, 2), seen=torch.tensor([[3, 3, 3, 1, 2]]))
+    scores = SessionPopularity(torch.tensor([0, 1, 1, 1])).scores(batch)
+    assert scores[0].argmax() == 3
+    assert scores[0, 3] == pytest.approx(3.5)
+
+
+def slow_neighbours(data, batch, num_neighbours):
+    """The definition, session by session."""
+    sessions = {}
+    popularity = Counter()
+    for training in data.train_dataloader():
+        for row, index in enumerate(training.session_index.tolist()):
+            tracks = training.items[row][training.items[row] > 0].tolist()
+            sessions[index] = set(tracks)
+            popularity.update(tracks)
+    scores = torch.zeros(len(batch), data.num_items + 1)
+    for b, index in enumerate(batch.session_index.tolist()):
+        query = set(batch.items[b][batch.items[b] > 0].tolist())
+        similar = [
+            (len(query & other) / math.sqrt(len(query) * len(other)), number)
+            for number, other in sessions.items()
+            if number != index
+        ]
+        for similarity, number in sorted(similar, reverse=True)[:num_neighbours]:
+            for item in sessions[number]:
+                scores[b, item] += similarity
+    for item, count in popularity.items():
+        scores[:, item] += 1e-6 * count / (max(popularity.values()) + 1)
+    return scores
+
+
+@pytest.mark.parametrize("num_neighbours", [1, 5, 1000])
+def test_neighbours_are_scored_as_by_the_definition(data, num_neighbours):
+    batch = next(iter(data.test_dataloader()))
+    knn = SessionKNN(data.train_dataloader(), num_items=data.num_items, num_neighbours=num_neighbours)
+    torch.testing.assert_close(knn.scores(batch), slow_neighbours(data, batch, num_neighbours))
+
+
+def test_factors_of_a_session_solve_the_weighted_least_squares(data):
+    model = WRMF(
+        data.train_dataloader(),
+        num_items=data.num_items,
+        num_factors=4,
+        regularisation=0.1,
+        confidence=2.0,
     )
-    popularity = Popularity(torch.tensor([0, 9, 8, 7, 6, 5]))
-    ranks = {"hit_rate@1": 0.5, "hit_rate@3": 0.5, "hit_rate@4": 1.0}
-    measured = evaluate_baseline(popularity, [batch], num_items=5, top_k=[1, 3, 4], exclude_seen=True)
-    assert {name: measured[name] for name in ranks} == ranks
+    batch = next(iter(data.test_dataloader()))
+    items = torch.from_numpy(model.model.item_factors).double()
+    scores = model.scores(batch)
+    for b in range(len(batch)):
+        counts = torch.bincount(batch.items[b][batch.items[b] > 0], minlength=data.num_items + 1).double()
+        # Confidence alpha · count where played, 1 elsewhere; preference 1 where played, 0 elsewhere.
+        weight = torch.where(counts > 0, 2.0 * counts, 1.0)
+        matrix = items.T @ (weight[:, None] * items) + 0.1 * torch.eye(4, dtype=torch.float64)
+        right = items.T @ (weight * (counts > 0))
+        expected = items @ torch.linalg.solve(matrix, right)
+        torch.testing.assert_close(scores[b].double(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_factorisations_find_the_two_halves_of_a_catalogue():
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(1, 6, (40, 4), generator=generator)
+    items[20:] += 5
+    sessions = SessionBatch(items, torch.ones(40, 4), session_index=torch.arange(40))
+    models = {
+        "wrmf": WRMF([sessions], num_items=10, num_factors=2),
+        "bpr": BPR([sessions], num_items=10, num_factors=4, learning_rate=0.1, num_iterations=300),
+    }
+    for name, model in models.items():
+        scores = model.scores(sessions)[:, 1:]
+        own_half = torch.stack([scores[:20, :5].mean(), scores[20:, 5:].mean()])
+        other_half = torch.stack([scores[:20, 5:].mean(), scores[20:, :5].mean()])
+        assert (own_half > other_half + 0.1).all(), name
+
+
+def test_every_baseline_is_measured_by_the_same_evaluation(data):
+    counts, train = data.item_counts, data.train_dataloader
+    models = [
+        Popularity(counts),
+        SessionPopularity(counts),
+        LastItemMarkov(train(), num_items=data.num_items),
+        SessionKNN(train(), num_items=data.num_items),
+        WRMF(train(), num_items=data.num_items, num_factors=4),
+        BPR(train(), num_items=data.num_items, num_factors=4),
+    ]
+    reports = [evaluate(model, data, num_resamples=0) for model in models]
+    assert all(0 <= report["hit_rate@10"] <= 1 for report in reports)
+    assert len({report.name for report in reports}) == 6
+    assert all(report.populations == reports[0].populations for report in reports)
+
+
+def test_sessions_of_other_data_are_not_known_to_bpr(data):
+    model = BPR(data.train_dataloader(), num_items=data.num_items, num_factors=2, num_iterations=1)
+    batch = next(iter(data.test_dataloader()))
+    with pytest.raises(ValueError, match=r"`batch` must hold the .* sessions that were trained on"):
+        model.scores(batch.replace(session_index=None))
+    with pytest.raises(ValueError, match=r"`batch` must hold the .* sessions that were trained on"):
+        model.scores(batch.replace(session_index=batch.session_index + 10_000))
+
+
+def test_batches_that_do_not_name_their_sessions_are_refused():
+    batch = SessionBatch(torch.tensor([[1]]), torch.ones(1, 1))
+    for build in (SessionKNN, WRMF, BPR):
+        with pytest.raises(ValueError, match="`batches` must have a `session_index`"):
+            build([batch], num_items=3)
+
+
+def test_the_missing_extra_is_named(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
+    for build in (WRMF, BPR):
+        with pytest.raises(ImportError, match=r'pip install "skipcl-lightning\[baselines\]"'):
+            build(data.train_dataloader(), num_items=data.num_items)
 
 
 def test_a_track_that_nothing_followed_falls_back_on_popularity():
@@ -70,8 +189,3 @@ def test_a_track_that_nothing_followed_falls_back_on_popularity():
     scores = LastItemMarkov([sessions], num_items=3).scores(ends_on_3)
     assert scores[0, 1:].argmax() == 1
     assert scores.max() < 1
-
-
-def test_batches_without_targets_are_refused(data):
-    with pytest.raises(ValueError, match="`batches` must have targets, got none"):
-        evaluate_baseline(Popularity(data.item_counts), data.predict_dataloader(), num_items=data.num_items)

@@ -1,0 +1,8 @@
+"""Baselines for the same evaluation: what a neural model must beat."""
+
+from skipcl_lightning.evaluation.baselines.factorisation import BPR, WRMF
+from skipcl_lightning.evaluation.baselines.markov import LastItemMarkov
+from skipcl_lightning.evaluation.baselines.neighbours import SessionKNN
+from skipcl_lightning.evaluation.baselines.popularity import Popularity, SessionPopularity
+
+__all__ = ["BPR", "WRMF", "LastItemMarkov", "Popularity", "SessionKNN", "SessionPopularity"]

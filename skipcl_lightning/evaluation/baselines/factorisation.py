@@ -1,0 +1,195 @@
+"""Matrix factorisation, by the ``implicit`` package: WRMF and BPR, as in the paper."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.evaluation.baselines.interactions import as_matrix, training_matrix
+
+__all__ = ["BPR", "WRMF"]
+
+
+class WRMF:
+    """Weighted regularised matrix factorisation of sessions and items, by alternating least squares.
+
+    A session's factors are computed anew from its tracks so far. Needs the extra ``baselines``.
+
+    Args:
+        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
+        num_items: V.
+        num_factors: The length of the factors.
+        regularisation: The weight of their squares, above 0.
+        confidence: What a play adds to the weight of a pair (the paper's alpha), above 0.
+        num_iterations: Rounds over sessions and items.
+        seed: Of the initial factors.
+
+    Raises:
+        ImportError: ``implicit`` is not installed.
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, or a batch has no ``session_index``.
+
+    Reference:
+        Hu, Koren, Volinsky: Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008,
+        doi 10.1109/ICDM.2008.22.
+
+    Example:
+        >>> items = torch.tensor([[1, 2], [1, 2], [3, 4]])
+        >>> sessions = SessionBatch(items, torch.ones(3, 2), session_index=torch.arange(3))
+        >>> model = WRMF([sessions], num_items=4, num_factors=2)
+        >>> model.scores(SessionBatch(torch.tensor([[1]]), torch.ones(1, 1)))[0, 1:].argmax() < 2
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[SessionBatch],
+        *,
+        num_items: int,
+        num_factors: int = 64,
+        regularisation: float = 0.01,
+        confidence: float = 1.0,
+        num_iterations: int = 15,
+        seed: int = 0,
+    ) -> None:
+        check_integer("num_items", num_items)
+        check_integer("num_factors", num_factors)
+        check_number("regularisation", regularisation, minimum=0, open_minimum=True)
+        check_number("confidence", confidence, minimum=0, open_minimum=True)
+        check_integer("num_iterations", num_iterations)
+        self.num_items = num_items
+        library = _import_implicit()
+        self.model = _fit(
+            library.cpu.als.AlternatingLeastSquares,
+            training_matrix(batches, num_items),
+            factors=num_factors,
+            regularization=regularisation,
+            alpha=confidence,
+            iterations=num_iterations,
+            random_state=seed,
+        )
+
+    def scores(self, batch: SessionBatch) -> Tensor:
+        """Inner products of the sessions' factors with the items'.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, V + 1] float32, on the CPU.
+        """
+        known = as_matrix(batch, self.num_items)
+        factors = self.model.recalculate_user(np.arange(len(batch)), _as_old_matrix(known))
+        return torch.from_numpy(factors @ self.model.item_factors.T)
+
+
+class BPR:
+    """Matrix factorisation of sessions and items by Bayesian personalised ranking.
+
+    A session's factors are those of its training part: it must have been trained on. Needs the extra
+    ``baselines``.
+
+    Args:
+        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
+        num_items: V.
+        num_factors: The length of the factors.
+        learning_rate: Of stochastic gradient descent, above 0.
+        regularisation: The weight of the factors' squares, at least 0.
+        num_iterations: Rounds over all plays.
+        seed: Of the initial factors and the sampling. On several threads two runs differ all the same.
+
+    Raises:
+        ImportError: ``implicit`` is not installed.
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, or a batch has no ``session_index``.
+
+    Reference:
+        Rendle, Freudenthaler, Gantner, Schmidt-Thieme: BPR: Bayesian Personalized Ranking from Implicit
+        Feedback, UAI 2009, arXiv 1205.2618.
+
+    Example:
+        >>> items = torch.tensor([[1, 2], [1, 2], [3, 4]])
+        >>> sessions = SessionBatch(items, torch.ones(3, 2), session_index=torch.arange(3))
+        >>> BPR([sessions], num_items=4, num_factors=2).scores(sessions).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[SessionBatch],
+        *,
+        num_items: int,
+        num_factors: int = 64,
+        learning_rate: float = 0.01,
+        regularisation: float = 0.01,
+        num_iterations: int = 100,
+        seed: int = 0,
+    ) -> None:
+        check_integer("num_items", num_items)
+        check_integer("num_factors", num_factors)
+        check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
+        check_number("regularisation", regularisation, minimum=0)
+        check_integer("num_iterations", num_iterations)
+        library = _import_implicit()
+        self.model = _fit(
+            library.cpu.bpr.BayesianPersonalizedRanking,
+            training_matrix(batches, num_items),
+            factors=num_factors,
+            learning_rate=learning_rate,
+            regularization=regularisation,
+            iterations=num_iterations,
+            random_state=seed,
+        )
+
+    def scores(self, batch: SessionBatch) -> Tensor:
+        """Inner products of the sessions' factors with the items'.
+
+        Args:
+            batch: B sessions that were trained on, with their ``session_index``.
+
+        Returns:
+            [B, V + 1] float32, on the CPU.
+
+        Raises:
+            ValueError: A session was not trained on.
+        """
+        sessions = len(self.model.user_factors)
+        if batch.session_index is None or bool((batch.session_index >= sessions).any()):
+            raise ValueError(
+                f"`batch` must hold the {sessions} sessions that were trained on, got others. Factors of new "
+                "sessions are not known to BPR; `WRMF` computes them."
+            )
+        rows = batch.session_index.cpu().numpy()
+        return torch.from_numpy(self.model.user_factors[rows] @ self.model.item_factors.T)
+
+
+def _import_implicit() -> Any:
+    try:
+        import implicit.cpu.als
+        import implicit.cpu.bpr
+    except ImportError as error:
+        raise ImportError(
+            "`WRMF` and `BPR` need the package implicit, which is not installed. "
+            'Install it with `pip install "skipcl-lightning[baselines]"`.'
+        ) from error
+    return implicit
+
+
+def _fit(kind: Callable[..., Any], matrix: Any, **settings: Any) -> Any:
+    """A fitted model; without the threads of BLAS, which slow implicit's own, so that it warns of them."""
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        model = kind(**settings)
+        model.fit(_as_old_matrix(matrix), show_progress=False)
+    return model
+
+
+def _as_old_matrix(matrix: Any) -> Any:
+    """The kind of sparse matrix that implicit knows: one that is no array."""
+    return sparse.csr_matrix(matrix)

@@ -1,0 +1,98 @@
+"""Session-KNN: what sessions with the same tracks played."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.evaluation.baselines.interactions import as_matrix, training_matrix
+
+__all__ = ["SessionKNN"]
+
+
+class SessionKNN:
+    """Items by the similarity of the training sessions that hold them, over the most similar sessions.
+
+    Sessions are sets of items, their similarity is the cosine; a session is no neighbour of itself. Items of
+    no neighbour are ordered by popularity, below all others.
+
+    Args:
+        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
+        num_items: V.
+        num_neighbours: The most similar sessions that count.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, or a batch has no ``session_index``.
+
+    Reference:
+        Jannach and Ludewig: When Recurrent Neural Networks Meet the Neighborhood for Session-Based
+        Recommendation, RecSys 2017, doi 10.1145/3109859.3109872.
+
+    Example:
+        >>> items = torch.tensor([[1, 2], [3, 4]])
+        >>> sessions = SessionBatch(items, torch.ones(2, 2), session_index=torch.tensor([0, 1]))
+        >>> now = SessionBatch(torch.tensor([[1]]), torch.ones(1, 1))
+        >>> SessionKNN([sessions], num_items=4).scores(now)[0, 2] > 0.7
+        tensor(True)
+    """
+
+    def __init__(self, batches: Iterable[SessionBatch], *, num_items: int, num_neighbours: int = 100) -> None:
+        check_integer("num_items", num_items)
+        check_integer("num_neighbours", num_neighbours)
+        self.num_items = num_items
+        self.num_neighbours = num_neighbours
+        counts = training_matrix(batches, num_items)
+        popularity = counts.sum(axis=0)
+        self.members = _as_set(counts)
+        lengths = np.sqrt(np.maximum(self.members.sum(axis=1), 1))
+        self.normalised = sparse.diags_array(1 / lengths) @ self.members
+        # The least that a neighbour can add is about 1 / (longest session); this stays far below.
+        self.tie_break = 1e-6 * popularity / (popularity.max() + 1)
+
+    def scores(self, batch: SessionBatch) -> Tensor:
+        """The similarity of the neighbours that hold each item.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, V + 1] float32, on the CPU.
+        """
+        query = _as_set(as_matrix(batch, self.num_items))
+        lengths = np.sqrt(np.maximum(query.sum(axis=1), 1))
+        similarities = (sparse.diags_array(1 / lengths) @ query @ self.normalised.T).tocsr()
+        if batch.session_index is not None:
+            similarities = _without(similarities, batch.session_index.cpu().numpy())
+        neighbours = _largest(similarities, self.num_neighbours)
+        scores = (neighbours @ self.members).toarray() + self.tie_break
+        return torch.from_numpy(scores.astype(np.float32))
+
+
+def _as_set(matrix: sparse.csr_array) -> sparse.csr_array:
+    return (matrix > 0).astype(np.float32)
+
+
+def _without(similarities: sparse.csr_array, own: np.ndarray) -> sparse.csr_array:
+    """Each row without one column, the session itself."""
+    rows = similarities.tocoo()
+    keep = rows.col != own[rows.row]
+    return sparse.coo_array(
+        (rows.data[keep], (rows.row[keep], rows.col[keep])), shape=similarities.shape
+    ).tocsr()
+
+
+def _largest(similarities: sparse.csr_array, most: int) -> sparse.csr_array:
+    """Each row's largest values; of equal ones the later sessions'."""
+    rows = similarities.tocoo()
+    order = np.lexsort((-rows.col, -rows.data, rows.row))
+    row = rows.row[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    chosen = order[place < most]
+    return sparse.coo_array(
+        (rows.data[chosen], (rows.row[chosen], rows.col[chosen])), shape=similarities.shape
+    ).tocsr()

@@ -1,0 +1,82 @@
+"""Popularity, over all sessions and within each."""
+
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_shape
+from skipcl_lightning.batch import SessionBatch
+
+__all__ = ["Popularity", "SessionPopularity"]
+
+
+class Popularity:
+    """The same list for everyone: items by how often they occur in the training part.
+
+    Args:
+        item_counts: [V + 1] int64 counts; ``SessionDataModule.item_counts``.
+
+    Raises:
+        TypeError: The counts are no integers.
+        ValueError: They are not one-dimensional.
+
+    Example:
+        >>> batch = SessionBatch(torch.tensor([[2]]), torch.tensor([[1.0]]))
+        >>> Popularity(torch.tensor([0, 5, 1])).scores(batch)
+        tensor([[0., 5., 1.]])
+    """
+
+    def __init__(self, item_counts: Tensor) -> None:
+        check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
+        self.item_counts = item_counts.float()
+
+    def scores(self, batch: SessionBatch) -> Tensor:
+        """How often each item occurs.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, V + 1].
+        """
+        return self.item_counts.to(batch.items.device).expand(len(batch), -1)
+
+
+class SessionPopularity:
+    """What each session held most often so far, then what everyone plays: personalised popularity.
+
+    On music logs, whose listeners repeat tracks, it beats many a neural model (arXiv 2409.04329).
+
+    Args:
+        item_counts: [V + 1] int64 counts; ``SessionDataModule.item_counts``.
+
+    Raises:
+        TypeError: The counts are no integers.
+        ValueError: They are not one-dimensional.
+
+    Reference:
+        Tran et al.: Transformers Meet ACT-R: Repeat-Aware and Sequential Listening Session Recommendation,
+        RecSys 2024, arXiv 2408.16578, for repetition in listening; and arXiv 2409.04329.
+
+    Example:
+        >>> batch = SessionBatch(torch.tensor([[2, 3, 2, 0]]), torch.ones(1, 4))
+        >>> SessionPopularity(torch.tensor([0, 3, 0, 1])).scores(batch)
+        tensor([[0.0000, 0.7500, 2.0000, 1.2500]])
+    """
+
+    def __init__(self, item_counts: Tensor) -> None:
+        check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
+        # Below 1, so that it only orders items that the session held equally often.
+        self.tie_break = item_counts.float() / (item_counts.max() + 1)
+
+    def scores(self, batch: SessionBatch) -> Tensor:
+        """How often each item occurs in the session so far.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, V + 1]: the count, and a fraction below 1 for popularity.
+        """
+        scores = self.tie_break.to(batch.items.device).repeat(len(batch), 1)
+        seen = batch.seen_items
+        return scores.scatter_add_(1, seen, (seen != 0).to(scores.dtype))

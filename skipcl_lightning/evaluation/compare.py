@@ -1,0 +1,87 @@
+"""Two models on the same sessions: which differences can be told from noise."""
+
+import polars as pl
+
+from skipcl_lightning.evaluation.intervals import bootstrap, ratio_values
+from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER
+
+__all__ = ["compare"]
+
+_PROTOCOL = ("split", "top_k", "ties", "exclude_seen", "num_candidates", "sampler", "num_items")
+
+
+def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
+    """The differences of two reports, with intervals paired by session.
+
+    Both models are resampled together: what makes a session easy or hard for both cancels out. One metric in
+    twenty is told from noise by chance at 95 %, so decide beforehand which one counts. Sessions are what is
+    resampled: that the same training with another seed would differ, these intervals do not know.
+
+    Args:
+        before: The model to compare with.
+        after: The model that is compared.
+
+    Returns:
+        A row a metric: ``metric``, ``before``, ``after``, ``difference`` (after less before), ``low``,
+        ``high``, and ``verdict``: "better", "worse" or, where the interval holds 0, "no difference to be
+        told"; "higher" or "lower" for a metric that has no better side.
+
+    Raises:
+        ValueError: The reports are of other sessions or another protocol, or have no resamples.
+
+    Example:
+        >>> from skipcl_lightning.data import SessionDataModule, simulate_sessions
+        >>> from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate
+        >>> data = SessionDataModule(simulate_sessions(200, num_items=40, num_moods=4))
+        >>> markov = LastItemMarkov(data.train_dataloader(), num_items=data.num_items)
+        >>> models = (Popularity(data.item_counts), markov)
+        >>> reports = [evaluate(model, data, num_resamples=200) for model in models]
+        >>> compare(*reports).filter(pl.col("metric") == "hit_rate@5")["verdict"].item()
+        'better'
+    """
+    for setting in _PROTOCOL:
+        one, other = before.settings[setting], after.settings[setting]
+        if one != other:
+            raise ValueError(
+                f"`before` and `after` must share the protocol, got {setting} {one!r} and {other!r}. "
+                "Evaluate both in the same way."
+            )
+    keys = ["session_id", "target"]
+    if not before.sessions.select(keys).equals(after.sessions.select(keys)):
+        raise ValueError(
+            "`before` and `after` must be of the same sessions, got others. Evaluate both on the same data."
+        )
+    settings = after.settings
+    if not settings["num_resamples"]:
+        raise ValueError(
+            "`after` must have intervals, got `num_resamples` 0. Evaluate it with some resamples."
+        )
+    ratios = [report.ratios(report.sessions) for report in (before, after)]
+    values = [ratio_values(each) for each in ratios]
+    differences = {name: ratio - ratios[0][name] for name, ratio in ratios[1].items()}
+    intervals = bootstrap(
+        differences,
+        confidence=settings["confidence"],
+        num_resamples=settings["num_resamples"],
+        seed=settings["seed"],
+    )
+    rows = [
+        (name, values[0][name], values[1][name], values[1][name] - values[0][name], *intervals[name])
+        for name in differences
+    ]
+    columns = ["metric", "before", "after", "difference", "low", "high"]
+    frame = pl.DataFrame(
+        rows, schema={columns[0]: pl.String} | dict.fromkeys(columns[1:], pl.Float64), orient="row"
+    )
+    verdicts = [_verdict(name, *intervals[name]) for name in differences]
+    return frame.with_columns(pl.Series("verdict", verdicts))
+
+
+def _verdict(metric: str, low: float, high: float) -> str:
+    if not (low > 0 or high < 0):
+        return "no difference to be told"
+    higher_is_better = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]
+    if higher_is_better is None:
+        return "higher" if low > 0 else "lower"
+    return "better" if (low > 0) == higher_is_better else "worse"

@@ -1,0 +1,168 @@
+"""One evaluation for every model: a trained module, a baseline, or anything with the same two methods."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation.measures import Baseline, QueryModel, RankingProtocol, measure_batch
+from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
+from skipcl_lightning.functional.candidates import CandidateSampler
+from skipcl_lightning.functional.diversity import catalogue_coverage, count_recommendations, self_information
+from skipcl_lightning.functional.ranks import TieRule
+
+__all__ = ["Split", "evaluate"]
+
+Split = Literal["validation", "test"]
+
+
+def evaluate(
+    model: QueryModel | Baseline,
+    data: SessionDataModule,
+    *,
+    name: str | None = None,
+    split: Split = "test",
+    top_k: Sequence[int] = (1, 5, 10, 20),
+    ties: TieRule | None = None,
+    exclude_seen: bool | None = None,
+    num_candidates: int | None = None,
+    sampler: CandidateSampler = "uniform",
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> EvaluationReport:
+    """Rank every held-out target and report what comes of it, with intervals and by segments.
+
+    Works on the model's own device, one batch at a time; what is kept of a session is one row. The model is
+    in evaluation mode meanwhile, and without gradients.
+
+    Args:
+        model: A ``SkipCLModule``, a baseline, or anything of yours with ``session_query(batch)`` and
+            ``item_table``, or with ``scores(batch)``.
+        data: The sessions.
+        name: What the model is called in the report; its class's name if None.
+        split: Which targets: ``validation`` or ``test``.
+        top_k: The cut-offs of the metrics; recommendations are listed up to the largest.
+        ties: How a tie counts; the model's own ``ties``, or ``pessimistic``, if None.
+        exclude_seen: Whether a session's tracks, but for the target, are left out of the candidates; the
+            model's own ``exclude_seen``, or False, if None.
+        num_candidates: Rank each target among so many sampled items instead of the whole catalogue, for
+            comparison with a paper that does; the metrics' names then carry the number, and a warning says
+            why not to.
+        sampler: How the candidates are drawn: ``uniform``, or by ``popularity``.
+        confidence: The share of resamples within an interval, in (0, 1).
+        num_resamples: Bootstrap resamples of the sessions; 0 for no intervals.
+        seed: Of resamples and candidates.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: ``model`` has none of the methods, or a setting has the wrong type.
+        ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> from skipcl_lightning.evaluation import Popularity
+        >>> data = SessionDataModule(simulate_sessions(50, num_items=40, num_moods=4))
+        >>> report = evaluate(Popularity(data.item_counts), data, num_resamples=100)
+        >>> 0 <= report["hit_rate@10"] <= report["hit_rate@20"] <= 1
+        True
+    """
+    if not isinstance(model, QueryModel | Baseline):
+        raise TypeError(
+            f"`model` must have `session_query(batch)` and `item_table`, or `scores(batch)`, got "
+            f"{type(model).__name__} without. Wrap it in an object that has."
+        )
+    check_choice("split", split, get_args(Split))
+    check_number("confidence", confidence, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    check_integer("num_resamples", num_resamples, minimum=0)
+    check_integer("seed", seed, minimum=0)
+    if not top_k:
+        raise ValueError("`top_k` must hold at least one cut-off, got none. The papers use 1, 5, 10, 20.")
+    for k in top_k:
+        check_integer("top_k", k)
+    protocol = RankingProtocol(
+        num_items=data.num_items,
+        list_length=min(max(top_k), data.num_items),
+        ties=getattr(model, "ties", "pessimistic") if ties is None else ties,
+        exclude_seen=bool(getattr(model, "exclude_seen", False)) if exclude_seen is None else exclude_seen,
+        num_candidates=num_candidates,
+        sampler=sampler,
+        item_counts=data.item_counts if sampler == "popularity" else None,
+    )
+    measured = _measure(model, data, split, protocol, seed)
+    counts = count_recommendations(measured["recommended"], data.num_items)
+    return EvaluationReport(
+        name=name or type(model).__name__,
+        sessions=_describe_sessions(measured, data),
+        settings={
+            "split": split,
+            "top_k": tuple(top_k),
+            "ties": protocol.ties,
+            "exclude_seen": protocol.exclude_seen,
+            "num_candidates": num_candidates,
+            "sampler": None if num_candidates is None else sampler,
+            "confidence": confidence,
+            "num_resamples": num_resamples,
+            "seed": seed,
+            "num_items": data.num_items,
+        },
+        coverage=float(catalogue_coverage(counts)),
+    )
+
+
+@torch.no_grad()
+def _measure(
+    model: QueryModel | Baseline, data: SessionDataModule, split: Split, protocol: RankingProtocol, seed: int
+) -> dict[str, Tensor]:
+    """The rows of all sessions, on the CPU."""
+    device = model.item_table.device if isinstance(model, QueryModel) else torch.device("cpu")
+    generator = torch.Generator().manual_seed(seed)
+    loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        parts = [measure_batch(model, batch.to(device), protocol, generator) for batch in loader]
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> pl.DataFrame:
+    """A row a session, with external ids and without any index."""
+    values: dict[str, Any] = {name: tensor.numpy() for name, tensor in measured.items()}
+    item_counts = data.item_counts
+    deciles = popularity_deciles(item_counts.numpy())
+    recommended = measured["recommended"]
+    listed = recommended > 0
+    bits = (self_information(item_counts)[recommended] * listed).sum(dim=1) / listed.sum(dim=1)
+    ids = data.vocabulary.decode(values["target"])
+    frame = pl.DataFrame(
+        {
+            "session_id": data.session_ids.gather(values["session_index"]),
+            "target": pl.Series(ids, dtype=data.vocabulary.dtype),
+            "rank": values["rank"].astype(np.float64),
+            "known": ~np.isnan(values["feedback"]),
+            "skipped": values["feedback"] < 0,
+            "repeat": values["seen"],
+            "unscored": values["unscored"],
+            "length": values["length"],
+            "skip_rate": values["skips"] / np.maximum(values["tracks"], 1),
+            "target_count": item_counts.numpy()[values["target"]],
+            "popularity_decile": deciles[values["target"]],
+            "half_points": values["half_points"],
+            "pairs": values["pairs"],
+            "novelty": bits.double().numpy(),
+        }
+    )
+    return add_segments(frame)

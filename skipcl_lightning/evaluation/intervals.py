@@ -1,0 +1,162 @@
+"""Means over sessions with bootstrap intervals: all metrics from the same resamples."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = ["Quotient", "Ratio", "bootstrap", "ratio_values"]
+
+Floats = NDArray[np.float64]
+
+# Resamples times sessions held at once.
+_MOST_WEIGHTS = 2**24
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """A sum over sessions divided by another, with a sign.
+
+    Args:
+        numerator: [N], what each session adds above.
+        denominator: [N], what it adds below: 1 in the population, or a number of pairs.
+        sign: 1, or -1 where it is subtracted.
+    """
+
+    numerator: Floats
+    denominator: Floats
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A metric as a sum of quotients of sums over sessions.
+
+    Args:
+        quotients: At least one.
+
+    Example:
+        >>> one = Ratio.of(np.array([1.0, 0.0]), np.ones(2))
+        >>> ratio_values({"difference": one - one})
+        {'difference': 0.0}
+    """
+
+    quotients: tuple[Quotient, ...]
+
+    @classmethod
+    def of(cls, numerator: Floats, denominator: Floats) -> "Ratio":
+        """A single quotient."""
+        return cls((Quotient(numerator, denominator),))
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions the first quotient stands on."""
+        return int((self.quotients[0].denominator > 0).sum())
+
+    def __sub__(self, other: "Ratio") -> "Ratio":
+        subtracted = (Quotient(q.numerator, q.denominator, -q.sign) for q in other.quotients)
+        return Ratio((*self.quotients, *subtracted))
+
+
+def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
+    """Each metric over all sessions; NaN of none.
+
+    Args:
+        ratios: The metrics by name.
+
+    Returns:
+        Their values.
+
+    Example:
+        >>> ratio_values({"mean": Ratio.of(np.array([1.0, 0.0]), np.ones(2))})
+        {'mean': 0.5}
+    """
+    if not ratios:
+        return {}
+    sums = _sums(ratios)
+    return dict(zip(ratios, _divide(np.ones((1, sums.shape[0])) @ sums, ratios)[:, 0].tolist(), strict=True))
+
+
+def bootstrap(
+    ratios: dict[str, Ratio], *, confidence: float, num_resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of the metrics, sessions being drawn with replacement.
+
+    Args:
+        ratios: The metrics by name, all over the same N sessions.
+        confidence: The share of resamples within the interval, in (0, 1).
+        num_resamples: How many.
+        seed: Of the draws.
+
+    Returns:
+        The two ends of each; NaN where a metric is undefined.
+
+    Reference:
+        Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3; the draws and the
+        percentiles are ``scipy.stats.bootstrap``'s.
+
+    Example:
+        >>> ratio = Ratio.of(np.array([1.0, 0.0] * 50), np.ones(100))
+        >>> low, high = bootstrap({"mean": ratio}, confidence=0.9, num_resamples=200, seed=0)["mean"]
+        >>> low < 0.5 < high
+        True
+    """
+    if not ratios:
+        return {}
+    sums = _sums(ratios)
+    sessions = sums.shape[0]
+    if sessions < 2:
+        return dict.fromkeys(ratios, (np.nan, np.nan))
+    with warnings.catch_warnings():
+        # Of metrics that are undefined in some resample, whose ends are NaN.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
+            (np.arange(sessions),),
+            _statistic(ratios, sums),
+            n_resamples=num_resamples,
+            batch=max(1, min(num_resamples, _MOST_WEIGHTS // sessions)),
+            vectorized=True,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return dict(zip(ratios, zip(interval.low.tolist(), interval.high.tolist(), strict=True), strict=True))
+
+
+def _statistic(ratios: dict[str, Ratio], sums: Floats) -> Callable[..., Any]:
+    """The metrics of resamples, given by the sessions that are in them."""
+    sessions = sums.shape[0]
+
+    def statistic(rows: NDArray[np.int64], axis: int = -1) -> Floats:
+        # How often each session was drawn: sums are then one matrix product for all metrics.
+        drawn = np.atleast_2d(np.moveaxis(rows, axis, -1))
+        flat = drawn + sessions * np.arange(len(drawn))[:, None]
+        weights = np.bincount(flat.ravel(), minlength=flat.shape[0] * sessions).reshape(-1, sessions)
+        values = _divide(weights.astype(np.float64) @ sums, ratios)
+        return values if rows.ndim > 1 else values[:, 0]
+
+    return statistic
+
+
+def _sums(ratios: dict[str, Ratio]) -> Floats:
+    """[N, 2 · quotients]: numerators and denominators side by side."""
+    quotients = [quotient for ratio in ratios.values() for quotient in ratio.quotients]
+    columns = [q.numerator for q in quotients] + [q.denominator for q in quotients]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _divide(totals: Floats, ratios: dict[str, Ratio]) -> Floats:
+    """[metrics, R] from the [R, 2 · quotients] sums of R resamples."""
+    half = totals.shape[1] // 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quotients = totals[:, :half] / totals[:, half:]
+    rows, place = [], 0
+    for ratio in ratios.values():
+        signs = np.array([quotient.sign for quotient in ratio.quotients])
+        rows.append(quotients[:, place : place + len(signs)] @ signs)
+        place += len(signs)
+    return np.stack(rows)

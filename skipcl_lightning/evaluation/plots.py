@@ -1,0 +1,168 @@
+"""Pictures of an evaluation: where tracks end in the ranking, and which sessions are served well."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from skipcl_lightning.evaluation.segments import SEGMENTS
+
+if TYPE_CHECKING:
+    from skipcl_lightning.evaluation.report import EvaluationReport
+
+__all__ = ["save_rank_plot", "save_segment_plot", "write_whole"]
+
+# Told apart by the colour-blind too, and by their brightness in print.
+LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
+INK = "#333333"
+
+
+def save_rank_plot(
+    path: Path, sessions: Mapping[str, pl.DataFrame], *, num_items: int, top_k: int = 10
+) -> None:
+    """Draw, for each model, the cumulative share of held-out tracks by rank, listened and skipped apart.
+
+    The gap between the two curves is what a skip-aware model is after; at ``top_k`` it is the difference of
+    the hit rates, which is written beside it.
+
+    Args:
+        path: Where the PNG is written; it appears whole or not at all.
+        sessions: By model, a frame with ``rank`` (from 1) and ``skipped`` (bool).
+        num_items: V.
+        top_k: The rank that is marked.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = _figure(4.6 * len(sessions) + 0.4, 4.6)
+    axes = figure.subplots(1, len(sessions), sharey=True, squeeze=False)[0]
+    for axis, (name, frame) in zip(axes, sessions.items(), strict=True):
+        _draw_ranks(axis, frame, num_items, top_k)
+        axis.set_title(name, loc="left", fontweight="bold", color=INK)
+        axis.set_xlabel("rank of the held-out track")
+    axes[0].set_ylabel("share of tracks ranked so high or higher")
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def save_segment_plot(
+    path: Path, reports: "Sequence[EvaluationReport]", *, metric: str = "hit_rate@10"
+) -> None:
+    """Draw a metric by segment, a panel for each way of segmenting, with its intervals.
+
+    Args:
+        path: Where the PNG is written; it appears whole or not at all.
+        reports: One or several models on the same data.
+        metric: Which metric; of sampled candidates the same.
+
+    Raises:
+        ValueError: The reports have no such metric.
+        OSError: The file cannot be written.
+    """
+    figure = _figure(15, 4.2)
+    axes = figure.subplots(1, len(SEGMENTS), sharex=True)
+    colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
+    for number, report in enumerate(reports):
+        rows = report.segments.filter(pl.col("metric") == metric + report.postfix)
+        if not rows.height:
+            raise ValueError(f"`metric` must be one of the reports', got {metric!r}. See `report.values`.")
+        for axis, title in zip(axes, SEGMENTS.values(), strict=True):
+            part = rows.filter((pl.col("segmented_by") == title) & pl.col("value").is_not_nan())
+            shift = 0.24 * (number - (len(reports) - 1) / 2)
+            _draw_segments(axis, part, colours[number % len(colours)], report.name, shift)
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    for axis in axes:
+        axis.set_xlabel(metric)
+        axis.set_xlim(left=0)
+        axis.invert_yaxis()
+    if len(reports) > 1:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(reports)
+        )
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name and rename it, so that nothing half-written is left.
+
+    Args:
+        path: Where.
+        write: Writes to the path that it is given.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    # Not of `tempfile`, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot: no display is needed and no global state is left.
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_ranks(axis: Any, frame: pl.DataFrame, num_items: int, top_k: int) -> None:
+    grid = np.unique(np.round(np.geomspace(1, num_items, 400)))
+    shares = {}
+    for skipped, label, colour in ((False, "listened to", LISTENED), (True, "skipped", SKIPPED)):
+        ranks = np.sort(frame.filter(pl.col("skipped") == skipped)["rank"].to_numpy())
+        if not len(ranks):
+            continue
+        share = np.searchsorted(ranks, grid, side="right") / len(ranks)
+        shares[skipped] = share
+        axis.plot(grid, share, color=colour, linewidth=2.4, label=f"{label} ({len(ranks):,})")
+        hit_rate = float((ranks <= top_k).mean())
+        axis.plot([top_k], [hit_rate], "o", color=colour, markersize=6, zorder=5)
+        axis.annotate(
+            f"{hit_rate:.0%}",
+            (top_k, hit_rate),
+            xytext=(8, -10) if skipped else (-8, 6),
+            textcoords="offset points",
+            color=colour,
+            ha="left" if skipped else "right",
+            fontweight="bold",
+        )
+    if len(shares) == 2:
+        higher = shares[False] >= shares[True]
+        axis.fill_between(grid, shares[True], shares[False], where=higher, color=LISTENED, alpha=0.10, lw=0)
+        axis.fill_between(grid, shares[True], shares[False], where=~higher, color=SKIPPED, alpha=0.18, lw=0)
+    axis.axvline(top_k, color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axis.annotate(
+        f"first {top_k}", (top_k, 1.0), xytext=(4, -2), textcoords="offset points", color="0.45", va="top"
+    )
+    axis.set(xscale="log", xlim=(1, num_items), ylim=(0, 1))
+    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
+    _tidy(axis, "y")
+    axis.legend(frameon=False, loc="lower right")
+
+
+def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift: float) -> None:
+    values = part["value"].to_numpy()
+    ends = [part[name].cast(pl.Float64).to_numpy() for name in ("low", "high")]
+    errors = np.nan_to_num(np.abs(np.stack([values - ends[0], ends[1] - values])))
+    places = np.arange(part.height)
+    axis.errorbar(values, places + shift, xerr=errors, fmt="o", color=colour, capsize=3, label=label, ms=5)
+    ticks = [f"{segment}  ({count:,})" for segment, count in part.select("segment", "sessions").iter_rows()]
+    axis.set_yticks(places, ticks, fontsize=9)
+    axis.margins(y=0.12)
+    _tidy(axis, "x")
+
+
+def _tidy(axis: Any, along: str) -> None:
+    axis.grid(axis=along, alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=INK)

@@ -1,0 +1,225 @@
+"""What an evaluation found: figures with intervals, by segments, as tables and as pictures."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from skipcl_lightning.evaluation.intervals import Ratio, bootstrap, ratio_values
+from skipcl_lightning.evaluation.segments import SEGMENTS
+from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER, session_ratios
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EvaluationReport"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationReport:
+    """The result of ``evaluate``.
+
+    ``report["ndcg@10"]`` is one figure, ``metrics`` all of them with intervals, ``segments`` the same for
+    parts of the sessions, ``sessions`` what they are computed from. MAP@k is MRR@k where there is one
+    target, and is not listed apart.
+
+    Args:
+        name: What the model is called.
+        sessions: A row a session: external ids, ``rank``, ``skipped``, ``repeat``, ``unscored``, and its
+            segments.
+        settings: The protocol.
+        coverage: The share of the catalogue that is recommended to anyone.
+    """
+
+    name: str
+    sessions: pl.DataFrame
+    settings: dict[str, Any]
+    coverage: float
+
+    def __getitem__(self, metric: str) -> float:
+        return self.values[metric]
+
+    @property
+    def postfix(self) -> str:
+        """What the names of metrics end with: nothing, or how many candidates were sampled."""
+        sampled = self.settings["num_candidates"]
+        return "" if sampled is None else f"/sampled{sampled}"
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Every metric by name; NaN where its population is empty."""
+        values = ratio_values(self.ratios(self.sessions))
+        return {**values, f"coverage@{max(self.settings['top_k'])}": self.coverage}
+
+    @cached_property
+    def metrics(self) -> pl.DataFrame:
+        """A row a metric: ``metric``, ``value``, ``low``, ``high`` and ``sessions``, how many it stands on.
+
+        The intervals are of a bootstrap over sessions; null where there is none, as for coverage, which is
+        no mean over sessions.
+        """
+        frame = self._describe(self.sessions)
+        coverage = {"metric": f"coverage@{max(self.settings['top_k'])}", "value": self.coverage}
+        return pl.concat(
+            [frame, pl.DataFrame([coverage | {"sessions": self.sessions.height}])], how="diagonal"
+        )
+
+    @cached_property
+    def segments(self) -> pl.DataFrame:
+        """The rows of ``metrics`` for each segment: with ``segmented_by`` and ``segment`` before them."""
+        frames = []
+        for column, title in SEGMENTS.items():
+            for (segment,), part in self.sessions.group_by([column], maintain_order=False):
+                place = pl.DataFrame({"segmented_by": [title], "segment": [str(segment)]})
+                order = self.sessions[column].dtype.categories.to_list().index(segment)  # type: ignore[attr-defined]
+                frames.append(
+                    self._describe(part)
+                    .join(place, how="cross")
+                    .with_columns(pl.lit(list(SEGMENTS).index(column) * 1000 + order).alias("order"))
+                )
+        table = pl.concat(frames).sort("order", maintain_order=True)
+        return table.select("segmented_by", "segment", "metric", "value", "low", "high", "sessions")
+
+    @property
+    def populations(self) -> dict[str, int]:
+        """How many sessions were evaluated, and how many of each kind there are among them.
+
+        ``unscored`` are those whose target has no score (NaN), and ranks last.
+        """
+        listened = pl.col("known") & ~pl.col("skipped")
+        row = self.sessions.select(
+            pl.len().alias("sessions"),
+            listened.sum().alias("listened"),
+            pl.col("skipped").sum(),
+            (listened & pl.col("repeat")).sum().alias("repeated"),
+            pl.col("unscored").sum(),
+        ).row(0, named=True)
+        return {name: int(count) for name, count in row.items()}
+
+    def ratios(self, sessions: pl.DataFrame) -> dict[str, Ratio]:
+        """The metrics of some of the sessions, as sums; for intervals.
+
+        Args:
+            sessions: Rows of ``sessions``.
+
+        Returns:
+            ``Ratio``s by name.
+        """
+        sampled = self.settings["num_candidates"]
+        return session_ratios(
+            sessions,
+            top_k=self.settings["top_k"],
+            num_candidates=self.settings["num_items"] if sampled is None else sampled + 1,
+            postfix=self.postfix,
+        )
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: the protocol, the populations, and the table of metrics.
+
+        Returns:
+            Text.
+        """
+        lines = [f"## {self.name}", "", self.describe_protocol(), ""]
+        lines += ["| metric | value | interval | sessions |", "|---|---:|---:|---:|"]
+        lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
+        return "\n".join(lines) + "\n"
+
+    def table(self) -> Any:
+        """The report for a terminal.
+
+        Returns:
+            A ``rich.table.Table``.
+        """
+        from rich.table import Table
+
+        table = Table(title=self.name, caption=self.describe_protocol())
+        for column in ("metric", "value", "interval", "sessions"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for row in self._cells():
+            table.add_row(*row)
+        return table
+
+    def describe_protocol(self) -> str:
+        """The protocol and the populations in two sentences.
+
+        Returns:
+            Text without line breaks.
+        """
+        settings = self.settings
+        sampled = settings["num_candidates"]
+        among = (
+            f"all {settings['num_items']:,} items"
+            if sampled is None
+            else f"{sampled:,} sampled candidates ({settings['sampler']}), which misleads"
+        )
+        seen = ", less what the session held" if settings["exclude_seen"] else ""
+        counts = self.populations
+        return (
+            f"{settings['split'].capitalize()}: ranks among {among}{seen}; ties {settings['ties']}; "
+            f"{self._describe_intervals()}. "
+            f"{counts['sessions']:,} sessions: {counts['listened']:,} targets listened to "
+            f"({counts['repeated']:,} of them repeats), {counts['skipped']:,} skipped, "
+            f"{counts['unscored']:,} without a score."
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.md``, ``metrics.csv``, ``segments.csv``, ``sessions.parquet`` and two pictures.
+
+        Each file appears whole or not at all.
+
+        Args:
+            folder: Where; made if it is not there.
+
+        Returns:
+            The folder.
+        """
+        from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot, write_whole
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        writers: dict[str, Callable[[Path], Any]] = {
+            "report.md": lambda path: path.write_text(self.to_markdown(), encoding="utf-8"),
+            "metrics.csv": self.metrics.write_csv,
+            "segments.csv": self.segments.write_csv,
+            "sessions.parquet": self.sessions.write_parquet,
+        }
+        for name, write in writers.items():
+            write_whole(folder / name, write)
+        save_rank_plot(folder / "ranks.png", {self.name: self.sessions}, num_items=self.settings["num_items"])
+        save_segment_plot(folder / "segments.png", [self])
+        return folder
+
+    def _describe(self, sessions: pl.DataFrame) -> pl.DataFrame:
+        ratios = self.ratios(sessions)
+        settings = self.settings
+        intervals = {}
+        if settings["num_resamples"]:
+            intervals = bootstrap(
+                ratios,
+                confidence=settings["confidence"],
+                num_resamples=settings["num_resamples"],
+                seed=settings["seed"],
+            )
+        schema = {"metric": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+        rows = [
+            (name, value, *intervals.get(name, (None, None)), ratios[name].sessions)
+            for name, value in ratio_values(ratios).items()
+        ]
+        return pl.DataFrame(rows, schema={**schema, "sessions": pl.Int64}, orient="row")
+
+    def _describe_intervals(self) -> str:
+        if not self.settings["num_resamples"]:
+            return "no intervals"
+        confidence, resamples = self.settings["confidence"], self.settings["num_resamples"]
+        return f"{confidence:.0%} intervals from {resamples:,} resamples of the sessions"
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        rows = []
+        for metric, value, low, high, sessions in self.metrics.iter_rows():
+            higher = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]
+            arrow = "" if higher is None else " ↑" if higher else " ↓"
+            interval = "" if low is None or low != low else f"{low:.4f} to {high:.4f}"
+            rows.append((metric + arrow, f"{value:.4f}", interval, f"{sessions:,}"))
+        return rows

@@ -1,0 +1,74 @@
+"""Which segment each session is in: the parts of a report."""
+
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+__all__ = ["SEGMENTS", "add_segments", "popularity_deciles"]
+
+# By column, what the report calls it.
+SEGMENTS = {
+    "length_segment": "session length",
+    "popularity_segment": "popularity of the target",
+    "skip_segment": "skip rate of the session",
+    "repeat_segment": "repeat or explore",
+}
+_LENGTHS = (5, 10, 20, 50, 100)
+_SKIP_RATES = (0.25, 0.5, 0.75)
+
+
+def popularity_deciles(item_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tenth of the catalogue that each item is in, by how often it occurs in training.
+
+    Args:
+        item_counts: [V + 1] int64; index 0, padding, is in none.
+
+    Returns:
+        [V + 1] int64: 1 for the most frequent tenth, to 10; 0 at padding. Items of equal counts keep the
+        order of their indices.
+
+    Example:
+        >>> popularity_deciles(np.array([0, 5, 9]))
+        array([0, 6, 1])
+    """
+    order = np.argsort(-item_counts[1:], kind="stable")
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return np.concatenate(([0], 10 * places // len(order) + 1))
+
+
+def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
+    """Name the segment of each session in every way of segmenting.
+
+    Args:
+        sessions: Rows with ``length``, ``popularity_decile``, ``skip_rate`` and ``repeat``.
+
+    Returns:
+        The rows with the columns of ``SEGMENTS``, ordered categories.
+
+    Example:
+        >>> row = {"length": 7, "popularity_decile": 1, "skip_rate": 0.0, "repeat": True}
+        >>> add_segments(pl.DataFrame([row])).select(pl.col(SEGMENTS)).row(0)
+        ('6-10', '1 (most played)', 'none', 'repeat')
+    """
+    lengths = [f"1-{_LENGTHS[0]}"]
+    lengths += [f"{low + 1}-{high}" for low, high in pairwise(_LENGTHS)]
+    lengths.append(f"over {_LENGTHS[-1]}")
+    deciles = ["1 (most played)", *map(str, range(2, 10)), "10 (least played)"]
+    rates = ["none", "up to 25 %", "25 to 50 %", "50 to 75 %", "over 75 %"]
+    length, rate, decile = (
+        sessions[name].to_numpy() for name in ("length", "skip_rate", "popularity_decile")
+    )
+    places = {
+        # A value that is a boundary belongs to the segment below it.
+        "length_segment": (lengths, np.searchsorted(_LENGTHS, length, side="left")),
+        "popularity_segment": (deciles, decile - 1),
+        "skip_segment": (rates, np.searchsorted((0.0, *_SKIP_RATES), rate, side="left")),
+        "repeat_segment": (["repeat", "explore"], (~sessions["repeat"].to_numpy()).astype(np.int64)),
+    }
+    return sessions.with_columns(
+        pl.Series(column, np.array(names)[place], dtype=pl.Enum(names))
+        for column, (names, place) in places.items()
+    )

@@ -1,0 +1,322 @@
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import BERT4Rec, SASRec
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.evaluation import LastItemMarkov, Popularity, compare, evaluate
+from skipcl_lightning.functional import top_k_items
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def data():
+    log = simulate_sessions(150, num_items=40, num_moods=4, min_length=4)
+    return SessionDataModule(log, batch_size=32, max_length=6)
+
+
+def module(data, backbone=None, **settings):
+    torch.manual_seed(0)
+    backbone = SASRec(SIZE, max_length=6) if backbone is None else backbone
+    return SkipCLModule(backbone, None, num_items=data.num_items, embedding_size=SIZE, **settings)
+
+
+def logged_by_lightning(model, data):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return {
+        name.removeprefix("test/"): value
+        for name, value in trainer.test(model, data, verbose=False)[0].items()
+    }
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
+def test_a_report_has_the_figures_that_the_module_logs(data, backbone, exclude_seen):
+    model = module(data, backbone(SIZE, max_length=7), exclude_seen=exclude_seen)
+    logged = logged_by_lightning(model, data)
+    report = evaluate(model, data, num_resamples=0)
+    for name, value in report.values.items():
+        if not name.startswith(("coverage", "novelty")):
+            assert value == pytest.approx(logged[name], abs=1e-6, nan_ok=True), name
+    counts = report.populations
+    for name in ("listened", "skipped", "repeated"):
+        assert counts[name] == logged[f"num_{name}"]
+    assert report.settings["exclude_seen"] == exclude_seen
+
+
+def test_validation_is_another_split(data):
+    model = module(data)
+    report = evaluate(model, data, split="validation", num_resamples=0)
+    assert not report.sessions["target"].equals(evaluate(model, data, num_resamples=0).sessions["target"])
+
+
+class Scores:
+    """A baseline that scores by the inner products of a module, so that both ways must agree."""
+
+    def __init__(self, model):
+        self.model = model.eval()
+
+    def scores(self, batch):
+        with torch.no_grad():
+            return (self.model.session_query(batch).double() @ self.model.item_table.double().T).float()
+
+
+@pytest.mark.parametrize("settings", [{}, {"exclude_seen": True}, {"ties": "mean"}, {"top_k": (3, 7)}])
+def test_scores_and_queries_of_one_model_give_one_report(data, settings):
+    model = module(data)
+    by_query = evaluate(model, data, num_resamples=0, **settings)
+    by_scores = evaluate(Scores(model), data, num_resamples=0, **settings)
+    assert by_scores.sessions.drop("novelty").equals(by_query.sessions.drop("novelty"))
+    assert by_scores.values == pytest.approx(by_query.values, nan_ok=True)
+
+
+def test_the_rows_of_sessions_say_what_happened(data):
+    model = module(data).eval()
+    report = evaluate(model, data, num_resamples=0)
+    counts = dict(zip(data.vocabulary.ids, data.item_counts[1:].tolist(), strict=True))
+    total = sum(counts.values()) + data.num_items
+    rows = iter(report.sessions.iter_rows(named=True))
+    for batch in data.test_dataloader():
+        listed, _ = top_k_items(model.session_query(batch), model.item_table, 20)
+        for b, row in zip(range(len(batch)), rows, strict=False):
+            session = batch.seen_items[b][batch.seen_items[b] > 0].tolist()
+            assert row["session_id"] == data.session_ids[int(batch.session_index[b])]
+            assert row["target"] == data.vocabulary.decode(batch.target[b : b + 1])[0]
+            assert row["skipped"] == (float(batch.target_feedback[b]) < 0)
+            assert row["repeat"] == (int(batch.target[b]) in session)
+            assert row["length"] == len(session)
+            assert row["skip_rate"] == pytest.approx(float(batch.skip_mask[b].sum() / batch.lengths[b]))
+            assert row["target_count"] == counts[row["target"]]
+            names = data.vocabulary.decode(listed[b])
+            bits = [-math.log2((counts[name] + 1) / total) for name in names]
+            assert row["novelty"] == pytest.approx(sum(bits) / 20, rel=1e-5)
+    assert next(rows, None) is None
+    assert report.sessions["unscored"].sum() == 0
+    everything = torch.cat(
+        [
+            top_k_items(model.session_query(batch), model.item_table, 20)[0].flatten()
+            for batch in data.test_dataloader()
+        ]
+    )
+    assert report["coverage@20"] == pytest.approx(len(everything.unique()) / data.num_items)
+
+
+class Broken:
+    """Scores NaN for the even sessions."""
+
+    def scores(self, batch):
+        scores = torch.zeros(len(batch), 41)
+        scores[batch.session_index % 2 == 0] = torch.nan
+        return scores
+
+
+def test_sessions_without_a_score_rank_last_and_are_counted(data):
+    report = evaluate(Broken(), data, ties="optimistic", num_resamples=0)
+    even = report.sessions["unscored"]
+    assert report.populations["unscored"] == even.sum() == math.ceil(len(even) / 2)
+    assert (report.sessions.filter(even)["rank"] == 40).all()
+    assert (report.sessions.filter(~even)["rank"] == 1).all()
+    assert f"{even.sum()} without a score" in report.describe_protocol()
+
+
+def test_segments_part_the_sessions_in_every_way(data):
+    report = evaluate(module(data), data, num_resamples=50)
+    rows = report.segments.filter(pl.col("metric") == "hit_rate@10")
+    for (title,), part in rows.group_by(["segmented_by"]):
+        assert part["sessions"].sum() == report.populations["listened"], title
+        hits = (part["value"].fill_nan(0) * part["sessions"]).sum()
+        assert hits == pytest.approx(report["hit_rate@10"] * report.populations["listened"])
+    repeat = rows.filter(pl.col("segment") == "repeat")["value"].item()
+    assert repeat == pytest.approx(report["hit_rate@10/repeat"])
+    lengths = rows.filter(pl.col("segmented_by") == "session length")["segment"].to_list()
+    assert lengths == ["1-5", "6-10", "11-20"]
+    by_hand = report.sessions.filter((pl.col("length") <= 5) & ~pl.col("skipped"))
+    expected = (by_hand["rank"] <= 10).mean()
+    assert rows.filter(pl.col("segment") == "1-5")["value"].item() == pytest.approx(expected)
+
+
+def test_intervals_are_those_of_a_mean(data):
+    report = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000)
+    row = report.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    share, sessions = row["value"], row["sessions"]
+    margin = 1.96 * math.sqrt(share * (1 - share) / sessions)
+    assert row["low"] == pytest.approx(share - margin, abs=0.25 * margin)
+    assert row["high"] == pytest.approx(share + margin, abs=0.25 * margin)
+    again = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000)
+    assert again.metrics.equals(report.metrics)
+    wider = evaluate(
+        LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000, confidence=0.999
+    )
+    wide = wider.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    assert wide["low"] < row["low"] < row["high"] < wide["high"]
+
+
+def test_a_model_with_itself_shows_no_difference_and_a_better_one_does(data):
+    popularity = evaluate(Popularity(data.item_counts), data, num_resamples=500)
+    markov = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=500)
+    same = compare(markov, markov)
+    assert (same["difference"].fill_nan(0) == 0).all()
+    assert set(same["verdict"]) == {"no difference to be told"}
+    better, worse = compare(popularity, markov), compare(markov, popularity)
+    row = better.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
+    assert row["verdict"] == "better"
+    assert row["difference"] == pytest.approx(markov["ndcg@10"] - popularity["ndcg@10"])
+    assert row["low"] < row["difference"] < row["high"]
+    opposite = worse.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
+    assert opposite["verdict"] == "worse"
+    assert (opposite["low"], opposite["high"]) == pytest.approx((-row["high"], -row["low"]))
+    # Lower is better for what was skipped: Markov brings skipped tracks up too.
+    assert better.filter(pl.col("metric") == "skip_mrr@10")["verdict"].item() == "worse"
+    delta = better.filter(pl.col("metric") == "delta_hit_rate@10")["difference"].item()
+    assert delta == pytest.approx(markov["delta_hit_rate@10"] - popularity["delta_hit_rate@10"])
+
+
+def test_intervals_of_a_difference_are_paired(data):
+    # Two models that hit the same sessions but for a few: the difference is known far better than either.
+    model = module(data)
+    before = evaluate(model, data)
+    sessions = before.sessions.with_columns(
+        rank=pl.when(pl.int_range(pl.len()) < 3).then(1.0).otherwise(pl.col("rank"))
+    )
+    after = type(before)("after", sessions, before.settings, before.coverage)
+    row = compare(before, after).filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    alone = before.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    assert row["high"] - row["low"] < 0.5 * (alone["high"] - alone["low"])
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "popularity"])
+def test_sampled_ranks_carry_their_number_and_warn(data, sampler):
+    model = module(data)
+    with pytest.warns(UserWarning, match="sampled candidates order models differently"):
+        report = evaluate(model, data, num_candidates=10, sampler=sampler, num_resamples=0)
+    assert "hit_rate@10/sampled10" in report.values
+    assert "skip_rank_percentile/sampled10" in report.values
+    assert "hit_rate@10" not in report.values
+    assert report.sessions["rank"].max() <= 11
+    assert f"10 sampled candidates ({sampler}), which misleads" in report.describe_protocol()
+    # Far fewer competitors than the catalogue has.
+    full = evaluate(model, data, num_resamples=0)
+    assert report["hit_rate@10/sampled10"] > full["hit_rate@10"]
+    with pytest.warns(UserWarning, match="sampled candidates"):
+        again = evaluate(model, data, num_candidates=10, sampler=sampler, num_resamples=0)
+    assert again.sessions.equals(report.sessions)
+    with pytest.warns(UserWarning, match="sampled candidates"):
+        by_scores = evaluate(Scores(model), data, num_candidates=10, sampler=sampler, num_resamples=0)
+    assert by_scores.sessions["rank"].equals(report.sessions["rank"])
+
+
+def test_sampled_candidates_leave_out_what_was_seen_where_asked(data):
+    class Seen:
+        """Scores what the session held above all, and the target below."""
+
+        def scores(self, batch):
+            scores = torch.zeros(len(batch), 41).scatter_(1, batch.seen_items, 2.0)
+            return scores.scatter_(1, batch.target[:, None], 1.0)
+
+    for exclude, last in ((True, 1), (False, 11)):
+        with pytest.warns(UserWarning, match="sampled candidates"):
+            report = evaluate(Seen(), data, num_candidates=10, exclude_seen=exclude, num_resamples=0)
+        assert (report.sessions["rank"] == 1).all() == (last == 1)
+
+
+def test_the_model_is_left_in_its_mode_and_without_gradients(data):
+    model = module(data).train()
+    model.backbone.dropout.eval()
+    evaluate(model, data, num_resamples=0)
+    assert model.training
+    assert not model.backbone.dropout.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
+    report = evaluate(module(data), data, name="a model", num_resamples=50)
+    folder = report.save(tmp_path / "made" / "here")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.csv",
+        "ranks.png",
+        "report.md",
+        "segments.csv",
+        "segments.png",
+        "sessions.parquet",
+    ]
+    for picture in folder.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert pl.read_parquet(folder / "sessions.parquet")["rank"].equals(report.sessions["rank"])
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "## a model" in markdown
+    assert f"| hit_rate@10 ↑ | {report['hit_rate@10']:.4f} |" in markdown
+    assert "| skip_mrr@10 ↓ |" in markdown
+    assert report.table().row_count == report.metrics.height
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(data, tmp_path):
+    from skipcl_lightning.evaluation import save_rank_plot
+
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
+    with pytest.raises(OSError, match="nowhere"):
+        save_rank_plot(tmp_path / "nowhere" / "plot.png", {"p": report.sessions}, num_items=40)
+    (tmp_path / "plot.png").mkdir()
+    with pytest.raises(OSError, match=r"plot\.png"):
+        save_rank_plot(tmp_path / "plot.png", {"p": report.sessions}, num_items=40)
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_figures_without_resamples_have_no_intervals(data):
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
+    assert report.metrics["low"].null_count() == report.metrics.height
+    assert "no intervals" in report.describe_protocol()
+    with pytest.raises(ValueError, match="`after` must have intervals, got `num_resamples` 0"):
+        compare(report, report)
+
+
+def test_reports_that_cannot_be_compared_are_named(data):
+    popularity = Popularity(data.item_counts)
+    one = evaluate(popularity, data, num_resamples=10)
+    with pytest.raises(ValueError, match=r"must share the protocol, got split 'validation' and 'test'\."):
+        compare(evaluate(popularity, data, split="validation"), one)
+    other = SessionDataModule(simulate_sessions(150, num_items=40, num_moods=4, min_length=4, seed=1))
+    with pytest.raises(ValueError, match="must be of the same sessions"):
+        compare(evaluate(Popularity(other.item_counts), other, num_resamples=10), one)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": torch.nn.Identity()}, TypeError, "`model` must have `session_query.*got Identity without"),
+        ({"split": "train"}, ValueError, "`split` must be one of 'validation', 'test'"),
+        ({"top_k": ()}, ValueError, "`top_k` must hold at least one cut-off"),
+        ({"top_k": (0,)}, ValueError, "`top_k` must be at least 1"),
+        ({"confidence": 1.0}, ValueError, r"`confidence` must be in \(0, 1\)"),
+        ({"num_resamples": -1}, ValueError, "`num_resamples` must be at least 0"),
+        ({"num_candidates": 0}, ValueError, "`num_candidates` must be at least 1"),
+        ({"ties": "best"}, ValueError, "`ties` must be one of"),
+    ],
+)
+def test_bad_settings_are_named(data, change, error, message):
+    arguments = {"model": Popularity(data.item_counts), "data": data, **change}
+    with pytest.raises(error, match=message):
+        evaluate(arguments.pop("model"), arguments.pop("data"), **arguments)
+
+
+def test_a_population_of_nobody_is_nan_without_a_warning(data):
+    log = simulate_sessions(20, num_items=10, num_moods=2).with_columns(feedback=pl.lit(1.0))
+    heard = SessionDataModule(log)
+    report = evaluate(Popularity(heard.item_counts), heard, num_resamples=20)
+    assert math.isnan(report["skip_mrr@10"])
+    assert math.isnan(report["delta_hit_rate@10"])
+    row = report.metrics.filter(pl.col("metric") == "skip_mrr@10").row(0, named=True)
+    assert row["sessions"] == 0
+    assert np.isnan(row["low"])
+    assert "| skip_mrr@10 ↓ | nan |  | 0 |" in report.to_markdown()
