@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from skipcl_lightning import Recommender, SkipCLModule
-from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.backbones import BACKBONES, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import skip_info_nce, target_ranks
 from skipcl_lightning.heads import SkipInfoNCE
@@ -56,6 +56,30 @@ def test_the_formulas_agree_with_the_cpu():
     target = torch.randint(1, 101, (9,), generator=generator)
     ranks = target_ranks(queries.cuda(), table.cuda(), target.cuda()).cpu()
     assert torch.equal(ranks, target_ranks(queries, table, target))
+
+
+@pytest.mark.parametrize("name", ["BERT4Rec", "Caser", "ESASRec", "GRU4Rec", "NextItNet", "SASRec"])
+def test_every_backbone_agrees_with_the_cpu(name):
+    torch.manual_seed(0)
+    backbone = BACKBONES[name](16).eval()
+    x = torch.randn(3, 6, 16)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4, [False] * 6])
+    on_cpu = backbone(x, mask)
+    torch.testing.assert_close(backbone.cuda()(x.cuda(), mask.cuda()).cpu(), on_cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_ranks_stay_exact_where_products_may_be_of_a_lower_precision():
+    table = torch.randn(1001, 64, generator=torch.Generator().manual_seed(0))
+    queries = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
+    target = torch.arange(1, 51)
+    expected = target_ranks(queries, table, target)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert torch.equal(target_ranks(queries.cuda(), table.cuda(), target.cuda()).cpu(), expected)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_collapsed_embeddings_rank_last_on_the_device_too():

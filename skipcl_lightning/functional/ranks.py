@@ -12,11 +12,13 @@ from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.catalogue import check_catalogue
 from skipcl_lightning.functional.counting import count_where
 
-__all__ = ["TieRule", "full_precision", "score_ranks", "target_ranks"]
+__all__ = ["TieRule", "full_precision", "score_ranks", "target_ranks", "wide_dtype"]
 
 # More queries at once make a block too narrow for a fast product.
 _MOST_ROWS = 1024
 _MOST_FACTORS = 2**22
+# One in so many scores near the target, and a product of all of them is taken.
+_DENSE_SHARE = 32
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
 
@@ -77,9 +79,9 @@ def target_ranks(
 
     .. math:: (D + 16) \cdot 2^{-24} \cdot \lVert q \rVert \cdot \max_i \lVert e_i \rVert,
 
-    so only where an item of the block comes as near to the target as that is the query's part of the block
-    computed anew in float64. Memory is that of two blocks. What is excluded is scored apart, at a cost of
-    O(N·S·D).
+    so only an item that comes as near to the target as that is scored anew in float64. Memory is that of two
+    blocks. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU the host waits once a block, for
+    how many items are so near.
 
     Args:
         queries: [N, D] floating point.
@@ -115,10 +117,9 @@ def target_ranks(
     if chunk_size is None:
         chunk_size = 2**20 if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
-    candidates = item_embeddings[PADDING_INDEX + 1 :]
     own, _ = _multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
     with full_precision(queries.device):
-        below, tied = _count_catalogue(queries, candidates, own, chunk_size)
+        below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
     if exclude is not None:
         excluded_below, excluded_tied, excluded = _count_excluded(
             queries, item_embeddings, own, target, exclude
@@ -126,7 +127,7 @@ def target_ranks(
         # They stand behind all candidates; behind a target that is NaN stands nothing.
         below = below - excluded_below + torch.where(own.isnan().squeeze(1), 0, excluded)
         tied = tied - excluded_tied
-    return _rank(len(candidates), below, (tied - 1).clamp(min=0), ties)
+    return _rank(len(item_embeddings) - 1, below, (tied - 1).clamp(min=0), ties)
 
 
 def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:
@@ -138,33 +139,65 @@ def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> 
 
 
 def _count_catalogue(
-    queries: Tensor, candidates: Tensor, own: Tensor, chunk_size: int
+    queries: Tensor, item_embeddings: Tensor, own: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """[N] and [N] int64: how many candidates lie below each query's own score, and how many equal it."""
-    num_queries = len(queries)
+    """[N] and [N] int64: how many items lie below each query's own score, and how many equal it."""
+    num_queries, last = len(queries), len(item_embeddings)
     below, tied = (torch.zeros(num_queries, dtype=torch.int64, device=queries.device) for _ in range(2))
     height = max(1, min(num_queries, _MOST_ROWS, chunk_size))
-    width = max(1, min(len(candidates), chunk_size // height))
+    width = max(1, min(last - 1, chunk_size // height))
     narrow, own_score = queries.float(), own.float()  # [N, D], [N, 1]
     norms = narrow.norm(dim=1, keepdim=True)
-    products = narrow.new_empty(height, width)
-    for left in range(0, len(candidates), width):
-        items = candidates[left : left + width].float()  # [width, D]
+    products, scratch = (narrow.new_empty(height * width) for _ in range(2))
+    for left in range(PADDING_INDEX + 1, last, width):
+        items = item_embeddings[left : left + width].float()  # [width, D]
         margin = _error_bound(norms, items)
         low, high = own_score - margin, own_score + margin
         for top in range(0, num_queries, height):
-            rows = slice(top, top + height)
-            part = products[: len(narrow[rows]), : len(items)]
+            rows = slice(top, min(top + height, num_queries))
+            part = products[: (rows.stop - top) * len(items)].view(-1, len(items))
             torch.mm(narrow[rows], items.T, out=part)  # with `out`, autocast stays away
-            surely_below = count_where(torch.lt, part, low[rows])
-            not_above = count_where(torch.le, part, high[rows])
+            surely_below = count_where(torch.lt, part, low[rows], scratch=scratch)
+            not_above = count_where(torch.le, part, high[rows], scratch=scratch)
             below[rows] += surely_below
-            unsure = (not_above != surely_below).nonzero().squeeze(1) + top  # few rows, in most blocks
+            unsure = (not_above != surely_below).nonzero().squeeze(1)  # few queries, in most blocks
             if len(unsure):
-                exact = _compare(queries[unsure], candidates[left : left + width], own[unsure])
-                below[unsure] += exact[0] - surely_below[unsure - top]
-                tied[unsure] += exact[1]
+                near = part[unsure]
+                near_mask = (near >= low[rows][unsure]) & (near <= high[rows][unsure])
+                _settle(queries, item_embeddings, own, unsure + top, left, near_mask, below, tied)
     return below, tied
+
+
+def _settle(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    own: Tensor,
+    unsure: Tensor,
+    left: int,
+    near_mask: Tensor,
+    below: Tensor,
+    tied: Tensor,
+) -> None:
+    """Add to ``below`` and ``tied`` what float32 left open, by products in float64.
+
+    ``near_mask`` [unsure, items] says which of the items from ``left`` on are near each unsure query's own
+    score.
+    """
+    pairs = near_mask.nonzero()
+    if len(pairs) * _DENSE_SHARE > near_mask.numel():
+        # As in a collapsed table: pair by pair would take far longer than a product of all.
+        chosen = queries[unsure].to(own.dtype)
+        items = item_embeddings[left : left + near_mask.shape[1]].to(own.dtype)
+        lengths = chosen.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [unsure, items]
+        is_below, is_tied = _compare(chosen @ items.T, own[unsure], lengths, queries.shape[1])
+        below[unsure] += (is_below & near_mask).sum(dim=1)
+        tied[unsure] += (is_tied & near_mask).sum(dim=1)
+        return
+    rows, items = unsure[pairs[:, 0]], pairs[:, 1:] + left  # [pairs], [pairs, 1]
+    products, lengths = _multiply_pairs(queries[rows], item_embeddings, items)
+    is_below, is_tied = _compare(products, own[rows], lengths, queries.shape[1])
+    below.index_add_(0, rows, is_below.squeeze(1).long())
+    tied.index_add_(0, rows, is_tied.squeeze(1).long())
 
 
 def _error_bound(norms: Tensor, items: Tensor) -> Tensor:
@@ -176,27 +209,15 @@ def _error_bound(norms: Tensor, items: Tensor) -> Tensor:
     return bound.nan_to_num(nan=0.0, posinf=0.0)
 
 
-def _compare(queries: Tensor, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """[N] and [N] int64: how many items lie below, and how many tie, by products in float64."""
-    queries, items = (tensor.to(own.dtype) for tensor in (queries, items))
-    norms = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [N, items]
-    return _count_scores(queries @ items.T, own, norms, queries.shape[1])
+def _compare(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which of the [N, C] scores lie below ``own`` [N, 1] in float32, and which tie with it.
 
-
-def _count_scores(
-    scores: Tensor, own: Tensor, norms: Tensor, size: int, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """How many of the [N, C] scores lie below ``own`` [N, 1] in float32, and how many tie with it.
-
-    ``norms`` [N, C] are the products of the vectors' lengths, ``size`` is D. Sums of one product in another
+    ``lengths`` [N, C] are the products of the vectors' lengths, ``size`` is D. Sums of one product in another
     order are one score: without that, equal rows of the table might round apart.
     """
-    rounding = (size * torch.finfo(scores.dtype).eps * norms).nan_to_num(nan=0.0, posinf=0.0)
+    rounding = (size * torch.finfo(scores.dtype).eps * lengths).nan_to_num(nan=0.0, posinf=0.0)
     scores, own = torch.where((scores - own).abs() <= rounding, own, scores).float(), own.float()
-    below, tied = scores < own, scores == own
-    if mask is not None:
-        below, tied = below & mask, tied & mask
-    return below.sum(dim=1), tied.sum(dim=1)
+    return scores < own, scores == own
 
 
 def _count_excluded(
@@ -207,9 +228,9 @@ def _count_excluded(
     first = torch.ones_like(exclude, dtype=torch.bool)
     first[:, 1:] = exclude[:, 1:] != exclude[:, :-1]
     mask = first & (exclude != PADDING_INDEX) & (exclude != target[:, None])
-    scores, norms = _multiply_pairs(queries, item_embeddings, exclude)
-    below, tied = _count_scores(scores, own, norms, queries.shape[1], mask)
-    return below, tied, mask.sum(dim=1)
+    scores, lengths = _multiply_pairs(queries, item_embeddings, exclude)
+    below, tied = _compare(scores, own, lengths, queries.shape[1])
+    return (below & mask).sum(dim=1), (tied & mask).sum(dim=1), mask.sum(dim=1)
 
 
 def _multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,14 +242,26 @@ def _multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> 
     step = max(1, _MOST_FACTORS // max(1, items.shape[1] * queries.shape[1]))
     products, lengths = [], []
     for start in range(0, max(1, len(queries)), step):
-        query = queries[start : start + step, None].to(_wide(queries.device))
+        query = queries[start : start + step, None].to(wide_dtype(queries.device))
         chosen = item_embeddings[items[start : start + step]].to(query.dtype)  # [step, S, D]
         products.append((chosen * query).sum(dim=2))
         lengths.append(chosen.norm(dim=2) * query.norm(dim=2))
     return torch.cat(products), torch.cat(lengths)
 
 
-def _wide(device: torch.device) -> torch.dtype:
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What exact scores are computed in: float64, or float32 on MPS, which has nothing wider.
+
+    Args:
+        device: Where.
+
+    Returns:
+        The dtype.
+
+    Example:
+        >>> wide_dtype(torch.device("cpu"))
+        torch.float64
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -1,15 +1,20 @@
 """The best items of the whole catalogue for each query."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.catalogue import catalogue_scores
+from skipcl_lightning.functional.catalogue import check_catalogue
+from skipcl_lightning.functional.ranks import wide_dtype
 
 __all__ = ["top_k_items"]
 
+_MOST_ROWS = 1024
 
+
+@torch.no_grad()
 def top_k_items(
     queries: Tensor,
     item_embeddings: Tensor,
@@ -20,9 +25,9 @@ def top_k_items(
 ) -> tuple[Tensor, Tensor]:
     """The ``top_k`` items with the largest inner products: exact nearest neighbours, not approximate ones.
 
-    Ordered by score, the best first, and equal scores by item index. Of several items that tie for the
-    last places, ``torch.topk`` chooses which are returned. An item whose score is NaN or -inf is no
-    candidate.
+    The table is streamed, some items at a time. Results are ordered by score, the best first, and equal
+    scores by item index; of several items that tie for the last places, ``torch.topk`` chooses which are
+    returned. An item whose score is NaN or -inf is no candidate.
 
     Args:
         queries: [N, D] floating point.
@@ -49,22 +54,54 @@ def top_k_items(
     check_integer(
         "top_k", top_k, maximum=len(item_embeddings) - 1, cure="The catalogue has no more items than that."
     )
+    check_catalogue(queries, item_embeddings, exclude)
+    check_integer("chunk_size", chunk_size)
+    height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     items = [queries.new_empty(0, top_k, dtype=torch.int64)]
     scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
-    for _, chunk in catalogue_scores(queries, item_embeddings, exclude=exclude, chunk_size=chunk_size):
-        chunk_items, chunk_scores = _best(chunk, top_k)
-        items.append(chunk_items)
-        scores.append(chunk_scores)
+    for top in range(0, len(queries), height):
+        rows = slice(top, top + height)
+        found = _search(
+            queries[rows],
+            item_embeddings,
+            top_k,
+            None if exclude is None else exclude[rows],
+            width=max(1, chunk_size // height),
+        )
+        items.append(found[0])
+        scores.append(found[1])
     return torch.cat(items), torch.cat(scores)
 
 
-def _best(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Columns and values of the largest ``scores``, which it overwrites.
+def _search(
+    queries: Tensor, item_embeddings: Tensor, top_k: int, exclude: Tensor | None, *, width: int
+) -> tuple[Tensor, Tensor]:
+    """The best items of some queries, from ``width`` items at a time."""
+    # As ranks are: by products in float64, rounded to float32.
+    wide = wide_dtype(queries.device)
+    query = queries.to(wide)
+    items = torch.full((len(queries), top_k), PADDING_INDEX, device=queries.device)
+    scores = torch.full(items.shape, -torch.inf, device=queries.device)
+    for left in range(PADDING_INDEX + 1, len(item_embeddings), width):
+        part = item_embeddings[left : left + width].to(wide)
+        # With `out`, autocast stays away.
+        products = torch.mm(query, part.T, out=query.new_empty(len(query), len(part))).float()
+        # NaN counts as -inf, since `torch.topk` would put it first.
+        products.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if exclude is not None:
+            products = _exclude_from(products, exclude - left)
+        values, columns = products.topk(min(top_k, len(part)), dim=1)
+        together = torch.cat([scores, values], dim=1)
+        scores, places = together.topk(top_k, dim=1)
+        items = torch.cat([items, columns + left], dim=1).gather(1, places)
+    # Stable, over items in ascending order: equal scores stay in it.
+    items, order = items.sort(dim=1)
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return items.gather(1, order).masked_fill(scores == -torch.inf, PADDING_INDEX), scores
 
-    NaN counts as -inf, since ``torch.topk`` would put it first.
-    """
-    scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    columns = scores.topk(top_k, dim=1).indices.sort(dim=1).values  # [rows, top_k]
-    # Stable, over columns in ascending order: equal scores stay in it.
-    values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return columns.gather(1, order).masked_fill(values == -torch.inf, PADDING_INDEX), values
+
+def _exclude_from(scores: Tensor, columns: Tensor) -> Tensor:
+    """[N, C] scores, -inf at the given columns; those that are none of 0..C-1 exclude nothing."""
+    inside = (columns >= 0) & (columns < scores.shape[1])
+    aside = torch.where(inside, columns, scores.shape[1])
+    return F.pad(scores, (0, 1)).scatter_(1, aside, -torch.inf)[:, :-1]
