@@ -257,7 +257,8 @@ def reproduce(
     unknown = sorted(set(models) - set(CONFIGURATIONS))
     if unknown:
         raise ValueError(f"`models` must be among {', '.join(CONFIGURATIONS)}, got {', '.join(unknown)}.")
-    console = Console()
+    # The table is wider than what a pipe is taken for.
+    console = Console(width=max(100, Console().width))
     data = make_data(dataset, path, batch_size)
     console.print(str(data.drop_report))
     results = {name: [measured] for name, measured in measure_baselines(data).items()}
@@ -317,7 +318,7 @@ def make_table(dataset: Dataset, results: dict[str, list[dict[str, float]]]) -> 
     """Ours as mean ± standard deviation over seeds, and what was published."""
     table = Table(title=f"{dataset}: test, whole catalogue, seen items left out")
     for column in ("", "HR@10", "published", "NDCG@10", "published", "epochs", "seconds", "MiB"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, runs in results.items():
         configuration = CONFIGURATIONS.get(name)
         published = configuration.published.get(dataset) if configuration else None

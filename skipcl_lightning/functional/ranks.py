@@ -15,8 +15,9 @@ from skipcl_lightning.functional.counting import count_where
 __all__ = ["TieRule", "full_precision", "score_ranks", "target_ranks", "wide_dtype"]
 
 # More queries at once make a block too narrow for a fast product.
-_MOST_ROWS = 1024
+_MOST_ROWS = 2048
 _MOST_FACTORS = 2**22
+_MOST_OPEN = 2**16
 # One in so many scores near the target, and a product of all of them is taken.
 _DENSE_SHARE = 32
 
@@ -142,8 +143,8 @@ def _count_catalogue(
     queries: Tensor, item_embeddings: Tensor, own: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """[N] and [N] int64: how many items lie below each query's own score, and how many equal it."""
+    count = _Count(queries, item_embeddings, own)
     num_queries, last = len(queries), len(item_embeddings)
-    below, tied = (torch.zeros(num_queries, dtype=torch.int64, device=queries.device) for _ in range(2))
     height = max(1, min(num_queries, _MOST_ROWS, chunk_size))
     width = max(1, min(last - 1, chunk_size // height))
     narrow, own_score = queries.float(), own.float()  # [N, D], [N, 1]
@@ -159,45 +160,60 @@ def _count_catalogue(
             torch.mm(narrow[rows], items.T, out=part)  # with `out`, autocast stays away
             surely_below = count_where(torch.lt, part, low[rows], scratch=scratch)
             not_above = count_where(torch.le, part, high[rows], scratch=scratch)
-            below[rows] += surely_below
+            count.below[rows] += surely_below
             unsure = (not_above != surely_below).nonzero().squeeze(1)  # few queries, in most blocks
             if len(unsure):
                 near = part[unsure]
                 near_mask = (near >= low[rows][unsure]) & (near <= high[rows][unsure])
-                _settle(queries, item_embeddings, own, unsure + top, left, near_mask, below, tied)
-    return below, tied
+                count.add_near(unsure + top, left, near_mask)
+    count.settle()
+    return count.below, count.tied
 
 
-def _settle(
-    queries: Tensor,
-    item_embeddings: Tensor,
-    own: Tensor,
-    unsure: Tensor,
-    left: int,
-    near_mask: Tensor,
-    below: Tensor,
-    tied: Tensor,
-) -> None:
-    """Add to ``below`` and ``tied`` what float32 left open, by products in float64.
+class _Count:
+    """How many items lie below each query's own score, and how many tie with it.
 
-    ``near_mask`` [unsure, items] says which of the items from ``left`` on are near each unsure query's own
-    score.
+    What float32 leaves open is collected, and settled by products in float64, many at a time.
     """
-    pairs = near_mask.nonzero()
-    if len(pairs) * _DENSE_SHARE > near_mask.numel():
-        # As in a collapsed table: pair by pair would take far longer than a product of all.
-        chosen = queries[unsure].to(own.dtype)
-        items = item_embeddings[left : left + near_mask.shape[1]].to(own.dtype)
-        lengths = chosen.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [unsure, items]
-        is_below, is_tied = _compare(chosen @ items.T, own[unsure], lengths, queries.shape[1])
-        below[unsure] += (is_below & near_mask).sum(dim=1)
-        tied[unsure] += (is_tied & near_mask).sum(dim=1)
-        return
-    rows, items = unsure[pairs[:, 0]], pairs[:, 1:] + left  # [pairs], [pairs, 1]
-    products, lengths = _multiply_pairs(queries[rows], item_embeddings, items)
-    is_below, is_tied = _compare(products, own[rows], lengths, queries.shape[1])
-    below.index_add_(0, rows, is_below.squeeze(1).long())
-    tied.index_add_(0, rows, is_tied.squeeze(1).long())
+
+    def __init__(self, queries: Tensor, item_embeddings: Tensor, own: Tensor) -> None:
+        self.queries, self.item_embeddings, self.own = queries, item_embeddings, own
+        self.below, self.tied = (
+            torch.zeros(len(queries), dtype=torch.int64, device=queries.device) for _ in range(2)
+        )
+        self.open: list[tuple[Tensor, Tensor]] = []
+        self.num_open = 0
+
+    def add_near(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
+        """[rows, items] bool: which of the items from ``left`` on are near each row's own score."""
+        pairs = near_mask.nonzero()
+        if len(pairs) * _DENSE_SHARE > near_mask.numel():
+            self._settle_all(rows, left, near_mask)
+            return
+        self.open.append((rows[pairs[:, 0]], pairs[:, 1:] + left))  # [pairs], [pairs, 1]
+        self.num_open += len(pairs)
+        if self.num_open > _MOST_OPEN:
+            self.settle()
+
+    def settle(self) -> None:
+        """Decide on the pairs that are open."""
+        if not self.open:
+            return
+        rows, items = (torch.cat(parts) for parts in zip(*self.open, strict=True))
+        products, lengths = _multiply_pairs(self.queries[rows], self.item_embeddings, items)
+        is_below, is_tied = _compare(products, self.own[rows], lengths, self.queries.shape[1])
+        self.below.index_add_(0, rows, is_below.squeeze(1).long())
+        self.tied.index_add_(0, rows, is_tied.squeeze(1).long())
+        self.open, self.num_open = [], 0
+
+    def _settle_all(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
+        """As in a collapsed table: pair by pair would take far longer than a product of all."""
+        queries = self.queries[rows].to(self.own.dtype)
+        items = self.item_embeddings[left : left + near_mask.shape[1]].to(self.own.dtype)
+        lengths = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [rows, items]
+        is_below, is_tied = _compare(queries @ items.T, self.own[rows], lengths, queries.shape[1])
+        self.below[rows] += (is_below & near_mask).sum(dim=1)
+        self.tied[rows] += (is_tied & near_mask).sum(dim=1)
 
 
 def _error_bound(norms: Tensor, items: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def compare_ranks(num_queries: int, num_items: int, size: int, repeats: int, dev
     target = torch.randint(1, num_items + 1, (num_queries,), generator=generator, device=device)
     exclude = torch.randint(1, num_items + 1, (num_queries, 20), generator=generator, device=device)
     blocks = (
-        [(1024, 1024), (4096, 256), (4096, 512)] if device.type == "cpu" else [(4096, 4096), (4096, 65536)]
+        [(1024, 1024), (2048, 512), (4096, 256)] if device.type == "cpu" else [(4096, 4096), (4096, 65536)]
     )
     ways: dict[str, Callable[[], object]] = {
         f"product alone, {rows} x {columns}": lambda rows=rows, columns=columns: multiply(
