@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
@@ -71,16 +71,12 @@ class EvaluationReport:
         """The rows of ``metrics`` for each segment: with ``segmented_by`` and ``segment`` before them."""
         frames = []
         for column, title in SEGMENTS.items():
-            for (segment,), part in self.sessions.group_by([column], maintain_order=False):
-                place = pl.DataFrame({"segmented_by": [title], "segment": [str(segment)]})
-                order = self.sessions[column].dtype.categories.to_list().index(segment)  # type: ignore[attr-defined]
-                frames.append(
-                    self._describe(part)
-                    .join(place, how="cross")
-                    .with_columns(pl.lit(list(SEGMENTS).index(column) * 1000 + order).alias("order"))
-                )
-        table = pl.concat(frames).sort("order", maintain_order=True)
-        return table.select("segmented_by", "segment", "metric", "value", "low", "high", "sessions")
+            for segment in cast("pl.Enum", self.sessions.schema[column]).categories:
+                part = self.sessions.filter(pl.col(column) == segment)
+                if part.height:
+                    place = pl.DataFrame({"segmented_by": [title], "segment": [segment]})
+                    frames.append(place.join(self._describe(part), how="cross"))
+        return pl.concat(frames)
 
     @property
     def populations(self) -> dict[str, int]:

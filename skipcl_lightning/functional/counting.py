@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["count_where"]
+__all__ = ["MOST_COLUMNS", "count_where"]
 
 # Few enough for a processor's cache, and for sums of ones to be exact in float32.
-_BLOCK = 2**20
+MOST_COLUMNS = 2**20
 
 Comparison = Callable[..., Tensor]
 
@@ -23,7 +23,7 @@ def count_where(
 
     Args:
         comparison: ``torch.lt``, ``torch.le``, ``torch.eq`` and so on.
-        scores: [N, C] floating point.
+        scores: [N, C] floating point; with ``scratch`` at most ``MOST_COLUMNS`` columns.
         bound: [N, 1], compared with each row's scores, from the right.
         scratch: Float32 memory to use, where many small blocks are counted on a CPU: fresh memory costs
             more than the counting.
@@ -41,8 +41,8 @@ def count_where(
     if scratch is not None and scratch.numel() >= scores.numel():
         ones = scratch.flatten()[: scores.numel()].view(rows, columns)
         return comparison(scores, bound, out=ones).sum(dim=1).long()
-    width = min(max(columns, 1), _BLOCK)
-    height = max(1, _BLOCK // width)
+    width = min(max(columns, 1), MOST_COLUMNS)
+    height = max(1, MOST_COLUMNS // width)
     block = torch.empty(min(height, rows) * width)
     counts = torch.zeros(rows, dtype=torch.int64)
     for left in range(0, columns, width):

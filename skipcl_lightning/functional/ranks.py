@@ -1,8 +1,6 @@
 """The rank of a target among all items: what every metric is computed from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,13 +8,18 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.catalogue import check_catalogue
-from skipcl_lightning.functional.counting import count_where
+from skipcl_lightning.functional.counting import MOST_COLUMNS, count_where
+from skipcl_lightning.functional.exact import (
+    compare_exactly,
+    error_bound,
+    full_precision,
+    multiply_pairs,
+)
 
-__all__ = ["TieRule", "full_precision", "score_ranks", "target_ranks", "wide_dtype"]
+__all__ = ["TieRule", "score_ranks", "target_ranks"]
 
 # More queries at once make a block too narrow for a fast product.
 _MOST_ROWS = 2048
-_MOST_FACTORS = 2**22
 _MOST_OPEN = 2**16
 # One in so many scores near the target, and a product of all of them is taken.
 _DENSE_SHARE = 32
@@ -118,7 +121,7 @@ def target_ranks(
     if chunk_size is None:
         chunk_size = 2**20 if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
-    own, _ = _multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
+    own, _ = multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
     with full_precision(queries.device):
         below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
     if exclude is not None:
@@ -146,13 +149,13 @@ def _count_catalogue(
     count = _Count(queries, item_embeddings, own)
     num_queries, last = len(queries), len(item_embeddings)
     height = max(1, min(num_queries, _MOST_ROWS, chunk_size))
-    width = max(1, min(last - 1, chunk_size // height))
+    width = max(1, min(last - 1, chunk_size // height, MOST_COLUMNS))
     narrow, own_score = queries.float(), own.float()  # [N, D], [N, 1]
     norms = narrow.norm(dim=1, keepdim=True)
     products, scratch = (narrow.new_empty(height * width) for _ in range(2))
     for left in range(PADDING_INDEX + 1, last, width):
         items = item_embeddings[left : left + width].float()  # [width, D]
-        margin = _error_bound(norms, items)
+        margin = error_bound(norms, items)
         low, high = own_score - margin, own_score + margin
         for top in range(0, num_queries, height):
             rows = slice(top, min(top + height, num_queries))
@@ -200,8 +203,8 @@ class _Count:
         if not self.open:
             return
         rows, items = (torch.cat(parts) for parts in zip(*self.open, strict=True))
-        products, lengths = _multiply_pairs(self.queries[rows], self.item_embeddings, items)
-        is_below, is_tied = _compare(products, self.own[rows], lengths, self.queries.shape[1])
+        products, lengths = multiply_pairs(self.queries[rows], self.item_embeddings, items)
+        is_below, is_tied = compare_exactly(products, self.own[rows], lengths, self.queries.shape[1])
         self.below.index_add_(0, rows, is_below.squeeze(1).long())
         self.tied.index_add_(0, rows, is_tied.squeeze(1).long())
         self.open, self.num_open = [], 0
@@ -211,29 +214,9 @@ class _Count:
         queries = self.queries[rows].to(self.own.dtype)
         items = self.item_embeddings[left : left + near_mask.shape[1]].to(self.own.dtype)
         lengths = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [rows, items]
-        is_below, is_tied = _compare(queries @ items.T, self.own[rows], lengths, queries.shape[1])
+        is_below, is_tied = compare_exactly(queries @ items.T, self.own[rows], lengths, queries.shape[1])
         self.below[rows] += (is_below & near_mask).sum(dim=1)
         self.tied[rows] += (is_tied & near_mask).sum(dim=1)
-
-
-def _error_bound(norms: Tensor, items: Tensor) -> Tensor:
-    """[N, 1]: how far a float32 product of a query and one of the items is off at most."""
-    size = items.shape[1]
-    # Products of what is not finite are exact: infinite, or NaN.
-    longest = items.norm(dim=1).nan_to_num(nan=0.0, posinf=0.0).max()
-    bound: Tensor = (size + 16) * 2.0**-24 * norms * longest + size * torch.finfo(torch.float32).tiny
-    return bound.nan_to_num(nan=0.0, posinf=0.0)
-
-
-def _compare(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Which of the [N, C] scores lie below ``own`` [N, 1] in float32, and which tie with it.
-
-    ``lengths`` [N, C] are the products of the vectors' lengths, ``size`` is D. Sums of one product in another
-    order are one score: without that, equal rows of the table might round apart.
-    """
-    rounding = (size * torch.finfo(scores.dtype).eps * lengths).nan_to_num(nan=0.0, posinf=0.0)
-    scores, own = torch.where((scores - own).abs() <= rounding, own, scores).float(), own.float()
-    return scores < own, scores == own
 
 
 def _count_excluded(
@@ -244,60 +227,6 @@ def _count_excluded(
     first = torch.ones_like(exclude, dtype=torch.bool)
     first[:, 1:] = exclude[:, 1:] != exclude[:, :-1]
     mask = first & (exclude != PADDING_INDEX) & (exclude != target[:, None])
-    scores, lengths = _multiply_pairs(queries, item_embeddings, exclude)
-    below, tied = _compare(scores, own, lengths, queries.shape[1])
+    scores, lengths = multiply_pairs(queries, item_embeddings, exclude)
+    below, tied = compare_exactly(scores, own, lengths, queries.shape[1])
     return (below & mask).sum(dim=1), (tied & mask).sum(dim=1), mask.sum(dim=1)
-
-
-def _multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Products of each query with items of its own, and of their lengths: both [N, S], in float64.
-
-    Equal rows of the table give equal products, to the last bit, as no matrix product would.
-    """
-    # Some queries at a time, to spare memory.
-    step = max(1, _MOST_FACTORS // max(1, items.shape[1] * queries.shape[1]))
-    products, lengths = [], []
-    for start in range(0, max(1, len(queries)), step):
-        query = queries[start : start + step, None].to(wide_dtype(queries.device))
-        chosen = item_embeddings[items[start : start + step]].to(query.dtype)  # [step, S, D]
-        products.append((chosen * query).sum(dim=2))
-        lengths.append(chosen.norm(dim=2) * query.norm(dim=2))
-    return torch.cat(products), torch.cat(lengths)
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """What exact scores are computed in: float64, or float32 on MPS, which has nothing wider.
-
-    Args:
-        device: Where.
-
-    Returns:
-        The dtype.
-
-    Example:
-        >>> wide_dtype(torch.device("cpu"))
-        torch.float64
-    """
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products of float32 in float32, where TF32 or bfloat16 is allowed to stand in for it.
-
-    Args:
-        device: Where the products are taken.
-
-    Example:
-        >>> with full_precision(torch.device("cpu")):
-        ...     torch.backends.mkldnn.matmul.fp32_precision
-        'ieee'
-    """
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before

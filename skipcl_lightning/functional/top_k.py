@@ -7,7 +7,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.catalogue import check_catalogue
-from skipcl_lightning.functional.ranks import wide_dtype
+from skipcl_lightning.functional.exact import wide_dtype
 
 __all__ = ["top_k_items"]
 

@@ -1,59 +1,21 @@
 import math
-import unittest.mock
 
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from samples import BIDIRECTIONAL, CAUSAL, EVERY, SIZE, all_valid, build, random_sessions
 from torch import nn
 
 from skipcl_lightning._settings import build_part, describe_part
 from skipcl_lightning.backbones import (
     BACKBONES,
-    BERT4Rec,
-    Caser,
-    ESASRec,
     GRU4Rec,
     HFBackbone,
     NextItNet,
     SASRec,
     check_backbone,
 )
-from skipcl_lightning.backbones.attention import SelfAttention
-
-SIZE = 8
-GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 10, "vocab_size": 9}
-BERT = {
-    "model_type": "bert",
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 10,
-    "vocab_size": 9,
-}
-
-CAUSAL = {
-    "GRU4Rec": lambda: GRU4Rec(8, embedding_dropout=0.3, hidden_dropout=0.3),
-    "GRU4Rec of two wide layers": lambda: GRU4Rec(8, hidden_size=12, num_layers=2, hidden_dropout=0.3),
-    "Caser": lambda: Caser(8, window=4, num_horizontal_filters=3, num_vertical_filters=2),
-    "NextItNet": lambda: NextItNet(8, dilations=(1, 2)),
-    "SASRec": lambda: SASRec(8, max_length=10, num_heads=2),
-    "post-norm SASRec": lambda: SASRec(8, max_length=10, norm="post"),
-    "ESASRec": lambda: ESASRec(8, max_length=10, num_heads=2),
-    "GPT-2": lambda: HFBackbone(GPT2, causal=True),
-    "GPT-2 of another size": lambda: HFBackbone({**GPT2, "n_embd": 12}, causal=True, embedding_size=8),
-}
-BIDIRECTIONAL = {
-    "BERT4Rec": lambda: BERT4Rec(8, max_length=10),
-    "BERT": lambda: HFBackbone(BERT, causal=False),
-}
-EVERY = {**CAUSAL, **BIDIRECTIONAL}
-
-
-def build(name, seed=0):
-    torch.manual_seed(seed)
-    return EVERY[name]().eval()
 
 
 @pytest.fixture(scope="module", params=CAUSAL)
@@ -70,14 +32,6 @@ def bidirectional_backbone(request):
 def backbone(request):
     """A new one for each test, which may train it."""
     return build(request.param)
-
-
-def random_sessions(*shape, seed=0):
-    return torch.randn(*shape, SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def all_valid(*shape):
-    return torch.ones(*shape, dtype=torch.bool)
 
 
 @hypothesis.settings(max_examples=25)
@@ -142,55 +96,6 @@ def test_every_trained_parameter_gets_a_gradient(backbone):
     (backbone(random_sessions(4, 9), all_valid(4, 9)) * random_sessions(4, 9, seed=1)).sum().backward()
     without = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
-
-
-def dropouts_of(backbone):
-    """Every dropout of ours: modules, attention's own, and that between layers of a recurrent network."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            yield module, "p"
-        if isinstance(module, SelfAttention | nn.GRU):
-            yield module, "dropout"
-
-
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"GPT-2 of another size", "NextItNet"}))
-def test_every_dropout_acts_by_itself_and_in_training_only(name):
-    x, mask = random_sessions(2, 6), all_valid(2, 6)
-    backbone = build(name)
-    places = [place for place in dropouts_of(backbone) if getattr(*place)]
-    assert places
-    assert torch.equal(backbone(x, mask), backbone(x, mask))
-    backbone.train()
-    shares = [getattr(*place) for place in places]
-    for place, share in zip(places, shares, strict=True):
-        for other in places:
-            setattr(*other, 0.0)
-        setattr(*place, share)
-        assert not torch.equal(backbone(x, mask), backbone(x, mask)), place
-
-
-def count_dropouts(backbone):
-    """How often a dropout of 0.2 acts in one training step."""
-    shares = []
-
-    def attend(query, *_, dropout_p, **__):
-        shares.append(dropout_p)
-        return query
-
-    for module in backbone.train().modules():
-        if isinstance(module, nn.Dropout):
-            module.register_forward_hook(lambda dropout, *_: shares.append(dropout.p))
-    with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", attend):
-        backbone(random_sessions(2, 6), all_valid(2, 6))
-    return shares.count(0.2)
-
-
-@pytest.mark.parametrize(
-    ("name", "in_a_block"), [("SASRec", 4), ("post-norm SASRec", 4), ("ESASRec", 4), ("BERT4Rec", 3)]
-)
-def test_every_dropout_that_a_transformer_promises_is_there(name, in_a_block):
-    # At the input; and in attention, behind it, perhaps inside the feed-forward network, and behind that.
-    assert count_dropouts(build(name)) == 1 + 2 * in_a_block
 
 
 def test_the_output_is_repeatable_in_evaluation(backbone):

@@ -5,26 +5,17 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from small_evaluation import SIZE, make_data, module
 
-from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import LastItemMarkov, Popularity, compare, evaluate
 from skipcl_lightning.functional import top_k_items
 
-SIZE = 8
-
 
 @pytest.fixture(scope="module")
 def data():
-    log = simulate_sessions(150, num_items=40, num_moods=4, min_length=4)
-    return SessionDataModule(log, batch_size=32, max_length=6)
-
-
-def module(data, backbone=None, **settings):
-    torch.manual_seed(0)
-    backbone = SASRec(SIZE, max_length=6) if backbone is None else backbone
-    return SkipCLModule(backbone, None, num_items=data.num_items, embedding_size=SIZE, **settings)
+    return make_data()
 
 
 def logged_by_lightning(model, data):
@@ -163,39 +154,6 @@ def test_intervals_are_those_of_a_mean(data):
     assert wide["low"] < row["low"] < row["high"] < wide["high"]
 
 
-def test_a_model_with_itself_shows_no_difference_and_a_better_one_does(data):
-    popularity = evaluate(Popularity(data.item_counts), data, num_resamples=500)
-    markov = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=500)
-    same = compare(markov, markov)
-    assert (same["difference"].fill_nan(0) == 0).all()
-    assert set(same["verdict"]) == {"no difference to be told"}
-    better, worse = compare(popularity, markov), compare(markov, popularity)
-    row = better.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
-    assert row["verdict"] == "better"
-    assert row["difference"] == pytest.approx(markov["ndcg@10"] - popularity["ndcg@10"])
-    assert row["low"] < row["difference"] < row["high"]
-    opposite = worse.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
-    assert opposite["verdict"] == "worse"
-    assert (opposite["low"], opposite["high"]) == pytest.approx((-row["high"], -row["low"]))
-    # Lower is better for what was skipped: Markov brings skipped tracks up too.
-    assert better.filter(pl.col("metric") == "skip_mrr@10")["verdict"].item() == "worse"
-    delta = better.filter(pl.col("metric") == "delta_hit_rate@10")["difference"].item()
-    assert delta == pytest.approx(markov["delta_hit_rate@10"] - popularity["delta_hit_rate@10"])
-
-
-def test_intervals_of_a_difference_are_paired(data):
-    # Two models that hit the same sessions but for a few: the difference is known far better than either.
-    model = module(data)
-    before = evaluate(model, data)
-    sessions = before.sessions.with_columns(
-        rank=pl.when(pl.int_range(pl.len()) < 3).then(1.0).otherwise(pl.col("rank"))
-    )
-    after = type(before)("after", sessions, before.settings, before.coverage)
-    row = compare(before, after).filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
-    alone = before.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
-    assert row["high"] - row["low"] < 0.5 * (alone["high"] - alone["low"])
-
-
 @pytest.mark.parametrize("sampler", ["uniform", "popularity"])
 def test_sampled_ranks_carry_their_number_and_warn(data, sampler):
     model = module(data)
@@ -240,55 +198,12 @@ def test_the_model_is_left_in_its_mode_and_without_gradients(data):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
-    report = evaluate(module(data), data, name="a model", num_resamples=50)
-    folder = report.save(tmp_path / "made" / "here")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "metrics.csv",
-        "ranks.png",
-        "report.md",
-        "segments.csv",
-        "segments.png",
-        "sessions.parquet",
-    ]
-    for picture in folder.glob("*.png"):
-        assert picture.read_bytes().startswith(b"\x89PNG")
-    assert pl.read_parquet(folder / "sessions.parquet")["rank"].equals(report.sessions["rank"])
-    markdown = (folder / "report.md").read_text(encoding="utf-8")
-    assert "## a model" in markdown
-    assert f"| hit_rate@10 ↑ | {report['hit_rate@10']:.4f} |" in markdown
-    assert "| skip_mrr@10 ↓ |" in markdown
-    assert report.table().row_count == report.metrics.height
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing(data, tmp_path):
-    from skipcl_lightning.evaluation import save_rank_plot
-
-    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
-    with pytest.raises(OSError, match="nowhere"):
-        save_rank_plot(tmp_path / "nowhere" / "plot.png", {"p": report.sessions}, num_items=40)
-    (tmp_path / "plot.png").mkdir()
-    with pytest.raises(OSError, match=r"plot\.png"):
-        save_rank_plot(tmp_path / "plot.png", {"p": report.sessions}, num_items=40)
-    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
-
-
 def test_figures_without_resamples_have_no_intervals(data):
     report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
     assert report.metrics["low"].null_count() == report.metrics.height
     assert "no intervals" in report.describe_protocol()
     with pytest.raises(ValueError, match="`after` must have intervals, got `num_resamples` 0"):
         compare(report, report)
-
-
-def test_reports_that_cannot_be_compared_are_named(data):
-    popularity = Popularity(data.item_counts)
-    one = evaluate(popularity, data, num_resamples=10)
-    with pytest.raises(ValueError, match=r"must share the protocol, got split 'validation' and 'test'\."):
-        compare(evaluate(popularity, data, split="validation"), one)
-    other = SessionDataModule(simulate_sessions(150, num_items=40, num_moods=4, min_length=4, seed=1))
-    with pytest.raises(ValueError, match="must be of the same sessions"):
-        compare(evaluate(Popularity(other.item_counts), other, num_resamples=10), one)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 import itertools
 import pickle
-import sys
 
 import lightning
 import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.metrics import (
     MAP,
     MRR,
@@ -15,10 +13,8 @@ from skipcl_lightning.metrics import (
     DeltaHitRate,
     HitRate,
     PairwiseSkipAccuracy,
-    RankingMetrics,
     SkipHitRate,
     SkipMRR,
-    SkipRankMetrics,
     SkipRankPercentile,
     TargetCount,
     session_metrics,
@@ -127,81 +123,6 @@ def test_settings_reach_every_metric():
     assert {metric.ties for name, metric in metrics.items() if not name.startswith("num_")} == {"mean"}
     metrics.update(**BATCH)
     assert metrics.compute()["num_skipped"].item() == 4
-
-
-SCORES = torch.tensor([[0.3, 0.1, 0.7], [0.5, 0.5, 0.5], [0.2, 0.9, 0.4], [float("nan"), 0.1, 0.3]])
-TARGETS = torch.tensor([0, 1, 1, 0])
-HEARD = torch.tensor([1.0, -1.0, 0.5, -0.2])
-
-
-@pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"])
-def test_collections_rank_a_batch_once_for_all_their_metrics(ties, monkeypatch):
-    calls = []
-    plain = score_ranks
-
-    def counted(*arguments, **settings):
-        calls.append(1)
-        return plain(*arguments, **settings)
-
-    for name in ("session_metrics", "rank_metric"):
-        # By its full name: `session_metrics` is also the name of a function.
-        module = sys.modules[f"skipcl_lightning.metrics.{name}"]
-        monkeypatch.setattr(module, "score_ranks", counted)
-    for collection in (
-        RankingMetrics(top_k=[1, 2], ties=ties, prefix="val/"),
-        SkipRankMetrics(3, top_k=[1, 2], ties=ties),
-    ):
-        calls.clear()
-        from_ranks = collection.clone()
-        by_forward = collection.clone()(SCORES, TARGETS, target_feedback=HEARD)
-        assert len(calls) == 1
-        collection.update(SCORES, TARGETS, target_feedback=HEARD)
-        assert len(calls) == 2
-        from_ranks.update(ranks=plain(SCORES, TARGETS, ties=ties), target_feedback=HEARD)
-        assert equal(from_ranks.compute(), by_forward)
-        assert equal(from_ranks.compute(), collection.compute())
-
-
-def test_collections_hold_what_they_say():
-    ranking, skips = RankingMetrics(top_k=[1, 2], postfix="/sampled100"), SkipRankMetrics(3, top_k=[1])
-    ranking.update(SCORES, TARGETS, target_feedback=HEARD)
-    skips.update(SCORES, TARGETS, target_feedback=HEARD)
-    # By hand: ranks 2, 3, 1, 3 (NaN is last); listened 2 and 1, skipped 3 and 3.
-    found = {name: round(float(value), 4) for name, value in (ranking.compute() | skips.compute()).items()}
-    assert found == {
-        "hit_rate@1/sampled100": 0.5,
-        "hit_rate@2/sampled100": 1.0,
-        "ndcg@1/sampled100": 0.5,
-        "ndcg@2/sampled100": 0.8155,
-        "mrr@1/sampled100": 0.5,
-        "mrr@2/sampled100": 0.75,
-        "map@1/sampled100": 0.5,
-        "map@2/sampled100": 0.75,
-        "num_listened/sampled100": 2,
-        "skip_hit_rate@1": 0,
-        "skip_mrr@1": 0,
-        "delta_hit_rate@1": 0.5,
-        "skip_rank_percentile": 1,
-        "num_skipped": 2,
-    }
-
-
-def test_scores_without_a_target_are_named_by_the_collections_too():
-    with pytest.raises(ValueError, match="`target` must be given unless `ranks` are, got None"):
-        RankingMetrics().update(SCORES)
-
-
-def test_repeats_and_explorations_are_counted_apart():
-    seen = torch.tensor([True, False, True, False, True])
-    ranks, feedback = torch.tensor([1, 2, 9, 1, 1]), torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])
-    for among, expected in (("all", 3 / 4), ("repeat", 1 / 2), ("explore", 1)):
-        metric = HitRate(2, among=among)
-        metric.update(ranks=ranks, target_feedback=feedback, target_seen=seen)
-        assert metric.compute().item() == pytest.approx(expected)
-    with pytest.raises(ValueError, match="`target_seen` must be given to a metric among 'repeat' targets"):
-        HitRate(2, among="repeat").update(ranks=ranks)
-    with pytest.raises(ValueError, match="`among` must be one of 'all', 'repeat', 'explore', got 'new'"):
-        HitRate(2, among="new")
 
 
 def test_both_populations_empty_is_nan_without_a_warning():

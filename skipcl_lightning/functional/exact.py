@@ -1,0 +1,128 @@
+"""Inner products whose order is certain: what float32 may be off by, and what decides where it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["compare_exactly", "error_bound", "full_precision", "multiply_pairs", "wide_dtype"]
+
+_MOST_FACTORS = 2**22
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What exact scores are computed in: float64, or float32 on MPS, which has nothing wider.
+
+    Args:
+        device: Where.
+
+    Returns:
+        The dtype.
+
+    Example:
+        >>> wide_dtype(torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 in float32, where TF32 or bfloat16 is allowed to stand in for it.
+
+    Args:
+        device: Where the products are taken.
+
+    Example:
+        >>> with full_precision(torch.device("cpu")):
+        ...     torch.backends.mkldnn.matmul.fp32_precision
+        'ieee'
+    """
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def error_bound(norms: Tensor, items: Tensor) -> Tensor:
+    """How far a float32 product of a query and one of the items is off at most.
+
+    Args:
+        norms: [N, 1] float32, the queries' lengths.
+        items: [C, D] float32.
+
+    Returns:
+        [N, 1] float32; 0 where the query is not finite.
+
+    Reference:
+        Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002, section 3.1,
+        doi 10.1137/1.9780898718027.
+
+    Example:
+        >>> error_bound(torch.ones(1, 1), torch.ones(3, 4)) < 1e-5
+        tensor([[True]])
+    """
+    size = items.shape[1]
+    # Products of what is not finite are exact: infinite, or NaN.
+    longest = items.norm(dim=1).nan_to_num(nan=0.0, posinf=0.0).max()
+    bound: Tensor = (size + 16) * 2.0**-24 * norms * longest + size * torch.finfo(torch.float32).tiny
+    return bound.nan_to_num(nan=0.0, posinf=0.0)
+
+
+def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which scores lie below each query's own in float32, and which tie with it.
+
+    Sums of one product in another order are one score: without that, equal rows of the table might round
+    apart.
+
+    Args:
+        scores: [N, C] of ``wide_dtype``.
+        own: [N, 1] of ``wide_dtype``.
+        lengths: [N, C], the products of the vectors' lengths.
+        size: D.
+
+    Returns:
+        [N, C] bool, twice.
+
+    Example:
+        >>> scores, own = torch.tensor([[1.0, 1.0 + 1e-16, 2.0]]).double(), torch.ones(1, 1).double()
+        >>> compare_exactly(scores, own, torch.ones(1, 3).double(), 4)[1]
+        tensor([[ True,  True, False]])
+    """
+    rounding = (size * torch.finfo(scores.dtype).eps * lengths).nan_to_num(nan=0.0, posinf=0.0)
+    scores, own = torch.where((scores - own).abs() <= rounding, own, scores).float(), own.float()
+    return scores < own, scores == own
+
+
+def multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of each query with some items of its own, and of their lengths.
+
+    Equal rows of the table give equal products, to the last bit, as no matrix product would.
+
+    Args:
+        queries: [N, D] floating point.
+        item_embeddings: [V + 1, D] floating point.
+        items: [N, S] int64 in 0..V.
+
+    Returns:
+        [N, S] of ``wide_dtype``, twice.
+
+    Example:
+        >>> multiply_pairs(torch.ones(1, 2), torch.eye(2), torch.tensor([[0, 1]]))[0]
+        tensor([[1., 1.]], dtype=torch.float64)
+    """
+    # Some queries at a time, to spare memory.
+    step = max(1, _MOST_FACTORS // max(1, items.shape[1] * queries.shape[1]))
+    products, lengths = [], []
+    for start in range(0, max(1, len(queries)), step):
+        query = queries[start : start + step, None].to(wide_dtype(queries.device))
+        chosen = item_embeddings[items[start : start + step]].to(query.dtype)  # [step, S, D]
+        products.append((chosen * query).sum(dim=2))
+        lengths.append(chosen.norm(dim=2) * query.norm(dim=2))
+    return torch.cat(products), torch.cat(lengths)

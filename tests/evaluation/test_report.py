@@ -1,0 +1,85 @@
+import polars as pl
+import pytest
+from small_evaluation import make_data, module
+
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.evaluation import LastItemMarkov, Popularity, compare, evaluate, save_rank_plot
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
+    report = evaluate(module(data), data, name="a model", num_resamples=50)
+    folder = report.save(tmp_path / "made" / "here")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.csv",
+        "ranks.png",
+        "report.md",
+        "segments.csv",
+        "segments.png",
+        "sessions.parquet",
+    ]
+    for picture in folder.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert pl.read_parquet(folder / "sessions.parquet")["rank"].equals(report.sessions["rank"])
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "## a model" in markdown
+    assert f"| hit_rate@10 ↑ | {report['hit_rate@10']:.4f} |" in markdown
+    assert "| skip_mrr@10 ↓ |" in markdown
+    assert report.table().row_count == report.metrics.height
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(data, tmp_path):
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
+    with pytest.raises(OSError, match="nowhere"):
+        save_rank_plot(tmp_path / "nowhere" / "plot.png", {"p": report.sessions}, num_items=40)
+    (tmp_path / "plot.png").mkdir()
+    with pytest.raises(OSError, match=r"plot\.png"):
+        save_rank_plot(tmp_path / "plot.png", {"p": report.sessions}, num_items=40)
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_a_model_with_itself_shows_no_difference_and_a_better_one_does(data):
+    popularity = evaluate(Popularity(data.item_counts), data, num_resamples=500)
+    markov = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=500)
+    same = compare(markov, markov)
+    assert (same["difference"].fill_nan(0) == 0).all()
+    assert set(same["verdict"]) == {"no difference to be told"}
+    better, worse = compare(popularity, markov), compare(markov, popularity)
+    row = better.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
+    assert row["verdict"] == "better"
+    assert row["difference"] == pytest.approx(markov["ndcg@10"] - popularity["ndcg@10"])
+    assert row["low"] < row["difference"] < row["high"]
+    opposite = worse.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
+    assert opposite["verdict"] == "worse"
+    assert (opposite["low"], opposite["high"]) == pytest.approx((-row["high"], -row["low"]))
+    # Lower is better for what was skipped: Markov brings skipped tracks up too.
+    assert better.filter(pl.col("metric") == "skip_mrr@10")["verdict"].item() == "worse"
+    delta = better.filter(pl.col("metric") == "delta_hit_rate@10")["difference"].item()
+    assert delta == pytest.approx(markov["delta_hit_rate@10"] - popularity["delta_hit_rate@10"])
+
+
+def test_intervals_of_a_difference_are_paired(data):
+    # Two models that hit the same sessions but for a few: the difference is known far better than either.
+    model = module(data)
+    before = evaluate(model, data)
+    sessions = before.sessions.with_columns(
+        rank=pl.when(pl.int_range(pl.len()) < 3).then(1.0).otherwise(pl.col("rank"))
+    )
+    after = type(before)("after", sessions, before.settings, before.coverage)
+    row = compare(before, after).filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    alone = before.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
+    assert row["high"] - row["low"] < 0.5 * (alone["high"] - alone["low"])
+
+
+def test_reports_that_cannot_be_compared_are_named(data):
+    popularity = Popularity(data.item_counts)
+    one = evaluate(popularity, data, num_resamples=10)
+    with pytest.raises(ValueError, match=r"must share the protocol, got split 'validation' and 'test'\."):
+        compare(evaluate(popularity, data, split="validation"), one)
+    other = SessionDataModule(simulate_sessions(150, num_items=40, num_moods=4, min_length=4, seed=1))
+    with pytest.raises(ValueError, match="must be of the same sessions"):
+        compare(evaluate(Popularity(other.item_counts), other, num_resamples=10), one)
