@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from skipcl_lightning import SkipCLModule
@@ -39,6 +40,10 @@ def train_and_test(backbone, devices, sessions, folder):
     if trainer.is_global_zero:
         loss = float(trainer.callback_metrics["train/loss"])
         (Path(folder) / f"{devices}.json").write_text(json.dumps([untrained, loss]), encoding="utf-8")
+    if torch.distributed.is_initialized():
+        # A process that ends with gloo's threads still running is aborted now and then, under load.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
