@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from skipcl_lightning import Recommender, SkipCLModule
-from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.backbones import GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 
@@ -107,6 +107,14 @@ def test_only_the_latest_tracks_of_a_long_session_count():
     recommend = recommender()
     long = recommend.recommend([["e", "d", "c", "a", "b", "c", "d"]], top_k=5)
     assert long.equals(recommend.recommend([["a", "b", "c", "d"]], top_k=5))
+
+
+def test_a_backbone_without_a_limit_looks_at_no_more_than_it_was_trained_on():
+    torch.manual_seed(0)
+    module = SkipCLModule(GRU4Rec(8), None, num_items=5, embedding_size=8)
+    module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=3)
+    long, short = (Recommender(module).recommend([s], top_k=5) for s in (list("eeeeabc"), list("abc")))
+    assert long.equals(short)
 
 
 def test_exclusions_count_from_the_first_track_of_a_long_session():

@@ -152,7 +152,6 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
             "session_id": data.session_ids.gather(values["session_index"]),
             "target": pl.Series(ids, dtype=data.vocabulary.dtype),
             "rank": values["rank"].astype(np.float64),
-            "known": ~np.isnan(values["feedback"]),
             "skipped": values["feedback"] < 0,
             "repeat": values["seen"],
             "unscored": values["unscored"],

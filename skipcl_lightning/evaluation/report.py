@@ -84,7 +84,7 @@ class EvaluationReport:
 
         ``unscored`` are those whose target has no score (NaN), and ranks last.
         """
-        listened = pl.col("known") & ~pl.col("skipped")
+        listened = ~pl.col("skipped")
         row = self.sessions.select(
             pl.len().alias("sessions"),
             listened.sum().alias("listened"),

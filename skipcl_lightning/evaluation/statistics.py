@@ -41,8 +41,7 @@ def session_ratios(
     """
     rank = sessions["rank"].to_numpy()
     skipped, repeat = sessions["skipped"].to_numpy(), sessions["repeat"].to_numpy()
-    # A target whose feedback is unknown to the point of NaN is in neither population.
-    listened = ~skipped & sessions["known"].to_numpy()
+    listened = ~skipped
     ratios = {}
     for k in top_k:
         hit = rank <= k

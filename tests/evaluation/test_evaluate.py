@@ -47,6 +47,20 @@ def test_a_report_has_the_figures_that_the_module_logs(data, backbone, exclude_s
     assert report.settings["exclude_seen"] == exclude_seen
 
 
+def test_the_threshold_of_the_data_and_the_ties_of_the_model_are_kept_to(data):
+    strict = SessionDataModule(data.log, batch_size=32, max_length=6, skip_threshold=0.8)
+    model = module(strict, ties="optimistic")
+    logged = logged_by_lightning(model, strict)
+    report = evaluate(model, strict, num_resamples=0)
+    feedback = torch.cat([batch.target_feedback for batch in strict.test_dataloader()])
+    assert report.populations["skipped"] == int((feedback < 0.8).sum()) == logged["num_skipped"]
+    assert int((feedback < 0).sum()) < report.populations["skipped"]
+    assert report["hit_rate@10"] == pytest.approx(logged["hit_rate@10"])
+    model.item_embedding.weight.data[1:] = 1.0
+    assert (evaluate(model, strict, num_resamples=0).sessions["rank"] == 1).all()
+    assert (evaluate(model, strict, ties="pessimistic", num_resamples=0).sessions["rank"] == 40).all()
+
+
 def test_validation_is_another_split(data):
     model = module(data)
     report = evaluate(model, data, split="validation", num_resamples=0)

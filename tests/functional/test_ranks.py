@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from skipcl_lightning.functional import score_ranks, target_ranks
+from skipcl_lightning.functional.exact import compare_exactly, full_precision
 
 SCORES = st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 1.0, math.inf, math.nan])
 TIES = ["pessimistic", "mean", "optimistic"]
@@ -89,6 +90,40 @@ def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(seed, spread,
             -math.inf if item in left_out else rounded_score(queries[n], table[item]) for item in range(40)
         ]
         assert ranks[n] == slow_rank(scores[1:], int(target[n]) - 1, ties)
+
+
+def test_a_row_that_is_not_finite_does_not_blur_its_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(1, 5, generator=generator) + 1e-7 * torch.randn(40, 5, generator=generator)
+    for value in (math.nan, math.inf):
+        table[30] = value
+        queries = torch.randn(6, 5, generator=generator)
+        target = torch.arange(1, 7)
+        ranks = target_ranks(queries, table, target).tolist()
+        for n in range(6):
+            scores = [
+                float((queries[n] * row).sum()) if item == 30 else rounded_score(queries[n], row)
+                for item, row in enumerate(table)
+            ]
+            assert ranks[n] == slow_rank(scores[1:], n, "pessimistic")
+
+
+def test_sums_of_one_product_in_another_order_tie():
+    # Half way between two float32 numbers, where the last bit of a float64 sum decides on the rounding.
+    middle = 1 + 2.0**-24
+    own = torch.tensor([[middle + 2.0**-52]], dtype=torch.float64)
+    scores = torch.tensor([[middle - 2.0**-52, middle - 2.0**-40]], dtype=torch.float64)
+    assert float(own.float()) != float(scores[0, 0].float())
+    is_below, is_tied = compare_exactly(scores, own, torch.ones(1, 2, dtype=torch.float64), 4)
+    assert is_tied.tolist() == [[True, False]]
+    assert is_below.tolist() == [[False, True]]
+
+
+def test_products_are_of_full_precision_meanwhile():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with full_precision(torch.device("cpu")):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 @hypothesis.given(data=st.data(), ties=st.sampled_from(TIES))
