@@ -47,7 +47,8 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
                 f"`before` and `after` must share the protocol, got {setting} {one!r} and {other!r}. "
                 "Evaluate both in the same way."
             )
-    keys = ["session_id", "target"]
+    # Who was skipped depends on the data's threshold, and pairs on how many tracks a model is given.
+    keys = ["session_id", "target", "skipped", "repeat", "pairs"]
     if not before.sessions.select(keys).equals(after.sessions.select(keys)):
         raise ValueError(
             "`before` and `after` must be of the same sessions, got others. Evaluate both on the same data."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.measures import Baseline, QueryModel, RankingProtocol, measure_batch
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
@@ -80,7 +80,19 @@ def evaluate(
             f"`model` must have `session_query(batch)` and `item_table`, or `scores(batch)`, got "
             f"{type(model).__name__} without. Wrap it in an object that has."
         )
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
+        raise ValueError(
+            f"`data` must have the items that the model was trained on, got {data.vocabulary} for "
+            f"{encoder.vocabulary}. Indices of other items mean nothing to it."
+        )
     check_choice("split", split, get_args(Split))
+    check_choice("sampler", sampler, get_args(CandidateSampler))
+    if num_candidates is None and sampler != "uniform":
+        raise ValueError(
+            f"`sampler` must be left alone without `num_candidates`, got {sampler!r}. The whole catalogue is "
+            "ranked then."
+        )
     check_number("confidence", confidence, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
     check_integer("num_resamples", num_resamples, minimum=0)
     check_integer("seed", seed, minimum=0)

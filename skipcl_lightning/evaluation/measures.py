@@ -19,6 +19,7 @@ from skipcl_lightning.functional import (
 )
 from skipcl_lightning.functional.candidates import CandidateSampler
 from skipcl_lightning.functional.catalogue import exclude_items
+from skipcl_lightning.functional.exact import multiply_pairs
 from skipcl_lightning.functional.ranks import TieRule
 
 __all__ = ["Baseline", "QueryModel", "RankingProtocol", "measure_batch"]
@@ -127,9 +128,10 @@ def _measure_query(
     if candidates is None:
         ranks = target_ranks(query, table, target, exclude=exclude, ties=protocol.ties)
     else:
-        scores = torch.einsum("bd,bnd->bn", query.double(), table[candidates].double()).float()
-        own = (query.double() * table[target].double()).sum(dim=1).float()
-        ranks = candidate_ranks(own, scores, candidates, ties=protocol.ties)
+        # Equal rows of the table give equal scores, so that a collapsed one ranks last.
+        products, _ = multiply_pairs(query, table, torch.cat([target[:, None], candidates], dim=1))
+        scores = products.float()
+        ranks = candidate_ranks(scores[:, 0], scores[:, 1:], candidates, ties=protocol.ties)
     return {
         "rank": ranks,
         "target_scores": target_scores,
@@ -156,7 +158,11 @@ def _measure_scores(
     else:
         ranks = candidate_ranks(own, scores.gather(1, drawn), drawn, ties=protocol.ties)
     open_to_all = scores if exclude is None else exclude_items(scores, exclude)
-    best = open_to_all[:, 1:].nan_to_num(nan=-torch.inf).topk(protocol.list_length, dim=1)
+    best = (
+        open_to_all[:, 1:]
+        .nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        .topk(protocol.list_length, dim=1)
+    )
     return {
         "rank": ranks,
         "target_scores": own,

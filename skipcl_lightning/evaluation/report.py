@@ -181,10 +181,17 @@ class EvaluationReport:
             "segments.csv": self.segments.write_csv,
             "sessions.parquet": self.sessions.write_parquet,
         }
+        cut_offs = self.settings["top_k"]
+        cut_off = 10 if 10 in cut_offs else max(cut_offs)
         for name, write in writers.items():
             write_whole(folder / name, write)
-        save_rank_plot(folder / "ranks.png", {self.name: self.sessions}, num_items=self.settings["num_items"])
-        save_segment_plot(folder / "segments.png", [self])
+        save_rank_plot(
+            folder / "ranks.png",
+            {self.name: self.sessions},
+            num_items=self.settings["num_items"],
+            top_k=cut_off,
+        )
+        save_segment_plot(folder / "segments.png", [self], metric=f"hit_rate@{cut_off}")
         return folder
 
     def _describe(self, sessions: pl.DataFrame) -> pl.DataFrame:
@@ -209,7 +216,7 @@ class EvaluationReport:
         if not self.settings["num_resamples"]:
             return "no intervals"
         confidence, resamples = self.settings["confidence"], self.settings["num_resamples"]
-        return f"{confidence:.0%} intervals from {resamples:,} resamples of the sessions"
+        return f"{100 * confidence:g}% intervals from {resamples:,} resamples of the sessions"
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
         rows = []

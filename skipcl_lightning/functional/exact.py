@@ -10,6 +10,8 @@ from torch import Tensor
 __all__ = ["compare_exactly", "error_bound", "full_precision", "multiply_pairs", "wide_dtype"]
 
 _MOST_FACTORS = 2**22
+# Below the largest float32, with room for partial sums.
+_MOST_PRODUCT = 1e37
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -54,25 +56,28 @@ def error_bound(norms: Tensor, items: Tensor) -> Tensor:
     """How far a float32 product of a query and one of the items is off at most.
 
     Args:
-        norms: [N, 1] float32, the queries' lengths.
-        items: [C, D] float32.
+        norms: [N, 1] of ``wide_dtype``, the queries' lengths: in float32 their squares overflow.
+        items: [C, D] floating point, as they are before they are rounded to float32.
 
     Returns:
-        [N, 1] float32; 0 where the query is not finite.
+        [N, 1] float32; infinite where float32 might overflow, 0 where the query is not finite.
 
     Reference:
         Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002, section 3.1,
         doi 10.1137/1.9780898718027.
 
     Example:
-        >>> error_bound(torch.ones(1, 1), torch.ones(3, 4)) < 1e-5
+        >>> error_bound(torch.ones(1, 1).double(), torch.ones(3, 4)) < 1e-4
         tensor([[True]])
     """
-    size = items.shape[1]
-    # Products of what is not finite are exact: infinite, or NaN.
-    longest = items.norm(dim=1).nan_to_num(nan=0.0, posinf=0.0).max()
-    bound: Tensor = (size + 16) * 2.0**-24 * norms * longest + size * torch.finfo(torch.float32).tiny
-    return bound.nan_to_num(nan=0.0, posinf=0.0)
+    size, tiny = items.shape[1], torch.finfo(torch.float32).tiny
+    lengths = items.to(norms.dtype).norm(dim=1)
+    # Products of what is infinite or NaN are so in any precision.
+    longest = lengths.nan_to_num(nan=0.0, posinf=0.0).max()
+    product = norms * longest
+    bound = (size + 16) * 2.0**-24 * product + size * tiny * (1 + norms + longest)
+    bound = torch.where(product < _MOST_PRODUCT, bound, torch.inf)
+    return torch.where(norms.isfinite(), bound, 0.0).float()
 
 
 def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:

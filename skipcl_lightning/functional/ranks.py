@@ -151,11 +151,12 @@ def _count_catalogue(
     height = max(1, min(num_queries, _MOST_ROWS, chunk_size))
     width = max(1, min(last - 1, chunk_size // height, MOST_COLUMNS))
     narrow, own_score = queries.float(), own.float()  # [N, D], [N, 1]
-    norms = narrow.norm(dim=1, keepdim=True)
+    norms = queries.to(own.dtype).norm(dim=1, keepdim=True)
     products, scratch = (narrow.new_empty(height * width) for _ in range(2))
     for left in range(PADDING_INDEX + 1, last, width):
         items = item_embeddings[left : left + width].float()  # [width, D]
-        margin = error_bound(norms, items)
+        margin = error_bound(norms, item_embeddings[left : left + width])
+        overflow = margin.isinf()
         low, high = own_score - margin, own_score + margin
         for top in range(0, num_queries, height):
             rows = slice(top, min(top + height, num_queries))
@@ -164,10 +165,12 @@ def _count_catalogue(
             surely_below = count_where(torch.lt, part, low[rows], scratch=scratch)
             not_above = count_where(torch.le, part, high[rows], scratch=scratch)
             count.below[rows] += surely_below
-            unsure = (not_above != surely_below).nonzero().squeeze(1)  # few queries, in most blocks
+            open_mask = (not_above != surely_below) | overflow[rows, 0]
+            unsure = open_mask.nonzero().squeeze(1)  # few queries, in most blocks
             if len(unsure):
                 near = part[unsure]
                 near_mask = (near >= low[rows][unsure]) & (near <= high[rows][unsure])
+                near_mask |= overflow[rows][unsure]
                 count.add_near(unsure + top, left, near_mask)
     count.settle()
     return count.below, count.tied

@@ -120,8 +120,8 @@ def test_factors_of_a_session_solve_the_weighted_least_squares(data):
     scores = model.scores(batch)
     for b in range(len(batch)):
         counts = torch.bincount(batch.items[b][batch.items[b] > 0], minlength=data.num_items + 1).double()
-        # Confidence alpha · count where played, 1 elsewhere; preference 1 where played, 0 elsewhere.
-        weight = torch.where(counts > 0, 2.0 * counts, 1.0)
+        # Confidence 1 + alpha · count; preference 1 where played, 0 elsewhere.
+        weight = 1 + 2.0 * counts
         matrix = items.T @ (weight[:, None] * items) + 0.1 * torch.eye(4, dtype=torch.float64)
         right = items.T @ (weight * (counts > 0))
         expected = items @ torch.linalg.solve(matrix, right)

@@ -203,6 +203,32 @@ def test_sampled_candidates_leave_out_what_was_seen_where_asked(data):
         assert (report.sessions["rank"] == 1).all() == (last == 1)
 
 
+def test_a_collapsed_table_ranks_last_among_sampled_candidates_too(data):
+    model = module(data)
+    model.item_embedding.weight.data[1:] = torch.randn(SIZE)
+    with pytest.warns(UserWarning, match="sampled candidates"):
+        report = evaluate(model, data, num_candidates=10, num_resamples=0)
+    assert (report.sessions["rank"] == 11).all()
+
+
+def test_no_list_holds_what_is_excluded(data):
+    for model in (module(data), Scores(module(data))):
+        report = evaluate(model, data, exclude_seen=True, top_k=(40,), num_resamples=0)
+        lists = evaluate(model, data, exclude_seen=False, top_k=(40,), num_resamples=0)
+        # Of all 40 items each, but for those that were seen.
+        assert (report.sessions["novelty"] != lists.sessions["novelty"]).all()
+    both = [evaluate(m, data, exclude_seen=True, top_k=(40,), num_resamples=0) for m in (model, model.model)]
+    assert both[0].sessions["novelty"].to_list() == pytest.approx(both[1].sessions["novelty"].to_list())
+
+
+def test_a_model_of_other_items_is_refused(data):
+    model = module(data)
+    logged_by_lightning(model, data)
+    log = simulate_sessions(150, num_items=40, num_moods=4, min_length=4, seed=3)
+    with pytest.raises(ValueError, match="`data` must have the items that the model was trained on"):
+        evaluate(model, SessionDataModule(log))
+
+
 def test_the_model_is_left_in_its_mode_and_without_gradients(data):
     model = module(data).train()
     model.backbone.dropout.eval()
@@ -231,6 +257,8 @@ def test_figures_without_resamples_have_no_intervals(data):
         ({"num_resamples": -1}, ValueError, "`num_resamples` must be at least 0"),
         ({"num_candidates": 0}, ValueError, "`num_candidates` must be at least 1"),
         ({"ties": "best"}, ValueError, "`ties` must be one of"),
+        ({"sampler": "nonsense"}, ValueError, "`sampler` must be one of"),
+        ({"sampler": "popularity"}, ValueError, "`sampler` must be left alone without `num_candidates`"),
     ],
 )
 def test_bad_settings_are_named(data, change, error, message):

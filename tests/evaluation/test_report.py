@@ -32,6 +32,19 @@ def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
     assert report.table().row_count == report.metrics.height
 
 
+def test_a_report_with_other_cut_offs_is_written_too(data, tmp_path):
+    report = evaluate(Popularity(data.item_counts), data, top_k=(1, 5), confidence=0.999, num_resamples=20)
+    assert (report.save(tmp_path / "here") / "segments.png").is_file()
+    assert "99.9% intervals" in report.describe_protocol()
+
+
+def test_sessions_skipped_by_another_threshold_are_no_same_sessions(data):
+    strict = SessionDataModule(data.log, batch_size=32, max_length=6, skip_threshold=-0.5)
+    reports = [evaluate(Popularity(each.item_counts), each, num_resamples=20) for each in (data, strict)]
+    with pytest.raises(ValueError, match="must be of the same sessions"):
+        compare(*reports)
+
+
 def test_a_file_that_cannot_be_written_leaves_nothing(data, tmp_path):
     report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
     with pytest.raises(OSError, match="nowhere"):

@@ -69,18 +69,22 @@ def rounded_score(query, item):
 @hypothesis.given(
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.0, 1e-8, 1e-7, 1e-5, 1.0]),
-    scale=st.sampled_from([1e-12, 1.0, 1e8]),
+    scale=st.sampled_from([1e-25, 1e-12, 1.0, 1e8, 1e20]),
+    table_scale=st.sampled_from([1e-12, 1.0, 1e12]),
     ties=st.sampled_from(TIES),
     chunk_size=st.sampled_from([1, 17, 64, None]),
 )
-def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(seed, spread, scale, ties, chunk_size):
+def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(
+    seed, spread, scale, table_scale, ties, chunk_size
+):
     generator = torch.Generator().manual_seed(seed)
     # Rows about as far apart as a float32 product is off, some of them equal.
     table = torch.randn(1, 5, generator=generator) + spread * torch.randn(40, 5, generator=generator)
     table[20:25] = table[10:15]
-    queries = scale * torch.randn(4, 5, generator=generator)
+    queries = torch.randn(4, 5, generator=generator)
     # Scores near 0 lose most of their digits.
     queries[0] -= table[10] * (queries[0] @ table[10]) / (table[10] @ table[10])
+    queries, table = scale * queries, table_scale * table
     target = torch.tensor([10, 20, 3, 39])
     exclude = torch.randint(0, 40, (4, 6), generator=generator)
     ranks = target_ranks(queries, table, target, exclude=exclude, ties=ties, chunk_size=chunk_size).tolist()
@@ -106,6 +110,13 @@ def test_a_row_that_is_not_finite_does_not_blur_its_neighbours():
                 for item, row in enumerate(table)
             ]
             assert ranks[n] == slow_rank(scores[1:], n, "pessimistic")
+
+
+def test_products_that_may_overflow_on_the_way_are_ranked_by_their_exact_values():
+    # Partial sums of the second are 4e38, which float32 does not hold; its score is 2e38.
+    table = torch.tensor([[0.0, 0.0, 0.0], [3e18, 0.0, 0.0], [2e18, 2e18, -2e18], [1e18, 0.0, 0.0]])
+    ranks = target_ranks(torch.full((3, 3), 1e20), table, torch.tensor([1, 2, 3]))
+    assert ranks.tolist() == [1, 2, 3]
 
 
 def test_sums_of_one_product_in_another_order_tie():

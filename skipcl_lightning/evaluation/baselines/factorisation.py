@@ -25,7 +25,7 @@ class WRMF:
         num_items: V.
         num_factors: The length of the factors.
         regularisation: The weight of their squares, above 0.
-        confidence: What a play adds to the weight of a pair (the paper's alpha), above 0.
+        confidence: What a play adds to the weight of a pair, which is 1 without (the paper's alpha), above 0.
         num_iterations: Rounds over sessions and items.
         seed: Of the initial factors.
 
@@ -63,13 +63,14 @@ class WRMF:
         check_number("confidence", confidence, minimum=0, open_minimum=True)
         check_integer("num_iterations", num_iterations)
         self.num_items = num_items
+        self.confidence = confidence
         library = _import_implicit()
         self.model = _fit(
             library.cpu.als.AlternatingLeastSquares,
-            training_matrix(batches, num_items),
+            _weigh(training_matrix(batches, num_items), confidence),
             factors=num_factors,
             regularization=regularisation,
-            alpha=confidence,
+            alpha=1.0,
             iterations=num_iterations,
             random_state=seed,
         )
@@ -83,7 +84,7 @@ class WRMF:
         Returns:
             [B, V + 1] float32, on the CPU.
         """
-        known = as_matrix(batch, self.num_items)
+        known = _weigh(as_matrix(batch, self.num_items), self.confidence)
         factors = self.model.recalculate_user(np.arange(len(batch)), _as_old_matrix(known))
         return torch.from_numpy(factors @ self.model.item_factors.T)
 
@@ -188,6 +189,13 @@ def _fit(kind: Callable[..., Any], matrix: Any, **settings: Any) -> Any:
         model = kind(**settings)
         model.fit(_as_old_matrix(matrix), show_progress=False)
     return model
+
+
+def _weigh(counts: Any, confidence: float) -> Any:
+    """1 + alpha · count where there is one; implicit itself would leave the 1 out."""
+    weights = counts.copy()
+    weights.data = 1 + confidence * weights.data
+    return weights
 
 
 def _as_old_matrix(matrix: Any) -> Any:
