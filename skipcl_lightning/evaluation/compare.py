@@ -25,7 +25,8 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
     Returns:
         A row a metric: ``metric``, ``before``, ``after``, ``difference`` (after less before), ``low``,
         ``high``, and ``verdict``: "better", "worse" or, where the interval holds 0, "no difference to be
-        told"; "higher" or "lower" for a metric that has no better side.
+        told"; "higher" or "lower" for a metric that has no better side; "undefined" where a population is
+        empty in some resample.
 
     Raises:
         ValueError: The reports are of other sessions or another protocol, or have no resamples.
@@ -80,6 +81,8 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
 
 
 def _verdict(metric: str, low: float, high: float) -> str:
+    if low != low or high != high:
+        return "undefined"
     if not (low > 0 or high < 0):
         return "no difference to be told"
     higher_is_better = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
-from skipcl_lightning.evaluation.measures import Baseline, QueryModel, RankingProtocol, measure_batch
+from skipcl_lightning.evaluation.measures import (
+    Baseline,
+    QueryModel,
+    RankingProtocol,
+    is_query_model,
+    measure_batch,
+)
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
 from skipcl_lightning.functional.candidates import CandidateSampler
@@ -75,10 +81,14 @@ def evaluate(
         >>> 0 <= report["hit_rate@10"] <= report["hit_rate@20"] <= 1
         True
     """
-    if not isinstance(model, QueryModel | Baseline):
+    if not (is_query_model(model) or isinstance(model, Baseline)):
         raise TypeError(
             f"`model` must have `session_query(batch)` and `item_table`, or `scores(batch)`, got "
             f"{type(model).__name__} without. Wrap it in an object that has."
+        )
+    if exclude_seen is not None and not isinstance(exclude_seen, bool):
+        raise TypeError(
+            f"`exclude_seen` must be True, False or None, got {exclude_seen!r}. None takes the model's own."
         )
     encoder = getattr(model, "encoder", None)
     if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
@@ -135,7 +145,7 @@ def _measure(
     model: QueryModel | Baseline, data: SessionDataModule, split: Split, protocol: RankingProtocol, seed: int
 ) -> dict[str, Tensor]:
     """The rows of all sessions, on the CPU."""
-    device = model.item_table.device if isinstance(model, QueryModel) else torch.device("cpu")
+    device = _device(model)
     generator = torch.Generator().manual_seed(seed)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
@@ -148,6 +158,14 @@ def _measure(
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _device(model: QueryModel | Baseline) -> torch.device:
+    """Where the model wants its batches."""
+    if is_query_model(model):
+        return model.item_table.device
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> pl.DataFrame:

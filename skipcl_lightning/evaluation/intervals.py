@@ -54,8 +54,8 @@ class Ratio:
 
     @property
     def sessions(self) -> int:
-        """How many sessions the first quotient stands on."""
-        return int((self.quotients[0].denominator > 0).sum())
+        """How many sessions it stands on: those that are in one of its quotients at least."""
+        return int(np.any([quotient.denominator > 0 for quotient in self.quotients], axis=0).sum())
 
     def __sub__(self, other: "Ratio") -> "Ratio":
         subtracted = (Quotient(q.numerator, q.denominator, -q.sign) for q in other.quotients)
@@ -93,7 +93,8 @@ def bootstrap(
         seed: Of the draws.
 
     Returns:
-        The two ends of each; NaN where a metric is undefined.
+        The two ends of each; NaN where a metric is undefined in some resample, as happens where very few
+        sessions are in its population.
 
     Reference:
         Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3; the draws and the

@@ -1,11 +1,12 @@
 """What one batch of held-out targets yields: a row a session, on the device until the end."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import (
     candidate_ranks,
@@ -22,7 +23,10 @@ from skipcl_lightning.functional.catalogue import exclude_items
 from skipcl_lightning.functional.exact import multiply_pairs
 from skipcl_lightning.functional.ranks import TieRule
 
-__all__ = ["Baseline", "QueryModel", "RankingProtocol", "measure_batch"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = ["Baseline", "QueryModel", "RankingProtocol", "is_query_model", "measure_batch"]
 
 
 @runtime_checkable
@@ -34,7 +38,6 @@ class Baseline(Protocol):
         ...
 
 
-@runtime_checkable
 class QueryModel(Protocol):
     """Anything that turns sessions into queries, whose inner products with a table are the scores."""
 
@@ -46,6 +49,25 @@ class QueryModel(Protocol):
     def session_query(self, batch: SessionBatch) -> Tensor:
         """[B, D], the sessions as known after all their tracks."""
         ...
+
+
+def is_query_model(model: object) -> "TypeIs[QueryModel]":
+    """Whether a model has what a ``QueryModel`` has.
+
+    Not by ``isinstance``, which from Python 3.12 on overlooks what ``nn.Module`` finds by ``__getattr__``: a
+    table that is a parameter.
+
+    Args:
+        model: Anything.
+
+    Returns:
+        Whether it has.
+
+    Example:
+        >>> is_query_model(torch.nn.Linear(2, 2))
+        False
+    """
+    return hasattr(model, "item_table") and hasattr(model, "session_query")
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ def measure_batch(
     if batch.target is None or batch.target_feedback is None:
         raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
     measured: dict[str, Tensor]
-    if isinstance(model, QueryModel):
+    if is_query_model(model):
         measured = _measure_query(model, batch, batch.target, protocol, generator)
     else:
         measured = _measure_scores(model, batch, batch.target, protocol, generator)
@@ -120,6 +142,8 @@ def _measure_query(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     query, table = model.session_query(batch), model.item_table
+    sizes = check_shape("session_query", query, "B D", {"B": len(batch)}, floating=True)
+    check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude = batch.seen_items if protocol.exclude_seen else None
     target_scores, skip_scores, skip_mask = skip_pair_scores(
         query, table, target, batch.items, batch.skip_mask
@@ -149,6 +173,7 @@ def _measure_scores(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     scores = model.scores(batch)
+    check_shape("scores", scores, "B V+1", {"B": len(batch), "V+1": protocol.num_items + 1}, floating=True)
     own = scores.gather(1, target[:, None]).squeeze(1)
     exclude = batch.seen_items if protocol.exclude_seen else None
     candidates = scores if exclude is None else exclude_items(scores, exclude, keep=target)

@@ -21,7 +21,12 @@ INK = "#333333"
 
 
 def save_rank_plot(
-    path: Path, sessions: Mapping[str, pl.DataFrame], *, num_items: int, top_k: int = 10
+    path: Path,
+    sessions: Mapping[str, pl.DataFrame],
+    *,
+    num_items: int,
+    top_k: int = 10,
+    sampled: bool = False,
 ) -> None:
     """Draw, for each model, the cumulative share of held-out tracks by rank, listened and skipped apart.
 
@@ -31,8 +36,9 @@ def save_rank_plot(
     Args:
         path: Where the PNG is written; it appears whole or not at all.
         sessions: By model, a frame with ``rank`` (from 1) and ``skipped`` (bool).
-        num_items: V.
+        num_items: How many items a target is ranked among: V, or the sampled candidates and itself.
         top_k: The rank that is marked.
+        sampled: Whether they are a sample, which the picture then says.
 
     Raises:
         OSError: The file cannot be written.
@@ -42,7 +48,7 @@ def save_rank_plot(
     for axis, (name, frame) in zip(axes, sessions.items(), strict=True):
         _draw_ranks(axis, frame, num_items, top_k)
         axis.set_title(name, loc="left", fontweight="bold", color=INK)
-        axis.set_xlabel("rank of the held-out track")
+        axis.set_xlabel("rank of the held-out track" + (", among sampled candidates" if sampled else ""))
     axes[0].set_ylabel("share of tracks ranked so high or higher")
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -75,7 +81,7 @@ def save_segment_plot(
             axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     for axis in axes:
         axis.set_xlabel(metric)
-        axis.set_xlim(left=0)
+        axis.set_xlim(left=min(0, axis.get_xlim()[0]))
         axis.invert_yaxis()
     if len(reports) > 1:
         figure.legend(

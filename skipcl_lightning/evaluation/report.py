@@ -23,7 +23,7 @@ class EvaluationReport:
 
     ``report["ndcg@10"]`` is one figure, ``metrics`` all of them with intervals, ``segments`` the same for
     parts of the sessions, ``sessions`` what they are computed from. MAP@k is MRR@k where there is one
-    target, and is not listed apart.
+    target, and is not listed apart. Novelty is the mean over sessions of each list's own mean.
 
     Args:
         name: What the model is called.
@@ -47,6 +47,12 @@ class EvaluationReport:
         sampled = self.settings["num_candidates"]
         return "" if sampled is None else f"/sampled{sampled}"
 
+    @property
+    def num_candidates(self) -> int:
+        """How many items a target is ranked among, itself included."""
+        sampled: int | None = self.settings["num_candidates"]
+        return int(self.settings["num_items"]) if sampled is None else sampled + 1
+
     @cached_property
     def values(self) -> dict[str, float]:
         """Every metric by name; NaN where its population is empty."""
@@ -68,7 +74,11 @@ class EvaluationReport:
 
     @cached_property
     def segments(self) -> pl.DataFrame:
-        """The rows of ``metrics`` for each segment: with ``segmented_by`` and ``segment`` before them."""
+        """The rows of ``metrics`` for each segment: with ``segmented_by`` and ``segment`` before them.
+
+        But for coverage, which grows with the number of sessions that it is looked at in. The skip rate is
+        that of the tracks that a model is given, the latest ``max_length``.
+        """
         frames = []
         for column, title in SEGMENTS.items():
             for segment in cast("pl.Enum", self.sessions.schema[column]).categories:
@@ -103,11 +113,10 @@ class EvaluationReport:
         Returns:
             ``Ratio``s by name.
         """
-        sampled = self.settings["num_candidates"]
         return session_ratios(
             sessions,
             top_k=self.settings["top_k"],
-            num_candidates=self.settings["num_items"] if sampled is None else sampled + 1,
+            num_candidates=self.num_candidates,
             postfix=self.postfix,
         )
 
@@ -188,8 +197,9 @@ class EvaluationReport:
         save_rank_plot(
             folder / "ranks.png",
             {self.name: self.sessions},
-            num_items=self.settings["num_items"],
+            num_items=self.num_candidates,
             top_k=cut_off,
+            sampled=self.settings["num_candidates"] is not None,
         )
         save_segment_plot(folder / "segments.png", [self], metric=f"hit_rate@{cut_off}")
         return folder

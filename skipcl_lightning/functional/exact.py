@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["compare_exactly", "error_bound", "full_precision", "multiply_pairs", "wide_dtype"]
+__all__ = [
+    "compare_exactly",
+    "error_unit",
+    "full_precision",
+    "multiply_pairs",
+    "scale_queries",
+    "wide_dtype",
+]
 
-_MOST_FACTORS = 2**22
+_MOST_FACTORS = 2**18
 # Below the largest float32, with room for partial sums.
 _MOST_PRODUCT = 1e37
+# Longer ones would blow up what is lost where a scaled query is rounded to 0.
+_MOST_LENGTH = 1e30
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -52,32 +61,59 @@ def full_precision(device: torch.device) -> Iterator[None]:
         backend.fp32_precision = before
 
 
-def error_bound(norms: Tensor, items: Tensor) -> Tensor:
-    """How far a float32 product of a query and one of the items is off at most.
+def error_unit(norms: Tensor, own: Tensor, items: Tensor) -> Tensor:
+    """A unit in which float32 differences between scores and each query's own are off by less than 0.8.
 
     Args:
         norms: [N, 1] of ``wide_dtype``, the queries' lengths: in float32 their squares overflow.
+        own: [N, 1] of ``wide_dtype``, the scores that others are compared with.
         items: [C, D] floating point, as they are before they are rounded to float32.
 
     Returns:
-        [N, 1] float32; infinite where float32 might overflow, 0 where the query is not finite.
+        [N, 1] of ``wide_dtype``; infinite where float32 might overflow, or something is not finite.
 
     Reference:
         Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002, section 3.1,
         doi 10.1137/1.9780898718027.
 
     Example:
-        >>> error_bound(torch.ones(1, 1).double(), torch.ones(3, 4)) < 1e-4
+        >>> one = torch.ones(1, 1).double()
+        >>> error_unit(one, one, torch.ones(3, 4)) < 1e-5
         tensor([[True]])
     """
     size, tiny = items.shape[1], torch.finfo(torch.float32).tiny
     lengths = items.to(norms.dtype).norm(dim=1)
     # Products of what is infinite or NaN are so in any precision.
     longest = lengths.nan_to_num(nan=0.0, posinf=0.0).max()
-    product = norms * longest
-    bound = (size + 16) * 2.0**-24 * product + size * tiny * (1 + norms + longest)
-    bound = torch.where(product < _MOST_PRODUCT, bound, torch.inf)
-    return torch.where(norms.isfinite(), bound, 0.0).float()
+    product = norms * longest + own.abs()
+    # D + 1 products and sums, and what is rounded before; then what float32 loses near 0.
+    unit = 1.25 * (size + 16) * 2.0**-24 * product + 4 * size * tiny * (1 + norms + longest)
+    safe = (product < _MOST_PRODUCT) & (norms < _MOST_PRODUCT) & (longest < _MOST_LENGTH)
+    return torch.where(safe, unit, torch.inf)
+
+
+def scale_queries(queries: Tensor, own: Tensor, unit: Tensor) -> Tensor:
+    """Queries whose product with [item, 1] is the difference between that item's score and the own one.
+
+    Args:
+        queries: [N, D] floating point.
+        own: [N, 1] of ``wide_dtype``. Where it is NaN, all items of finite numbers come out below it.
+        unit: [N, 1] of ``wide_dtype``, what the difference is counted in; if infinite, the difference is 0
+            or NaN, that is, not known.
+
+    Returns:
+        [N, D + 1] float32.
+
+    Example:
+        >>> one = torch.ones(1, 1).double()
+        >>> scale_queries(torch.ones(1, 2), one, one / 4)
+        tensor([[ 4.,  4., -4.]])
+    """
+    inverse = unit.reciprocal()
+    scaled = torch.cat([queries.float() * inverse.float(), (-own * inverse).float()], dim=1)
+    last = torch.zeros_like(scaled[:1])
+    last[:, -1] = -1
+    return torch.where(own.isnan(), last, scaled)
 
 
 def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -35,26 +35,46 @@ class _RankedCollection(MetricCollection):
         self.ties: TieRule = ties
 
     def update(  # type: ignore[override]  # that of ModuleDict adds modules; torchmetrics overrides it too
-        self, preds: Tensor | None = None, target: Tensor | None = None, **more: Any
+        self,
+        preds: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        ranks: Tensor | None = None,
+        target_feedback: Tensor | None = None,
     ) -> None:
-        """Count the targets of a batch.
+        """Count the targets of a batch, given by their scores or by their ranks.
 
         Args:
             preds: [N, C] floating-point scores of C candidates.
             target: [N] int64, the target's column in 0..C-1.
-            more: ``ranks`` in place of ``preds`` and ``target``; ``target_feedback`` and the like, as for
-                the metrics.
+            ranks: [N] int64 or float32, in place of ``preds`` and ``target``.
+            target_feedback: [N] floating point, what the listener did with the target; without it, every
+                row counts in every metric.
+
+        Raises:
+            TypeError: A tensor has the wrong dtype.
+            ValueError: Shapes disagree, or not exactly one of ``preds`` and ``ranks`` is given.
         """
-        super().update(**self._rank(preds, target, more))
+        super().update(**self._rank(preds, target, ranks), target_feedback=target_feedback)
 
-    def forward(self, preds: Tensor | None = None, target: Tensor | None = None, **more: Any) -> Any:
+    def forward(
+        self,
+        preds: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        ranks: Tensor | None = None,
+        target_feedback: Tensor | None = None,
+    ) -> Any:
         """Count the targets of a batch as ``update`` does, and return this batch's own values."""
-        return super().forward(**self._rank(preds, target, more))
+        return super().forward(**self._rank(preds, target, ranks), target_feedback=target_feedback)
 
-    def _rank(self, preds: Tensor | None, target: Tensor | None, more: dict[str, Any]) -> dict[str, Any]:
-        if preds is None or target is None:
-            return {"preds": preds, "target": target, **more}
-        return {"ranks": score_ranks(preds, target, ties=self.ties), **more}
+    def _rank(
+        self, preds: Tensor | None, target: Tensor | None, ranks: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        if preds is None or target is None or ranks is not None:
+            # The metrics say what is missing, or too much.
+            return {"preds": preds, "target": target, "ranks": ranks}
+        return {"ranks": score_ranks(preds, target, ties=self.ties)}
 
 
 class RankingMetrics(_RankedCollection):

@@ -84,7 +84,7 @@ def slow_neighbours(data, batch, num_neighbours):
             tracks = training.items[row][training.items[row] > 0].tolist()
             sessions[index] = set(tracks)
             popularity.update(tracks)
-    scores = torch.zeros(len(batch), data.num_items + 1)
+    scores = torch.zeros(len(batch), data.num_items + 1, dtype=torch.float64)
     for b, index in enumerate(batch.session_index.tolist()):
         query = set(batch.items[b][batch.items[b] > 0].tolist())
         similar = [
@@ -189,3 +189,11 @@ def test_a_track_that_nothing_followed_falls_back_on_popularity():
     scores = LastItemMarkov([sessions], num_items=3).scores(ends_on_3)
     assert scores[0, 1:].argmax() == 1
     assert scores.max() < 1
+
+
+def test_counts_that_float32_cannot_tell_apart_are_told_apart():
+    counts = torch.tensor([0, 2**24, 2**24 + 1])
+    batch = SessionBatch(torch.tensor([[0]]), torch.zeros(1, 1))
+    for baseline in (Popularity(counts), SessionPopularity(counts)):
+        scores = baseline.scores(batch)
+        assert scores[0, 2] > scores[0, 1]

@@ -246,6 +246,58 @@ def test_figures_without_resamples_have_no_intervals(data):
         compare(report, report)
 
 
+class Rows(torch.nn.Module):
+    """A model whose table is a parameter, which a class does not show."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.item_table = torch.nn.Parameter(table)
+
+    def session_query(self, batch):
+        return torch.ones(len(batch), SIZE)
+
+
+def test_a_table_that_is_a_parameter_makes_a_model(data):
+    table = torch.zeros(41, SIZE)
+    table[7] = 1.0
+    report = evaluate(Rows(table), data, num_resamples=0)
+    best = report.sessions.filter(pl.col("target") == data.vocabulary.decode(torch.tensor([7]))[0])
+    assert (best["rank"] == 1).all()
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_novelty_is_the_mean_of_the_items_that_are_listed(data, count):
+    class Short:
+        """Scores the first items of the catalogue, and excludes the rest."""
+
+        def scores(self, batch):
+            scores = torch.full((len(batch), 41), -torch.inf)
+            scores[:, 1 : count + 1] = torch.arange(min(count, 40)).float()
+            return scores
+
+    report = evaluate(Short(), data, num_resamples=0)
+    listed = range(1, 4) if count == 3 else range(21, 41)
+    total = int(data.item_counts.sum()) + data.num_items
+    bits = [-math.log2((int(data.item_counts[item]) + 1) / total) for item in listed]
+    assert report["novelty@20"] == pytest.approx(sum(bits) / len(bits), rel=1e-6)
+
+
+def test_the_sampled_percentile_is_of_the_candidates(data):
+    with pytest.warns(UserWarning, match="sampled candidates"):
+        report = evaluate(module(data), data, num_candidates=10, num_resamples=0)
+    ranks = report.sessions.filter(pl.col("skipped"))["rank"]
+    assert report["skip_rank_percentile/sampled10"] == pytest.approx((ranks.mean() - 1) / 10)
+
+
+def test_another_seed_draws_other_candidates(data):
+    with pytest.warns(UserWarning, match="sampled candidates"):
+        ranks = [
+            evaluate(module(data), data, num_candidates=10, seed=seed, num_resamples=0).sessions["rank"]
+            for seed in (0, 1)
+        ]
+    assert not ranks[0].equals(ranks[1])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -254,6 +306,13 @@ def test_figures_without_resamples_have_no_intervals(data):
         ({"top_k": ()}, ValueError, "`top_k` must hold at least one cut-off"),
         ({"top_k": (0,)}, ValueError, "`top_k` must be at least 1"),
         ({"confidence": 1.0}, ValueError, r"`confidence` must be in \(0, 1\)"),
+        ({"exclude_seen": "yes"}, TypeError, "`exclude_seen` must be True, False or None, got 'yes'"),
+        ({"model": Popularity(torch.zeros(7).long())}, ValueError, r"`scores` must have shape .*V\+1=41"),
+        (
+            {"model": Rows(torch.zeros(12, SIZE))},
+            ValueError,
+            r"`item_table` must have shape \[V\+1=41, D=8\]",
+        ),
         ({"num_resamples": -1}, ValueError, "`num_resamples` must be at least 0"),
         ({"num_candidates": 0}, ValueError, "`num_candidates` must be at least 1"),
         ({"ties": "best"}, ValueError, "`ties` must be one of"),

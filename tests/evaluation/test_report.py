@@ -96,3 +96,32 @@ def test_reports_that_cannot_be_compared_are_named(data):
     other = SessionDataModule(simulate_sessions(150, num_items=40, num_moods=4, min_length=4, seed=1))
     with pytest.raises(ValueError, match="must be of the same sessions"):
         compare(evaluate(Popularity(other.item_counts), other, num_resamples=10), one)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("top_k", (1, 5)), ("ties", "mean"), ("exclude_seen", True), ("num_items", 7), ("num_candidates", 9)],
+)
+def test_reports_of_another_protocol_are_not_compared(data, setting, value):
+    one = evaluate(Popularity(data.item_counts), data, num_resamples=10)
+    other = type(one)("other", one.sessions, {**one.settings, setting: value}, one.coverage)
+    with pytest.raises(ValueError, match=f"must share the protocol, got {setting}"):
+        compare(one, other)
+
+
+def test_verdicts_know_which_way_is_better_and_when_there_is_nothing_to_tell(data):
+    one = evaluate(module(data), data, num_resamples=200)
+    sunk = one.sessions.with_columns(rank=pl.when(pl.col("skipped")).then(40.0).otherwise(pl.col("rank")))
+    other = type(one)("other", sunk, one.settings, one.coverage)
+    verdicts = dict(compare(one, other).select("metric", "verdict").iter_rows())
+    assert verdicts["skip_rank_percentile"] == verdicts["skip_mrr@10"] == "better"
+    assert verdicts["hit_rate@10"] == "no difference to be told"
+    heard = one.sessions.with_columns(skipped=pl.int_range(pl.len()) == 0)  # a single skip
+    few = [type(one)("few", heard, one.settings, one.coverage)] * 2
+    assert dict(compare(*few).select("metric", "verdict").iter_rows())["skip_mrr@10"] == "undefined"
+
+
+def test_a_difference_of_populations_stands_on_both(data):
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
+    rows = dict(report.metrics.select("metric", "sessions").iter_rows())
+    assert rows["delta_hit_rate@10"] == rows["hit_rate@10"] + rows["skip_hit_rate@10"]

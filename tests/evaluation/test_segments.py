@@ -33,3 +33,6 @@ def test_the_first_tenth_of_the_catalogue_is_the_most_played():
     counts = np.concatenate(([99], np.arange(20)))  # index 0 is padding
     assert popularity_deciles(counts).tolist() == [0, *(10 - place // 2 for place in range(20))]
     assert popularity_deciles(np.array([0, 3, 3, 3])).tolist() == [0, 1, 4, 7]
+    # More items than an unstable sort keeps in order.
+    equal = popularity_deciles(np.full(101, 3))
+    assert (np.diff(equal[1:]) >= 0).all()

@@ -74,6 +74,10 @@ def test_it_warns_with_the_reason_and_the_source():
         ({"sampler": "popularity"}, "`item_counts` must be given .* got 'popularity' without them"),
         ({"item_counts": COUNTS}, "`item_counts` must be given .* got 'uniform' with them"),
         (
+            {"sampler": "popularity", "item_counts": torch.zeros(5, dtype=torch.int64)},
+            "`item_counts` must have a count above 0, got none",
+        ),
+        (
             {"sampler": "popularity", "item_counts": COUNTS[:3]},
             r"`item_counts` must have shape \[V\+1=5\], got \[3\]",
         ),

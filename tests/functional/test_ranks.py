@@ -1,4 +1,5 @@
 import math
+import sys
 from fractions import Fraction
 
 import hypothesis
@@ -8,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from skipcl_lightning.functional import score_ranks, target_ranks
-from skipcl_lightning.functional.exact import compare_exactly, full_precision
+from skipcl_lightning.functional.exact import compare_exactly, error_unit, full_precision, scale_queries
 
 SCORES = st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 1.0, math.inf, math.nan])
 TIES = ["pessimistic", "mean", "optimistic"]
@@ -242,3 +243,58 @@ def test_bad_arguments_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         target_ranks(**{**arguments, **change})
+
+
+def test_what_is_settled_on_the_way_counts_as_what_is_settled_at_the_end(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    # One item in a hundred is a tie: too few for a product of all of them.
+    table = torch.randn(2001, 6, generator=generator)
+    table[torch.randperm(2000, generator=generator)[:20] + 1] = table[1].clone()
+    queries = torch.randn(50, 6, generator=generator)
+    target = torch.ones(50, dtype=torch.int64)
+    for ties in TIES:
+        expected = target_ranks(queries, table, target, ties=ties)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["skipcl_lightning.functional.ranks"], "_MOST_OPEN", 3)
+            assert torch.equal(target_ranks(queries, table, target, ties=ties, chunk_size=5000), expected)
+    assert len(expected.unique()) > 20
+
+
+@hypothesis.given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([1e-30, 1e-18, 1.0, 1e15]),
+    table_scale=st.sampled_from([1e-19, 1.0, 1e18, 1e29]),
+    longest=st.sampled_from([1.0, 1e4]),
+)
+def test_differences_are_off_by_less_than_they_are_said_to_be(seed, scale, table_scale, longest):
+    generator = torch.Generator().manual_seed(seed)
+    queries = scale * torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    table = table_scale * torch.randn(20, 7, generator=generator, dtype=torch.float64)
+    table[13] *= longest  # one item is longer than the rest of its block
+    own = (queries * table[13]).sum(dim=1, keepdim=True)
+    unit = error_unit(queries.norm(dim=1, keepdim=True), own, table)
+    hypothesis.assume(unit.isfinite().all())
+    items = torch.nn.functional.pad(table.float(), (0, 1), value=1.0)
+    found = scale_queries(queries, own, unit) @ items.T
+    for n in range(3):
+        for i in range(20):
+            exact = sum(
+                Fraction(float(q)) * Fraction(float(e)) for q, e in zip(queries[n], table[i], strict=True)
+            )
+            difference = (exact - Fraction(float(own[n]))) / Fraction(float(unit[n]))
+            if abs(difference) < 2**20:  # far away, the sign is what counts
+                assert abs(float(found[n, i]) - float(difference)) < 0.8 + 2e-6 * abs(float(difference))
+
+
+def test_the_unit_covers_what_vanishes_near_zero():
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    assert float(error_unit(zero, zero, torch.zeros(2, 5))) >= 5 * torch.finfo(torch.float32).tiny
+
+
+def test_many_targets_without_a_score_take_no_product_of_their_own(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("settled pair by pair")
+
+    monkeypatch.setattr(sys.modules["skipcl_lightning.functional.ranks"]._Count, "add_near", refuse)
+    queries = torch.full((5, 3), math.nan)
+    assert target_ranks(queries, torch.randn(30, 3), torch.arange(1, 6)).tolist() == [29] * 5

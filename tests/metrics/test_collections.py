@@ -86,3 +86,11 @@ def test_repeats_and_explorations_are_counted_apart():
         HitRate(2, among="repeat").update(ranks=ranks)
     with pytest.raises(ValueError, match="`among` must be one of 'all', 'repeat', 'explore', got 'new'"):
         HitRate(2, among="new")
+
+
+def test_collections_refuse_ranks_beside_scores_and_keywords_they_do_not_know():
+    for collection in (RankingMetrics(), SkipRankMetrics(3)):
+        with pytest.raises(ValueError, match="`ranks` must be given without `preds` and `target`, got both"):
+            collection.update(SCORES, TARGETS, ranks=TARGETS + 1, target_feedback=HEARD)
+        with pytest.raises(TypeError, match="target_feedbak"):
+            collection.update(SCORES, TARGETS, target_feedbak=HEARD)

@@ -31,14 +31,14 @@ class LastItemMarkov:
         >>> sessions = SessionBatch(torch.tensor([[1, 2, 1, 2, 1, 3]]), torch.ones(1, 6))
         >>> now = SessionBatch(torch.tensor([[3, 1]]), torch.ones(1, 2))
         >>> LastItemMarkov([sessions], num_items=3).scores(now)
-        tensor([[0.0000, 0.7500, 2.5000, 1.2500]])
+        tensor([[0.0000, 0.7500, 2.5000, 1.2500]], dtype=torch.float64)
     """
 
     def __init__(self, batches: Iterable[SessionBatch], *, num_items: int, rule: TargetRule = "next") -> None:
         check_integer("num_items", num_items)
         check_choice("rule", rule, get_args(TargetRule))
         self.width = num_items + 1
-        codes, popularity = [], torch.zeros(self.width)
+        codes, popularity = [], torch.zeros(self.width, dtype=torch.int64)
         for batch in batches:
             following = next_item_targets(
                 batch.items, batch.feedback, rule=rule, skip_threshold=batch.skip_threshold
@@ -46,10 +46,10 @@ class LastItemMarkov:
             followed = following != PADDING_INDEX
             codes.append(batch.items[followed] * self.width + following[followed])
             items = batch.items[batch.valid_mask]
-            popularity.index_add_(0, items, torch.ones(len(items)))
+            popularity.index_add_(0, items, torch.ones_like(items))
         # One sorted code a pair (track, follower): its memory grows with the log, not with V².
         self.codes, self.counts = torch.unique(torch.cat(codes), return_counts=True)
-        self.tie_break = popularity / (popularity.max() + 1)
+        self.tie_break = popularity.double() / (popularity.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:
         """How often each item followed the session's last track.
@@ -58,7 +58,7 @@ class LastItemMarkov:
             batch: B sessions, on the CPU.
 
         Returns:
-            [B, V + 1]: the count, and a fraction below 1 for popularity.
+            [B, V + 1] float64: the count, and a fraction below 1 for popularity.
         """
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)  # [B]
         first, end = (torch.searchsorted(self.codes, edge * self.width) for edge in (last, last + 1))

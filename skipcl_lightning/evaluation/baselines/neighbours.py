@@ -61,7 +61,7 @@ class SessionKNN:
             batch: B sessions.
 
         Returns:
-            [B, V + 1] float32, on the CPU.
+            [B, V + 1] float64, on the CPU.
         """
         query = _as_set(as_matrix(batch, self.num_items))
         lengths = np.sqrt(np.maximum(query.sum(axis=1), 1))
@@ -70,11 +70,11 @@ class SessionKNN:
             similarities = _without(similarities, batch.session_index.cpu().numpy())
         neighbours = _largest(similarities, self.num_neighbours)
         scores = (neighbours @ self.members).toarray() + self.tie_break
-        return torch.from_numpy(scores.astype(np.float32))
+        return torch.from_numpy(scores.astype(np.float64))
 
 
 def _as_set(matrix: sparse.csr_array) -> sparse.csr_array:
-    return (matrix > 0).astype(np.float32)
+    return (matrix > 0).astype(np.float64)
 
 
 def _without(similarities: sparse.csr_array, own: np.ndarray) -> sparse.csr_array:

@@ -22,12 +22,13 @@ class Popularity:
     Example:
         >>> batch = SessionBatch(torch.tensor([[2]]), torch.tensor([[1.0]]))
         >>> Popularity(torch.tensor([0, 5, 1])).scores(batch)
-        tensor([[0., 5., 1.]])
+        tensor([[0., 5., 1.]], dtype=torch.float64)
     """
 
     def __init__(self, item_counts: Tensor) -> None:
         check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
-        self.item_counts = item_counts.float()
+        # Float32 holds no whole numbers above 2^24 apart.
+        self.item_counts = item_counts.double()
 
     def scores(self, batch: SessionBatch) -> Tensor:
         """How often each item occurs.
@@ -36,7 +37,7 @@ class Popularity:
             batch: B sessions.
 
         Returns:
-            [B, V + 1].
+            [B, V + 1] float64.
         """
         return self.item_counts.to(batch.items.device).expand(len(batch), -1)
 
@@ -60,13 +61,13 @@ class SessionPopularity:
     Example:
         >>> batch = SessionBatch(torch.tensor([[2, 3, 2, 0]]), torch.ones(1, 4))
         >>> SessionPopularity(torch.tensor([0, 3, 0, 1])).scores(batch)
-        tensor([[0.0000, 0.7500, 2.0000, 1.2500]])
+        tensor([[0.0000, 0.7500, 2.0000, 1.2500]], dtype=torch.float64)
     """
 
     def __init__(self, item_counts: Tensor) -> None:
         check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
         # Below 1, so that it only orders items that the session held equally often.
-        self.tie_break = item_counts.float() / (item_counts.max() + 1)
+        self.tie_break = item_counts.double() / (item_counts.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:
         """How often each item occurs in the session so far.
@@ -75,7 +76,7 @@ class SessionPopularity:
             batch: B sessions.
 
         Returns:
-            [B, V + 1]: the count, and a fraction below 1 for popularity.
+            [B, V + 1] float64: the count, and a fraction below 1 for popularity.
         """
         scores = self.tie_break.to(batch.items.device).repeat(len(batch), 1)
         seen = batch.seen_items
