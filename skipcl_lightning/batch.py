@@ -32,6 +32,16 @@ __all__ = ["PADDING_INDEX", "SessionBatch"]
 
 PADDING_INDEX = 0
 
+# The arguments of a batch whose second dimension is the position in a session.
+_BY_POSITION = (
+    "items",
+    "feedback",
+    "cloze_mask",
+    "explicit_feedback",
+    "mined_negatives",
+    "mined_positives",
+)
+
 
 class SessionBatch:
     """Sessions padded on the right, with what the listener did at each position.
@@ -51,6 +61,11 @@ class SessionBatch:
             the rows.
         cloze_mask: [B, L] bool, the track here is hidden from the backbone, which is asked for it; while a
             bidirectional backbone is trained only.
+        explicit_feedback: [B, L] float32 in [-1, 1]: below 0 the track was disliked, above 0 liked, 0
+            unknown, and at padding; None where the source has none.
+        mined_negatives: [B, L, M] int64, tracks often skipped right after the one here in the training part,
+            sampled; 0 is none; in training only.
+        mined_positives: [B, L, P] int64, tracks often listened to after it, likewise.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
@@ -82,6 +97,9 @@ class SessionBatch:
         session_index: Tensor | None = None,
         seen: Tensor | None = None,
         cloze_mask: Tensor | None = None,
+        explicit_feedback: Tensor | None = None,
+        mined_negatives: Tensor | None = None,
+        mined_positives: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
     ) -> None:
@@ -89,15 +107,19 @@ class SessionBatch:
         check_shape("feedback", feedback, "B L", sizes, dtype=torch.float32)
         if (target is None) != (target_feedback is None):
             raise ValueError("`target` and `target_feedback` must be given together, got only one of them.")
-        if target is not None and target_feedback is not None:
-            check_shape("target", target, "B", sizes, dtype=torch.int64)
-            check_shape("target_feedback", target_feedback, "B", sizes, dtype=torch.float32)
-        if session_index is not None:
-            check_shape("session_index", session_index, "B", sizes, dtype=torch.int64)
-        if seen is not None:
-            check_shape("seen", seen, "B S", sizes, dtype=torch.int64)
-        if cloze_mask is not None:
-            check_shape("cloze_mask", cloze_mask, "B L", sizes, dtype=torch.bool)
+        optional = {
+            "target": (target, "B", torch.int64),
+            "target_feedback": (target_feedback, "B", torch.float32),
+            "session_index": (session_index, "B", torch.int64),
+            "seen": (seen, "B S", torch.int64),
+            "cloze_mask": (cloze_mask, "B L", torch.bool),
+            "explicit_feedback": (explicit_feedback, "B L", torch.float32),
+            "mined_negatives": (mined_negatives, "B L M", torch.int64),
+            "mined_positives": (mined_positives, "B L P", torch.int64),
+        }
+        for name, (tensor, shape, dtype) in optional.items():
+            if tensor is not None:
+                check_shape(name, tensor, shape, sizes, dtype=dtype)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.items: Final = items
         self.feedback: Final = feedback
@@ -106,6 +128,9 @@ class SessionBatch:
         self.session_index: Final = session_index
         self.seen: Final = seen
         self.cloze_mask: Final = cloze_mask
+        self.explicit_feedback: Final = explicit_feedback
+        self.mined_negatives: Final = mined_negatives
+        self.mined_positives: Final = mined_positives
         self.skip_threshold: Final = skip_threshold
 
     @property
@@ -120,8 +145,9 @@ class SessionBatch:
 
     @property
     def listened_mask(self) -> Tensor:
-        """[B, L] bool: a track stands here and was not skipped."""
-        return self.valid_mask & (self.feedback >= self.skip_threshold)
+        """[B, L] bool: a track stands here and was neither skipped nor disliked."""
+        listened = self.valid_mask & (self.feedback >= self.skip_threshold)
+        return listened if self.explicit_feedback is None else listened & (self.explicit_feedback >= 0)
 
     @property
     def lengths(self) -> Tensor:
@@ -171,10 +197,12 @@ class SessionBatch:
             return self
         start = (self.lengths - length).clamp(min=0)
         positions = start[:, None] + torch.arange(length, device=start.device)  # [B, length]
-        cut = {"items": self.items, "feedback": self.feedback, "cloze_mask": self.cloze_mask}
+        cut = {
+            name: value for name, value in vars(self).items() if name in _BY_POSITION and value is not None
+        }
+        rows = torch.arange(len(self), device=start.device)[:, None]
         return self.replace(
-            seen=self.seen_items,
-            **{name: tensor.gather(1, positions) for name, tensor in cut.items() if tensor is not None},
+            seen=self.seen_items, **{name: tensor[rows, positions] for name, tensor in cut.items()}
         )
 
     def replace(self, **changes: Any) -> "SessionBatch":

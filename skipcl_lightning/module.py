@@ -15,7 +15,7 @@ from skipcl_lightning.data import recommendation_frame
 from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_items
 from skipcl_lightning.functional.positions import TargetRule
 from skipcl_lightning.functional.ranks import TieRule
-from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, FullSoftmax
+from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.session_model import SessionModel
 
@@ -41,16 +41,20 @@ class SkipCLModule(SessionModel):
             later tracks says so with ``causal = False``, and is trained by the cloze task. One with a
             ``max_length`` gets the latest tracks only. None calls ``build_backbone``.
         skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
-            ``weight_at(step)`` for λ (1 without it); None trains on the next-item task alone. Beside a
+            ``weight_at(step)`` for λ (1 without it); one whose ``uses_item_table`` is True is given the table
+            as a fourth argument. None trains on the next-item task alone. Beside a
             bidirectional backbone it must take its anchors from ``batch.cloze_mask``, and say so with a
             method ``check_cloze()``.
         num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
         embedding_size: D.
-        next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``.
+        next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``. With a
+            ``like_weight`` other than 1 it is given weights [B, L] as a fourth argument.
         target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
             A bidirectional backbone is asked for hidden tracks, listened ones or all.
         feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
-            strength.
+            strength: one each for listening, skips, likes and dislikes.
+        like_weight: How much a liked target counts in the next-item loss, above 0; all others count 1. A
+            disliked one is never a target.
         mask_probability: How likely a track is hidden from a bidirectional backbone in a training step, in
             (0, 1]; 0.2 if None. Causal backbones have no use for it.
         last_mask_probability: How likely a session hides only its last target instead, in [0, 1]; 0.1 if
@@ -91,6 +95,7 @@ class SkipCLModule(SessionModel):
         next_item_loss: Part | None = None,
         target_rule: TargetRule = "next_listened",
         feedback_input: bool = False,
+        like_weight: float = 1.0,
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,
         exclude_seen: bool = False,
@@ -103,6 +108,7 @@ class SkipCLModule(SessionModel):
         check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
         check_number("weight_decay", weight_decay, minimum=0)
         check_integer("warmup_steps", warmup_steps, minimum=0)
+        check_number("like_weight", like_weight, minimum=0, open_minimum=True)
         super().__init__(
             backbone,
             num_items=num_items,
@@ -114,6 +120,7 @@ class SkipCLModule(SessionModel):
         )
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
+        self.like_weight = like_weight
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -136,17 +143,26 @@ class SkipCLModule(SessionModel):
             batch: B sessions.
 
         Returns:
-            Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight.
+            Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight; of a
+            ``CombinedHead`` its weighted sum, and each part as ``skip_loss/<its class>``.
         """
         batch = self.prepare_training(batch)
         keys = self.item_embedding(batch.items)
         query = self.encode(batch, keys)
-        next_item_loss: Tensor = self.next_item_loss(query, self.item_table, self.targets(batch))
+        weights = () if self.like_weight == 1 else (self.target_weights(batch, self.like_weight),)
+        next_item_loss: Tensor = self.next_item_loss(query, self.item_table, self.targets(batch), *weights)
         if self.skip_head is None:
             return {"loss": next_item_loss, "next_item_loss": next_item_loss}
-        skip_loss = self.skip_head(query, keys, batch)
+        parts: dict[str, Tensor] = {}
+        if isinstance(self.skip_head, CombinedHead):
+            parts = self.skip_head.losses(query, keys, batch, self.item_table)
+            skip_loss = self.skip_head.combine(parts, self.global_step)
+        else:
+            table = (self.item_table,) if getattr(self.skip_head, "uses_item_table", False) else ()
+            skip_loss = self.skip_head(query, keys, batch, *table)
         loss = next_item_loss + self._skip_weight() * skip_loss
-        return {"loss": loss, "next_item_loss": next_item_loss, "skip_loss": skip_loss}
+        named = {f"skip_loss/{name}": value for name, value in parts.items()}
+        return {"loss": loss, "next_item_loss": next_item_loss, "skip_loss": skip_loss, **named}
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """The loss of a batch; all its parts are logged.

@@ -80,6 +80,7 @@ class Recommender:
         sessions: Sessions,
         feedback: Sequence[Sequence[float]] | None = None,
         *,
+        explicit_feedback: Sequence[Sequence[float]] | None = None,
         session_ids: Sequence[str] | Sequence[int] | None = None,
         top_k: int = 10,
         exclude_seen: bool = False,
@@ -92,11 +93,12 @@ class Recommender:
         Args:
             sessions: Item ids of each session, in the order of time; the latest ``max_length`` count.
             feedback: What the listener did with each, in [-1, 1]; unknown (0) without it.
+            explicit_feedback: What the listener said of each, in [-1, 1]: below 0 disliked, above 0 liked.
             session_ids: What the sessions are called in the result; 0, 1, … without it.
             top_k: Tracks a session, at most the catalogue's size.
             exclude_seen: Leave out every track of the session, also those before the latest
                 ``max_length``.
-            exclude_skipped: Leave out its skipped tracks, likewise.
+            exclude_skipped: Leave out its skipped and its disliked tracks, likewise.
             unknown: What to do with a track that was not trained on: ``error``, or ``ignore`` it.
             batch_size: Sessions encoded at once.
 
@@ -125,7 +127,10 @@ class Recommender:
         for start in range(0, max(len(sessions), 1), batch_size):
             rows = slice(start, start + batch_size)
             batch = whole.encode(
-                sessions[rows], None if feedback is None else feedback[rows], unknown=unknown
+                sessions[rows],
+                None if feedback is None else feedback[rows],
+                explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
+                unknown=unknown,
             ).to(self.module.device)
             query = self.module.session_query(batch.latest(self.encoder.max_length))
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
@@ -139,5 +144,5 @@ def _excluded(batch: SessionBatch, *, exclude_seen: bool, exclude_skipped: bool)
     if exclude_seen:
         return batch.items
     if exclude_skipped:
-        return torch.where(batch.skip_mask, batch.items, PADDING_INDEX)
+        return torch.where(batch.listened_mask, PADDING_INDEX, batch.items)
     return None

@@ -16,7 +16,7 @@ from skipcl_lightning.functional import (
     draw_cloze_mask,
     hide_masked,
     last_position,
-    next_item_targets,
+    target_positions,
 )
 from skipcl_lightning.functional.positions import TargetRule
 
@@ -82,7 +82,7 @@ class SessionModel(WholeCheckpoint):
         rows = num_items + (1 if self.causal else 2)
         self.item_embedding = nn.Embedding(rows, embedding_size, padding_idx=PADDING_INDEX)
         self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
-        self.feedback_embedding = nn.Linear(2, embedding_size, bias=False) if feedback_input else None
+        self.feedback_embedding = nn.Linear(4, embedding_size, bias=False) if feedback_input else None
 
     def build_backbone(self) -> nn.Module:
         """The backbone where none is passed: override it, and checkpoints load without arguments.
@@ -112,9 +112,10 @@ class SessionModel(WholeCheckpoint):
         """
         if self.feedback_embedding is None:
             return keys
-        signed = torch.stack(
-            [batch.feedback.clamp(min=0), (-batch.feedback).clamp(min=0)], dim=2
-        )  # [B, L, 2]
+        explicit = batch.explicit_feedback
+        known = [batch.feedback, torch.zeros_like(batch.feedback) if explicit is None else explicit]
+        # Listened to, skipped, liked, disliked; unknown is none of them.
+        signed = torch.stack([part.clamp(min=0) for one in known for part in (one, -one)], dim=2)  # [B, L, 4]
         embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
         return embedded
 
@@ -161,8 +162,11 @@ class SessionModel(WholeCheckpoint):
         if self.causal:
             return self._shorten(batch, more=1)
         batch = self._shorten(batch)
+        wanted = batch.listened_mask if self.target_rule == "next_listened" else batch.valid_mask
+        if batch.explicit_feedback is not None:
+            wanted = wanted & (batch.explicit_feedback >= 0)
         mask = draw_cloze_mask(
-            batch.listened_mask if self.target_rule == "next_listened" else batch.valid_mask,
+            wanted,
             probability=self.mask_probability,
             last_probability=self.last_mask_probability,
         )
@@ -202,10 +206,36 @@ class SessionModel(WholeCheckpoint):
         Returns:
             [B, L] int64 in 0..V; 0 where nothing is asked for.
         """
+        position = self._target_positions(batch)
+        return torch.where(position >= 0, batch.items.gather(1, position.clamp(min=0)), PADDING_INDEX)
+
+    def target_weights(self, batch: SessionBatch, like_weight: float) -> Tensor:
+        """How much each position's target counts.
+
+        Args:
+            batch: B sessions, from ``prepare_training``.
+            like_weight: How much a liked target counts; all others count 1.
+
+        Returns:
+            [B, L] float32.
+        """
+        if batch.explicit_feedback is None:
+            return torch.ones_like(batch.feedback)
+        position = self._target_positions(batch).clamp(min=0)
+        liked = batch.explicit_feedback.gather(1, position) > 0
+        return torch.where(liked, like_weight, 1.0)
+
+    def _target_positions(self, batch: SessionBatch) -> Tensor:
+        """[B, L] int64, where each position's target stands; -1 where nothing is asked for."""
         if batch.cloze_mask is not None:
-            return torch.where(batch.cloze_mask, batch.items, PADDING_INDEX)
-        return next_item_targets(
-            batch.items, batch.feedback, rule=self.target_rule, skip_threshold=batch.skip_threshold
+            positions = torch.arange(batch.items.shape[1], device=batch.items.device)
+            return torch.where(batch.cloze_mask, positions, -1)
+        return target_positions(
+            batch.items,
+            batch.feedback,
+            explicit_feedback=batch.explicit_feedback,
+            rule=self.target_rule,
+            skip_threshold=batch.skip_threshold,
         )
 
     @property

@@ -4,9 +4,17 @@ from lightning.pytorch import Trainer, seed_everything
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import BACKBONES, SASRec
+from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import skip_info_nce, target_ranks
-from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.heads import (
+    CombinedHead,
+    OpposingSequences,
+    SkipInfoNCE,
+    SkipMargin,
+    SkipSoftmax,
+    SkipUnlikelihood,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,3 +94,29 @@ def test_collapsed_embeddings_rank_last_on_the_device_too():
     table = torch.randn(1, 13).repeat(1002, 1).cuda()
     target = torch.arange(1, 6).cuda()
     assert target_ranks(torch.randn(5, 13).cuda(), table, target).tolist() == [1001] * 5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SkipInfoNCE(negatives="batch", bank_size=8, num_hardest=3),
+        lambda: SkipUnlikelihood(),
+        lambda: SkipSoftmax(num_samples=0),
+        lambda: SkipMargin(loss="hinge"),
+        lambda: OpposingSequences(8, sequence_weight=0.0),
+        lambda: CombinedHead([SkipInfoNCE(), SkipMargin()], weighting="uncertainty"),
+    ],
+)
+def test_every_head_agrees_with_the_cpu(make):
+    torch.manual_seed(0)
+    head = make()
+    query, table = torch.randn(4, 6, 8), torch.randn(31, 8)
+    items = torch.randint(1, 31, (4, 6))
+    batch = SessionBatch(items, torch.rand(4, 6) * 2 - 1, explicit_feedback=torch.rand(4, 6) * 2 - 1)
+    on_cpu = [head(query, table[items], batch, table) for _ in range(2)]
+    torch.manual_seed(0)
+    on_gpu = make().cuda()
+    moved = [tensor.cuda() for tensor in (query, table[items], table)]
+    for step in range(2):  # the second one has a bank
+        loss = on_gpu(moved[0], moved[1], batch.to("cuda"), moved[2])
+        torch.testing.assert_close(loss.cpu(), on_cpu[step], rtol=1e-4, atol=1e-4)

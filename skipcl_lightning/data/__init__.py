@@ -5,6 +5,7 @@ from skipcl_lightning.data.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
 from skipcl_lightning.data.mssd import read_mssd
 from skipcl_lightning.data.preparation import prepare_sessions
 from skipcl_lightning.data.recommendations import recommendation_frame
@@ -21,6 +22,7 @@ __all__ = [
     "DropReport",
     "EvaluationSampler",
     "ItemVocabulary",
+    "MinedItems",
     "SessionDataModule",
     "SessionDataset",
     "SessionEncoder",
@@ -29,11 +31,13 @@ __all__ = [
     "SessionView",
     "keep_batch",
     "leave_one_out",
+    "mine_transitions",
     "prepare_sessions",
     "read_mssd",
     "read_streaming_history",
     "read_table",
     "recommendation_frame",
+    "sample_mined",
     "sessionise",
     "simulate_sessions",
 ]

@@ -1,7 +1,7 @@
 """The LightningDataModule: from a log to the batches of every stage."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import torch
@@ -10,12 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepared import PreparedData
 from skipcl_lightning.data.run_warnings import restore_run_warnings, silence_run_warnings
 from skipcl_lightning.data.sampler import EvaluationSampler
@@ -43,6 +44,12 @@ class SessionDataModule(LightningDataModule):
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped track.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        mined_negatives: M, how many tracks are drawn for each track of a training batch from those most often
+            skipped right after it in the training part; 0 for none.
+        mined_positives: P, how many of those most often listened to after it.
+        mining_score: What the best are best by: ``count``, ``pmi`` or ``wilson`` (``mine_transitions``).
+        mining_depth: How many are kept for each track, to draw from.
+        mining_min_count: How often a pair must have come.
         num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which
             costs less than to pass it between processes.
         pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
@@ -76,6 +83,11 @@ class SessionDataModule(LightningDataModule):
         min_item_count: int = 1,
         require_skip: bool = False,
         skip_threshold: float = 0.0,
+        mined_negatives: int = 0,
+        mined_positives: int = 0,
+        mining_score: MiningScore = "count",
+        mining_depth: int = 20,
+        mining_min_count: int = 2,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -84,6 +96,11 @@ class SessionDataModule(LightningDataModule):
         check_integer("batch_size", batch_size)
         check_integer("max_length", max_length)
         check_integer("num_workers", num_workers, minimum=0)
+        check_integer("mined_negatives", mined_negatives, minimum=0)
+        check_integer("mined_positives", mined_positives, minimum=0)
+        check_choice("mining_score", mining_score, get_args(MiningScore))
+        check_integer("mining_depth", mining_depth)
+        check_integer("mining_min_count", mining_min_count)
         if not isinstance(pin_memory, bool):
             raise TypeError(f"`pin_memory` must be True or False, got {pin_memory!r}.")
         self.log = log
@@ -96,6 +113,10 @@ class SessionDataModule(LightningDataModule):
             skip_threshold=skip_threshold,
         )
         self.skip_threshold = skip_threshold
+        self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
+        self.mining_score: MiningScore = mining_score
+        self.mining_depth = mining_depth
+        self.mining_min_count = mining_min_count
         self.num_workers = num_workers
         self.pin_memory = pin_memory
 
@@ -128,6 +149,18 @@ class SessionDataModule(LightningDataModule):
         """
         longest = int(self._data.views["train"].ends.max())
         return max(1, min(self.max_length, longest - 1))
+
+    @cached_property
+    def mined(self) -> MinedItems:
+        """For each track those most often skipped, and most often listened to, after it in training."""
+        return mine_transitions(
+            self._data.views["train"],
+            self.num_items,
+            depth=self.mining_depth,
+            score=self.mining_score,
+            min_count=self.mining_min_count,
+            skip_threshold=self.skip_threshold,
+        )
 
     @property
     def session_ids(self) -> pl.Series:
@@ -192,12 +225,16 @@ class SessionDataModule(LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[SessionBatch]:
         view = self._data.views[split]
+        mining: dict[str, Any] = {}
+        if split == "train" and any(self.mined_samples.values()):
+            mining = {"mined": self.mined, **self.mined_samples}
         dataset = SessionDataset(
             view,
             # In training the last track is not looked at, but predicted.
             max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
             with_seen=split != "train",
+            **mining,
         )
         options: dict[str, Any] = {"shuffle": shuffle}
         if split != "train" and self.trainer is not None and self.trainer.world_size > 1:

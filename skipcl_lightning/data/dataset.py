@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data.mining import MinedItems, sample_mined
 from skipcl_lightning.data.split import SessionView
+from skipcl_lightning.data.store import SessionStore
 
 __all__ = ["SessionDataset", "keep_batch"]
 
@@ -17,12 +21,17 @@ class SessionDataset(Dataset[SessionBatch]):
     """Sessions as batches, gathered all at once.
 
     A ``DataLoader`` asks for a batch's rows in one call of ``__getitems__``, so an ordinary one, with its
-    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`.
+    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`. A target
+    that was disliked has the feedback -1: evaluation counts it with the skipped ones.
 
     Args:
         view: Which part of which sessions.
         max_length: The most tracks of a session; the latest are kept.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        mined: What was mined from the training part, to sample from for each track; None for nothing.
+        mined_negatives: M, how many of the tracks skipped after it are drawn for each track, with
+            replacement.
+        mined_positives: P, how many of those listened to after it.
         with_seen: Whether a batch names all tracks of its sessions so far (``seen``) where some are longer
             than ``max_length``, so that all can be left out of the candidates.
 
@@ -43,14 +52,29 @@ class SessionDataset(Dataset[SessionBatch]):
     """
 
     def __init__(
-        self, view: SessionView, *, max_length: int, skip_threshold: float = 0.0, with_seen: bool = False
+        self,
+        view: SessionView,
+        *,
+        max_length: int,
+        skip_threshold: float = 0.0,
+        with_seen: bool = False,
+        mined: MinedItems | None = None,
+        mined_negatives: int = 0,
+        mined_positives: int = 0,
     ) -> None:
         check_integer("max_length", max_length)
+        check_integer("mined_negatives", mined_negatives, minimum=0)
+        check_integer("mined_positives", mined_positives, minimum=0)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.view = view
         self.max_length = max_length
         self.skip_threshold = skip_threshold
         self.with_seen = with_seen
+        self.mined: dict[str, tuple[Tensor, int]] = {}
+        if mined is not None and mined_negatives:
+            self.mined["mined_negatives"] = (torch.from_numpy(mined.skipped_after), mined_negatives)
+        if mined is not None and mined_positives:
+            self.mined["mined_positives"] = (torch.from_numpy(mined.listened_after), mined_positives)
 
     def __len__(self) -> int:
         return len(self.view)
@@ -67,7 +91,12 @@ class SessionDataset(Dataset[SessionBatch]):
         rows, ends = view.rows[chosen], view.ends[chosen]
         items, feedback = view.store.gather(rows, ends, max_length=self.max_length)
         batch = SessionBatch(
-            items, feedback, session_index=torch.from_numpy(rows), skip_threshold=self.skip_threshold
+            items,
+            feedback,
+            session_index=torch.from_numpy(rows),
+            explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
+            skip_threshold=self.skip_threshold,
+            **{name: sample_mined(table, items, count) for name, (table, count) in self.mined.items()},
         )
         longest = int(ends.max(initial=0))
         if self.with_seen and longest > self.max_length:
@@ -77,8 +106,16 @@ class SessionDataset(Dataset[SessionBatch]):
         places = view.targets[chosen]
         return batch.replace(
             target=torch.from_numpy(view.store.items[places].astype(np.int64)),
-            target_feedback=torch.from_numpy(view.store.feedback[places]),
+            target_feedback=torch.from_numpy(_target_feedback(view.store, places)),
         )
+
+
+def _target_feedback(store: SessionStore, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What became of each target; a disliked one counts with the skipped, however long it played."""
+    feedback = store.feedback[places]
+    if store.explicit_feedback is None:
+        return feedback
+    return np.where(store.explicit_feedback[places] < 0, np.float32(-1), feedback)
 
 
 def keep_batch(batch: SessionBatch) -> SessionBatch:

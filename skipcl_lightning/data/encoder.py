@@ -58,6 +58,7 @@ class SessionEncoder:
         sessions: Sessions,
         feedback: Sequence[Sequence[float]] | None = None,
         *,
+        explicit_feedback: Sequence[Sequence[float]] | None = None,
         unknown: str = "error",
     ) -> SessionBatch:
         """Make a batch.
@@ -65,6 +66,8 @@ class SessionEncoder:
         Args:
             sessions: B sessions, each a sequence of external ids in the order of listening.
             feedback: What the listener did with each track, in [-1, 1]; all 0, unknown, if None.
+            explicit_feedback: What the listener said of each track, in [-1, 1]: below 0 disliked, above 0
+                liked, 0 unknown.
             unknown: What to do with tracks that the vocabulary lacks: ``error``, or ``ignore``, which
                 leaves them and their feedback out of the session.
 
@@ -85,7 +88,11 @@ class SessionEncoder:
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
         lengths = _session_lengths(sessions)
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        signals = np.zeros(len(owner), dtype=np.float32) if feedback is None else _flatten(feedback, lengths)
+        signals = (
+            np.zeros(len(owner), dtype=np.float32)
+            if feedback is None
+            else _flatten("feedback", feedback, lengths)
+        )
         items = self._look_up([item for session in sessions for item in session], owner, unknown)
         known = items != PADDING_INDEX
         counts = np.bincount(owner[known], minlength=len(lengths))
@@ -99,11 +106,19 @@ class SessionEncoder:
             feedback=signals[known],
             offsets=np.concatenate(([0], np.cumsum(counts))),
             session_ids=pl.int_range(len(lengths), eager=True),
+            explicit_feedback=(
+                None
+                if explicit_feedback is None
+                else _flatten("explicit_feedback", explicit_feedback, lengths)[known]
+            ),
         )
         rows = np.arange(len(lengths))
         gathered = store.gather(rows, counts, max_length=self.max_length)
         return SessionBatch(
-            *gathered, session_index=torch.from_numpy(rows), skip_threshold=self.skip_threshold
+            *gathered,
+            session_index=torch.from_numpy(rows),
+            explicit_feedback=store.gather_explicit(rows, counts, max_length=self.max_length),
+            skip_threshold=self.skip_threshold,
         )
 
     def _look_up(self, flat: list[Any], owner: NDArray[np.int64], unknown: str) -> NDArray[np.int64]:
@@ -173,23 +188,25 @@ def _session_lengths(sessions: Sessions) -> NDArray[np.int64]:
     return np.array([len(session) for session in sessions], dtype=np.int64)
 
 
-def _flatten(feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+def _flatten(
+    name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """The feedback of all tracks in one row, checked against the sessions."""
     if len(feedback) != len(lengths):
         raise ValueError(
-            f"`feedback` must have one sequence a session, got {len(feedback)} for {len(lengths)}. "
+            f"`{name}` must have one sequence a session, got {len(feedback)} for {len(lengths)}. "
             "Use 0 for tracks without feedback."
         )
     for number, (signals, length) in enumerate(zip(feedback, lengths, strict=True)):
         if len(signals) != length:
             raise ValueError(
-                f"`feedback` must have one value a track, got {len(signals)} for {length} in session "
+                f"`{name}` must have one value a track, got {len(signals)} for {length} in session "
                 f"{number}. Use 0 for tracks without feedback."
             )
         values = np.asarray(signals, dtype=np.float64)
         if not np.all((values >= -1) & (values <= 1)):
             raise ValueError(
-                f"`feedback` must be in [-1, 1], got {list(signals)} in session {number}. "
-                "-1 is a skip at once, 1 a whole play."
+                f"`{name}` must be in [-1, 1], got {list(signals)} in session {number}. "
+                "Below 0 is a skip or a dislike, above 0 a play or a like."
             )
     return np.concatenate([np.asarray(signals, dtype=np.float32) for signals in feedback])

@@ -18,7 +18,7 @@ def prepare_sessions(
 
     Rows may come in any order: they are sorted by session and, within one, by ``position`` if there is one,
     else by ``timestamp``, equal times in the order of the rows. Rows without an item and rows that repeat
-    another in every canonical column are dropped. Null feedback becomes 0, unknown.
+    another in every canonical column are dropped. Null feedback, explicit or not, becomes 0, unknown.
 
     Args:
         log: A canonical table.
@@ -44,14 +44,15 @@ def prepare_sessions(
     """
     session_filter = session_filter or SessionFilter()
     columns = check_log_columns(log)
-    read = collect_log(log.lazy().select(columns)).with_columns(pl.col("feedback").fill_null(0))
+    signals = [name for name in ("feedback", "explicit_feedback") if name in columns]
+    read = collect_log(log.lazy().select(columns)).with_columns(pl.col(signals).fill_null(0))
     _check_contents(read)
     with_item = read.filter(pl.col("item_id").is_not_null())
     unique = with_item.unique(maintain_order=True)
     _check_order(unique)
     order = "position" if "position" in columns else "timestamp"
     table = unique.sort("session_id", order, maintain_order=True).with_columns(
-        pl.col("feedback").cast(pl.Float32)
+        pl.col(signals).cast(pl.Float32)
     )
     kept, dropped = session_filter.apply(table)
     # Sessions in which no row had an item end as too short ones: they have no track at all.
@@ -103,10 +104,13 @@ def _check_contents(table: pl.DataFrame) -> None:
             table, unordered, column, "a finite value", "Drop these rows, or order them by another column."
         )
     # Not `< -1 | > 1`: only a check for what is right refuses NaN, which polars sorts above all numbers.
-    right = pl.col("feedback").is_between(-1, 1)
-    _refuse(
-        table, ~right, "feedback", "a number in [-1, 1]", "Scale it: -1 is a skip at once, 1 a whole play."
-    )
+    for column, cure in (
+        ("feedback", "Scale it: -1 is a skip at once, 1 a whole play."),
+        ("explicit_feedback", "Scale it: -1 is a dislike, 1 a like, 0 unknown."),
+    ):
+        if column in table.columns:
+            right = pl.col(column).is_between(-1, 1)
+            _refuse(table, ~right, column, "a number in [-1, 1]", cure)
 
 
 def _check_order(table: pl.DataFrame) -> None:

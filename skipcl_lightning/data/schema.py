@@ -11,7 +11,8 @@ column          type                          meaning
 ``user_id``     String or integer, optional   who listened
 =============== ============================= ==================================================
 
-Other columns are allowed and left aside.
+A column ``explicit_feedback`` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
+liked, 0 or null unknown. Other columns are allowed and left aside.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,15 @@ import polars as pl
 
 __all__ = ["CANONICAL_COLUMNS", "check_log_columns", "collect_log", "describe_columns", "resolve_schema"]
 
-CANONICAL_COLUMNS = ("session_id", "item_id", "feedback", "position", "timestamp", "user_id")
+CANONICAL_COLUMNS = (
+    "session_id",
+    "item_id",
+    "feedback",
+    "explicit_feedback",
+    "position",
+    "timestamp",
+    "user_id",
+)
 _REQUIRED = ("session_id", "item_id", "feedback")
 
 

@@ -26,6 +26,8 @@ class SessionStore:
         feedback: [tracks] float32 in [-1, 1].
         offsets: [sessions + 1] int64, rising from 0 to the number of tracks; no session is empty.
         session_ids: The external id of each session.
+        explicit_feedback: [tracks] float32 in [-1, 1], below 0 disliked, above 0 liked; None where the
+            source has none.
 
     Raises:
         TypeError: An array has another dtype.
@@ -48,12 +50,19 @@ class SessionStore:
     feedback: NDArray[np.float32]
     offsets: NDArray[np.int64]
     session_ids: pl.Series
+    explicit_feedback: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (("items", np.int32), ("feedback", np.float32), ("offsets", np.int64)):
             found = getattr(self, name).dtype
             if found != dtype:
                 raise TypeError(f"`{name}` must be {dtype.__name__}, got {found}. Cast it with `astype`.")
+        explicit = self.explicit_feedback
+        if explicit is not None and (explicit.dtype != np.float32 or len(explicit) != len(self.items)):
+            raise ValueError(
+                f"`explicit_feedback` must be float32 and as long as `items`, got {explicit.dtype} and "
+                f"{len(explicit)} for {len(self.items)}. Take both from one table."
+            )
         tracks = len(self.items)
         lengths = np.diff(self.offsets)
         if len(self.feedback) != tracks or len(self.session_ids) != len(lengths):
@@ -95,11 +104,13 @@ class SessionStore:
                 "`table` must have each session's rows together, got a session in two places. "
                 "Sort it, or use `prepare_sessions`."
             )
+        explicit = table["explicit_feedback"] if "explicit_feedback" in table.columns else None
         return cls(
             items=vocabulary.encode(table["item_id"]).astype(np.int32),
             feedback=table["feedback"].cast(pl.Float32).to_numpy(),
             offsets=np.concatenate(([0], np.cumsum(runs["len"].to_numpy(), dtype=np.int64))),
             session_ids=runs["value"].alias("session_id"),
+            explicit_feedback=None if explicit is None else explicit.cast(pl.Float32).to_numpy(),
         )
 
     def __len__(self) -> int:
@@ -155,6 +166,46 @@ class SessionStore:
             tensor([[5, 3, 4],
                     [5, 0, 0]])
         """
+        places, valid = self._places(rows, ends, max_length)
+        items = np.where(valid, self.items[places], PADDING_INDEX).astype(np.int64)
+        feedback = np.where(valid, self.feedback[places], np.float32(0))
+        return torch.from_numpy(items), torch.from_numpy(feedback)
+
+    def gather_explicit(
+        self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
+    ) -> Tensor | None:
+        """The explicit feedback on the tracks that :meth:`gather` gives.
+
+        Args:
+            rows: [B] which sessions.
+            ends: [B] how many of each session's tracks may be seen.
+            max_length: The most tracks to keep.
+
+        Returns:
+            [B, L] float32, 0 at padding; None where the store has none.
+
+        Raises:
+            TypeError: ``max_length`` is no integer.
+            ValueError: As for :meth:`gather`.
+
+        Example:
+            >>> store = SessionStore(
+            ...     items=np.array([5, 3], dtype=np.int32), feedback=np.ones(2, dtype=np.float32),
+            ...     offsets=np.array([0, 2]), session_ids=pl.Series(["a"]),
+            ...     explicit_feedback=np.array([-1, 0], dtype=np.float32),
+            ... )
+            >>> store.gather_explicit(np.array([0]), np.array([2]), max_length=50)
+            tensor([[-1.,  0.]])
+        """
+        if self.explicit_feedback is None:
+            return None
+        places, valid = self._places(rows, ends, max_length)
+        return torch.from_numpy(np.where(valid, self.explicit_feedback[places], np.float32(0)))
+
+    def _places(
+        self, rows: NDArray[np.int64], ends: NDArray[np.int64], max_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """[B, L] places in the flat arrays, and which of them are tracks."""
         check_integer("max_length", max_length)
         rows, ends = np.asarray(rows, dtype=np.int64), np.asarray(ends, dtype=np.int64)
         self._check_ends(rows, ends)
@@ -163,10 +214,7 @@ class SessionStore:
         columns = np.arange(lengths.max(initial=0))
         valid = columns < lengths[:, None]  # [B, L]
         # Padding reads track 0 of the store, which always exists, and is overwritten.
-        places = np.where(valid, first[:, None] + columns, 0)  # [B, L]
-        items = np.where(valid, self.items[places], PADDING_INDEX).astype(np.int64)
-        feedback = np.where(valid, self.feedback[places], np.float32(0))
-        return torch.from_numpy(items), torch.from_numpy(feedback)
+        return np.where(valid, first[:, None] + columns, 0), valid
 
     def _check_ends(self, rows: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         # Without it a negative row, or an end past the session, would silently read another session.

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning.data.files import Paths, list_files, read_header
-from skipcl_lightning.data.schema import describe_columns, resolve_schema
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
 from skipcl_lightning.data.sessions import sessionise
 
 __all__ = ["read_table"]
@@ -20,6 +20,7 @@ def read_table(
     item: str,
     session: str | None = None,
     feedback: str | None = None,
+    explicit_feedback: str | None = None,
     timestamp: str | None = None,
     position: str | None = None,
     user: str | None = None,
@@ -37,6 +38,8 @@ def read_table(
         session: The column with the session's id; without it ``timestamp`` and ``gap_minutes`` are needed.
         feedback: The column with what the listener did, in [-1, 1]; null becomes 0, unknown. Without it
             all is unknown: next-track learning only.
+        explicit_feedback: The column with what the listener said, in [-1, 1]: below 0 disliked, above 0
+            liked; null becomes 0, unknown.
         timestamp: The column with the time, Datetime or a number of SECONDS.
         position: The column with the order within a session.
         user: The column with the listener's id.
@@ -70,16 +73,21 @@ def read_table(
     }
     wanted = {canonical: name for canonical, name in names.items() if name is not None}
     ids = [name for canonical, name in wanted.items() if canonical.endswith("_id")]
-    needed = list(dict.fromkeys([*wanted.values(), *([feedback] if feedback else [])]))
+    needed = list(
+        dict.fromkeys([*wanted.values(), *(name for name in (feedback, explicit_feedback) if name)])
+    )
     log = _scan(source, needed, ids, separator)
-    signal = pl.lit(0.0) if feedback is None else pl.col(feedback).fill_null(0)
+    signals = {"feedback": pl.lit(0.0) if feedback is None else pl.col(feedback)}
+    if explicit_feedback is not None:
+        signals["explicit_feedback"] = pl.col(explicit_feedback)
     columns = [pl.col(name).alias(canonical) for canonical, name in wanted.items()]
-    mapped = log.select(*columns, signal.cast(pl.Float32).alias("feedback"))
+    mapped = log.select(
+        *columns, *(signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items())
+    )
     if gap_minutes is not None:
         mapped = sessionise(mapped, gap_minutes=gap_minutes)
-    order = ["session_id", "item_id", "feedback", "position", "timestamp", "user_id"]
     return mapped.select(
-        name for name in order if name == "session_id" or name in wanted or name == "feedback"
+        name for name in CANONICAL_COLUMNS if name == "session_id" or name in wanted or name in signals
     )
 
 

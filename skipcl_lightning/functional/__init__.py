@@ -7,13 +7,20 @@ from skipcl_lightning.functional.cloze import (
     draw_cloze_mask,
     hide_masked,
 )
+from skipcl_lightning.functional.contrast import Contrast, session_contrast
 from skipcl_lightning.functional.diversity import (
     catalogue_coverage,
     count_recommendations,
     mean_self_information,
     self_information,
 )
-from skipcl_lightning.functional.positions import last_position, next_item_targets, next_listened
+from skipcl_lightning.functional.opposing import RejectedSequence, opposing_contrast, rejected_sequence
+from skipcl_lightning.functional.positions import (
+    last_position,
+    next_item_targets,
+    next_listened,
+    target_positions,
+)
 from skipcl_lightning.functional.ranking import (
     average_precision,
     hit_rate,
@@ -23,8 +30,11 @@ from skipcl_lightning.functional.ranking import (
     rank_percentile,
 )
 from skipcl_lightning.functional.ranks import score_ranks, target_ranks
-from skipcl_lightning.functional.skip_info_nce import skip_info_nce
+from skipcl_lightning.functional.skip_info_nce import Candidates, rejected_candidates, skip_info_nce
+from skipcl_lightning.functional.skip_margin import skip_margin
 from skipcl_lightning.functional.skip_pairs import skip_pair_mask, skip_pair_scores
+from skipcl_lightning.functional.skip_softmax import skip_softmax
+from skipcl_lightning.functional.skip_unlikelihood import skip_unlikelihood
 from skipcl_lightning.functional.softmax import (
     full_softmax_loss,
     sample_items,
@@ -34,6 +44,9 @@ from skipcl_lightning.functional.softmax import (
 from skipcl_lightning.functional.top_k import top_k_items
 
 __all__ = [
+    "Candidates",
+    "Contrast",
+    "RejectedSequence",
     "append_mask_token",
     "average_precision",
     "candidate_ranks",
@@ -50,17 +63,25 @@ __all__ = [
     "ndcg",
     "next_item_targets",
     "next_listened",
+    "opposing_contrast",
     "pairwise_wins",
     "rank_percentile",
+    "rejected_candidates",
+    "rejected_sequence",
     "sample_candidates",
     "sample_items",
     "sampled_softmax_loss",
     "sampling_log_probability",
     "score_ranks",
     "self_information",
+    "session_contrast",
     "skip_info_nce",
+    "skip_margin",
     "skip_pair_mask",
     "skip_pair_scores",
+    "skip_softmax",
+    "skip_unlikelihood",
+    "target_positions",
     "target_ranks",
     "top_k_items",
 ]

@@ -66,8 +66,8 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
         mask_index: The item index of the mask token, one past the items.
 
     Returns:
-        The batch itself where nothing is hidden; else one with the mask token and feedback 0 in place of
-        what ``cloze_mask`` hides.
+        The batch itself where nothing is hidden; else one with the mask token and feedback 0, explicit or
+        not, in place of what ``cloze_mask`` hides.
 
     Example:
         >>> mask = torch.tensor([[False, True]])
@@ -80,6 +80,11 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
     return batch.replace(
         items=torch.where(batch.cloze_mask, mask_index, batch.items),
         feedback=torch.where(batch.cloze_mask, 0, batch.feedback),
+        explicit_feedback=(
+            None
+            if batch.explicit_feedback is None
+            else torch.where(batch.cloze_mask, 0, batch.explicit_feedback)
+        ),
     )
 
 
@@ -102,8 +107,17 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
     wider = batch.items.new_full((len(batch), 1), PADDING_INDEX)
     end = batch.lengths[:, None]
     items = torch.cat([batch.items, wider], dim=1).scatter(1, end, mask_index)  # [B, L + 1]
-    feedback = torch.cat([batch.feedback, wider.to(batch.feedback.dtype)], dim=1)
-    return batch.replace(items=items, feedback=feedback, cloze_mask=None)
+    unknown = wider.to(batch.feedback.dtype)
+    feedback = torch.cat([batch.feedback, unknown], dim=1)
+    explicit = batch.explicit_feedback
+    return batch.replace(
+        items=items,
+        feedback=feedback,
+        explicit_feedback=None if explicit is None else torch.cat([explicit, unknown], dim=1),
+        cloze_mask=None,
+        mined_negatives=None,
+        mined_positives=None,
+    )
 
 
 def cloze_positives(items: Tensor, listened_mask: Tensor, cloze_mask: Tensor) -> Tensor:

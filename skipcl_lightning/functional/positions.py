@@ -8,7 +8,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 
-__all__ = ["TargetRule", "last_position", "next_item_targets", "next_listened"]
+__all__ = ["TargetRule", "last_position", "next_item_targets", "next_listened", "target_positions"]
 
 TargetRule = Literal["next_listened", "next"]
 
@@ -53,21 +53,71 @@ def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float
     return torch.where(after < length, after, -1)
 
 
+def target_positions(
+    items: Tensor,
+    feedback: Tensor,
+    *,
+    explicit_feedback: Tensor | None = None,
+    rule: TargetRule = "next_listened",
+    skip_threshold: float = 0.0,
+) -> Tensor:
+    """Where the track stands that each position should predict.
+
+    Args:
+        items: [B, L] int64 item indices; 0 is padding.
+        feedback: [B, L] floating point, in [-1, 1].
+        explicit_feedback: [B, L] floating point in [-1, 1]; a track below 0 was disliked, and is never a
+            target.
+        rule: As for ``next_item_targets``.
+        skip_threshold: The feedback under which a track counts as skipped; unused by ``next``.
+
+    Returns:
+        [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The rule is unknown or the shapes disagree.
+
+    Example:
+        >>> items, feedback = torch.tensor([[5, 3, 4, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]])
+        >>> target_positions(items, feedback)
+        tensor([[ 2,  2, -1, -1]])
+    """
+    check_choice("rule", rule, get_args(TargetRule))
+    sizes = check_shape("items", items, "B L", dtype=torch.int64)
+    valid_mask = items != PADDING_INDEX
+    disliked = torch.zeros_like(valid_mask)
+    if explicit_feedback is not None:
+        check_shape("explicit_feedback", explicit_feedback, "B L", sizes, floating=True)
+        disliked = explicit_feedback < 0
+    if rule == "next_listened":
+        heard = feedback.masked_fill(disliked, -1.0)
+        position = next_listened(heard, valid_mask, skip_threshold=skip_threshold)
+        return torch.where(valid_mask, position, -1)
+    wanted = valid_mask & ~disliked
+    position = torch.arange(1, sizes["L"] + 1, device=items.device).expand_as(items)
+    wanted = torch.cat([wanted[:, 1:], torch.zeros_like(wanted[:, :1])], dim=1)[:, : sizes["L"]]
+    return torch.where(valid_mask & wanted, position, -1)
+
+
 def next_item_targets(
     items: Tensor,
     feedback: Tensor,
     *,
+    explicit_feedback: Tensor | None = None,
     rule: TargetRule = "next_listened",
     skip_threshold: float = 0.0,
 ) -> Tensor:
     """The item that each position should predict.
 
     ``next_listened``: i_{p(t)}, so that what was skipped is never a target (the paper's text). ``next``:
-    i_{t+1}, whatever the listener did with it, as in most sequence recommenders.
+    i_{t+1}, whatever the listener did with it, as in most sequence recommenders. A disliked track is never a
+    target: the first rule passes it over, the second has nothing to predict there.
 
     Args:
         items: [B, L] int64 item indices; 0 is padding.
         feedback: [B, L] floating point, in [-1, 1].
+        explicit_feedback: [B, L] floating point in [-1, 1], below 0 where a track was disliked.
         rule: Which of the two.
         skip_threshold: The feedback under which a track counts as skipped; unused by ``next``.
 
@@ -84,15 +134,10 @@ def next_item_targets(
         >>> next_item_targets(items, feedback, rule="next")
         tensor([[3, 4, 0, 0]])
     """
-    check_choice("rule", rule, get_args(TargetRule))
-    check_shape("items", items, "B L", dtype=torch.int64)
-    valid_mask = items != PADDING_INDEX
-    if rule == "next":
-        target = torch.cat([items[:, 1:], items.new_zeros(len(items), 1)], dim=1)[:, : items.shape[1]]
-        return torch.where(valid_mask, target, PADDING_INDEX)
-    position = next_listened(feedback, valid_mask, skip_threshold=skip_threshold)
-    target = items.gather(1, position.clamp(min=0))
-    return torch.where(valid_mask & (position >= 0), target, PADDING_INDEX)
+    position = target_positions(
+        items, feedback, explicit_feedback=explicit_feedback, rule=rule, skip_threshold=skip_threshold
+    )
+    return torch.where(position >= 0, items.gather(1, position.clamp(min=0)), PADDING_INDEX)
 
 
 def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:

@@ -2,11 +2,35 @@
 
 from types import MappingProxyType
 
+from skipcl_lightning.heads.combined import CombinedHead
 from skipcl_lightning.heads.next_item import FullSoftmax, SampledSoftmax
+from skipcl_lightning.heads.opposing_sequences import OpposingSequences
+from skipcl_lightning.heads.session_head import SessionHead, WeightedHead
 from skipcl_lightning.heads.skip_info_nce import SkipInfoNCE
+from skipcl_lightning.heads.skip_margin import SkipMargin
+from skipcl_lightning.heads.skip_softmax import SkipSoftmax
+from skipcl_lightning.heads.skip_unlikelihood import SkipUnlikelihood
 
-__all__ = ["NEXT_ITEM_LOSSES", "SKIP_HEADS", "FullSoftmax", "SampledSoftmax", "SkipInfoNCE"]
+__all__ = [
+    "NEXT_ITEM_LOSSES",
+    "SKIP_HEADS",
+    "CombinedHead",
+    "FullSoftmax",
+    "OpposingSequences",
+    "SampledSoftmax",
+    "SessionHead",
+    "SkipInfoNCE",
+    "SkipMargin",
+    "SkipSoftmax",
+    "SkipUnlikelihood",
+    "WeightedHead",
+]
 
 # By name, for YAML and checkpoints only.
 NEXT_ITEM_LOSSES = MappingProxyType({"FullSoftmax": FullSoftmax, "SampledSoftmax": SampledSoftmax})
-SKIP_HEADS = MappingProxyType({"SkipInfoNCE": SkipInfoNCE})
+SKIP_HEADS = MappingProxyType(
+    {
+        head.__name__: head
+        for head in (SkipInfoNCE, SkipUnlikelihood, SkipSoftmax, SkipMargin, OpposingSequences, CombinedHead)
+    }
+)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.contrast import weighted_mean
 from skipcl_lightning.functional.softmax import (
     Sampler,
     full_softmax_loss,
@@ -32,13 +33,16 @@ class FullSoftmax(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """The mean loss over positions with a target.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
+            weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -46,8 +50,8 @@ class FullSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree.
         """
-        query, target = _real_positions(query, target)
-        return _mean(full_softmax_loss(query, item_embeddings, target))
+        query, target, weight = _real_positions(query, target, weight)
+        return _mean(full_softmax_loss(query, item_embeddings, target), weight)
 
 
 class SampledSoftmax(nn.Module):
@@ -80,13 +84,16 @@ class SampledSoftmax(nn.Module):
         self.sampler: Sampler = sampler
         self.correct_sampling = correct_sampling
 
-    def forward(self, query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """The mean loss over positions with a target.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
+            weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -94,7 +101,7 @@ class SampledSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree, or as many negatives as items are asked for.
         """
-        query, target = _real_positions(query, target)
+        query, target, weight = _real_positions(query, target, weight)
         num_items = len(item_embeddings) - 1
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         log_probability = None
@@ -103,16 +110,21 @@ class SampledSoftmax(nn.Module):
         losses = sampled_softmax_loss(
             query, item_embeddings, target, negatives, negative_log_probability=log_probability
         )
-        return _mean(losses)
+        return _mean(losses, weight)
 
 
-def _real_positions(query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, D] and [N]: only where something is to be predicted, since logits are what costs."""
+def _real_positions(
+    query: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[N, D], [N] and [N]: only where something is to be predicted, since logits are what costs."""
     sizes = check_shape("query", query, "B L D", floating=True)
     check_shape("target", target, "B L", sizes)
     mask = target != PADDING_INDEX
-    return query[mask], target[mask]
+    if weight is None:
+        return query[mask], target[mask], None
+    check_shape("weight", weight, "B L", sizes, floating=True)
+    return query[mask], target[mask], weight[mask]
 
 
-def _mean(losses: Tensor) -> Tensor:
-    return losses.sum() / max(len(losses), 1)
+def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses.sum() / max(len(losses), 1) if weight is None else weighted_mean(losses, weight)

@@ -1,26 +1,34 @@
 """The skip-contrastive head."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.functional.cloze import cloze_positives
-from skipcl_lightning.functional.skip_info_nce import Anchors, Negatives, SkipWeights, skip_info_nce
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.functional.contrast import Anchors, SkipWeights, weighted_mean
+from skipcl_lightning.functional.skip_info_nce import (
+    Candidates,
+    Negatives,
+    rejected_candidates,
+    skip_info_nce_terms,
+)
+from skipcl_lightning.heads.across_ranks import gather_candidates, mean_across_ranks
+from skipcl_lightning.heads.session_head import SessionHead, require_table
 
 __all__ = ["Query", "SkipInfoNCE"]
 
 Query = Literal["session", "item"]
 
 
-class SkipInfoNCE(nn.Module):
+class SkipInfoNCE(SessionHead):
     """Pulls each position towards the next listened track and pushes it from the skipped ones.
 
-    The loss that ``forward`` yields is not weighted: whoever adds it to another asks ``weight_at``.
+    The loss that ``forward`` yields is not weighted: whoever adds it to another asks ``weight_at``. Mined
+    tracks join wherever the batch brings some (``SessionDataModule(mined_negatives=…)``).
 
     Where the batch hides tracks from a bidirectional backbone, the anchors are hidden positions only, each
     pulled to its own hidden track; ``query="item"`` and ``anchors="all"`` mean nothing there.
@@ -32,18 +40,28 @@ class SkipInfoNCE(nn.Module):
         query: What is contrasted at position t: the ``session`` as known after t tracks (z_t), or the
             ``item`` at t (e(i_t)); the predecessor paper tries both.
         anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: Skips of the ``session``, of its ``past``, or of the whole ``batch``.
+        negatives: Skips of the ``session``, of its ``past``, those ``passed`` over on the way to the next
+            listened track, or those of the whole ``batch``.
         skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        dislike_weight: What the weight of a disliked track is multiplied by, above 0.
+        like_weight: How much an anchor counts whose positive is liked, above 0.
+        num_hardest: Push each anchor only from so many negatives, the most similar ones; None for all.
+        bank_size: Push it from so many of the latest skips of earlier steps too; 0 for none. They are
+            embedded anew in each step, so that none is stale.
+        gather_ranks: Share the ``batch`` negatives of all processes, and take the mean over all their
+            anchors.
+        mined_positive_weight: β ≥ 0, how much a mined positive counts beside the next listened track.
         warmup_steps: Optimizer steps over which λ rises linearly from 0; 0 for none.
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range or not among its choices.
+        ValueError: A setting is out of range or not among its choices, or has no use.
 
     Reference:
         Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367; for ``query``, Seshadri and Knees:
         Leveraging Negative Signals with Self-Attention for Sequential Music Recommendation, MuRS 2023,
-        arXiv 2309.11623.
+        arXiv 2309.11623; for the bank, Wang et al.: Cross-Batch Memory for Embedding Learning, CVPR 2020,
+        arXiv 1912.06798.
 
     Example:
         >>> head = SkipInfoNCE(weight=0.5, warmup_steps=10)
@@ -51,104 +69,155 @@ class SkipInfoNCE(nn.Module):
         (0.0, 0.25, 0.5)
     """
 
+    uses_item_table = True
+
     @records_settings
     def __init__(
         self,
         *,
-        weight: float = 1.0,
+        weight: float = 0.1,
         temperature: float = 0.1,
         learn_temperature: bool = False,
         query: Query = "session",
         anchors: Anchors = "listened",
         negatives: Negatives = "session",
         skip_weights: SkipWeights = "uniform",
+        dislike_weight: float = 1.0,
+        like_weight: float = 1.0,
+        num_hardest: int | None = None,
+        bank_size: int = 0,
+        gather_ranks: bool = False,
+        mined_positive_weight: float = 0.5,
         warmup_steps: int = 0,
     ) -> None:
-        super().__init__()
-        check_number("weight", weight, minimum=0)
+        check_choice("negatives", negatives, get_args(Negatives))
+        super().__init__(
+            weight=weight,
+            anchors=anchors,
+            negatives="session" if negatives == "batch" else negatives,
+            skip_weights=skip_weights,
+            dislike_weight=dislike_weight,
+            like_weight=like_weight,
+            warmup_steps=warmup_steps,
+        )
         check_number("temperature", temperature, minimum=0, open_minimum=True)
         check_choice("query", query, get_args(Query))
-        check_choice("anchors", anchors, get_args(Anchors))
-        check_choice("negatives", negatives, get_args(Negatives))
-        check_choice("skip_weights", skip_weights, get_args(SkipWeights))
-        check_integer("warmup_steps", warmup_steps, minimum=0)
-        self.weight = weight
+        check_integer("bank_size", bank_size, minimum=0)
+        check_number("mined_positive_weight", mined_positive_weight, minimum=0)
+        if num_hardest is not None:
+            check_integer("num_hardest", num_hardest)
+        if gather_ranks and negatives != "batch":
+            raise ValueError(
+                f"`negatives` must be 'batch' with `gather_ranks`, got {negatives!r}. Negatives within a "
+                "session are on its own process."
+            )
         self.query: Query = query
-        self.anchors: Anchors = anchors
         self.negatives: Negatives = negatives
-        self.skip_weights: SkipWeights = skip_weights
-        self.warmup_steps = warmup_steps
+        self.num_hardest = num_hardest
+        self.gather_ranks = gather_ranks
+        self.mined_positive_weight = mined_positive_weight
         self.log_temperature: Tensor
         if learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         else:
             self.register_buffer("log_temperature", torch.tensor(math.log(temperature)))
+        self.bank: Tensor | None
+        bank = torch.full((bank_size,), PADDING_INDEX) if bank_size else None
+        self.register_buffer("bank", bank)
 
     @property
     def temperature(self) -> Tensor:
         """τ, a scalar; positive whatever the optimizer does, since its logarithm is what is learned."""
         return self.log_temperature.exp()
 
-    def weight_at(self, step: int) -> float:
-        """λ at an optimizer step.
-
-        Args:
-            step: Optimizer steps done so far, at least 0.
-
-        Returns:
-            ``weight``, or the part of it that the warm-up has reached.
-        """
-        if step >= self.warmup_steps:
-            return self.weight
-        return self.weight * step / self.warmup_steps
-
-    def forward(self, query: Tensor, keys: Tensor, batch: SessionBatch) -> Tensor:
-        """The mean contrastive loss over the batch's anchors.
+    def forward(
+        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
+    ) -> Tensor:
+        """The mean contrastive loss over the batch's anchors, or over those of all processes.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             keys: [B, L, D] floating point, the embeddings of the session's items.
             batch: Their items and feedback.
+            item_embeddings: [V + 1, D] floating point, the item table; row 0 is padding. Needed for a
+                memory bank and mined tracks.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without anchors.
 
         Raises:
-            ValueError: The batch hides tracks, and a setting has no meaning then.
+            ValueError: The batch hides tracks, and a setting has no meaning then; or the table is missing.
         """
-        positive_position = None
-        if batch.cloze_mask is not None:
-            self.check_cloze()
-            positive_position = cloze_positives(batch.items, batch.listened_mask, batch.cloze_mask)
-        return skip_info_nce(
+        losses, weights = self.terms(query, keys, batch, item_embeddings)
+        return mean_across_ranks(losses, weights) if self.gather_ranks else weighted_mean(losses, weights)
+
+    def terms(
+        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, L] losses of the anchors and [B, L] what each counts in the mean; 0 where there is none."""
+        settings: dict[str, Any] = {**self.contrast_settings, "negatives": self.negatives}
+        terms = skip_info_nce_terms(
             keys if self.query == "item" else query,
             keys,
             batch.items,
             batch.feedback,
-            anchors=self.anchors,
-            negatives=self.negatives,
-            skip_weights=self.skip_weights,
+            explicit_feedback=batch.explicit_feedback,
             temperature=self.temperature,
             skip_threshold=batch.skip_threshold,
-            positive_position=positive_position,
+            positive_position=self.positive_position(batch),
+            candidates=self._candidates(keys, batch, item_embeddings),
+            mined_negatives=_mined(batch.mined_negatives, item_embeddings),
+            mined_positives=_mined(batch.mined_positives, item_embeddings),
+            mined_positive_weight=self.mined_positive_weight,
+            num_hardest=self.num_hardest,
+            **settings,
         )
+        self._remember(batch)
+        return terms
 
     def check_cloze(self) -> None:
         """Raise unless the settings have a meaning where tracks are hidden from a bidirectional backbone.
 
-        A head of your own has such a method if it takes its anchors from ``batch.cloze_mask``:
-        ``SkipCLModule`` joins no other with a bidirectional backbone, whose output has seen all the rest.
-
         Raises:
             ValueError: A setting has none.
         """
+        super().check_cloze()
         if self.query == "item":
             raise ValueError(
                 "`query` must be 'session' for a bidirectional backbone, got 'item'. The item at a hidden "
                 "position is the very one that it is pulled to."
             )
-        if self.anchors == "all":
-            raise ValueError(
-                "`anchors` must be 'listened' for a bidirectional backbone, got 'all'. Only hidden tracks "
-                "that were listened to can be anchors."
-            )
+
+    def _candidates(
+        self, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None
+    ) -> Candidates | None:
+        """Negatives that all sessions share: the batch's, or all processes', and those of the bank."""
+        parts = []
+        if self.negatives == "batch":
+            own = rejected_candidates(keys, batch.items, self.contrast(batch))
+            parts.append(gather_candidates(own) if self.gather_ranks else own)
+        if self.bank is not None:
+            table = require_table(item_embeddings, "a memory bank")
+            weight = torch.zeros_like(self.bank, dtype=torch.float32)
+            parts.append(Candidates(self.bank, table[self.bank].to(keys.dtype), weight))
+        if not parts:
+            return None
+        items, embeddings, weights = zip(*parts, strict=True)
+        return Candidates(torch.cat(items), torch.cat(embeddings), torch.cat(weights))
+
+    @torch.no_grad()
+    def _remember(self, batch: SessionBatch) -> None:
+        """Put the batch's skips in front of the bank, without the host having to know how many they are."""
+        if self.bank is None or not self.training:
+            return
+        rejected = torch.where(self.contrast(batch).rejected_mask, batch.items, PADDING_INDEX).flatten()
+        both = torch.cat([rejected, self.bank])
+        order = (both == PADDING_INDEX).to(torch.uint8).sort(stable=True).indices
+        # Not in place: the backward pass may still ask for the bank as it was.
+        self.bank = both[order][: len(self.bank)]
+
+
+def _mined(items: Tensor | None, item_embeddings: Tensor | None) -> Candidates | None:
+    if items is None:
+        return None
+    return Candidates(items, require_table(item_embeddings, "mined tracks")[items])

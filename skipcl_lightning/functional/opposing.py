@@ -1,0 +1,119 @@
+"""Two sequences of one session, what was listened to and what was skipped, contrasted with each other."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipcl_lightning._checks import check_shape
+from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.contrast import Contrast
+from skipcl_lightning.functional.skip_info_nce import cosine
+
+__all__ = ["RejectedSequence", "opposing_contrast", "rejected_sequence"]
+
+
+class RejectedSequence(NamedTuple):
+    """What each session rejects, as a sequence of its own.
+
+    Args:
+        items: [B, L] int64, the rejected tracks in order, padded on the right with 0.
+        position: [B, L] int64, where each stands in its session; L at padding.
+    """
+
+    items: Tensor
+    position: Tensor
+
+
+def rejected_sequence(items: Tensor, contrast: Contrast) -> RejectedSequence:
+    """The skipped and disliked tracks of each session, moved together.
+
+    Args:
+        items: [B, L] int64; 0 is padding.
+        contrast: Of these sessions.
+
+    Returns:
+        The sequences.
+
+    Raises:
+        TypeError: ``items`` is not int64.
+        ValueError: Shapes disagree.
+
+    Example:
+        >>> from skipcl_lightning.functional import session_contrast
+        >>> items, feedback = torch.tensor([[5, 6, 7]]), torch.tensor([[-1.0, 1.0, -0.5]])
+        >>> rejected_sequence(items, session_contrast(items, feedback)).items
+        tensor([[5, 7, 0]])
+    """
+    sizes = check_shape("items", items, "B L", dtype=torch.int64)
+    length = sizes["L"]
+    positions = torch.arange(length, device=items.device).expand_as(items)
+    position = torch.where(contrast.rejected_mask, positions, length).sort(dim=1).values
+    moved = items.gather(1, position.clamp(max=max(length - 1, 0)))
+    return RejectedSequence(torch.where(position < length, moved, PADDING_INDEX), position)
+
+
+def opposing_contrast(
+    query: Tensor,
+    keys: Tensor,
+    opposing: Tensor,
+    items: Tensor,
+    contrast: Contrast,
+    *,
+    temperature: float | Tensor = 0.1,
+) -> tuple[Tensor, Tensor]:
+    r"""Pull each position to the next listened track, away from what the skips before it add up to.
+
+    With n_s what an encoder of the skipped tracks alone makes of those up to s, and S the skips before p(t):
+
+    .. math::
+        \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
+        {\exp(\cos(q_t, e_{p(t)}) / \tau) + \sum_{s \in S} \exp(\cos(q_t, n_s) / \tau)}
+
+    Args:
+        query: [B, L, D] floating point, q_t.
+        keys: [B, L, D] floating point, e_t.
+        opposing: [B, L, D] floating point, n of each place in the rejected sequence.
+        items: [B, L] int64; 0 is padding.
+        contrast: Anchors and positives.
+        temperature: τ > 0.
+
+    Returns:
+        [B, L] losses and [B, L] weights of the anchors, both 0 where there is none: an anchor has a skip
+        before its positive.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
+
+    Reference:
+        In the manner of Ivanova, Frolov, Vasilev: Benefiting from Negative yet Informative Feedback by
+        Contrasting Opposing Sequential Patterns, RecSys 2025, arXiv 2508.14786, which contrasts two encoders
+        as well; here the listened side is the backbone's own output.
+
+    Example:
+        >>> from skipcl_lightning.functional import session_contrast
+        >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
+        >>> ones = torch.ones(1, 3, 2)
+        >>> losses, _ = opposing_contrast(ones, ones, ones, items, session_contrast(items, feedback))
+        >>> losses.round(decimals=4)
+        tensor([[0.6931, 0.0000, 0.0000]])
+    """
+    sizes = check_shape("query", query, "B L D", floating=True)
+    check_shape("keys", keys, "B L D", sizes, floating=True)
+    check_shape("opposing", opposing, "B L D", sizes, floating=True)
+    check_shape("items", items, "B L", sizes, dtype=torch.int64)
+    sequence = rejected_sequence(items, contrast)
+    valid_mask = (items != PADDING_INDEX)[..., None]
+    query, keys = (torch.where(valid_mask, tensor, 0) for tensor in (query, keys))
+    opposing = torch.where((sequence.items != PADDING_INDEX)[..., None], opposing, 0)
+    positive = contrast.positive_position
+    mask = sequence.position[:, None, :] < positive[..., None]  # [B, L, L]
+    own = cosine(query, keys, temperature).gather(2, positive[..., None]).squeeze(2)
+    logits = cosine(query, opposing, temperature)
+    # A finite floor, since a row of -inf has a NaN gradient.
+    negative = torch.where(mask, logits, torch.finfo(logits.dtype).min).logsumexp(dim=2)
+    anchor_mask = contrast.anchor_mask & mask.any(dim=2)
+    losses = torch.where(anchor_mask, -F.logsigmoid(own - negative), 0)
+    return losses, contrast.anchor_weight * anchor_mask

@@ -1,0 +1,156 @@
+"""Several heads as one: their weighted sum, with weights that are given or learned."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_choice
+from skipcl_lightning._settings import Part, build_part, describe_part
+from skipcl_lightning.batch import SessionBatch
+
+__all__ = ["CombinedHead", "Weighting"]
+
+Weighting = Literal["fixed", "uncertainty"]
+
+
+class CombinedHead(nn.Module):
+    r"""The sum of several heads.
+
+    With ``fixed`` weighting it is Σ λ_h(step) · L_h, each head's own weight and warm-up. With
+    ``uncertainty`` each head gets a learned s_h besides, the logarithm of a variance, and the sum is
+
+    .. math::
+        \sum_h \lambda_h \exp(-s_h) L_h + s_h / 2
+
+    so that a loss that cannot be made small counts less; the next-item loss keeps the weight 1.
+
+    Args:
+        heads: At least two heads, or their names and settings.
+        weighting: ``fixed``, or learned by ``uncertainty``.
+
+    Raises:
+        TypeError: A head is neither a module nor a name with settings.
+        ValueError: There are fewer than two, or the weighting is unknown.
+
+    Reference:
+        Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+        Semantics, CVPR 2018, arXiv 1705.07115, equation 7.
+
+    Example:
+        >>> from skipcl_lightning.heads import SkipInfoNCE
+        >>> head = CombinedHead([SkipInfoNCE(weight=0.3), SkipInfoNCE(weight=0.1, negatives="batch")])
+        >>> [part.weight for part in head.heads]
+        [0.3, 0.1]
+    """
+
+    uses_item_table = True
+
+    def __init__(self, heads: Sequence[Part], *, weighting: Weighting = "fixed") -> None:
+        super().__init__()
+        check_choice("weighting", weighting, get_args(Weighting))
+        if len(heads) < 2:
+            raise ValueError(
+                f"`heads` must hold at least two heads, got {len(heads)}. A single one needs no sum."
+            )
+        self.heads = nn.ModuleList(build_part("heads", head, _registry()) for head in heads)
+        self.weighting: Weighting = weighting
+        self.log_variance = nn.Parameter(torch.zeros(len(heads))) if weighting == "uncertainty" else None
+        # What a checkpoint keeps, in plain values: of the heads their names and settings.
+        parts = [describe_part(head, _registry()) for head in self.heads]
+        self.settings: dict[str, Any] = {"heads": parts, "weighting": weighting}
+
+    def weight_at(self, step: int) -> float:  # noqa: ARG002 - the heads' common signature
+        """1, at any step: the heads' own weights are in the sum.
+
+        Args:
+            step: Optimizer steps done so far, at least 0.
+
+        Returns:
+            1.
+        """
+        return 1.0
+
+    def check_cloze(self) -> None:
+        """Raise unless every head knows what to do with a bidirectional backbone.
+
+        Raises:
+            ValueError: A head has a setting without a meaning there, or no such method.
+        """
+        for head in self.heads:
+            check = getattr(head, "check_cloze", None)
+            if check is None:
+                raise ValueError(
+                    f"`heads` must have a method `check_cloze` beside a bidirectional backbone, got "
+                    f"{type(head).__name__} without. Take anchors only where `batch.cloze_mask` is True."
+                )
+            check()
+
+    def losses(
+        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of each head, before its weight.
+
+        Args:
+            query: [B, L, D] floating point, the backbone's output.
+            keys: [B, L, D] floating point, the embeddings of the session's items.
+            batch: Their items and feedback.
+            item_embeddings: [V + 1, D] floating point, the item table.
+
+        Returns:
+            Scalars by the heads' class names, numbered where one comes twice.
+        """
+        losses: dict[str, Tensor] = {}
+        for head in self.heads:
+            name, number = type(head).__name__, 2
+            while name in losses:
+                name, number = f"{type(head).__name__}_{number}", number + 1
+            extra = (item_embeddings,) if getattr(head, "uses_item_table", False) else ()
+            losses[name] = head(query, keys, batch, *extra)
+        return losses
+
+    def combine(self, losses: dict[str, Tensor], step: int | None = None) -> Tensor:
+        """The weighted sum of the heads' losses.
+
+        Args:
+            losses: As ``losses`` gives them.
+            step: Optimizer steps done so far; None for the weights after any warm-up.
+
+        Returns:
+            A scalar.
+        """
+        weights = [_weight(head, step) for head in self.heads]
+        values = torch.stack([weight * loss for weight, loss in zip(weights, losses.values(), strict=True)])
+        if self.log_variance is None:
+            return values.sum()
+        return ((-self.log_variance).exp() * values + self.log_variance / 2).sum()
+
+    def forward(
+        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
+    ) -> Tensor:
+        """The weighted sum, with the weights after any warm-up.
+
+        Args:
+            query: [B, L, D] floating point, the backbone's output.
+            keys: [B, L, D] floating point, the embeddings of the session's items.
+            batch: Their items and feedback.
+            item_embeddings: [V + 1, D] floating point, the item table.
+
+        Returns:
+            A scalar.
+        """
+        return self.combine(self.losses(query, keys, batch, item_embeddings))
+
+
+def _weight(head: nn.Module, step: int | None) -> float:
+    if step is not None and hasattr(head, "weight_at"):
+        return float(head.weight_at(step))  # type: ignore[operator]  # torch types attributes as tensors
+    return float(getattr(head, "weight", 1.0))
+
+
+def _registry() -> Any:
+    # The registry names this class too, so it cannot be there before it.
+    from skipcl_lightning.heads import SKIP_HEADS
+
+    return SKIP_HEADS

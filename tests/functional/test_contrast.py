@@ -1,0 +1,82 @@
+import itertools
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from slow_contrast import random_sessions, slow_anchors
+
+from skipcl_lightning.functional import next_item_targets, session_contrast, target_positions
+
+SWITCHES = {
+    "anchors": st.sampled_from(["listened", "all"]),
+    "negatives": st.sampled_from(["session", "past", "passed"]),
+    "skip_weights": st.sampled_from(["uniform", "strength"]),
+    "threshold": st.sampled_from([0.0, -0.4, 0.3]),
+    "dislike_weight": st.sampled_from([1.0, 2.5]),
+    "like_weight": st.sampled_from([1.0, 3.0]),
+}
+
+
+@hypothesis.given(seed=st.integers(0, 10_000), switches=st.fixed_dictionaries(SWITCHES), hidden=st.booleans())
+def test_anchors_positives_and_negatives_are_those_of_the_definition(seed, switches, hidden):
+    _, _, items, feedback, said = random_sessions(seed)
+    positives = None
+    if hidden:
+        asked = (items != 0) & (torch.arange(7) % 2 == 0)
+        positives = torch.where(asked, torch.arange(7), -1)
+    settings = {**switches, "skip_threshold": switches["threshold"]}
+    del settings["threshold"]
+    contrast = session_contrast(
+        items, feedback, explicit_feedback=said, positive_position=positives, **settings
+    )
+    expected = slow_anchors(items, feedback, said, positives=positives, **switches)
+    for b, t in itertools.product(range(4), range(7)):
+        assert bool(contrast.anchor_mask[b, t]) == ((b, t) in expected)
+        if (b, t) not in expected:
+            assert contrast.anchor_weight[b, t] == 0
+            continue
+        p, weight, negatives = expected[b, t]
+        assert contrast.positive_position[b, t] == p
+        assert contrast.anchor_weight[b, t] == weight
+        assert contrast.negative_mask[b, t].nonzero().flatten().tolist() == sorted(negatives)
+        for s, strength in negatives.items():
+            assert contrast.log_weight[b, s].exp().item() == pytest.approx(strength)
+
+
+def test_unknown_is_neither_liked_nor_disliked():
+    _, _, items, feedback, _ = random_sessions(3)
+    without = session_contrast(items, feedback)
+    unknown = session_contrast(items, feedback, explicit_feedback=torch.zeros_like(feedback))
+    assert all(torch.equal(*pair) for pair in zip(without, unknown, strict=True))
+
+
+def test_a_liked_skip_is_neither_pushed_away_nor_a_target():
+    items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
+    said = torch.tensor([[0.0, 1.0, 0.0]])
+    contrast = session_contrast(items, feedback, explicit_feedback=said)
+    assert not contrast.negative_mask.any()
+    assert contrast.positive_position[0, 0] == 2
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("next_listened", [3, 3, 0]), ("next", [0, 3, 0])])
+def test_a_disliked_track_is_never_a_target(rule, expected):
+    items, feedback = torch.tensor([[1, 2, 3]]), torch.ones(1, 3)
+    said = torch.tensor([[0.0, -0.2, 1.0]])
+    assert next_item_targets(items, feedback, explicit_feedback=said, rule=rule).tolist() == [expected]
+    positions = target_positions(items, feedback, explicit_feedback=said, rule=rule)
+    assert positions.tolist() == [[{3: 2, 0: -1}[item] for item in expected]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"negatives": "batch"}, "`negatives` must be one of 'session', 'past', 'passed', got 'batch'"),
+        ({"dislike_weight": 0.0}, r"`dislike_weight` must be in \(0, inf\), got 0.0"),
+        ({"like_weight": -1.0}, "`like_weight` must be in"),
+        ({"explicit_feedback": torch.zeros(1, 2)}, "`explicit_feedback` must have shape"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        session_contrast(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 3), **change)
