@@ -13,7 +13,7 @@ from skipcl_lightning.evaluation.segments import SEGMENTS
 if TYPE_CHECKING:
     from skipcl_lightning.evaluation.report import EvaluationReport
 
-__all__ = ["save_rank_plot", "save_segment_plot", "write_whole"]
+__all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis", "write_whole"]
 
 # Told apart by the colour-blind too, and by their brightness in print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
@@ -43,7 +43,7 @@ def save_rank_plot(
     Raises:
         OSError: The file cannot be written.
     """
-    figure = _figure(4.6 * len(sessions) + 0.4, 4.6)
+    figure = make_figure(4.6 * len(sessions) + 0.4, 4.6)
     axes = figure.subplots(1, len(sessions), sharey=True, squeeze=False)[0]
     for axis, (name, frame) in zip(axes, sessions.items(), strict=True):
         _draw_ranks(axis, frame, num_items, top_k)
@@ -67,7 +67,7 @@ def save_segment_plot(
         ValueError: The reports have no such metric.
         OSError: The file cannot be written.
     """
-    figure = _figure(15, 4.2)
+    figure = make_figure(15, 4.2)
     axes = figure.subplots(1, len(SEGMENTS), sharex=True)
     colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
     for number, report in enumerate(reports):
@@ -110,11 +110,20 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         raise
 
 
-def _figure(width: float, height: float) -> Any:
+def make_figure(width: float, height: float) -> Any:
+    """A figure of its own, which needs no display and leaves no global state.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A figure of its own, without pyplot: no display is needed and no global state is left.
+    # Not by pyplot, which has both.
     figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
     FigureCanvasAgg(figure)
     return figure
@@ -152,7 +161,7 @@ def _draw_ranks(axis: Any, frame: pl.DataFrame, num_items: int, top_k: int) -> N
     axis.set(xscale="log", xlim=(1, num_items), ylim=(0, 1))
     axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
-    _tidy(axis, "y")
+    tidy_axis(axis, "y")
     axis.legend(frameon=False, loc="lower right")
 
 
@@ -165,10 +174,16 @@ def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift
     ticks = [f"{segment}  ({count:,})" for segment, count in part.select("segment", "sessions").iter_rows()]
     axis.set_yticks(places, ticks, fontsize=9)
     axis.margins(y=0.12)
-    _tidy(axis, "x")
+    tidy_axis(axis, "x")
 
 
-def _tidy(axis: Any, along: str) -> None:
+def tidy_axis(axis: Any, along: str) -> None:
+    """Draw a faint grid, and no frame where no values stand.
+
+    Args:
+        axis: A ``matplotlib.axes.Axes``.
+        along: Whose grid: ``x``, ``y`` or ``both``.
+    """
     axis.grid(axis=along, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=INK)

@@ -1,0 +1,212 @@
+"""One run of the study: a model trained and evaluated, and what is kept of it on disk."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+
+from skipcl_lightning._settings import describe_part
+from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.evaluation import EvaluationReport, evaluate
+from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning.heads import SKIP_HEADS
+from skipcl_lightning.module import SkipCLModule
+from skipcl_lightning.study.backbones import EMBEDDING_SIZE, build_backbone
+from skipcl_lightning.study.datasets import Recipe, find_recipe, make_data
+from skipcl_lightning.study.tracking import Tracking, tracked
+from skipcl_lightning.study.variants import find_variant
+
+__all__ = ["Run", "execute", "read_record"]
+
+TOP_K = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation, given by plain values.
+
+    Args:
+        dataset: As for ``make_data``.
+        backbone: One of ``backbone_names()``.
+        variant: One of ``VARIANTS``, or that with ``+input``.
+        weight: λ; None without a head, which has no use for it.
+        seed: Of initialisation and shuffling, and of a simulated log.
+        epochs: Epochs of the training.
+        sessions: Of a simulated log; the recipe's number if None.
+
+    Example:
+        >>> run = Run("dense", "SASRec", "session", 0.3, seed=1, epochs=8)
+        >>> run.label, run.key.rpartition("_")[0]
+        ('dense, SASRec, session, λ 0.3, seed 1', 'dense_SASRec_session_0.3_seed1')
+    """
+
+    dataset: str
+    backbone: str
+    variant: str
+    weight: float | None
+    seed: int
+    epochs: int
+    sessions: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The data set's name, without its path."""
+        return self.dataset.partition("=")[0]
+
+    @property
+    def label(self) -> str:
+        """What the run is called in messages."""
+        weight = [] if self.weight is None else [f"λ {self.weight:g}"]
+        return ", ".join([self.title, self.backbone, self.variant, *weight, f"seed {self.seed}"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the data set is made and trained on."""
+        return find_recipe(self.dataset)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on, in plain values; a run of other settings has another key."""
+        recipe = vars(self.recipe)
+        own = {name: value for name, value in asdict(self).items() if name != "sessions"}
+        simulation = None if recipe["simulation"] is None else dict(recipe["simulation"])
+        if simulation is not None and self.sessions is not None:
+            simulation["num_sessions"] = self.sessions
+        # Built, so that the parts' defaults count too.
+        backbone, head = self.build_parts()
+        return {
+            **{name: recipe[name] for name in recipe if name not in ("epochs", "simulation")},
+            **own,
+            "simulation": simulation,
+            "backbone_settings": describe_part(backbone, BACKBONES)["settings"],
+            "head": None if head is None else describe_part(head, SKIP_HEADS),
+            "feedback_input": find_variant(self.variant).feedback_input,
+            **find_variant(self.variant).data_settings,
+        }
+
+    @property
+    def key(self) -> str:
+        """The name of the run's files: its values, and a hash of all settings."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        weight = [] if self.weight is None else [f"{self.weight:g}"]
+        return "_".join([self.title, self.backbone, self.variant, *weight, f"seed{self.seed}", digest])
+
+    def build_parts(self) -> tuple[nn.Module, nn.Module | None]:
+        """The backbone and the head.
+
+        Returns:
+            Both; None for the head where there is none.
+
+        Raises:
+            ValueError: One of the names or settings is wrong.
+        """
+        head = None if self.weight is None else find_variant(self.variant).build_head(self.weight)
+        return build_backbone(self.backbone, self.recipe.max_length), head
+
+
+def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write ``runs/<key>.parquet`` and then ``runs/<key>.json``.
+
+    Each file appears whole or not at all, the JSON last: where it is, the run is done.
+
+    Args:
+        run: What to train.
+        folder: Of the study; made if it is not there.
+        threads: Torch's.
+        tracking: Where the run is logged in W&B; None for nowhere.
+
+    Returns:
+        The record that the JSON holds.
+
+    Raises:
+        ValueError: A setting is wrong.
+    """
+    torch.set_num_threads(threads)
+    # Lines on devices and limits, from each run anew.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    # Before the training, so that a login that fails costs nothing.
+    with tracked(tracking, run.key, run.settings) as log:
+        report, facts = _measure(run)
+        metrics = {name: None if math.isnan(value) else value for name, value in report.values.items()}
+        # One target a session: the two are the same figure.
+        metrics["map@10"] = metrics["mrr@10"]
+        log(metrics)
+    record = {"settings": run.settings, "metrics": metrics, "populations": report.populations, **facts}
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    path = folder / "runs" / run.key
+    write_whole(_with_ending(path, ".parquet"), report.sessions.write_parquet)
+    write_whole(_with_ending(path, ".json"), lambda place: place.write_text(text, encoding="utf-8"))
+    return record
+
+
+def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
+    """What an earlier ``execute`` has written.
+
+    Args:
+        run: The run.
+        folder: Of the study.
+
+    Returns:
+        The record; None if the run has still to be done, or its files are damaged.
+    """
+    path = folder / "runs" / run.key
+    if not _with_ending(path, ".parquet").is_file():
+        return None
+    try:
+        record = json.loads(_with_ending(path, ".json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("metrics"), Mapping):
+        return None
+    return record
+
+
+def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
+    recipe = run.recipe
+    seed_everything(run.seed, verbose=False)
+    variant = find_variant(run.variant)
+    data = make_data(run.dataset, run.seed, run.sessions, variant.data_settings)
+    module = SkipCLModule(
+        *run.build_parts(),
+        num_items=data.num_items,
+        embedding_size=EMBEDDING_SIZE,
+        feedback_input=variant.feedback_input,
+        top_k=TOP_K,
+        learning_rate=recipe.learning_rate,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=run.epochs,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    started = time.perf_counter()
+    trainer.fit(module, data)
+    facts = {
+        "seconds": time.perf_counter() - started,
+        "parameters": sum(weights.numel() for weights in module.parameters()),
+        "items": data.num_items,
+        "torch": torch.__version__,
+    }
+    # Runs differ by more than their sessions do: the intervals are over seeds.
+    return evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0), facts
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    # `with_suffix` would cut the weight at its dot.
+    return path.with_name(path.name + ending)

@@ -1,0 +1,156 @@
+"""The results of the study in words and tables: Markdown, and for a terminal."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from skipcl_lightning.study.results import METRICS, higher_is_better
+from skipcl_lightning.study.variants import PLAIN
+
+__all__ = ["make_markdown", "make_terminal_tables"]
+
+MISSING = "–"  # noqa: RUF001 - the dash of an empty cell
+_TOLD = ("better", "worse")
+_TERMINAL = ("hit_rate@10", "mrr@10", "skip_mrr@10", "skip_hit_rate@10", "pairwise_skip_accuracy")
+
+
+def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[dict[str, Any]]) -> str:
+    """The whole study as Markdown.
+
+    Args:
+        summary: As ``compare_all`` gives it.
+        gains: As ``gains_by_skip_rate`` gives them.
+        facts: A row a data set and backbone: what was run.
+
+    Returns:
+        Text.
+    """
+    lines = ["# What the skip heads do", "", *_explain(summary), "", "## What was run", ""]
+    lines += _grid(list(facts[0]), [list(map(str, row.values())) for row in facts])
+    for (dataset, backbone), part in summary.group_by("dataset", "backbone", maintain_order=True):
+        lines += ["", f"## {dataset}, {backbone}", "", "Mean over seeds (change in %):", ""]
+        lines += _metric_grid(part.filter(pl.col("compared_with") == PLAIN), _level)
+        for (against,), compared in part.group_by("compared_with", maintain_order=True):
+            others = compared.filter(pl.col("difference").is_not_null())
+            if others.height:
+                lines += ["", f"Difference to `{against}`, with 95 % intervals over seeds:", ""]
+                lines += _metric_grid(others, _difference)
+        own = gains.filter((pl.col("dataset") == dataset) & (pl.col("backbone") == backbone))
+        if own.height:
+            lines += ["", f"Difference of HR@10 to `{PLAIN}` by the skip rate of the session:", ""]
+            lines += _segment_grid(own)
+    return "\n".join(lines) + "\n"
+
+
+def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
+    """The metrics that matter most, for a terminal.
+
+    Args:
+        summary: As ``compare_all`` gives it.
+
+    Yields:
+        A table a data set and backbone: the plain model's figures, and the others' differences to them.
+    """
+    plain = summary.filter(pl.col("compared_with") == PLAIN)
+    for (dataset, backbone), part in plain.group_by("dataset", "backbone", maintain_order=True):
+        table = Table(
+            title=f"{dataset}, {backbone}: means of {PLAIN}, differences to it by seed",
+            caption="* told from noise at 95 %, by the seeds",
+        )
+        for column in ("", "λ", *(_head(metric) for metric in _TERMINAL)):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for variant, weight, cells in _models(part):
+            row = [_for_terminal(cells.get(metric)) for metric in _TERMINAL]
+            table.add_row(variant, weight, *row)
+        yield table
+
+
+def _explain(summary: pl.DataFrame) -> list[str]:
+    told = summary["verdict"].is_in(_TOLD).sum()
+    tried = summary.filter(pl.col("low").is_not_null()).height
+    return [
+        "Test, whole catalogue. ↑ higher is better, ↓ lower is better. Differences are paired by seed, and ± "
+        "is the half of a 95 % t-interval over seeds. There is none for one seed, nor where all seeds differ "
+        "alike, as counts of few sessions do by chance. **Bold** is what an interval tells from noise.",
+        "",
+        "Each seed of a simulated data set has a log of its own. The seeds of a real one share theirs: its "
+        "intervals say whether another seed would show the same, not whether other listeners would.",
+        "",
+        f"{told} of {tried} differences are bold. Where no head did anything, about one in twenty would be: "
+        f"{tried / 20:.0f} of these.",
+    ]
+
+
+def _metric_grid(part: pl.DataFrame, form: Any) -> list[str]:
+    rows = [
+        [f"`{variant}`", weight, *(_bold(cells.get(metric), form) for metric in METRICS)]
+        for variant, weight, cells in _models(part)
+    ]
+    return _grid(["variant", "λ", *map(_head, METRICS)], rows)
+
+
+def _segment_grid(gains: pl.DataFrame) -> list[str]:
+    sizes = dict(gains.sort("segment").select("segment", "sessions").unique("segment").iter_rows())
+    segments = gains["segment"].unique().sort().to_list()
+    heads = [f"{segment} ({sizes[segment]:,.0f} sessions)" for segment in segments]
+    rows = [
+        [f"`{variant}`", weight, *(_bold(cells.get(segment), _difference) for segment in segments)]
+        for variant, weight, cells in _models(gains, "segment")
+    ]
+    return _grid(["variant", "λ", *heads], rows)
+
+
+def _models(part: pl.DataFrame, kind: str = "metric") -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
+    """By variant and weight, the rows by metric or segment."""
+    for (variant, weight), rows in part.group_by("variant", "weight", maintain_order=True):
+        name = "" if weight is None else f"{weight:g}"
+        yield str(variant), name, {row[kind]: row for row in rows.iter_rows(named=True)}
+
+
+def _bold(row: dict[str, Any] | None, form: Any) -> str:
+    if row is None:
+        return MISSING
+    cell: str = form(row)
+    return f"**{cell}**" if _is_told(row) else cell
+
+
+def _is_told(row: dict[str, Any]) -> bool:
+    return row["low"] is not None and not row["low"] <= 0 <= row["high"]
+
+
+def _level(row: dict[str, Any]) -> str:
+    relative = "" if row["relative"] is None else f" ({_signed(row['relative'], 1)})"
+    return _short(f"{row['mean']:.4f}") + relative
+
+
+def _difference(row: dict[str, Any]) -> str:
+    margin = "" if row["low"] is None else " ± " + _short(f"{(row['high'] - row['low']) / 2:.4f}")
+    return _signed(row["difference"], 4) + margin
+
+
+def _for_terminal(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return MISSING
+    if row["difference"] is None:
+        return _short(f"{row['mean']:.3f}")
+    return _signed(row["difference"], 3) + ("*" if _is_told(row) else " ")
+
+
+def _signed(value: float, digits: int) -> str:
+    return _short(f"{value:+.{digits}f}").replace("-", "−")  # noqa: RUF001 - a minus, which is as wide as a plus
+
+
+def _short(number: str) -> str:
+    """Without the zero before the point, as shares are written, so that tables stay narrow."""
+    return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
+
+
+def _head(metric: str) -> str:
+    return f"{METRICS[metric]} {'↑' if higher_is_better(metric) else '↓'}"
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

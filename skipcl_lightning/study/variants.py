@@ -1,0 +1,108 @@
+"""The variants of the study: which skip heads, and whether past feedback is an input, in plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from skipcl_lightning._settings import build_part
+from skipcl_lightning.heads import SKIP_HEADS
+
+__all__ = ["INPUT_SUFFIX", "PLAIN", "VARIANTS", "Variant", "find_variant"]
+
+PLAIN = "none"
+INPUT_SUFFIX = "+input"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is added to the plain model.
+
+    Args:
+        parts: The heads, each with ``name`` and ``settings`` but for the weight; none for the plain model.
+        feedback_input: Whether the backbone sees the feedback of past tracks.
+        data_settings: What the data module is given besides, for mined tracks.
+    """
+
+    parts: tuple[Mapping[str, Any], ...] = ()
+    feedback_input: bool = False
+    data_settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def build_head(self, weight: float) -> nn.Module | None:
+        """The head, or the sum of several.
+
+        Args:
+            weight: λ, of each of them.
+
+        Returns:
+            The head; None without parts.
+
+        Example:
+            >>> VARIANTS["past"].build_head(0.3).weight
+            0.3
+        """
+        weighted = [
+            {"name": part["name"], "settings": {**part["settings"], "weight": weight}} for part in self.parts
+        ]
+        if not weighted:
+            return None
+        if len(weighted) == 1:
+            return build_part("head", weighted[0], SKIP_HEADS)
+        return build_part("head", {"name": "CombinedHead", "settings": {"heads": weighted}}, SKIP_HEADS)
+
+
+def _part(name: str, **settings: Any) -> Mapping[str, Any]:
+    return MappingProxyType({"name": name, "settings": MappingProxyType(settings)})
+
+
+_SESSION, _PAST, _BATCH = (
+    _part("SkipInfoNCE", negatives=negatives) for negatives in ("session", "past", "batch")
+)
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        PLAIN: Variant(),
+        "session": Variant((_SESSION,)),
+        "past": Variant((_PAST,)),
+        "batch": Variant((_BATCH,)),
+        "session+batch": Variant((_SESSION, _BATCH)),
+        "mined": Variant(
+            (_SESSION,), data_settings=MappingProxyType({"mined_negatives": 4, "mined_positives": 2})
+        ),
+        "unlikelihood": Variant((_part("SkipUnlikelihood"),)),
+        "softmax": Variant((_part("SkipSoftmax"),)),
+        "bpr": Variant((_part("SkipMargin", loss="bpr"),)),
+        "hinge": Variant((_part("SkipMargin", loss="hinge"),)),
+        "opposing": Variant((_part("OpposingSequences"),)),
+    }
+)
+
+
+def find_variant(name: str) -> Variant:
+    """A variant by its name.
+
+    Args:
+        name: One of ``VARIANTS``; with ``+input`` behind it, past feedback is an input too.
+
+    Returns:
+        The variant.
+
+    Raises:
+        ValueError: There is none of that name.
+
+    Example:
+        >>> find_variant("session+batch+input").feedback_input
+        True
+        >>> find_variant("sesion")
+        Traceback (most recent call last):
+            ...
+        ValueError: `variants` must be among none, session, ..., each also with '+input', got 'sesion'.
+    """
+    head = name.removesuffix(INPUT_SUFFIX)
+    if head not in VARIANTS:
+        raise ValueError(
+            f"`variants` must be among {', '.join(VARIANTS)}, each also with {INPUT_SUFFIX!r}, got {name!r}."
+        )
+    return replace(VARIANTS[head], feedback_input=name.endswith(INPUT_SUFFIX))

@@ -1,0 +1,167 @@
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.study.backbones import backbone_names, build_backbone
+from skipcl_lightning.study.datasets import find_recipe, make_data
+from skipcl_lightning.study.runs import Run, read_record
+from skipcl_lightning.study.schedule import list_runs
+from skipcl_lightning.study.variants import VARIANTS, find_variant
+
+SHARED = Path(os.environ.get("SKIPCL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def make_run(**changes):
+    values = {"dataset": "dense", "backbone": "SASRec", "variant": "session", "weight": 0.3}
+    return Run(**{**values, "seed": 0, "epochs": 1, **changes})
+
+
+def test_a_head_has_the_weight_and_its_own_negatives():
+    for negatives in ("session", "past", "batch"):
+        head = find_variant(negatives).build_head(0.7)
+        assert isinstance(head, SkipInfoNCE)
+        assert (head.weight, head.negatives) == (0.7, negatives)
+    assert find_variant("none").build_head(0.7) is None
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "none"])
+def test_every_variant_builds(name):
+    assert isinstance(find_variant(name).build_head(0.3), torch.nn.Module)
+
+
+def test_a_combined_head_gives_each_part_the_weight():
+    head = find_variant("session+batch").build_head(0.7)
+    assert [(part.weight, part.negatives) for part in head.heads] == [(0.7, "session"), (0.7, "batch")]
+
+
+def test_the_suffix_turns_the_input_on_and_nothing_else():
+    assert not any(variant.feedback_input for variant in VARIANTS.values())
+    for name in VARIANTS:
+        variant = find_variant(f"{name}+input")
+        assert variant.feedback_input
+        assert variant.parts == VARIANTS[name].parts
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_every_backbone_that_is_offered_builds_and_is_causal(name):
+    backbone = build_backbone(name, 7)
+    assert backbone.causal
+    assert backbone(torch.randn(2, 7, 64), torch.ones(2, 7, dtype=torch.bool)).shape == (2, 7, 64)
+
+
+def test_sasrec_is_the_demos():
+    settings = build_backbone("SASRec", 20).settings
+    assert {name: settings[name] for name in ("embedding_size", "max_length", "num_layers", "dropout")} == {
+        "embedding_size": 64,
+        "max_length": 20,
+        "num_layers": 1,
+        "dropout": 0.1,
+    }
+    assert build_backbone("SASRec", 20).settings.keys() == SASRec().settings.keys()
+
+
+def test_every_setting_that_matters_changes_the_key():
+    keys = {make_run().key}
+    for changes in (
+        {"dataset": "sparse"},
+        {"backbone": "GRU4Rec"},
+        {"variant": "past"},
+        {"variant": "session+input"},
+        {"variant": "none", "weight": None},
+        {"weight": 0.1},
+        {"seed": 1},
+        {"epochs": 2},
+        {"sessions": 60},
+    ):
+        keys.add(make_run(**changes).key)
+    assert len(keys) == 10
+    # The recipe's own number of sessions is no other setting.
+    assert make_run(sessions=4000).key == make_run().key
+
+
+def test_a_run_that_was_not_done_has_no_record(tmp_path):
+    assert read_record(make_run(), tmp_path) is None
+
+
+def test_a_json_without_its_sessions_is_no_record(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{make_run().key}.json").write_text('{"metrics": {}}', encoding="utf-8")
+    assert read_record(make_run(), tmp_path) is None
+
+
+def test_runs_without_a_head_come_once_a_seed_and_each_data_set_has_its_epochs():
+    variants = ["none", "none+input", "session"]
+    runs = list_runs(
+        datasets=["dense", "streaming=."],
+        backbones=["SASRec"],
+        variants=variants,
+        weights=[0.1, 1.0],
+        seeds=2,
+    )
+    assert len(runs) == 2 * 2 * (1 + 1 + 2)
+    assert len(set(runs)) == len(runs)
+    assert {(run.title, run.epochs) for run in runs} == {("dense", 8), ("streaming", 15)}
+    assert list_runs(
+        datasets=["dense", "streaming=."],
+        backbones=["SASRec"],
+        variants=["none"],
+        weights=[],
+        seeds=1,
+        epochs=3,
+        sessions=60,
+    ) == [
+        Run("dense", "SASRec", "none", None, seed=0, epochs=3, sessions=60),
+        Run("streaming=.", "SASRec", "none", None, seed=0, epochs=3),
+    ]
+
+
+def test_each_seed_simulates_a_log_of_its_own():
+    first, again, other = (make_data("dense", seed, sessions=40).log.collect() for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert not first.equals(other)
+
+
+def test_listeners_who_skip_more_skip_more():
+    rates = [
+        (make_data(name, 0, 500).log.collect()["feedback"] < 0).mean() for name in ("dense", "high_skip")
+    ]
+    assert rates[0] == pytest.approx(0.41, abs=0.05)
+    assert rates[1] > rates[0] + 0.1
+
+
+def test_low_ratings_are_skips_and_users_are_sessions(tmp_path):
+    rows = [(user, item, 1 + (item + user) % 5, 10 * item) for user in range(6) for item in range(7)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
+    table.write_parquet(tmp_path / "ratings.parquet")
+    data = make_data(f"ml-100k={tmp_path / 'ratings.parquet'}", seed=0)
+    log = data.log.collect()
+    assert log.filter(pl.col("session_id") == 0)["feedback"].to_list() == [-1, -0.5, 0, 0.5, 1, -1, -0.5]
+    assert len(data.session_ids) == 6
+    assert (data.max_length, data.batch_size) == (50, 64)
+
+
+def test_several_paths_are_separated_as_in_path(tmp_path):
+    header = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,not_skipped"
+    for name in ("a", "b"):
+        rows = [f"{name},{position},t,false,false,false,true" for position in range(1, 7)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    paths = os.pathsep.join(str(tmp_path / f"{name}.csv") for name in ("a", "b"))
+    assert make_data(f"mssd={paths}", seed=0).session_ids.to_list() == ["a", "b"]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="no listening logs: SKIPCL_DATA is not set and ../shared/data absent"
+)
+def test_real_logs_are_read():
+    ratings = make_data(f"ml-100k={SHARED / 'ml-100k/ratings.parquet'}", seed=0)
+    # Of 100,000 ratings, 17.5 % are 1 or 2.
+    assert (ratings.log.collect()["feedback"] < 0).mean() == pytest.approx(0.175, abs=0.001)
+    assert len(ratings.session_ids) == 943
+    assert find_recipe(f"streaming={SHARED / 'streaming_history'}").epochs == 15
+    assert make_data(f"streaming={SHARED / 'streaming_history'}", seed=0).num_items > 100
