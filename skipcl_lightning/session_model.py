@@ -83,6 +83,9 @@ class SessionModel(WholeCheckpoint):
         self.item_embedding = nn.Embedding(rows, embedding_size, padding_idx=PADDING_INDEX)
         self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
         self.feedback_embedding = nn.Linear(4, embedding_size, bias=False) if feedback_input else None
+        if self.feedback_embedding is not None:
+            # From nothing: drawn at random it would outweigh the items, and a short log never unlearns that.
+            nn.init.zeros_(self.feedback_embedding.weight)
 
     def build_backbone(self) -> nn.Module:
         """The backbone where none is passed: override it, and checkpoints load without arguments.

@@ -27,6 +27,7 @@ class Recorder(BERT4Rec):
 @hypothesis.given(seed=st.integers(0, 10_000), probability=st.floats(0.05, 1))
 def test_nothing_of_a_hidden_track_reaches_the_backbone(seed, probability):
     model = module(Recorder(8, max_length=6), feedback_input=True)
+    torch.nn.init.normal_(model.feedback_embedding.weight)
     torch.manual_seed(seed)
     model.mask_probability = probability
     hidden = model.prepare_training(batch())

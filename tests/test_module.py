@@ -95,10 +95,16 @@ def test_a_head_of_ones_own_needs_no_weight():
     )
 
 
-def test_feedback_of_past_tracks_reaches_the_output_only_when_asked_for():
+def test_feedback_of_past_tracks_reaches_the_output_only_when_asked_for_and_starts_from_nothing():
     batch, other = session_batch(), session_batch(feedback=torch.full((2, 4), 0.5))
     assert torch.equal(*(small_with_seed(feedback_input=False)(b) for b in (batch, other)))
-    assert not torch.equal(*(small_with_seed(feedback_input=True)(b) for b in (batch, other)))
+    module = small_with_seed(feedback_input=True)
+    assert torch.equal(module(batch), module(other))
+    assert module.losses(batch)["loss"].requires_grad
+    module.losses(batch)["loss"].backward()
+    assert module.feedback_embedding.weight.grad.any()
+    nn.init.normal_(module.feedback_embedding.weight)
+    assert not torch.equal(module(batch), module(other))
 
 
 def small_with_seed(**settings):

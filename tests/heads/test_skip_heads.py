@@ -248,6 +248,7 @@ def test_a_liked_target_weighs_more_and_a_disliked_one_is_none():
 
 def test_explicit_feedback_is_an_input_of_its_own():
     model = module(SASRec(8, max_length=6), None, feedback_input=True).eval()
+    torch.nn.init.normal_(model.feedback_embedding.weight)
     sessions = batch()
     unknown = sessions.replace(explicit_feedback=torch.zeros(2, 5))
     liked = sessions.replace(explicit_feedback=torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]))
