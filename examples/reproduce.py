@@ -115,6 +115,7 @@ def run(
         embedding_size=EMBEDDING_SIZE,
         next_item_loss=None if configuration.loss is None else configuration.loss(),
         exclude_seen=True,
+        feedback_input=False,
         top_k=(1, 5, 10, 20),
         learning_rate=learning_rate,
         **configuration.settings,

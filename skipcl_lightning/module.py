@@ -52,7 +52,8 @@ class SkipCLModule(SessionModel):
         target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
             A bidirectional backbone is asked for hidden tracks, listened ones or all.
         feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
-            strength: one each for listening, skips, likes and dislikes.
+            strength: one each for listening, skips, likes and dislikes; from zero on. On by default, since it
+            gained more than any head in the study (README); recommendations then want the feedback too.
         like_weight: How much a liked target counts in the next-item loss, above 0; all others count 1. A
             disliked one is never a target.
         mask_probability: How likely a track is hidden from a bidirectional backbone in a training step, in
@@ -94,7 +95,7 @@ class SkipCLModule(SessionModel):
         embedding_size: int = 64,
         next_item_loss: Part | None = None,
         target_rule: TargetRule = "next_listened",
-        feedback_input: bool = False,
+        feedback_input: bool = True,
         like_weight: float = 1.0,
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,

@@ -92,7 +92,8 @@ class Recommender:
 
         Args:
             sessions: Item ids of each session, in the order of time; the latest ``max_length`` count.
-            feedback: What the listener did with each, in [-1, 1]; unknown (0) without it.
+            feedback: What the listener did with each, in [-1, 1]; unknown (0) without it, which a model
+                trained with feedback as an input seldom saw.
             explicit_feedback: What the listener said of each, in [-1, 1]: below 0 disliked, above 0 liked.
             session_ids: What the sessions are called in the result; 0, 1, … without it.
             top_k: Tracks a session, at most the catalogue's size.

@@ -109,6 +109,8 @@ def _train(
         head,
         num_items=data.num_items,
         embedding_size=EMBEDDING_SIZE,
+        # As in the paper: skips reach the model by the head alone.
+        feedback_input=False,
         learning_rate=4e-3,
     )
     trainer = Trainer(
