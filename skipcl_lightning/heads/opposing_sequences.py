@@ -27,7 +27,7 @@ class OpposingSequences(SessionHead):
 
     Args:
         embedding_size: D, that of the item table.
-        weight: λ ≥ 0, what the loss is multiplied by in the sum.
+        weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
         temperature: τ > 0 of the contrast.
         sequence_weight: How much the next skipped track counts, at least 0; at 0 the encoder learns by the
             contrast alone.

@@ -20,7 +20,7 @@ class SkipSoftmax(SessionHead):
     one contrasts the scores of the ranking.
 
     Args:
-        weight: λ ≥ 0, what the loss is multiplied by in the sum.
+        weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
         num_samples: K, items drawn uniformly in each step and shared by the batch, no more than
             the catalogue has, less one; 0 for skips alone.
         anchors: ``listened`` positions, or ``all`` real ones.
