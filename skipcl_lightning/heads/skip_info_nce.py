@@ -28,7 +28,8 @@ class SkipInfoNCE(SessionHead):
     """Pulls each position towards the next listened track and pushes it from the skipped ones.
 
     The loss that ``forward`` yields is not weighted: whoever adds it to another asks ``weight_at``. Mined
-    tracks join wherever the batch brings some (``SessionDataModule(mined_negatives=…)``).
+    tracks join wherever the batch brings some (``SessionDataModule(mined_negatives=…)``): those of the track
+    at t, or of the one before where t itself is asked for.
 
     Where the batch hides tracks from a bidirectional backbone, the anchors are hidden positions only, each
     pulled to its own hidden track; ``query="item"`` and ``anchors="all"`` mean nothing there.
@@ -166,8 +167,8 @@ class SkipInfoNCE(SessionHead):
             skip_threshold=batch.skip_threshold,
             positive_position=self.positive_position(batch),
             candidates=self._candidates(keys, batch, item_embeddings),
-            mined_negatives=_mined(batch.mined_negatives, item_embeddings),
-            mined_positives=_mined(batch.mined_positives, item_embeddings),
+            mined_negatives=_mined(batch.mined_negatives, batch, item_embeddings),
+            mined_positives=_mined(batch.mined_positives, batch, item_embeddings),
             mined_positive_weight=self.mined_positive_weight,
             num_hardest=self.num_hardest,
             **settings,
@@ -217,7 +218,11 @@ class SkipInfoNCE(SessionHead):
         self.bank = both[order][: len(self.bank)]
 
 
-def _mined(items: Tensor | None, item_embeddings: Tensor | None) -> Candidates | None:
+def _mined(items: Tensor | None, batch: SessionBatch, item_embeddings: Tensor | None) -> Candidates | None:
+    """What was mined for the track before each positive, as far as it is known there."""
     if items is None:
         return None
+    if batch.cloze_mask is not None:
+        # A hidden track is asked for in its own place, so that what often follows it says nothing there.
+        items = nn.functional.pad(items[:, :-1], (0, 0, 1, 0), value=PADDING_INDEX)
     return Candidates(items, require_table(item_embeddings, "mined tracks")[items])

@@ -317,3 +317,18 @@ def test_a_head_of_ones_own_needs_only_three_arguments():
     assert model.losses(batch())["skip_loss"] > 0
     both = module(SASRec(8, max_length=6), CombinedHead([Plain(), SkipInfoNCE()]))
     assert "skip_loss/Plain" in both.losses(batch())
+
+
+def test_a_hidden_track_is_contrasted_with_what_follows_the_track_before_it():
+    query, table = tensors()
+    mined = torch.zeros(2, 5, 1, dtype=torch.int64)
+    hidden = batch().replace(
+        cloze_mask=torch.tensor([[False, False, True, False, False], [False] * 5]), mined_negatives=mined
+    )
+    keys = table[hidden.items]
+    plain = SkipInfoNCE()(query, keys, hidden, table)
+    for position, changes in ((1, True), (2, False), (3, False)):
+        drawn = mined.clone()
+        drawn[0, position] = 9
+        loss = SkipInfoNCE()(query, keys, hidden.replace(mined_negatives=drawn), table)
+        assert (loss != plain) == changes
