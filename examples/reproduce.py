@@ -32,7 +32,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from skipcl_lightning import SkipCLModule
-from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.data import SessionDataModule, read_movielens
 from skipcl_lightning.evaluation import LastItemMarkov, Popularity, SessionKNN, evaluate
 
 METRICS = ("hit_rate@10", "ndcg@10")
@@ -45,8 +45,8 @@ def read_interactions(dataset: Dataset, path: Path) -> pl.LazyFrame:
     """Read a data set's usual file as a canonical table, every row as listened to.
 
     Args:
-        dataset: `ml-100k` (`u.data`, or a Parquet file with user_id, item_id and timestamp), `ml-1m`
-            (`ratings.dat`), or `beauty` (lines of "user item" in the order of time).
+        dataset: `ml-100k` or `ml-1m` (any file that `read_movielens` reads), or `beauty` (lines of
+            "user item" in the order of time).
         path: The file.
 
     Returns:
@@ -56,21 +56,7 @@ def read_interactions(dataset: Dataset, path: Path) -> pl.LazyFrame:
         lines = pl.scan_csv(path, separator=" ", has_header=False, new_columns=["session_id", "item_id"])
         time = pl.int_range(pl.len()).alias("timestamp")
         return lines.select("session_id", "item_id", time, pl.lit(1.0).alias("feedback"))
-    if dataset == "ml-1m":
-        # "user::item::rating::time"; a separator of two characters is none that polars knows.
-        lines = pl.scan_csv(path, separator="\n", has_header=False, new_columns=["line"])
-        fields = pl.col("line").str.split_exact("::", 3).struct
-        columns = {"session_id": 0, "item_id": 1, "timestamp": 3}
-        return lines.select(
-            *(fields[place].cast(pl.Int64).alias(name) for name, place in columns.items()),
-            pl.lit(1.0).alias("feedback"),
-        )
-    if path.suffix == ".parquet":
-        table = pl.scan_parquet(path).rename({"user_id": "session_id"})
-    else:
-        names = ["session_id", "item_id", "rating", "timestamp"]
-        table = pl.scan_csv(path, separator="\t", has_header=False, new_columns=names)
-    return table.select("session_id", "item_id", "timestamp", pl.lit(1.0).alias("feedback"))
+    return read_movielens(path, label="watched")
 
 
 def make_data(dataset: Dataset, path: Path, batch_size: int) -> SessionDataModule:

@@ -63,6 +63,8 @@ class SessionBatch:
             bidirectional backbone is trained only.
         explicit_feedback: [B, L] float32 in [-1, 1]: below 0 the track was disliked, above 0 liked, 0
             unknown, and at padding; None where the source has none.
+        cold_target: [B] bool, the held-out item never occurs in the training part, and ranks last of all
+            candidates, whatever its score; at evaluation only. None where that is not known.
         mined_negatives: [B, L, M] int64, tracks often skipped right after the one here in the training part,
             sampled; 0 is none; in training only.
         mined_positives: [B, L, P] int64, tracks often listened to after it, likewise.
@@ -100,6 +102,7 @@ class SessionBatch:
         explicit_feedback: Tensor | None = None,
         mined_negatives: Tensor | None = None,
         mined_positives: Tensor | None = None,
+        cold_target: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
     ) -> None:
@@ -116,6 +119,7 @@ class SessionBatch:
             "explicit_feedback": (explicit_feedback, "B L", torch.float32),
             "mined_negatives": (mined_negatives, "B L M", torch.int64),
             "mined_positives": (mined_positives, "B L P", torch.int64),
+            "cold_target": (cold_target, "B", torch.bool),
         }
         for name, (tensor, shape, dtype) in optional.items():
             if tensor is not None:
@@ -131,6 +135,7 @@ class SessionBatch:
         self.explicit_feedback: Final = explicit_feedback
         self.mined_negatives: Final = mined_negatives
         self.mined_positives: Final = mined_positives
+        self.cold_target: Final = cold_target
         self.skip_threshold: Final = skip_threshold
 
     @property
@@ -165,6 +170,25 @@ class SessionBatch:
     def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
         """Some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
         return self._map(lambda tensor: tensor[rows])
+
+    def rank_cold_last(self, ranks: Tensor, last: int) -> Tensor:
+        """The ranks of the targets, with those that training never saw behind all others.
+
+        Args:
+            ranks: [B] int64 or float32, by score.
+            last: The rank behind all candidates, V in a whole catalogue.
+
+        Returns:
+            [B] of the same dtype.
+
+        Example:
+            >>> items = torch.tensor([[5], [2]])
+            >>> cold = torch.tensor([False, True])
+            >>> batch = SessionBatch(items, torch.zeros(2, 1), cold_target=cold)
+            >>> batch.rank_cold_last(torch.tensor([3, 1]), 9)
+            tensor([3, 9])
+        """
+        return ranks if self.cold_target is None else ranks.masked_fill(self.cold_target, last)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "SessionBatch":
         """The same batch on another device."""

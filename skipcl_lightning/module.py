@@ -242,8 +242,9 @@ class SkipCLModule(SessionModel):
         target_scores, skip_scores, skip_mask = skip_pair_scores(
             query, table, batch.target, batch.items, batch.skip_mask
         )
+        ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
         metrics.update(
-            ranks=target_ranks(query, table, batch.target, exclude=seen, ties=self.ties),
+            ranks=batch.rank_cold_last(ranks, self.num_items),
             # The metrics' threshold is 0; the batch's own may be another.
             target_feedback=batch.target_feedback - batch.skip_threshold,
             target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),

@@ -1,6 +1,8 @@
 """The LightningDataModule: from a log to the batches of every stage."""
 
+import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
@@ -15,53 +17,67 @@ from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.encoder import SessionEncoder
-from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.loader import ResumableLoader
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
-from skipcl_lightning.data.prepared import PreparedData
+from skipcl_lightning.data.prepared import ColdTargets, PreparedData
 from skipcl_lightning.data.run_warnings import restore_run_warnings, silence_run_warnings
-from skipcl_lightning.data.sampler import EvaluationSampler
-from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data.source import make_source
+from skipcl_lightning.data.split import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["SessionDataModule"]
 
 
 class SessionDataModule(LightningDataModule):
-    """Batches for training, validation, test and prediction from one log, by leave-one-out.
+    """Batches for training, validation, test and prediction, from a log or from a prepared store.
 
-    The log is read once, when something of it is first asked for or Lightning calls ``setup``; what was
+    A log is read once, when something of it is first asked for or Lightning calls ``setup``; what was
     dropped is then told on rank 0. Everything about the items (their numbering, their counts) comes from
-    the training part: of each session all but its last two tracks. Batches of prediction hold whole
-    sessions without a target: the question is what comes after all that is known.
+    the training part. Batches of prediction hold whole sessions without a target: the question is what comes
+    after all that is known.
+
+    Which batch comes when depends on ``seed``, the epoch and the process alone. A run that is resumed from a
+    checkpoint in mid-epoch goes on with the next batch; what models draw at random, as in dropout, is not
+    part of Lightning's checkpoints.
 
     Args:
-        log: A canonical table, as the readers give it.
+        log: A canonical table, as the readers give it, which is prepared in memory; or the folder of a store
+            that :func:`~skipcl_lightning.data.prepare_store` or ``skipcl prepare`` made, whose batches are
+            mapped from disk. How a store was prepared is settled: ``split``, ``cold_targets`` and the filter
+            must then be left alone.
         batch_size: Sessions in a batch, on each device.
         max_length: The most tracks of a session that a model looks at; the latest are kept. Batches of
             training hold a track more, to be predicted from so many. No session is longer than the longest
             training part less one at evaluation either: no model has learned what stands so late.
-        min_session_length: Tracks that a session needs, at least 3.
-        min_item_count: Rows that an item needs.
-        require_skip: Whether a session needs a skipped track.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        split: What is held out; :class:`~skipcl_lightning.data.LeaveOneOut` if None.
+        cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
+            them last of all, ``drop`` leaves them out. ``miss`` if None. Either way they are counted.
+        min_session_length: Tracks that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
+        min_item_count: Rows that an item needs; 1 if None.
+        require_skip: Whether a session needs a skipped track; no if None.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1]; 0 if None.
         mined_negatives: M, how many tracks are drawn for each track of a training batch from those most often
             skipped right after it in the training part; 0 for none.
         mined_positives: P, how many of those most often listened to after it.
         mining_score: What the best are best by: ``count``, ``pmi`` or ``wilson`` (``mine_transitions``).
         mining_depth: How many are kept for each track, to draw from.
         mining_min_count: How often a pair must have come.
+        bucket_batches: Of how many batches' sessions at a time training batches are cut by length, so that
+            less is padding; 0 for no such order.
+        seed: Of the order of training, in 0..2^32 - 1; that of ``seed_everything`` if None, or 0.
         num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which
             costs less than to pass it between processes.
         pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
 
     Raises:
-        TypeError: ``log`` is no polars frame or a setting has another type.
-        ValueError: A column is missing or a setting is out of range. At the first use of the data: the
-            contents are wrong, or nothing is left.
+        TypeError: ``log`` is neither a polars frame nor a path, or a setting has another type.
+        ValueError: A column is missing, a setting is out of range, or one is given that a store has settled.
+            At the first use of the data: the contents are wrong, nothing is left, or a store is damaged.
 
     Reference:
         The protocol: Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367. Its limits:
-        :func:`~skipcl_lightning.data.leave_one_out`.
+        :class:`~skipcl_lightning.data.LeaveOneOut`.
 
     Example:
         >>> from skipcl_lightning.data import simulate_sessions
@@ -75,56 +91,71 @@ class SessionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        log: pl.LazyFrame | pl.DataFrame,
+        log: pl.LazyFrame | pl.DataFrame | str | Path,
         *,
         batch_size: int = 256,
         max_length: int = 50,
-        min_session_length: int = 3,
-        min_item_count: int = 1,
-        require_skip: bool = False,
-        skip_threshold: float = 0.0,
+        split: Split | None = None,
+        cold_targets: ColdTargets | None = None,
+        min_session_length: int | None = None,
+        min_item_count: int | None = None,
+        require_skip: bool | None = None,
+        skip_threshold: float | None = None,
         mined_negatives: int = 0,
         mined_positives: int = 0,
         mining_score: MiningScore = "count",
         mining_depth: int = 20,
         mining_min_count: int = 2,
+        bucket_batches: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        check_log_columns(log)
         check_integer("batch_size", batch_size)
         check_integer("max_length", max_length)
+        check_integer("bucket_batches", bucket_batches, minimum=0)
         check_integer("num_workers", num_workers, minimum=0)
         check_integer("mined_negatives", mined_negatives, minimum=0)
         check_integer("mined_positives", mined_positives, minimum=0)
         check_choice("mining_score", mining_score, get_args(MiningScore))
         check_integer("mining_depth", mining_depth)
         check_integer("mining_min_count", mining_min_count)
+        if seed is not None:
+            check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
         if not isinstance(pin_memory, bool):
             raise TypeError(f"`pin_memory` must be True or False, got {pin_memory!r}.")
         self.log = log
         self.batch_size = batch_size
         self.max_length = max_length
-        self.session_filter = SessionFilter(
+        self._source = make_source(
+            log,
+            split=split,
+            cold_targets=cold_targets,
             min_session_length=min_session_length,
             min_item_count=min_item_count,
             require_skip=require_skip,
             skip_threshold=skip_threshold,
         )
-        self.skip_threshold = skip_threshold
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
         self.mining_score: MiningScore = mining_score
         self.mining_depth = mining_depth
         self.mining_min_count = mining_min_count
+        self.bucket_batches = bucket_batches
+        self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
 
     @cached_property
     def _data(self) -> PreparedData:
-        data = PreparedData.from_log(self.log, self.session_filter)
+        data = self._source.prepare()
         rank_zero_info(str(data))
         return data
+
+    @property
+    def skip_threshold(self) -> float:
+        """The feedback under which a track counts as skipped."""
+        return self._source.skip_threshold
 
     @property
     def vocabulary(self) -> ItemVocabulary:
@@ -147,8 +178,7 @@ class SessionDataModule(LightningDataModule):
 
         A model that learns positions has learned nothing of those that come later.
         """
-        longest = int(self._data.views["train"].ends.max())
-        return max(1, min(self.max_length, longest - 1))
+        return max(1, min(self.max_length, self._data.longest_input - 1))
 
     @cached_property
     def mined(self) -> MinedItems:
@@ -165,7 +195,7 @@ class SessionDataModule(LightningDataModule):
     @property
     def session_ids(self) -> pl.Series:
         """External session ids; ``session_index`` of a batch points into them."""
-        return self._data.store.session_ids
+        return self._data.store.ids
 
     @property
     def item_counts(self) -> Tensor:
@@ -180,7 +210,7 @@ class SessionDataModule(LightningDataModule):
     @property
     def num_cold_targets(self) -> dict[str, int]:
         """By split, the held-out targets whose item never occurs in the training part."""
-        return self._data.num_cold_targets
+        return dict(self._data.num_cold_targets)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Prepare the data, if nothing has asked for it yet.
@@ -208,46 +238,70 @@ class SessionDataModule(LightningDataModule):
         restore_run_warnings()
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches of the training part, shuffled by torch's global seed; without targets."""
-        return self._loader("train", shuffle=True)
+        """Batches of the training part, in a new order each epoch; without targets."""
+        dataset = self._dataset("train")
+        processes, process = self._processes
+        sampler = TrainingSampler(
+            dataset,
+            batch_size=self.batch_size,
+            lengths=self._data.views["train"].ends,
+            bucket_batches=self.bucket_batches,
+            seed=self._order_seed,
+            num_replicas=processes,
+            rank=process,
+        )
+        return ResumableLoader(dataset, sampler=sampler, **self._loader_settings)
 
     def val_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches that ask for each session's last track but one."""
-        return self._loader("validation")
+        """Batches that ask for the tracks to validate on."""
+        return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches that ask for each session's last track."""
-        return self._loader("test")
+        """Batches that ask for the tracks to test on."""
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[SessionBatch]:
         """Batches of whole sessions, without targets."""
-        return self._loader("predict")
+        return self._evaluation_loader("predict")
 
-    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[SessionBatch]:
-        view = self._data.views[split]
+    @property
+    def _processes(self) -> tuple[int, int]:
+        """How many there are, and which this one is."""
+        trainer = self.trainer
+        return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+    @property
+    def _order_seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def _dataset(self, split: str) -> SessionDataset:
         mining: dict[str, Any] = {}
         if split == "train" and any(self.mined_samples.values()):
             mining = {"mined": self.mined, **self.mined_samples}
-        dataset = SessionDataset(
-            view,
+        return SessionDataset(
+            self._data.views[split],
             # In training the last track is not looked at, but predicted.
             max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
             with_seen=split != "train",
+            num_warm_items=self._data.num_warm_items,
+            seed=self._order_seed,
             **mining,
         )
-        options: dict[str, Any] = {"shuffle": shuffle}
-        if split != "train" and self.trainer is not None and self.trainer.world_size > 1:
-            options = {
-                "sampler": EvaluationSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
-            }
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            collate_fn=keep_batch,  # type: ignore[arg-type]  # torch knows no typed `__getitems__`
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+
+    def _evaluation_loader(self, split: str) -> DataLoader[SessionBatch]:
+        dataset = self._dataset(split)
+        processes, process = self._processes
+        sampler = EvaluationSampler(dataset, processes, process) if processes > 1 else None
+        return DataLoader(dataset, sampler=sampler, **self._loader_settings)
+
+    @property
+    def _loader_settings(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "collate_fn": keep_batch,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
             # Page-locked memory serves copies to an accelerator; torch warns where there is none.
-            pin_memory=self.pin_memory and torch.accelerator.is_available(),
-            **options,
-        )
+            "pin_memory": self.pin_memory and torch.accelerator.is_available(),
+        }

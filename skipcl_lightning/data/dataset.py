@@ -1,5 +1,6 @@
 """The dataset that hands whole batches to a torch DataLoader."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch.utils.data import Dataset
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data.mining import MinedItems, sample_mined
-from skipcl_lightning.data.split import SessionView
 from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.views import SessionView
 
 __all__ = ["SessionDataset", "keep_batch"]
 
@@ -32,6 +33,10 @@ class SessionDataset(Dataset[SessionBatch]):
         mined_negatives: M, how many of the tracks skipped after it are drawn for each track, with
             replacement.
         mined_positives: P, how many of those listened to after it.
+        seed: Of these draws, in 0..2^32 - 1. They depend on it and on the rows of the batch alone: they
+            are the same in whatever process, and when a run is resumed.
+        num_warm_items: How many items the training part has, those of the indices 1 to this: targets above
+            are called cold, and rank last. None where that is not known.
         with_seen: Whether a batch names all tracks of its sessions so far (``seen``) where some are longer
             than ``max_length``, so that all can be left out of the candidates.
 
@@ -61,15 +66,20 @@ class SessionDataset(Dataset[SessionBatch]):
         mined: MinedItems | None = None,
         mined_negatives: int = 0,
         mined_positives: int = 0,
+        num_warm_items: int | None = None,
+        seed: int = 0,
     ) -> None:
         check_integer("max_length", max_length)
         check_integer("mined_negatives", mined_negatives, minimum=0)
         check_integer("mined_positives", mined_positives, minimum=0)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
         self.view = view
         self.max_length = max_length
         self.skip_threshold = skip_threshold
         self.with_seen = with_seen
+        self.num_warm_items = num_warm_items
+        self.seed = seed
         self.mined: dict[str, tuple[Tensor, int]] = {}
         if mined is not None and mined_negatives:
             self.mined["mined_negatives"] = (torch.from_numpy(mined.skipped_after), mined_negatives)
@@ -96,18 +106,29 @@ class SessionDataset(Dataset[SessionBatch]):
             session_index=torch.from_numpy(rows),
             explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
-            **{name: sample_mined(table, items, count) for name, (table, count) in self.mined.items()},
+            **self._draw_mined(items, chosen),
         )
         longest = int(ends.max(initial=0))
         if self.with_seen and longest > self.max_length:
             batch = batch.replace(seen=view.store.gather(rows, ends, max_length=longest)[0])
         if not view.with_target:
             return batch
-        places = view.targets[chosen]
+        places = view.store.offsets[rows] + ends
+        target = torch.from_numpy(view.store.items[places].astype(np.int64))
         return batch.replace(
-            target=torch.from_numpy(view.store.items[places].astype(np.int64)),
+            target=target,
+            cold_target=None if self.num_warm_items is None else target > self.num_warm_items,
             target_feedback=torch.from_numpy(_target_feedback(view.store, places)),
         )
+
+    def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
+        if not self.mined:
+            return {}
+        generator = torch.Generator().manual_seed(self.seed << 32 | zlib.crc32(chosen.tobytes()))
+        return {
+            name: sample_mined(table, items, count, generator=generator)
+            for name, (table, count) in self.mined.items()
+        }
 
 
 def _target_feedback(store: SessionStore, places: NDArray[np.int64]) -> NDArray[np.float32]:

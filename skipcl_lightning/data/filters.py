@@ -1,14 +1,27 @@
 """Which sessions and items of a log are kept."""
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.data.ordering import run_lengths
+from skipcl_lightning.data.parts import TableParts
+from skipcl_lightning.data.progress import Progress, no_progress
 
 __all__ = ["SessionFilter"]
 
-_SHORTEST = 3
+_REASONS = (
+    "rows_of_rare_items",
+    "rows_of_dropped_sessions",
+    "sessions_too_short",
+    "sessions_without_listened",
+    "sessions_without_skip",
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,8 @@ class SessionFilter:
     is dropped first.
 
     Args:
-        min_session_length: Tracks that a session needs, at least 3: one to learn from, one for validation,
+        min_session_length: Tracks that a session needs, at least 2;
+            :class:`~skipcl_lightning.data.LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
         require_skip: Whether a session needs a skipped track. It always needs a listened one, since there
@@ -32,13 +46,13 @@ class SessionFilter:
         ValueError: One is out of range.
 
     Example:
-        >>> SessionFilter(min_session_length=2)
+        >>> SessionFilter(min_session_length=1)
         Traceback (most recent call last):
             ...
-        ValueError: `min_session_length` must be at least 3, got 2. ...
+        ValueError: `min_session_length` must be at least 2, got 1. ...
     """
 
-    min_session_length: int = _SHORTEST
+    min_session_length: int = 3
     min_item_count: int = 1
     require_skip: bool = False
     skip_threshold: float = 0.0
@@ -47,8 +61,8 @@ class SessionFilter:
         check_integer(
             "min_session_length",
             self.min_session_length,
-            minimum=_SHORTEST,
-            cure="One track is to learn from, one for validation, one for test.",
+            minimum=2,
+            cure="One track alone says nothing of what comes next.",
         )
         check_integer("min_item_count", self.min_item_count)
         check_number("skip_threshold", self.skip_threshold, minimum=-1, maximum=1, open_minimum=True)
@@ -62,7 +76,7 @@ class SessionFilter:
         """Drop what does not satisfy the settings, until all that is left does.
 
         Args:
-            table: Rows with ``session_id``, ``item_id`` and ``feedback``.
+            table: Rows with ``session_id``, ``item_id`` and ``feedback``, each session's together.
 
         Returns:
             The rows that are kept, in their order, and how many rows of rare items, rows of dropped
@@ -76,43 +90,79 @@ class SessionFilter:
             >>> SessionFilter().apply(table)[1]["sessions_too_short"]
             1
         """
-        dropped = dict.fromkeys(
-            [
-                "rows_of_rare_items",
-                "rows_of_dropped_sessions",
-                "sessions_too_short",
-                "sessions_without_listened",
-                "sessions_without_skip",
-            ],
-            0,
+        parts = TableParts([table])
+        dropped = self.apply_to_parts(parts)
+        (kept,) = parts
+        return kept, dropped
+
+    def apply_to_parts(self, parts: TableParts, *, on_progress: Progress = no_progress) -> dict[str, int]:
+        """Do the same to a table in parts, in place.
+
+        Args:
+            parts: The rows, each session's together in one part.
+            on_progress: Told after each part.
+
+        Returns:
+            The counts.
+
+        Example:
+            >>> session = {"session_id": 2, "item_id": [5, 6, 7], "feedback": 1.0}
+            >>> parts = TableParts([pl.DataFrame(session)])
+            >>> SessionFilter().apply_to_parts(parts)["rows_of_rare_items"]
+            0
+        """
+        dropped = dict.fromkeys(_REASONS, 0)
+        for number in count(1):
+            rare, before = self._rare_items(parts), sum(dropped.values())
+            parts.replace(
+                partial(self._apply_once, rare=rare, dropped=dropped),
+                step=f"Filtering, round {number}",
+                on_progress=on_progress,
+            )
+            # Where no item is rare, sessions are all that goes, and none goes for the sake of another.
+            if self.min_item_count == 1 or sum(dropped.values()) == before:
+                break
+        return dropped
+
+    def _rare_items(self, parts: TableParts) -> pl.Series:
+        """The items that occur less often than asked."""
+        if self.min_item_count == 1:
+            return pl.Series([], dtype=pl.Null)
+        counts = pl.concat([part.group_by("item_id").len() for part in parts])
+        return (
+            counts.group_by("item_id")
+            .agg(pl.col("len").sum())
+            .filter(pl.col("len") < self.min_item_count)["item_id"]
         )
-        while True:
-            kept = self._apply_once(table, dropped)
-            if kept.height == table.height:
-                return kept, dropped
-            table = kept
 
-    def _apply_once(self, table: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
+    def _apply_once(self, part: pl.DataFrame, rare: pl.Series, dropped: dict[str, int]) -> pl.DataFrame:
         """Apply every filter once and add what went to the counts."""
-        sessions = table["session_id"].n_unique()
-        kept = table.filter(pl.len().over("item_id") >= self.min_item_count)
-        dropped["rows_of_rare_items"] += table.height - kept.height
-        rows = kept.height
-        for reason, satisfied in self._session_rules().items():
-            kept = kept.filter(satisfied.over("session_id"))
-            left = kept["session_id"].n_unique()
-            dropped[reason] += sessions - left
-            sessions = left
-        dropped["rows_of_dropped_sessions"] += rows - kept.height
-        return kept
+        sessions = len(run_lengths(part["session_id"]))
+        kept = part.filter(~pl.col("item_id").is_in(rare.implode())) if len(rare) else part
+        dropped["rows_of_rare_items"] += part.height - kept.height
+        lengths = run_lengths(kept["session_id"])
+        # Sessions of which nothing is left were too short.
+        dropped["sessions_too_short"] += sessions - len(lengths)
+        satisfied = np.ones(len(lengths), dtype=np.bool_)
+        for reason, right in self._session_rules(kept, lengths).items():
+            dropped[reason] += int((satisfied & ~right).sum())
+            satisfied &= right
+        if not satisfied.all():
+            rows = kept.height
+            kept = kept.filter(pl.Series(np.repeat(satisfied, lengths)))
+            dropped["rows_of_dropped_sessions"] += rows - kept.height
+        return part if kept.height == part.height else kept
 
-    def _session_rules(self) -> dict[str, pl.Expr]:
-        """What a session must satisfy, by the reason for which it goes."""
-        skipped = pl.col("feedback") < self.skip_threshold
+    def _session_rules(self, table: pl.DataFrame, lengths: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+        """[sessions] which of them satisfy what, by the reason for which the others go."""
+        skipped = (table["feedback"] < self.skip_threshold).to_numpy()
+        # `reduceat` takes no start without a row.
+        starts = (np.cumsum(lengths) - lengths).astype(np.int64)
+        num_skipped = np.add.reduceat(skipped, starts, dtype=np.int64) if len(starts) else lengths
         rules = {
-            "sessions_too_short": pl.len() >= self.min_session_length,
-            "sessions_without_listened": (~skipped).any(),
+            "sessions_too_short": lengths >= self.min_session_length,
+            "sessions_without_listened": num_skipped < lengths,
         }
         if self.require_skip:
-            rules["sessions_without_skip"] = skipped.any()
+            rules["sessions_without_skip"] = num_skipped > 0
         return rules

@@ -1,5 +1,6 @@
 """Hard negatives and extra positives, mined from the sessions that are learned from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,11 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
-from skipcl_lightning.data.split import SessionView
+from skipcl_lightning.data.views import SessionView
 
 __all__ = ["MinedItems", "MiningScore", "mine_transitions", "sample_mined"]
 
 MiningScore = Literal["count", "pmi", "wilson"]
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+# Sessions whose pairs are counted at once, and blocks of them that are counted before they are added up.
+_BLOCK = 1 << 16
+_MOST_BLOCKS = 8
 
 # The quantile of the normal distribution for a two-sided interval at 95 %.
 _NORMAL_QUANTILE = 1.959963984540054
@@ -76,8 +82,8 @@ def mine_transitions(
     Equal scores are ordered by n(i, j), the higher first, then by the index, the smaller (in a vocabulary,
     the more frequent) first: the order of the sessions does not matter.
 
-    Nothing of size V by V is built. Memory holds some arrays as long as the view's input, the distinct pairs
-    of one kind at a time and the two tables: at a million items and a depth of 20 these take 160 MB.
+    Nothing of size V by V is built. Memory holds 65,536 sessions, the distinct pairs of one kind at a time
+    and the two tables: at a million items and a depth of 20 these take 160 MB.
 
     Args:
         view: The sessions to learn from, the ``train`` view of a split; a session counts once for every row
@@ -120,16 +126,12 @@ def mine_transitions(
     check_choice("score", score, get_args(MiningScore))
     check_integer("min_count", min_count)
     check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-    tracks = _visible_tracks(view, skip_threshold)
-    largest = int(tracks.items.max(initial=0))
-    if largest > num_items:
-        raise ValueError(
-            f"`num_items` must be at least the largest item of `view`, {largest}, got {num_items}. "
-            "Give the length of the vocabulary."
-        )
     tables = (
         _best_rows(_scored(pairs, score, min_count), num_items, depth)
-        for pairs in (_right_after(tracks), _listened_after(tracks))
+        for pairs in (
+            _right_after(view, num_items, skip_threshold),
+            _listened_after(view, num_items, skip_threshold),
+        )
     )
     return MinedItems(*tables)
 
@@ -176,7 +178,7 @@ def sample_mined(
 
 @dataclass(frozen=True, eq=False)
 class _VisibleTracks:
-    """The inputs of a view, one after the other.
+    """The inputs of some rows of a view, one after the other.
 
     Args:
         items: [tracks] int32.
@@ -189,44 +191,77 @@ class _VisibleTracks:
     last: NDArray[np.int64]
 
 
-def _visible_tracks(view: SessionView, skip_threshold: float) -> _VisibleTracks:
-    stops = np.cumsum(view.ends)
-    shifts = view.store.offsets[view.rows] - (stops - view.ends)
-    places = np.repeat(shifts, view.ends) + np.arange(view.ends.sum())
+def _visible_tracks(
+    view: SessionView, rows: NDArray[np.int64], ends: NDArray[np.int64], skip_threshold: float
+) -> _VisibleTracks:
+    stops = np.cumsum(ends)
+    shifts = view.store.offsets[rows] - (stops - ends)
+    places = np.repeat(shifts, ends) + np.arange(ends.sum())
     # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
     skipped = view.store.feedback[places] < skip_threshold
-    return _VisibleTracks(view.store.items[places], skipped, np.repeat(stops - 1, view.ends))
+    return _VisibleTracks(view.store.items[places], skipped, np.repeat(stops - 1, ends))
 
 
-def _right_after(tracks: _VisibleTracks) -> pl.LazyFrame:
+def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
     """``count``: how often a follower was skipped right after an item; ``chances``: how often it came."""
-    first = np.flatnonzero(np.arange(len(tracks.last)) < tracks.last)
-    return _count_pairs(tracks, first, first + 1).with_columns(pl.col("came").alias("chances"))
+
+    def find(tracks: _VisibleTracks) -> Pairs:
+        first = np.flatnonzero(np.arange(len(tracks.last)) < tracks.last)
+        return first, first + 1
+
+    return _count_pairs(view, num_items, skip_threshold, find).with_columns(pl.col("came").alias("chances"))
 
 
-def _listened_after(tracks: _VisibleTracks) -> pl.LazyFrame:
+def _listened_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
     """``count``: how often a follower was the next listened; ``chances``: how often the item had one."""
-    places = np.arange(len(tracks.last))
-    # From the right, the nearest listened track at or after each place; past the end where there is none.
-    listened = np.where(tracks.skipped, len(places), places)
-    nearest = np.minimum.accumulate(listened[::-1])[::-1]
-    following = np.append(nearest[1:], len(places))
-    first = np.flatnonzero(following <= tracks.last)
-    pairs = _count_pairs(tracks, first, following[first])
-    return pairs.with_columns(
+
+    def find(tracks: _VisibleTracks) -> Pairs:
+        places = np.arange(len(tracks.last))
+        # From the right, the nearest listened track at or after each place; past the end where there is none.
+        listened = np.where(tracks.skipped, len(places), places)
+        nearest = np.minimum.accumulate(listened[::-1])[::-1]
+        following = np.append(nearest[1:], len(places))
+        first = np.flatnonzero(following <= tracks.last)
+        return first, following[first]
+
+    return _count_pairs(view, num_items, skip_threshold, find).with_columns(
         pl.col("came").alias("count"), pl.col("came").sum().over("item").alias("chances")
     )
 
 
-def _count_pairs(tracks: _VisibleTracks, first: NDArray[np.int64], second: NDArray[np.int64]) -> pl.LazyFrame:
+def _count_pairs(
+    view: SessionView,
+    num_items: int,
+    skip_threshold: float,
+    find: Callable[[_VisibleTracks], Pairs],
+) -> pl.LazyFrame:
     """One row a pair of different items: how often it ``came``, and the ``count`` of the second skipped."""
-    pairs = {"item": tracks.items[first], "follower": tracks.items[second], "skip": tracks.skipped[second]}
-    return (
-        pl.LazyFrame(pairs)
-        .filter(pl.col("item") != pl.col("follower"))
-        .group_by("item", "follower")
-        .agg(pl.len().alias("came"), pl.col("skip").sum().alias("count"))
-    )
+    schema = {"item": pl.Int32, "follower": pl.Int32, "came": pl.UInt32, "count": pl.UInt32}
+    counted = [pl.DataFrame(schema=schema)]
+    for rows, ends in view.blocks(_BLOCK):
+        tracks = _visible_tracks(view, rows, ends, skip_threshold)
+        largest = int(tracks.items.max(initial=0))
+        if largest > num_items:
+            raise ValueError(
+                f"`num_items` must be at least the largest item of `view`, {largest}, got {num_items}. "
+                "Give the length of the vocabulary."
+            )
+        first, second = find(tracks)
+        pairs = {
+            "item": tracks.items[first],
+            "follower": tracks.items[second],
+            "count": tracks.skipped[second],
+        }
+        came = pl.DataFrame(pairs).filter(pl.col("item") != pl.col("follower"))
+        counted.append(_sum_pairs(came.with_columns(pl.lit(1, dtype=pl.UInt32).alias("came"))))
+        # What has been counted twice is held once.
+        if len(counted) > _MOST_BLOCKS:
+            counted = [_sum_pairs(pl.concat(counted))]
+    return _sum_pairs(pl.concat(counted)).lazy()
+
+
+def _sum_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
+    return pairs.group_by("item", "follower").agg(pl.col("came").sum(), pl.col("count").sum().cast(pl.UInt32))
 
 
 def _scored(pairs: pl.LazyFrame, score: MiningScore, min_count: int) -> pl.DataFrame:

@@ -1,12 +1,12 @@
 """The reader of Spotify's Music Streaming Sessions Dataset (MSSD)."""
 
-from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.files import Paths, list_files, read_header
+from skipcl_lightning.data.parsing import parse_column, parse_integers
 
 __all__ = ["MSSD_LABELS", "read_mssd"]
 
@@ -14,7 +14,6 @@ MSSD_LABELS = ("skip_1", "skip_2", "skip_3", "graded")
 _FLAGS = ("skip_1", "skip_2", "skip_3", "not_skipped")
 _COLUMNS = ("session_id", "session_position", "track_id_clean", *_FLAGS)
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
-_MOST_QUOTED = 60
 
 
 def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
@@ -60,15 +59,8 @@ def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
 
 def _scan(file: Path, header: list[str], label: str) -> pl.LazyFrame:
     """One log as a canonical table."""
-    flags = [
-        pl.col(name).map_batches(
-            partial(_parse_flag, file=file, column=name), return_dtype=pl.Boolean, is_elementwise=True
-        )
-        for name in _FLAGS
-    ]
-    position = pl.col("session_position").map_batches(
-        partial(_parse_position, file=file), return_dtype=pl.Int64, is_elementwise=True
-    )
+    flags = [parse_column(name, file, _to_flags, pl.Boolean, "true or false") for name in _FLAGS]
+    position = parse_integers("session_position", file)
     # Every column as a string first: a type guessed from one file's first rows may not fit the next file.
     # With a schema given, asking for the columns does not unpack the file.
     text = pl.scan_csv(file, schema=dict.fromkeys(header, pl.String), glob=False).select(_COLUMNS)
@@ -93,24 +85,5 @@ def _feedback(label: str) -> pl.Expr:
     return pl.when(label).then(-1.0).when(pl.any_horizontal(_FLAGS)).then(1.0).otherwise(0.0)
 
 
-def _parse_flag(values: pl.Series, *, file: Path, column: str) -> pl.Series:
-    flags = values.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
-    if flags.null_count():
-        raise ValueError(_describe_wrong(values.filter(flags.is_null()), file, column, "true or false"))
-    return flags
-
-
-def _parse_position(values: pl.Series, *, file: Path) -> pl.Series:
-    positions = values.cast(pl.Int64, strict=False)
-    if positions.null_count():
-        wrong = values.filter(positions.is_null())
-        raise ValueError(_describe_wrong(wrong, file, "session_position", "an integer"))
-    return positions
-
-
-def _describe_wrong(wrong: pl.Series, file: Path, column: str, wanted: str) -> str:
-    value = wrong[0] if wrong[0] is None else wrong[0][:_MOST_QUOTED]
-    return (
-        f"`paths` must hold {wanted} in column {column!r} of every row, got {value!r} in {str(file)!r}. "
-        "Mend or remove that row, or fetch the file again."
-    )
+def _to_flags(values: pl.Series) -> pl.Series:
+    return values.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)

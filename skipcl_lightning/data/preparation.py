@@ -1,14 +1,74 @@
 """From a canonical table to checked, sorted and filtered sessions."""
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.schema import check_log_columns, collect_log
+from skipcl_lightning.data.ordering import drop_repeated, order_rows, run_lengths
+from skipcl_lightning.data.parts import TableParts, arrange_parts, read_chunks
+from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 
-__all__ = ["prepare_sessions"]
+__all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
+
+
+@dataclass(frozen=True)
+class HistoryRules:
+    """How a listening history that no one has cut yet becomes sessions.
+
+    Args:
+        gap_minutes: The longest pause within a session, above 0 (:func:`~skipcl_lightning.data.sessionise`).
+        skip_seconds: A play that another follows within so many seconds was skipped, above 0
+            (:func:`~skipcl_lightning.data.label_by_next_play`). None where the log has feedback of its own;
+            without either all is unknown.
+
+    Raises:
+        TypeError: A setting is no number.
+        ValueError: One is not above 0.
+
+    Example:
+        >>> HistoryRules(gap_minutes=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: `gap_minutes` must be in (0, inf), got 0.
+    """
+
+    gap_minutes: float
+    skip_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("gap_minutes", self.gap_minutes, minimum=0, open_minimum=True)
+        if self.skip_seconds is not None:
+            check_number("skip_seconds", self.skip_seconds, minimum=0, open_minimum=True)
+
+    def apply(self, plays: pl.DataFrame) -> pl.DataFrame:
+        """Label and cut the plays of whole users.
+
+        Args:
+            plays: All plays of some users, with or without ``feedback``.
+
+        Returns:
+            The plays, sorted by user and time, with ``session_id`` and ``feedback``.
+
+        Example:
+            >>> plays = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": [0, 10]})
+            >>> HistoryRules(gap_minutes=20, skip_seconds=30).apply(plays)["feedback"].to_list()
+            [-1.0, 0.0]
+        """
+        labelled = plays.lazy()
+        if self.skip_seconds is not None:
+            labelled = label_by_next_play(labelled, skip_seconds=self.skip_seconds)
+        elif "feedback" not in plays.columns:
+            labelled = labelled.with_columns(pl.lit(0.0, dtype=pl.Float32).alias("feedback"))
+        return sessionise(labelled, gap_minutes=self.gap_minutes).collect()
 
 
 def prepare_sessions(
@@ -19,6 +79,8 @@ def prepare_sessions(
     Rows may come in any order: they are sorted by session and, within one, by ``position`` if there is one,
     else by ``timestamp``, equal times in the order of the rows. Rows without an item and rows that repeat
     another in every canonical column are dropped. Null feedback, explicit or not, becomes 0, unknown.
+
+    All of it happens in memory; :func:`~skipcl_lightning.data.prepare_store` does the same in parts.
 
     Args:
         log: A canonical table.
@@ -42,57 +104,149 @@ def prepare_sessions(
         >>> table["item_id"].to_list(), report.rows_without_item
         (['a', 'b', 'c'], 1)
     """
-    session_filter = session_filter or SessionFilter()
-    columns = check_log_columns(log)
-    signals = [name for name in ("feedback", "explicit_feedback") if name in columns]
-    read = collect_log(log.lazy().select(columns)).with_columns(pl.col(signals).fill_null(0))
-    _check_contents(read)
-    with_item = read.filter(pl.col("item_id").is_not_null())
-    unique = with_item.unique(maintain_order=True)
-    _check_order(unique)
-    order = "position" if "position" in columns else "timestamp"
-    table = unique.sort("session_id", order, maintain_order=True).with_columns(
-        pl.col(signals).cast(pl.Float32)
-    )
-    kept, dropped = session_filter.apply(table)
+    parts, report = prepare_parts(log, session_filter or SessionFilter())
+    (table,) = parts
+    return table, report
+
+
+def prepare_parts(
+    log: pl.LazyFrame | pl.DataFrame,
+    session_filter: SessionFilter,
+    *,
+    history: HistoryRules | None = None,
+    rows_in_memory: int | None = None,
+    folder: Path | None = None,
+    on_progress: Progress = no_progress,
+) -> tuple[TableParts, DropReport]:
+    """What :func:`prepare_sessions` does, a part of the log at a time.
+
+    The result does not depend on ``rows_in_memory``: sessions are in the order of their ids (of a history: of
+    users, then of time).
+
+    Args:
+        log: A canonical table; with ``history`` one without ``session_id``.
+        session_filter: What is kept.
+        history: How sessions are cut, if the log has none.
+        rows_in_memory: About how many rows to hold at once; None for all.
+        folder: Where parts are written; needed with ``rows_in_memory``.
+        on_progress: Told of each step.
+
+    Returns:
+        The kept rows, each session in one part, and the report.
+
+    Raises:
+        TypeError: As for :func:`prepare_sessions`.
+        ValueError: As for :func:`prepare_sessions`, or ``skip_seconds`` meets a log with feedback.
+
+    Example:
+        >>> log = pl.DataFrame(
+        ...     {"session_id": 1, "item_id": [7, 8, 9], "feedback": 1.0, "position": [1, 2, 3]}
+        ... )
+        >>> parts, report = prepare_parts(log, SessionFilter())
+        >>> [part.height for part in parts]
+        [3]
+    """
+    columns = check_log_columns(log, history=history is not None)
+    if history is not None and history.skip_seconds is not None and "feedback" in columns:
+        raise ValueError(
+            f"`skip_seconds` must be None where the log has feedback of its own, got {history.skip_seconds}. "
+            "Leave it out, or drop the column."
+        )
+    key = "session_id" if history is None else "user_id"
+    chunks = _read_checked(log, columns, rows_in_memory, on_progress)
+    parts = arrange_parts(chunks, key if key in columns else None, rows_in_memory, folder)
+    dropped: Counter[str] = Counter()
+
+    def clean(part: pl.DataFrame) -> pl.DataFrame:
+        cleaned, counts = _clean_part(part, history)
+        dropped.update(counts)
+        return cleaned
+
+    parts.replace(clean, step="Sorting sessions", on_progress=on_progress)
+    filtered = session_filter.apply_to_parts(parts, on_progress=on_progress)
     # Sessions in which no row had an item end as too short ones: they have no track at all.
-    sessions_read = read["session_id"].n_unique()
-    dropped["sessions_too_short"] += sessions_read - table["session_id"].n_unique()
+    filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
     report = DropReport(
-        rows_read=read.height,
-        sessions_read=sessions_read,
-        rows_without_item=read.height - with_item.height,
-        duplicate_rows=with_item.height - unique.height,
         **dropped,
-        **_describe_kept(kept, session_filter.skip_threshold),
+        **filtered,
+        **_describe_kept(parts, session_filter.skip_threshold),
     )
-    if not kept.height:
+    if not report.rows_kept:
         raise ValueError(
             f"`log` must have at least one session that satisfies the filter, got none.\n{report}\n"
             "Loosen the filter, or check how the sessions were made."
         )
-    return kept, report
+    return parts, report
 
 
-def _describe_kept(kept: pl.DataFrame, skip_threshold: float) -> dict[str, Any]:
+def _read_checked(
+    log: pl.LazyFrame | pl.DataFrame, columns: list[str], rows_in_memory: int | None, on_progress: Progress
+) -> Iterator[pl.DataFrame]:
+    """The canonical columns, without nulls in what a listener did, and with nothing that cannot be right."""
+    signals = [name for name in ("feedback", "explicit_feedback") if name in columns]
+    rows = 0
+    for chunk in read_chunks(log.lazy().select(columns), rows_in_memory):
+        rows += chunk.height
+        on_progress("Reading rows", rows, None)
+        checked = chunk.with_columns(pl.col(signals).fill_null(0))
+        _check_contents(checked)
+        yield checked.with_columns(pl.col(signals).cast(pl.Float32))
+
+
+def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Whole sessions in their order, and the counts of what went."""
+    order = "position" if "position" in part.columns else "timestamp"
+    if history is None:
+        read = order_rows(part, "session_id", order)
+        with_item = read.filter(pl.col("item_id").is_not_null())
+        kept = drop_repeated(with_item, "session_id", order)
+        repeated = with_item.height - kept.height
+        _check_order(kept)
+    else:
+        # Before sessions are cut: a row that comes twice would seem to end its own play at once.
+        read = history.apply(part.unique(maintain_order=True))
+        kept = read.filter(pl.col("item_id").is_not_null())
+        repeated = part.height - read.height
+    sessions = len(run_lengths(read["session_id"]))
+    return kept, {
+        "rows_read": part.height,
+        "sessions_read": sessions,
+        "rows_without_item": part.height - kept.height - repeated,
+        "duplicate_rows": repeated,
+        "sessions_without_item": sessions - len(run_lengths(kept["session_id"])),
+    }
+
+
+def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:
     """The report's figures of what is left."""
-    feedback = kept["feedback"]
-    rows = max(kept.height, 1)
+    rows = sessions = skipped = unknown = 0
+    items: pl.Series | None = None
+    for part in parts:
+        rows += part.height
+        sessions += len(run_lengths(part["session_id"]))
+        skipped += int((part["feedback"] < skip_threshold).sum())
+        unknown += int((part["feedback"] == 0).sum())
+        items = part["item_id"].unique() if items is None else items.append(part["item_id"]).unique()
     return {
-        "rows_kept": kept.height,
-        "sessions_kept": kept["session_id"].n_unique(),
-        "items_kept": kept["item_id"].n_unique(),
-        "share_skipped": int((feedback < skip_threshold).sum()) / rows,
-        "share_unknown": int((feedback == 0).sum()) / rows,
+        "rows_kept": rows,
+        "sessions_kept": sessions,
+        "items_kept": 0 if items is None else len(items),
+        "share_skipped": skipped / max(rows, 1),
+        "share_unknown": unknown / max(rows, 1),
     }
 
 
 def _check_contents(table: pl.DataFrame) -> None:
     """Raise where a row cannot be right, naming its session."""
-    if table["session_id"].null_count():
+    owner, cure = (
+        ("session_id", "Drop these rows, or cut sessions with `sessionise`.")
+        if "session_id" in table.columns
+        else ("user_id", "Drop these rows: nobody is known to have listened.")
+    )
+    if owner in table.columns and table[owner].null_count():
         raise ValueError(
-            f"`log` must have a session in every row, got null in {table['session_id'].null_count()} of "
-            f"{table.height} rows. Drop these rows, or cut sessions with `sessionise`."
+            f"`log` must have a {owner.removesuffix('_id')} in every row, got null in "
+            f"{table[owner].null_count()} of {table.height} rows. {cure}"
         )
     for column in ("position", "timestamp"):
         if column not in table.columns:
@@ -114,13 +268,14 @@ def _check_contents(table: pl.DataFrame) -> None:
 
 
 def _check_order(table: pl.DataFrame) -> None:
-    """Raise where a session's order or its owner is in doubt."""
+    """Raise where the order of a session in a sorted table, or its owner, is in doubt."""
+    together = pl.col("session_id") == pl.col("session_id").shift(1)
     if "position" in table.columns:
-        shared = pl.struct("session_id", "position").is_duplicated()
+        shared = together & (pl.col("position") == pl.col("position").shift(1))
         cure = "Its rows differ, so neither can be left out: number them anew."
         _refuse(table, shared, "position", "each value once in a session", cure)
     if "user_id" in table.columns:
-        several = pl.col("user_id").n_unique().over("session_id") > 1
+        several = together & pl.col("user_id").ne_missing(pl.col("user_id").shift(1))
         cure = "Make session ids unique over users, as in 'user/session'."
         _refuse(table, several, "user_id", "one value in a session", cure)
 
@@ -130,7 +285,6 @@ def _refuse(table: pl.DataFrame, wrong: pl.Expr, column: str, wanted: str, cure:
     found = table.filter(wrong).head(1)
     if found.height:
         row = found.row(0, named=True)
-        raise ValueError(
-            f"`log` must have {wanted} in column {column!r}, got {row[column]!r} in session "
-            f"{row['session_id']!r}. {cure}"
-        )
+        owner = next((name for name in ("session_id", "user_id") if name in row), None)
+        where = "" if owner is None else f" in {owner.removesuffix('_id')} {row[owner]!r}"
+        raise ValueError(f"`log` must have {wanted} in column {column!r}, got {row[column]!r}{where}. {cure}")

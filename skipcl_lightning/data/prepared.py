@@ -1,6 +1,8 @@
 """All that is made from a log, once: items, sessions, splits and what the training part counts."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -8,18 +10,21 @@ from numpy.typing import NDArray
 
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.preparation import prepare_sessions
-from skipcl_lightning.data.split import (
-    SessionView,
-    count_items,
-    leave_one_out,
-    mark_training,
-    whole_sessions,
-)
-from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.ordering import run_lengths
+from skipcl_lightning.data.parts import TableParts
+from skipcl_lightning.data.preparation import prepare_parts
+from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.sessions import to_microseconds
+from skipcl_lightning.data.split import Rows, SessionBlock, Split
+from skipcl_lightning.data.storage import MemoryStorage, Storage
+from skipcl_lightning.data.store import SessionStore, StoreWriter
+from skipcl_lightning.data.views import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["PreparedData"]
+__all__ = ["SPLIT_NAMES", "ColdTargets", "PreparedData", "lay_out"]
+
+ColdTargets = Literal["miss", "drop"]
+SPLIT_NAMES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,51 +37,200 @@ class PreparedData:
         views: By split, ``train``, ``validation``, ``test`` and ``predict``, what is seen of them.
         item_counts: [V + 1] int64, how often each item occurs in the training part.
         drop_report: What was read, dropped and kept.
+        num_cold_targets: By split, the held-out targets whose item never occurs in the training part.
+        longest_input: The most tracks of a session in the training part.
+        caution: What figures of this split must not be taken for.
     """
 
     vocabulary: ItemVocabulary
     store: SessionStore
-    views: dict[str, SessionView]
+    views: Mapping[str, SessionView]
     item_counts: NDArray[np.int64]
     drop_report: DropReport
+    num_cold_targets: Mapping[str, int]
+    longest_input: int
+    caution: str
 
     @classmethod
-    def from_log(cls, log: pl.LazyFrame | pl.DataFrame, session_filter: SessionFilter) -> "PreparedData":
-        """Read, check, filter, number and split a log.
+    def from_log(
+        cls,
+        log: pl.LazyFrame | pl.DataFrame,
+        session_filter: SessionFilter,
+        split: Split,
+        cold_targets: ColdTargets = "miss",
+    ) -> "PreparedData":
+        """Read, check, filter, number and split a log, in memory.
 
         Args:
             log: A canonical table.
             session_filter: What is kept of it.
+            split: What is held out.
+            cold_targets: What becomes of held-out tracks that training never saw: ``drop`` leaves them out.
 
         Returns:
             The data.
 
         Raises:
-            ValueError: As for :func:`~skipcl_lightning.data.prepare_sessions`.
+            ValueError: As for :func:`~skipcl_lightning.data.prepare_sessions`, or a part of the split is
+                empty.
 
         Example:
+            >>> from skipcl_lightning.data import LeaveOneOut
             >>> log = pl.DataFrame(
             ...     {"session_id": 1, "item_id": [7, 8, 9], "feedback": 1.0, "position": [1, 2, 3]}
             ... )
-            >>> PreparedData.from_log(log, SessionFilter()).num_cold_targets
+            >>> PreparedData.from_log(log, SessionFilter(), LeaveOneOut()).num_cold_targets
             {'validation': 1, 'test': 1}
         """
-        table, report = prepare_sessions(log, session_filter)
-        in_training = table.select(mark_training()).to_series()
-        vocabulary = ItemVocabulary.from_log(table["item_id"], in_training=in_training)
-        store = SessionStore.from_table(table, vocabulary)
-        views = leave_one_out(store) | {"predict": whole_sessions(store)}
-        return cls(vocabulary, store, views, count_items(views["train"], len(vocabulary)), report)
+        parts, report = prepare_parts(log, session_filter)
+        return lay_out(parts, report, split, cold_targets, MemoryStorage())
 
     @property
-    def num_cold_targets(self) -> dict[str, int]:
-        """By split, the held-out targets whose item never occurs in the training part."""
-        return {
-            split: int((self.item_counts[self.store.items[view.targets]] == 0).sum())
-            for split, view in self.views.items()
-            if view.with_target
-        }
+    def num_warm_items(self) -> int:
+        """How many items the training part has: the indices 1 to this; what is above it is cold."""
+        return int(np.count_nonzero(self.item_counts))
 
     def __str__(self) -> str:
-        cold = ", ".join(f"{count:,} in {split}" for split, count in self.num_cold_targets.items())
-        return f"{self.drop_report}\nTargets never seen in training: {cold}."
+        asked = ", ".join(f"{len(view):,} in {name}" for name, view in self.views.items() if view.with_target)
+        cold = ", ".join(f"{count:,} in {name}" for name, count in self.num_cold_targets.items())
+        lines = (str(self.drop_report), f"Targets: {asked}; never seen in training: {cold}.", self.caution)
+        return "\n".join(line for line in lines if line)
+
+
+def lay_out(
+    parts: TableParts,
+    report: DropReport,
+    split: Split,
+    cold_targets: ColdTargets,
+    storage: Storage,
+    *,
+    on_progress: Progress = no_progress,
+) -> PreparedData:
+    """Number the items of prepared sessions, split them, and lay them out flat.
+
+    Args:
+        parts: The sessions, from :func:`~skipcl_lightning.data.preparation.prepare_parts`.
+        report: What was dropped.
+        split: What is held out.
+        cold_targets: What becomes of held-out tracks that training never saw.
+        storage: Where the arrays go.
+        on_progress: Told after each part.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: The split needs a ``timestamp`` that is not there, or a part of it is empty.
+
+    Example:
+        >>> from skipcl_lightning.data import LeaveOneOut
+        >>> log = pl.DataFrame(
+        ...     {"session_id": 1, "item_id": [7, 7, 9], "feedback": 1.0, "position": [1, 2, 3]}
+        ... )
+        >>> data = lay_out(*prepare_parts(log, SessionFilter()), LeaveOneOut(), "drop", MemoryStorage())
+        Traceback (most recent call last):
+            ...
+        ValueError: `split` must leave something for test, got nothing once 1 cold targets are dropped. ...
+    """
+    counts = _count_training(parts, report, split)
+    vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["in_training"])
+    num_warm = int((counts["in_training"] > 0).sum())
+    writer = StoreWriter(storage, vocabulary)
+    growing = {
+        name: (storage.array(f"{name}_rows", np.int64), storage.array(f"{name}_ends", np.int64))
+        for name in (*SPLIT_NAMES, "predict")
+    }
+    num_cold = dict.fromkeys(SPLIT_NAMES[1:], 0)
+    longest = 0
+    for number, (part, block) in enumerate(_blocks(parts, report, split), start=1):
+        cut = dict(split.cut(block))
+        longest = max(longest, int(cut["train"][1].max(initial=0)))
+        items = writer.append(part)
+        for name in num_cold:
+            warm = _are_warm(cut[name], block, items, num_warm)
+            num_cold[name] += int((~warm).sum())
+            if cold_targets == "drop":
+                cut[name] = (cut[name][0][warm], cut[name][1][warm])
+        for name, rows in (cut | {"predict": (block.rows, block.lengths)}).items():
+            for array, values in zip(growing[name], rows, strict=True):
+                array.append(values)
+        on_progress("Writing sessions", number, len(parts))
+    store = writer.finish()
+    views = {
+        name: SessionView(
+            store,
+            rows.finish(),
+            ends.finish(),
+            with_target=name in num_cold,
+            name=None if store.folder is None else name,
+        )
+        for name, (rows, ends) in growing.items()
+    }
+    _check_parts(views, num_cold, cold_targets)
+    item_counts = storage.array("item_counts", np.int64)
+    item_counts.append(np.zeros(1, dtype=np.int64))
+    item_counts.append(counts["in_training"].sort(descending=True).to_numpy())
+    return PreparedData(
+        vocabulary, store, views, item_counts.finish(), report, num_cold, longest, split.caution
+    )
+
+
+def _blocks(
+    parts: TableParts, report: DropReport, split: Split
+) -> Iterator[tuple[pl.DataFrame, SessionBlock]]:
+    """Each part, and what a split needs to know of it."""
+    first_row = 0
+    for part in parts:
+        lengths = run_lengths(part["session_id"])
+        times = None
+        if split.needs_time:
+            if "timestamp" not in part.columns:
+                raise ValueError(
+                    f"`log` must have a column 'timestamp' for {type(split).__name__}, got none. "
+                    "Split it by session, or read the time with it."
+                )
+            times = part.select(to_microseconds(pl.col("timestamp"), part.schema["timestamp"])).to_series()
+        yield (
+            part,
+            SessionBlock(
+                lengths, first_row, report.sessions_kept, None if times is None else times.to_numpy()
+            ),
+        )
+        first_row += len(lengths)
+
+
+def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
+    """All items, and how often each occurs in the training part."""
+    counts: list[pl.DataFrame] = []
+    for part, block in _blocks(parts, report, split):
+        rows, ends = split.cut(block)["train"]
+        seen = np.zeros(len(block.lengths), dtype=np.int64)
+        seen[rows - block.first_row] = ends
+        place = np.arange(part.height) - np.repeat(np.cumsum(block.lengths) - block.lengths, block.lengths)
+        in_training = pl.Series("in_training", place < np.repeat(seen, block.lengths))
+        counts.append(
+            part.select("item_id", in_training)
+            .group_by("item_id")
+            .agg(pl.col("in_training").sum().cast(pl.Int64))
+        )
+    return pl.concat(counts).group_by("item_id").agg(pl.col("in_training").sum())
+
+
+def _are_warm(asked: Rows, block: SessionBlock, items: NDArray[np.int64], num_warm: int) -> NDArray[np.bool_]:
+    """Which targets' items occur in the training part; cold ones have the highest indices."""
+    rows, ends = asked
+    starts = np.cumsum(block.lengths) - block.lengths
+    warm: NDArray[np.bool_] = items[starts[rows - block.first_row] + ends] <= num_warm
+    return warm
+
+
+def _check_parts(
+    views: Mapping[str, SessionView], num_cold: Mapping[str, int], cold_targets: ColdTargets
+) -> None:
+    for name, view in views.items():
+        if not len(view):
+            why = f" once {num_cold[name]} cold targets are dropped" if cold_targets == "drop" else ""
+            raise ValueError(
+                f"`split` must leave something for {name}, got nothing{why}. "
+                "Move its bounds, or take more sessions."
+            )

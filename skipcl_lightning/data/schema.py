@@ -15,11 +15,19 @@ A column ``explicit_feedback`` may stand beside them, in [-1, 1]: below 0 the tr
 liked, 0 or null unknown. Other columns are allowed and left aside.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import polars as pl
 
-__all__ = ["CANONICAL_COLUMNS", "check_log_columns", "collect_log", "describe_columns", "resolve_schema"]
+__all__ = [
+    "CANONICAL_COLUMNS",
+    "check_log_columns",
+    "collect_log",
+    "describe_columns",
+    "name_unreadable",
+    "resolve_schema",
+]
 
 CANONICAL_COLUMNS = (
     "session_id",
@@ -31,13 +39,16 @@ CANONICAL_COLUMNS = (
     "user_id",
 )
 _REQUIRED = ("session_id", "item_id", "feedback")
+_HISTORY = ("user_id", "item_id", "timestamp")
 
 
-def check_log_columns(log: pl.LazyFrame | pl.DataFrame) -> list[str]:
+def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
     """Look at the columns of a canonical table, not yet at its rows.
 
     Args:
         log: The table.
+        history: Whether its sessions are still to be cut: it then needs ``user_id`` and ``timestamp``, has no
+            ``session_id``, and may have no ``feedback``.
 
     Returns:
         The canonical columns that it has, in the canonical order.
@@ -53,7 +64,12 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame) -> list[str]:
         ValueError: `log` must have the column 'feedback', got item_id (Int64), session_id (Int64). ...
     """
     schema = resolve_schema("log", log)
-    for column in _REQUIRED:
+    if history and "session_id" in schema:
+        raise ValueError(
+            f"`log` must not have a column 'session_id' yet, got {describe_columns(schema)}. "
+            "Leave `gap_minutes` out to keep the sessions, or drop the column to cut them anew."
+        )
+    for column in _HISTORY if history else _REQUIRED:
         if column not in schema:
             raise ValueError(
                 f"`log` must have the column {column!r}, got {describe_columns(schema)}. "
@@ -84,8 +100,26 @@ def collect_log(log: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
         >>> collect_log(pl.LazyFrame({"item_id": [7]})).height
         1
     """
-    try:
+    with name_unreadable():
         return log.lazy().collect()
+
+
+@contextmanager
+def name_unreadable() -> Iterator[None]:
+    """Say what to do where a table cannot be read to its end.
+
+    Raises:
+        ValueError: In place of polars' error, or the operating system's.
+
+    Example:
+        >>> with name_unreadable():
+        ...     raise OSError("unexpected end of file")
+        Traceback (most recent call last):
+            ...
+        ValueError: `log` must be readable to its last row, got OSError: unexpected end of file. ...
+    """
+    try:
+        yield
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise ValueError(

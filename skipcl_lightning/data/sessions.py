@@ -1,11 +1,11 @@
-"""Sessions cut from a listening history at its pauses."""
+"""Sessions cut from a listening history at its pauses, and skips told from them."""
 
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning.data.schema import describe_columns, resolve_schema
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
 
-__all__ = ["cut_at_gaps", "sessionise", "to_microseconds"]
+__all__ = ["cut_at_gaps", "label_and_cut", "label_by_next_play", "sessionise", "to_microseconds"]
 
 _MICROSECONDS = 1_000_000
 
@@ -40,12 +40,7 @@ def sessionise(
         [0, 0, 1]
     """
     schema = resolve_schema("frame", frame)
-    for column in ["timestamp"] if duration is None else ["timestamp", duration]:
-        if column not in schema:
-            raise ValueError(
-                f"`frame` must have the column {column!r}, got {describe_columns(schema)}. "
-                "Rename the column that holds it."
-            )
+    _check_timestamp(schema, duration)
     if "session_id" in schema:
         raise ValueError(
             "`frame` must not have a column 'session_id' yet, got one. Drop it to cut the sessions anew."
@@ -54,6 +49,85 @@ def sessionise(
     length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
     by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
     return cut_at_gaps(frame.lazy().sort(by, maintain_order=True), start, start + length, gap_minutes, schema)
+
+
+def label_by_next_play(frame: pl.LazyFrame | pl.DataFrame, *, skip_seconds: float) -> pl.LazyFrame:
+    """Tell skips in a log that has only starts: a track was skipped if the next one began soon after it.
+
+    The next play is the same user's, of any session: a track before a long pause counts as listened to. The
+    last play of a user has no next one; its feedback is 0, unknown.
+
+    Args:
+        frame: A table with ``timestamp`` (Datetime, or a number of seconds), when a play started, and
+            perhaps ``user_id``; without it all plays are of one user. Other columns are kept.
+        skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
+            above 0. Exactly this long is a skip.
+
+    Returns:
+        The table, sorted by user and time (equal times in the row order), with ``feedback`` (Float32): -1
+        skipped, +1 listened to, 0 unknown.
+
+    Raises:
+        TypeError: ``frame`` is no polars frame or ``skip_seconds`` no number.
+        ValueError: ``timestamp`` is missing or has another type, the table has a ``feedback`` already, or
+            ``skip_seconds`` is not above 0.
+
+    Example:
+        >>> plays = pl.DataFrame({"user_id": ["u", "u", "v"], "timestamp": [0, 20, 25]})
+        >>> label_by_next_play(plays, skip_seconds=30).collect()["feedback"].to_list()
+        [-1.0, 0.0, 0.0]
+    """
+    check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
+    schema = resolve_schema("frame", frame)
+    _check_timestamp(schema)
+    if "feedback" in schema:
+        raise ValueError(
+            "`frame` must not have a column 'feedback' yet, got one. Drop it to tell the skips anew."
+        )
+    users = ["user_id"] if "user_id" in schema else []
+    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
+    pause = start.shift(-1) - start
+    for user in users:
+        pause = pl.when(pl.col(user).eq_missing(pl.col(user).shift(-1))).then(pause)
+    skipped = pause <= round(skip_seconds * _MICROSECONDS)
+    feedback = pl.when(skipped.is_null()).then(0.0).when(skipped).then(-1.0).otherwise(1.0)
+    ordered = frame.lazy().sort([*users, "timestamp"], maintain_order=True)
+    return ordered.with_columns(feedback.cast(pl.Float32).alias("feedback"))
+
+
+def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: float | None) -> pl.LazyFrame:
+    """What a reader of a log of starts hands over: labelled sessions, or the history as it is.
+
+    Args:
+        history: The plays with ``item_id``, ``timestamp`` and perhaps ``user_id``.
+        skip_seconds: As for ``label_by_next_play``.
+        gap_minutes: As for ``sessionise``; None leaves the history unlabelled, uncut and in its order.
+
+    Returns:
+        A canonical table, or the history.
+
+    Raises:
+        TypeError: A setting is no number.
+        ValueError: A setting is not above 0.
+    """
+    check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
+    if gap_minutes is None:
+        return history
+    labelled = label_by_next_play(history, skip_seconds=skip_seconds)
+    schema = labelled.collect_schema()
+    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
+    cut = cut_at_gaps(labelled, start, start, gap_minutes, schema)
+    return cut.select(name for name in CANONICAL_COLUMNS if name == "session_id" or name in schema)
+
+
+def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:
+    """Raise where a column that tells the time is missing."""
+    for column in ["timestamp"] if duration is None else ["timestamp", duration]:
+        if column not in schema:
+            raise ValueError(
+                f"`frame` must have the column {column!r}, got {describe_columns(schema)}. "
+                "Rename the column that holds it."
+            )
 
 
 def cut_at_gaps(

@@ -8,28 +8,30 @@ from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
 
-__all__ = ["simulate_sessions"]
+__all__ = ["EARLY", "Catalogue", "Floats", "Habits", "Integers", "listen", "simulate_sessions"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _CENTRE = 0.245  # the distance at which a skip is as likely as not; gives 41 % skips at the default
 _SLOPE = 9.0
+EARLY = -0.473  # feedback below it is a skip that is early enough for the listener to go back
 
 
 @dataclass(frozen=True)
-class _Habits:
+class Habits:
     """How the player proposes and the listener skips."""
 
     follow: float
     explore: float
     drift: float
     response: float
-    skip_bias: float
+    skip_bias: float | Floats  # for all sessions, or one each
+    going_back: float = 0.0  # how often an early skip leads to the track before
 
 
 @dataclass(frozen=True, eq=False)
-class _Catalogue:
+class Catalogue:
     """The items: [V] moods, successors, and popularity summed up in the order of moods."""
 
     moods: Integers
@@ -41,7 +43,7 @@ class _Catalogue:
     @classmethod
     def make(
         cls, random: np.random.Generator, num_items: int, num_moods: int, exponent: float
-    ) -> "_Catalogue":
+    ) -> "Catalogue":
         """Items with random moods, ranks and successors."""
         moods = random.permutation(np.arange(num_items) % num_moods)
         popularity = (1.0 + random.permutation(num_items)) ** -exponent
@@ -57,6 +59,7 @@ class _Catalogue:
 
     @property
     def num_moods(self) -> int:
+        """How many moods there are."""
         return len(self.first) - 1
 
     def draw(self, random: np.random.Generator, moods: Integers) -> Integers:
@@ -160,32 +163,39 @@ def simulate_sessions(
     check_number("follow_probability", follow_probability, minimum=0, maximum=1 - explore_probability)
     check_number("drift_probability", drift_probability, minimum=0, maximum=1)
     check_number("response_probability", response_probability, minimum=0, maximum=1)
-    habits = _Habits(
+    habits = Habits(
         follow_probability, explore_probability, drift_probability, response_probability, skip_bias
     )
     random = np.random.default_rng(seed)
-    catalogue = _Catalogue.make(random, num_items, num_moods, popularity_exponent)
+    catalogue = Catalogue.make(random, num_items, num_moods, popularity_exponent)
     lengths = random.integers(min_length, max_length + 1, size=num_sessions)
     moods = random.integers(num_moods, size=num_sessions)
-    return _to_table(catalogue, lengths, _listen(random, catalogue, habits, moods, max_length))
+    return _to_table(catalogue, lengths, listen(random, catalogue, habits, moods, max_length))
 
 
-def _listen(
-    random: np.random.Generator, catalogue: _Catalogue, habits: _Habits, moods: Integers, num_positions: int
+def listen(
+    random: np.random.Generator, catalogue: Catalogue, habits: Habits, moods: Integers, num_positions: int
 ) -> dict[str, list[NDArray[np.generic]]]:
     """All sessions at once, position by position; each column is a list of [sessions] arrays."""
     columns: dict[str, list[NDArray[np.generic]]] = {}
-    anchors = catalogue.draw(random, moods)
-    for _ in range(num_positions):
-        tracks = _propose(random, catalogue, habits, anchors)
+    anchors = before = tracks = catalogue.draw(random, moods)
+    goes_back = np.zeros(len(moods), dtype=np.bool_)
+    for position in range(num_positions):
+        proposed = _propose(random, catalogue, habits, anchors)
+        before, tracks = tracks, np.where(goes_back, before, proposed)
         distances = catalogue.distance(catalogue.moods[tracks], moods)
         probabilities = 1 / (1 + np.exp(-(_SLOPE * (distances - _CENTRE) + habits.skip_bias)))
         skipped = random.random(len(moods)) < probabilities
+        feedback = _rate(random, skipped, distances)
+        # Without the habit no number is drawn for it, nor is there a track before the first.
+        if habits.going_back and position:
+            goes_back = (feedback < EARLY) & (random.random(len(moods)) < habits.going_back)
         row = {
             "track": tracks,
             "session_mood": moods,
             "skip_probability": probabilities,
-            "feedback": _rate(random, skipped, distances),
+            "feedback": feedback,
+            "goes_back": goes_back,
         }
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
@@ -197,7 +207,7 @@ def _listen(
 
 
 def _propose(
-    random: np.random.Generator, catalogue: _Catalogue, habits: _Habits, anchors: Integers
+    random: np.random.Generator, catalogue: Catalogue, habits: Habits, anchors: Integers
 ) -> Integers:
     """[sessions] the player's next tracks."""
     choice = random.random(len(anchors))
@@ -208,7 +218,7 @@ def _propose(
 
 
 def _move_away(
-    random: np.random.Generator, catalogue: _Catalogue, anchors: Integers, skipped: Integers
+    random: np.random.Generator, catalogue: Catalogue, anchors: Integers, skipped: Integers
 ) -> Integers:
     """[sessions] where the player goes on once a track is skipped: not in that track's mood."""
     steps = random.choice([-1, 1], size=len(skipped))
@@ -224,7 +234,7 @@ def _rate(random: np.random.Generator, skipped: NDArray[np.bool_], distances: Fl
 
 
 def _to_table(
-    catalogue: _Catalogue, lengths: Integers, columns: dict[str, list[NDArray[np.generic]]]
+    catalogue: Catalogue, lengths: Integers, columns: dict[str, list[NDArray[np.generic]]]
 ) -> pl.LazyFrame:
     """The positions that exist, session after session."""
     rows = {name: np.stack(values, axis=1) for name, values in columns.items()}  # [sessions, positions]

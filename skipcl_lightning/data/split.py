@@ -1,87 +1,335 @@
-"""Which part of each session is learned from, and which track of it is held out."""
+"""Which part of the sessions is learned from, and which tracks are held out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning.data.permutation import shuffled_rows
 from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.views import SessionView
 
-__all__ = ["SessionView", "count_items", "leave_one_out", "mark_training", "whole_sessions"]
+__all__ = [
+    "LeaveOneOut",
+    "SessionBlock",
+    "Split",
+    "SplitBySession",
+    "SplitByTime",
+    "Targets",
+    "check_split",
+    "leave_one_out",
+]
+
+Targets = Literal["last", "every"]
+Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 _HELD_OUT = 2
+_MICROSECONDS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class SessionView:
-    """A part of a store: of session ``rows[n]`` the tracks before ``ends[n]`` and perhaps the one there.
+class SessionBlock:
+    """Some sessions of a log, one after the other, as far as a split needs to know them.
 
     Args:
-        store: The sessions.
-        rows: [N] int64, which sessions.
-        ends: [N] int64, how many of each session's tracks are input.
-        with_target: Whether the track after the input is the held-out target.
-
-    Raises:
-        ValueError: The lengths differ, or a row or an end does not exist.
-
-    Example:
-        >>> store = SessionStore(
-        ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
-        ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
-        ... )
-        >>> SessionView(store, np.array([0]), np.array([2]), with_target=True).targets
-        array([2])
+        lengths: [n] int64, the tracks of each.
+        first_row: Which session of the log the first one is.
+        total: How many sessions the log has.
+        times: [tracks] int64, when each was played, in microseconds; None where the log does not say.
     """
 
-    store: SessionStore
-    rows: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    with_target: bool
-
-    def __post_init__(self) -> None:
-        last = self.ends + 1 if self.with_target else self.ends
-        if self.rows.shape != self.ends.shape or not (
-            np.all((self.rows >= 0) & (self.rows < len(self.store)) & (self.ends >= 1))
-            and np.all(last <= self.store.lengths_of(self.rows))
-        ):
-            raise ValueError(
-                "`rows` and `ends` must point at tracks of the store, got some that do not. "
-                "A target needs a track after the input."
-            )
+    lengths: NDArray[np.int64]
+    first_row: int
+    total: int
+    times: NDArray[np.int64] | None = None
 
     @property
-    def targets(self) -> NDArray[np.int64]:
-        """[N] int64: where each held-out target stands in the store's flat arrays."""
-        return self.store.offsets[self.rows] + self.ends
+    def rows(self) -> NDArray[np.int64]:
+        """[n] int64: which sessions of the log they are."""
+        return self.first_row + np.arange(len(self.lengths))
 
-    def __len__(self) -> int:
-        return len(self.rows)
+
+class Split(Protocol):
+    """A way to hold tracks out."""
+
+    min_session_length: ClassVar[int]
+    needs_time: ClassVar[bool]
+    # What its figures must not be taken for.
+    caution: ClassVar[str]
+
+    def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
+        """Which tracks are seen, and which one is the target.
+
+        Args:
+            block: n sessions.
+
+        Returns:
+            By ``train``, ``validation`` and ``test``: sessions of the log, and how many of each one's tracks
+            are input; of the latter two the track after it is the target. Each session is in ``train`` at
+            most once.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Hold out each session's last track for test and the one before it for validation.
+
+    Of a session of n tracks ``train`` sees the first n - 2; ``validation`` the same, with the next track as
+    target; ``test`` the first n - 1, with the last as target. This is the papers' protocol. It leaks the
+    future: what one session is trained on may have been played after what another is tested on, so
+    popularity that only came later helps, and its numbers tend to be higher than those of a split by time.
+    Compare them with numbers of the same protocol only.
+
+    Reference:
+        Seshadri, Shashaani, Knees, "Enhancing Sequential Music Recommendation with Negative
+        Feedback-informed Contrastive Learning", RecSys 2024, arXiv 2409.07367. On the leak: Ji, Sun, Zhang,
+        Li, "A Critical Study on Data Leakage in Recommender System Offline Evaluation", TOIS 41(3), 2023,
+        doi 10.1145/3569930.
+
+    Example:
+        >>> cut = LeaveOneOut().cut(SessionBlock(np.array([5]), first_row=7, total=8))
+        >>> {name: (int(rows[0]), int(ends[0])) for name, (rows, ends) in cut.items()}
+        {'train': (7, 3), 'validation': (7, 3), 'test': (7, 4)}
+    """
+
+    min_session_length: ClassVar[int] = 3
+    needs_time: ClassVar[bool] = False
+    caution: ClassVar[str] = (
+        "Leave-one-out leaks the future: popularity that came after a test track may have been learned. "
+        "Compare its figures with those of the same protocol only."
+    )
+
+    def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
+        """As for :class:`Split`."""
+        rows, ends = block.rows, block.lengths - _HELD_OUT
+        return {"train": (rows, ends), "validation": (rows, ends), "test": (rows, ends + 1)}
+
+
+@dataclass(frozen=True)
+class SplitBySession:
+    """Hold out whole sessions, drawn at random.
+
+    What is tested on has no track in training. Sessions of one time stand on both sides, so it too leaks
+    popularity that came later, though not what the same session did.
+
+    Args:
+        validation_share: The part of the sessions to validate on, in (0, 1).
+        test_share: The part to test on, in (0, 1); the two leave some for training.
+        targets: ``last``: each held-out session is asked for its last track; ``every``: for each but its
+            first, from those before it. The rows of one session then depend on each other, which intervals
+            over rows do not know.
+        seed: 0 or more.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: One is out of range.
+
+    Example:
+        >>> split = SplitBySession(validation_share=0.2, test_share=0.2, targets="every")
+        >>> cut = split.cut(SessionBlock(np.full(10, 3), first_row=0, total=10))
+        >>> {name: len(rows) for name, (rows, _) in cut.items()}
+        {'train': 6, 'validation': 4, 'test': 4}
+    """
+
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    targets: Targets = "last"
+    seed: int = 0
+
+    min_session_length: ClassVar[int] = 2
+    needs_time: ClassVar[bool] = False
+    caution: ClassVar[str] = (
+        "A split by session leaks the future: sessions that came after a test session may have been learned. "
+        "What is asked of a new day needs a split by time."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "test_share"):
+            check_number(
+                name, getattr(self, name), minimum=0, maximum=1, open_minimum=True, open_maximum=True
+            )
+        check_number(
+            "validation_share + test_share",
+            self.validation_share + self.test_share,
+            maximum=1,
+            open_maximum=True,
+        )
+        check_choice("targets", self.targets, get_args(Targets))
+        check_integer("seed", self.seed, minimum=0)
+
+    def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
+        """As for :class:`Split`."""
+        place = shuffled_rows(block.rows, block.total, seed=(self.seed,))
+        validation = round(block.total * self.validation_share)
+        held_out = validation + round(block.total * self.test_share)
+        seen = place >= held_out
+        return {
+            "train": (block.rows[seen], block.lengths[seen]),
+            "validation": self._ask(block, place < validation),
+            "test": self._ask(block, (place >= validation) & ~seen),
+        }
+
+    def _ask(self, block: SessionBlock, chosen: NDArray[np.bool_]) -> Rows:
+        rows, most = block.rows[chosen], block.lengths[chosen] - 1
+        if self.targets == "last":
+            return rows, most
+        # 1, 2, … up to each session's length less one.
+        ends = np.arange(most.sum()) - np.repeat(np.cumsum(most) - most, most) + 1
+        return np.repeat(rows, most), ends
+
+
+@dataclass(frozen=True)
+class SplitByTime:
+    """Learn from what came before one moment, validate on what came up to another, test on the rest.
+
+    Nothing that is tested on came before anything that was learned: no leak. A session that goes on past a
+    moment is learned from up to it; what follows is asked for with all of the session before it as input.
+    Training parts of fewer than two tracks, in which nothing is to be predicted, are left out.
+
+    Args:
+        validation_from: When validation begins: a ``datetime``, an ISO 8601 text, or seconds since 1970 (for
+            logs that count otherwise: in the log's own seconds). Without a time zone it is UTC.
+        test_from: When test begins, after ``validation_from``.
+        targets: ``last``: each session is asked for its last track of the time in question, if it has one
+            that is not its very first; ``every``: for each.
+
+    Raises:
+        TypeError: A moment is neither a time nor a number, or ``targets`` is no string.
+        ValueError: A text is no time, ``test_from`` is not after ``validation_from``, or ``targets`` is
+            unknown.
+
+    Example:
+        >>> split = SplitByTime(validation_from=20, test_from=30)
+        >>> seconds = np.array([5, 10, 22, 25, 31])
+        >>> cut = split.cut(SessionBlock(np.array([5]), first_row=0, total=1, times=seconds * 1_000_000))
+        >>> {name: ends.tolist() for name, (_, ends) in cut.items()}
+        {'train': [2], 'validation': [3], 'test': [4]}
+    """
+
+    validation_from: datetime | str | float
+    test_from: datetime | str | float
+    targets: Targets = "last"
+
+    min_session_length: ClassVar[int] = 2
+    needs_time: ClassVar[bool] = True
+    caution: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        bounds = self._bounds
+        if not bounds[0] < bounds[1]:
+            raise ValueError(
+                f"`test_from` must be after `validation_from`, got {self.test_from!r} and "
+                f"{self.validation_from!r}. Exchange them, or leave time between them."
+            )
+        check_choice("targets", self.targets, get_args(Targets))
+
+    def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
+        """As for :class:`Split`."""
+        assert block.times is not None, "a split by time is given times"  # noqa: S101
+        lengths = block.lengths
+        starts = np.cumsum(lengths) - lengths
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(owner)) - starts[owner]
+        # Where another order than time's holds, a track after a late one is late as well.
+        period = np.searchsorted(np.array(self._bounds), block.times, side="right")
+        latest = np.maximum.accumulate(period + owner * 3) - owner * 3
+        seen = np.bincount(owner[latest == 0], minlength=len(lengths))
+        learned = seen >= _HELD_OUT
+        return {
+            "train": (block.rows[learned], seen[learned]),
+            "validation": self._ask(block, owner, place, latest == 1),
+            "test": self._ask(block, owner, place, latest == 2),
+        }
+
+    def _ask(
+        self,
+        block: SessionBlock,
+        owner: NDArray[np.int64],
+        place: NDArray[np.int64],
+        asked: NDArray[np.bool_],
+    ) -> Rows:
+        chosen = np.flatnonzero(asked & (place > 0))
+        if self.targets == "last":
+            # The last of each run of one owner.
+            chosen = chosen[np.append(np.diff(owner[chosen]) != 0, True)[: len(chosen)]]
+        return block.first_row + owner[chosen], place[chosen]
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """The two moments in microseconds."""
+        return (
+            _to_microseconds("validation_from", self.validation_from),
+            _to_microseconds("test_from", self.test_from),
+        )
+
+
+def check_split(split: Split, min_session_length: int) -> None:
+    """Raise unless something is a split, and sessions are long enough for it.
+
+    Args:
+        split: What came.
+        min_session_length: The fewest tracks of a session.
+
+    Raises:
+        TypeError: ``split`` is none.
+        ValueError: Sessions may be too short for it.
+
+    Example:
+        >>> check_split(LeaveOneOut(), 2)
+        Traceback (most recent call last):
+            ...
+        ValueError: `min_session_length` must be at least 3, got 2. LeaveOneOut cuts no shorter ones.
+    """
+    if not callable(getattr(split, "cut", None)):
+        raise TypeError(
+            f"`split` must be LeaveOneOut(), SplitBySession() or SplitByTime(…), got {split!r}. "
+            "One of your own needs what the protocol `Split` has."
+        )
+    name = type(split).__name__
+    check_integer(
+        "min_session_length",
+        min_session_length,
+        minimum=split.min_session_length,
+        cure=f"{name} cuts no shorter ones.",
+    )
+
+
+def _to_microseconds(name: str, moment: datetime | str | float) -> int:
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must be a time as in '2019-07-01T00:00:00', got {moment!r}. Write it in ISO 8601."
+            ) from error
+    if isinstance(moment, datetime):
+        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        # Not `timestamp()`: a float does not hold microseconds.
+        since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * _MICROSECONDS + since.microseconds
+    check_number(name, moment)
+    return round(moment * _MICROSECONDS)
 
 
 def leave_one_out(store: SessionStore) -> dict[str, SessionView]:
-    """Hold out each session's last track for test and the one before it for validation.
-
-    This is the papers' protocol. It leaks the future: what one session is trained on may have been played
-    after what another is tested on, so popularity that only came later helps, and its numbers tend to be
-    higher than those of a split by time. Compare them with numbers of the same protocol only.
+    """The parts of a store by :class:`LeaveOneOut`.
 
     Args:
         store: Sessions of at least 3 tracks.
 
     Returns:
-        Of a session of n tracks: ``train`` the first n - 2 as input; ``validation`` the same input with
-        the next track as target; ``test`` the first n - 1 as input with the last as target.
+        The views ``train``, ``validation`` and ``test``.
 
     Raises:
         ValueError: A session has fewer than 3 tracks.
 
-    Reference:
-        Seshadri, Shashaani, Knees, "Enhancing Sequential Music Recommendation with Negative
-        Feedback-informed Contrastive Learning", RecSys 2024, arXiv 2409.07367.
-
     Example:
+        >>> import polars as pl
         >>> store = SessionStore(
         ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
         ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
@@ -90,76 +338,13 @@ def leave_one_out(store: SessionStore) -> dict[str, SessionView]:
         {'train': 1, 'validation': 1, 'test': 2}
     """
     lengths = store.lengths
-    if lengths.min() <= _HELD_OUT:
+    if lengths.min() < LeaveOneOut.min_session_length:
         raise ValueError(
-            f"`store` must hold sessions of at least {_HELD_OUT + 1} tracks, got one of {lengths.min()}. "
-            "Raise `min_session_length`."
+            f"`store` must hold sessions of at least {LeaveOneOut.min_session_length} tracks, got one of "
+            f"{lengths.min()}. Raise `min_session_length`."
         )
-    rows = np.arange(len(store))
+    cut = LeaveOneOut().cut(SessionBlock(lengths, first_row=0, total=len(store)))
     return {
-        "train": SessionView(store, rows, lengths - _HELD_OUT, with_target=False),
-        "validation": SessionView(store, rows, lengths - _HELD_OUT, with_target=True),
-        "test": SessionView(store, rows, lengths - 1, with_target=True),
+        name: SessionView(store, rows, ends, with_target=name != "train")
+        for name, (rows, ends) in cut.items()
     }
-
-
-def whole_sessions(store: SessionStore) -> SessionView:
-    """Every session to its end, without a target: what is known when the next track is asked for.
-
-    Args:
-        store: The sessions.
-
-    Returns:
-        The view.
-
-    Example:
-        >>> store = SessionStore(
-        ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
-        ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
-        ... )
-        >>> whole_sessions(store).ends
-        array([3])
-    """
-    return SessionView(store, np.arange(len(store)), store.lengths, with_target=False)
-
-
-def mark_training() -> pl.Expr:
-    """The rows of a prepared table that :func:`leave_one_out` trains on.
-
-    Returns:
-        A Boolean expression, for tables with ``session_id`` in which each session is in order.
-
-    Example:
-        >>> pl.DataFrame({"session_id": [1, 1, 1]}).select(mark_training()).to_series().to_list()
-        [True, False, False]
-    """
-    return (
-        (pl.int_range(pl.len()) < pl.len().cast(pl.Int64) - _HELD_OUT).over("session_id").alias("in_training")
-    )
-
-
-def count_items(view: SessionView, num_items: int) -> NDArray[np.int64]:
-    """How often each item occurs in the inputs of a view.
-
-    Args:
-        view: The sessions; each counts once for every row it has.
-        num_items: V.
-
-    Returns:
-        [V + 1] int64; index 0, padding, has none.
-
-    Example:
-        >>> store = SessionStore(
-        ...     items=np.array([2, 2, 1], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
-        ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
-        ... )
-        >>> count_items(whole_sessions(store), num_items=3)
-        array([0, 1, 2, 0])
-    """
-    # One step up where an input begins and one down where it ends; the running sum is each track's weight.
-    steps = np.zeros(len(view.store.items) + 1, dtype=np.int64)
-    np.add.at(steps, view.store.offsets[view.rows], 1)
-    np.add.at(steps, view.targets, -1)
-    weights = np.cumsum(steps[:-1])
-    counts = np.bincount(view.store.items, weights=weights, minlength=num_items + 1)
-    return counts.astype(np.int64)

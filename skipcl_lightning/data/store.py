@@ -1,6 +1,9 @@
 """All sessions in three flat arrays, from which whole batches are gathered at once."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.data.storage import Growing, MemoryStorage, Storage, map_array, read_column
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["SessionStore"]
+__all__ = ["SessionStore", "StoreWriter"]
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +30,11 @@ class SessionStore:
         items: [tracks] int32 item indices in 1..V.
         feedback: [tracks] float32 in [-1, 1].
         offsets: [sessions + 1] int64, rising from 0 to the number of tracks; no session is empty.
-        session_ids: The external id of each session.
+        session_ids: The external id of each session, or the file with them, which is read when they are
+            asked for.
         explicit_feedback: [tracks] float32 in [-1, 1], below 0 disliked, above 0 liked; None where the
             source has none.
+        folder: Where the arrays are mapped from; None where they are in memory.
 
     Raises:
         TypeError: An array has another dtype.
@@ -49,8 +56,9 @@ class SessionStore:
     items: NDArray[np.int32]
     feedback: NDArray[np.float32]
     offsets: NDArray[np.int64]
-    session_ids: pl.Series
+    session_ids: pl.Series | Path
     explicit_feedback: NDArray[np.float32] | None = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (("items", np.int32), ("feedback", np.float32), ("offsets", np.int64)):
@@ -64,14 +72,13 @@ class SessionStore:
                 f"{len(explicit)} for {len(self.items)}. Take both from one table."
             )
         tracks = len(self.items)
-        lengths = np.diff(self.offsets)
-        if len(self.feedback) != tracks or len(self.session_ids) != len(lengths):
+        if len(self.feedback) != tracks or self._num_ids() not in (None, len(self)):
             raise ValueError(
                 "`feedback` must be as long as `items`, and `session_ids` one shorter than `offsets`, got "
-                f"{len(self.feedback)} and {tracks}, {len(self.session_ids)} and {len(self.offsets)}. "
+                f"{len(self.feedback)} and {tracks}, {self._num_ids()} and {len(self.offsets)}. "
                 "Take them from one table."
             )
-        if not len(lengths) or self.offsets[0] != 0 or self.offsets[-1] != tracks or lengths.min() < 1:
+        if len(self.offsets) < 2 or self.offsets[[0, -1]].tolist() != [0, tracks] or not _rises(self.offsets):
             raise ValueError(
                 f"`offsets` must rise from 0 to {tracks}, got {self.offsets}. Leave empty sessions out."
             )
@@ -98,23 +105,47 @@ class SessionStore:
             >>> SessionStore.from_table(table, ItemVocabulary([1, 2])).offsets
             array([0, 2, 3])
         """
-        runs = table.select(pl.col("session_id").rle().struct.unnest())
-        if runs["value"].n_unique() != runs.height:
-            raise ValueError(
-                "`table` must have each session's rows together, got a session in two places. "
-                "Sort it, or use `prepare_sessions`."
-            )
-        explicit = table["explicit_feedback"] if "explicit_feedback" in table.columns else None
+        writer = StoreWriter(MemoryStorage(), vocabulary)
+        writer.append(table)
+        return writer.finish()
+
+    @classmethod
+    def open(cls, folder: Path) -> "SessionStore":
+        """Map a store from the files that a :class:`StoreWriter` wrote.
+
+        Args:
+            folder: Where they are.
+
+        Returns:
+            The store; nothing of it is in memory yet. A copy for another process opens the files anew.
+
+        Raises:
+            OSError: A file is missing.
+        """
+        explicit = folder / "explicit_feedback.npy"
         return cls(
-            items=vocabulary.encode(table["item_id"]).astype(np.int32),
-            feedback=table["feedback"].cast(pl.Float32).to_numpy(),
-            offsets=np.concatenate(([0], np.cumsum(runs["len"].to_numpy(), dtype=np.int64))),
-            session_ids=runs["value"].alias("session_id"),
-            explicit_feedback=None if explicit is None else explicit.cast(pl.Float32).to_numpy(),
+            items=map_array(folder / "items.npy"),
+            feedback=map_array(folder / "feedback.npy"),
+            offsets=map_array(folder / "offsets.npy"),
+            session_ids=folder / "session_id.arrow",
+            explicit_feedback=map_array(explicit) if explicit.exists() else None,
+            folder=folder,
         )
 
+    def __reduce__(self) -> Any:
+        # Another process maps the same files, where it would else be sent all that is in them.
+        return super().__reduce__() if self.folder is None else (type(self).open, (self.folder,))
+
     def __len__(self) -> int:
-        return len(self.session_ids)
+        return len(self.offsets) - 1
+
+    @cached_property
+    def ids(self) -> pl.Series:
+        """[sessions] the external id of each session, in memory from now on."""
+        return read_column(self.session_ids) if isinstance(self.session_ids, Path) else self.session_ids
+
+    def _num_ids(self) -> int | None:
+        return None if isinstance(self.session_ids, Path) else len(self.session_ids)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -167,9 +198,10 @@ class SessionStore:
                     [5, 0, 0]])
         """
         places, valid = self._places(rows, ends, max_length)
-        items = np.where(valid, self.items[places], PADDING_INDEX).astype(np.int64)
-        feedback = np.where(valid, self.feedback[places], np.float32(0))
-        return torch.from_numpy(items), torch.from_numpy(feedback)
+        return (
+            torch.from_numpy(_take(self.items, places, valid).astype(np.int64)),
+            torch.from_numpy(_take(self.feedback, places, valid)),
+        )
 
     def gather_explicit(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
@@ -200,24 +232,24 @@ class SessionStore:
         if self.explicit_feedback is None:
             return None
         places, valid = self._places(rows, ends, max_length)
-        return torch.from_numpy(np.where(valid, self.explicit_feedback[places], np.float32(0)))
+        return torch.from_numpy(_take(self.explicit_feedback, places, valid))
 
     def _places(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], max_length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """[B, L] places in the flat arrays, and which of them are tracks."""
+        """[B, L] places in the flat arrays, and which of them are tracks of the session."""
         check_integer("max_length", max_length)
         rows, ends = np.asarray(rows, dtype=np.int64), np.asarray(ends, dtype=np.int64)
-        self._check_ends(rows, ends)
+        self._check_rows(rows, ends)
+        starts = self.offsets.take(rows)
+        # Without it an end past the session would silently read another session.
+        if not np.all((ends >= 1) & (ends <= self.offsets.take(rows + 1) - starts)):
+            raise ValueError(f"`ends` must be from 1 to each session's length, got {ends}. Check the split.")
         lengths = np.minimum(ends, max_length)
-        first = self.offsets[rows] + ends - lengths
         columns = np.arange(lengths.max(initial=0))
-        valid = columns < lengths[:, None]  # [B, L]
-        # Padding reads track 0 of the store, which always exists, and is overwritten.
-        return np.where(valid, first[:, None] + columns, 0), valid
+        return (starts + ends - lengths)[:, None] + columns, columns < lengths[:, None]
 
-    def _check_ends(self, rows: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        # Without it a negative row, or an end past the session, would silently read another session.
+    def _check_rows(self, rows: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         if rows.shape != ends.shape or rows.ndim != 1:
             raise ValueError(
                 f"`rows` and `ends` must have the same length, got shapes {rows.shape} and {ends.shape}. "
@@ -225,5 +257,93 @@ class SessionStore:
             )
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"`rows` must be in 0..{len(self) - 1}, got {rows}. Count sessions from 0.")
-        if (ends < 1).any() or (ends > self.lengths_of(rows)).any():
-            raise ValueError(f"`ends` must be from 1 to each session's length, got {ends}. Check the split.")
+
+
+def _take(values: NDArray[Any], places: NDArray[np.int64], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """[B, L] the values at the places, 0 where none is valid."""
+    # A place beyond a session is of another one, or beyond them all: what is read there is overwritten.
+    taken = values.take(places, mode="clip")
+    np.copyto(taken, 0, where=~valid)
+    return taken
+
+
+def _rises(values: NDArray[np.int64]) -> bool:
+    """Whether each value is above the one before; looked at in blocks, since memory may not hold them all."""
+    return all(
+        bool(np.all(np.diff(values[start : start + _BLOCK + 1]) > 0))
+        for start in range(0, len(values) - 1, _BLOCK)
+    )
+
+
+class StoreWriter:
+    """Lays tables out flat, one after the other.
+
+    Args:
+        storage: Where to.
+        vocabulary: The items' indices.
+
+    Example:
+        >>> writer = StoreWriter(MemoryStorage(), ItemVocabulary(["a", "b"]))
+        >>> session = {"session_id": 7, "item_id": ["b", "a"], "feedback": [1.0, 0.0]}
+        >>> writer.append(pl.DataFrame(session)).tolist()
+        [2, 1]
+        >>> writer.finish().offsets
+        array([0, 2])
+    """
+
+    def __init__(self, storage: Storage, vocabulary: ItemVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._storage = storage
+        self._items = storage.array("items", np.int32)
+        self._feedback = storage.array("feedback", np.float32)
+        self._offsets = storage.array("offsets", np.int64)
+        self._offsets.append(np.zeros(1, dtype=np.int64))
+        self._session_ids = storage.column("session_id")
+        self._explicit: Growing[NDArray[Any], NDArray[Any]] | None = None
+        self._tracks = 0
+
+    def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
+        """Add the sessions of a table, in its order.
+
+        Args:
+            table: ``session_id``, ``item_id``, ``feedback`` and perhaps ``explicit_feedback``, each session's
+                rows together and in order; all tables with the same columns, and no session in two.
+
+        Returns:
+            [rows] int64, the items' indices.
+
+        Raises:
+            ValueError: An item is not in the vocabulary, or a session's rows are not together.
+        """
+        runs = table.select(pl.col("session_id").rle().struct.unnest())
+        if runs["value"].n_unique() != runs.height:
+            raise ValueError(
+                "`table` must have each session's rows together, got a session in two places. "
+                "Sort it, or use `prepare_sessions`."
+            )
+        items = self.vocabulary.encode(table["item_id"])
+        self._items.append(items)
+        self._feedback.append(table["feedback"].cast(pl.Float32).to_numpy())
+        if "explicit_feedback" in table.columns:
+            if self._explicit is None:
+                self._explicit = self._storage.array("explicit_feedback", np.float32)
+            self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
+        self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
+        self._session_ids.append(runs["value"].alias("session_id"))
+        self._tracks += table.height
+        return items
+
+    def finish(self) -> SessionStore:
+        """The store.
+
+        Returns:
+            All sessions that were added.
+        """
+        return SessionStore(
+            items=self._items.finish(),
+            feedback=self._feedback.finish(),
+            offsets=self._offsets.finish(),
+            session_ids=self._session_ids.finish(),
+            explicit_feedback=None if self._explicit is None else self._explicit.finish(),
+            folder=getattr(self._storage, "folder", None),
+        )

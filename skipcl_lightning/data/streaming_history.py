@@ -9,6 +9,7 @@ import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.files import Paths, list_files
+from skipcl_lightning.data.parsing import ARTIST_TRACK_DASH
 from skipcl_lightning.data.sessions import cut_at_gaps, to_microseconds
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]
@@ -21,7 +22,6 @@ _NAMES = (
     "StreamingHistory_music_*.json",
     "StreamingHistory[0-9]*.json",
 )
-_DASH = " \N{EN DASH} "
 _EXTENDED: Mapping[str, type[pl.DataType]] = {
     "ts": pl.String,
     "ms_played": pl.Int64,
@@ -178,7 +178,7 @@ def _to_extended(plays: pl.DataFrame) -> pl.DataFrame:
         pl.col("endTime").alias("ts"),
         pl.col("msPlayed").alias("ms_played"),
         # Null, and so dropped and counted, where either name is.
-        pl.concat_str("artistName", "trackName", separator=_DASH).alias("spotify_track_uri"),
+        pl.concat_str("artistName", "trackName", separator=ARTIST_TRACK_DASH).alias("spotify_track_uri"),
     )
 
 

@@ -82,12 +82,46 @@ class ItemVocabulary:
             )
         rows = pl.DataFrame([_to_series("items", items).alias("id"), training.alias("in_training")])
         counts = rows.group_by("id").agg(pl.col("in_training").sum())
-        return cls(counts.sort("in_training", "id", descending=[True, False])["id"])
+        return cls.from_counts(counts["id"], counts["in_training"])
+
+    @classmethod
+    def from_counts(cls, items: pl.Series, counts: pl.Series) -> "ItemVocabulary":
+        """Number items by counts, the highest first and equal ones by id.
+
+        Args:
+            items: Different items, strings or integers.
+            counts: How often each occurs, integers.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            TypeError: As for the class.
+            ValueError: As for the class.
+
+        Example:
+            >>> ItemVocabulary.from_counts(pl.Series(["c", "b", "a"]), pl.Series([0, 2, 2])).ids
+            ['a', 'b', 'c']
+        """
+        table = pl.DataFrame([items.alias("id"), counts.alias("count")])
+        return cls(table.sort("count", "id", descending=[True, False])["id"])
 
     @property
     def ids(self) -> list[str] | list[int]:
         """The external ids in the order of their indices, so that ``ids[0]`` has index 1."""
         return self._table["id"].to_list()
+
+    def to_series(self) -> pl.Series:
+        """The external ids as a column, in the order of their indices.
+
+        Returns:
+            [V] String or Int64.
+
+        Example:
+            >>> ItemVocabulary([30, 10]).to_series().to_list()
+            [30, 10]
+        """
+        return self._table["id"]
 
     @property
     def dtype(self) -> pl.DataType:

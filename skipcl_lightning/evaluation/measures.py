@@ -119,7 +119,9 @@ def measure_batch(
     half_points, pairs = pairwise_wins(
         measured["target_scores"], measured.pop("skip_scores"), measured.pop("skip_mask"), ties=protocol.ties
     )
+    most = protocol.num_items if protocol.num_candidates is None else protocol.num_candidates + 1
     return measured | {
+        "rank": batch.rank_cold_last(measured["rank"], most),
         "unscored": measured.pop("target_scores").isnan(),
         "target": batch.target,
         # The threshold that skips are told by is the batch's own.

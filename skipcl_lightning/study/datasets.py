@@ -9,7 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data import SessionDataModule, read_mssd, read_streaming_history, simulate_sessions
+from skipcl_lightning.data import (
+    SessionDataModule,
+    read_movielens,
+    read_mssd,
+    read_streaming_history,
+    simulate_sessions,
+)
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "make_data"]
 
@@ -137,21 +143,11 @@ def make_data(
     )
 
 
-def _read_ratings(paths: list[Path]) -> pl.LazyFrame:
-    """A session a user; the two lower ratings count as skips, and the middle one as listened to."""
-    # The file's order stays where times are equal, as those of half the rows are.
-    return pl.scan_parquet(paths).select(
-        pl.col("user_id").alias("session_id"),
-        "item_id",
-        "timestamp",
-        ((pl.col("rating").cast(pl.Float64) - 3) / 2).clip(-1, 1).alias("feedback"),
-    )
-
-
 def _paths(source: str) -> list[Path]:
     return [Path(part) for part in source.split(os.pathsep)]
 
 
+# Of the ratings, 1 and 2 count as skips, and 3 as listened to.
 _READERS: Mapping[str, Callable[[list[Path]], pl.LazyFrame]] = MappingProxyType(
-    {"ml-100k": _read_ratings, "streaming": read_streaming_history, "mssd": read_mssd}
+    {"ml-100k": read_movielens, "streaming": read_streaming_history, "mssd": read_mssd}
 )

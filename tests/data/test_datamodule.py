@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.data import EvaluationSampler, SessionDataModule, read_mssd, simulate_sessions
+from skipcl_lightning.data import (
+    EvaluationSampler,
+    SessionDataModule,
+    TrainingSampler,
+    read_mssd,
+    simulate_sessions,
+)
 
 
 class Recorder(lightning.LightningModule):
@@ -127,7 +133,8 @@ def test_targets_that_training_never_sees_are_counted_and_told(caplog):
     data = SessionDataModule(log.with_columns(feedback=1.0))
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         assert data.num_cold_targets == {"validation": 2, "test": 2}
-    assert "Targets never seen in training: 2 in validation, 2 in test." in caplog.text
+    told = "Targets: 2 in validation, 2 in test; never seen in training: 2 in validation, 2 in test."
+    assert told in caplog.text
     assert data.vocabulary.ids == ["a", "b", "c", "d"]
 
 
@@ -153,7 +160,11 @@ def test_the_same_seed_gives_the_same_batches_and_the_next_epoch_others(log):
     def batches(seed):
         lightning.seed_everything(seed, verbose=False)
         loader = SessionDataModule(log, batch_size=16).train_dataloader()
-        return [[batch.items.tolist() for batch in loader] for _ in range(2)]
+        epochs = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)  # as Lightning does
+            epochs.append([batch.items.tolist() for batch in loader])
+        return epochs
 
     first = batches(1)
     assert batches(1) == first
@@ -227,7 +238,9 @@ def test_only_evaluation_gets_the_sampler_that_neither_repeats_nor_drops(data):
         loader = getattr(data, f"{name}_dataloader")()
         assert isinstance(loader.sampler, EvaluationSampler)
         assert next(iter(loader.sampler)) == 1
-    assert isinstance(data.train_dataloader().sampler, torch.utils.data.RandomSampler)
+    sampler = data.train_dataloader().sampler
+    assert isinstance(sampler, TrainingSampler)
+    assert (sampler.num_replicas, sampler.rank) == (3, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from skipcl_lightning.data import SessionDataset, SessionView, keep_batch, leave_one_out
-from skipcl_lightning.data.split import count_items
 
 SESSIONS = [[1, 2, 3, 91, 92], [4, 5, 91, 92], [6, 91, 92], [7, 8, 9, 1, 91, 92]]
 
@@ -103,16 +102,6 @@ def test_a_dataset_survives_the_way_to_a_worker(make_store):
 def test_a_view_beyond_its_sessions_is_an_error(make_store, rows, ends, with_target):
     with pytest.raises(ValueError, match="point at tracks of the store"):
         SessionView(make_store(SESSIONS), np.array(rows), np.array(ends), with_target=with_target)
-
-
-def test_items_are_counted_in_the_inputs_of_a_view_only(make_store):
-    views = leave_one_out(make_store(SESSIONS))
-    expected = np.zeros(93, dtype=np.int64)
-    for session in SESSIONS:
-        for item in session[:-2]:
-            expected[item] += 1
-    assert count_items(views["train"], 92).tolist() == expected.tolist()
-    assert count_items(views["test"], 92)[[91, 92]].tolist() == [4, 0]
 
 
 def test_settings_out_of_range_are_errors(make_store):

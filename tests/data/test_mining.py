@@ -9,9 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import SessionStore, SessionView, leave_one_out
+from skipcl_lightning.data import (
+    SessionDataModule,
+    SessionStore,
+    SessionView,
+    leave_one_out,
+    mining,
+    simulate_sessions,
+)
 from skipcl_lightning.data.mining import mine_transitions, sample_mined
-from skipcl_lightning.data.split import whole_sessions
+from skipcl_lightning.data.views import whole_sessions
 
 NUM_ITEMS = 6
 SCORES = ("count", "pmi", "wilson")
@@ -368,3 +375,15 @@ def test_bad_arguments_of_sampling_are_named(changes, error, message):
     arguments = {"table": TABLE, "items": torch.tensor([[1]]), "num_samples": 1}
     with pytest.raises(error, match=message):
         sample_mined(**(arguments | changes))
+
+
+@pytest.mark.parametrize("score", ["count", "pmi", "wilson"])
+def test_how_many_sessions_are_counted_at_once_changes_nothing(monkeypatch, score):
+    simulated = simulate_sessions(120, num_items=40)
+    whole = SessionDataModule(simulated, mining_score=score).mined
+    monkeypatch.setattr(mining, "_BLOCK", 7)
+    monkeypatch.setattr(mining, "_MOST_BLOCKS", 2)
+    blocks = SessionDataModule(simulated, mining_score=score).mined
+    assert (blocks.skipped_after == whole.skipped_after).all()
+    assert (blocks.listened_after == whole.listened_after).all()
+    assert whole.skipped_after.any()

@@ -201,7 +201,7 @@ def test_a_table_that_is_no_polars_frame_is_an_error():
 @pytest.mark.parametrize(
     "setting",
     [
-        {"min_session_length": 2},
+        {"min_session_length": 1},
         {"min_item_count": 0},
         {"skip_threshold": -1.0},
         {"skip_threshold": math.nan},

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import EvaluationSampler
+from skipcl_lightning.data import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data import sampler as sampler_room
 
 
 @given(rows=st.integers(1, 40), processes=st.integers(1, 8))
@@ -17,8 +19,106 @@ def test_the_processes_share_all_rows_without_a_repeat(rows, processes):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_another_epoch_changes_nothing():
+def test_another_epoch_changes_nothing_at_evaluation():
     sampler = EvaluationSampler(range(7), 2, 1)
     before = list(sampler)
     sampler.set_epoch(3)
     assert list(sampler) == before
+
+
+@st.composite
+def settings(draw):
+    rows = draw(st.integers(1, 300))
+    return {
+        "rows": rows,
+        "batch_size": draw(st.integers(1, 9)),
+        "bucket_batches": draw(st.integers(0, 4)),
+        "processes": draw(st.integers(1, 4)),
+        "epoch": draw(st.integers(0, 3)),
+        "lengths": np.random.default_rng(rows).integers(1, 30, rows),
+    }
+
+
+def make(rows, batch_size, bucket_batches, processes, epoch, lengths, rank=0, seed=0):
+    sampler = TrainingSampler(
+        range(rows),
+        batch_size=batch_size,
+        lengths=lengths,
+        bucket_batches=bucket_batches,
+        seed=seed,
+        num_replicas=processes,
+        rank=rank,
+    )
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+@given(setting=settings())
+def test_all_rows_come_in_training_and_at_most_the_last_few_twice(setting):
+    shares = [list(make(**setting, rank=rank)) for rank in range(setting["processes"])]
+    counts = np.bincount(np.concatenate(shares), minlength=setting["rows"])
+    assert counts.min() >= 1
+    assert counts.sum() - setting["rows"] < setting["processes"]
+    assert {len(share) for share in shares} == {len(make(**setting))}
+
+
+@given(setting=settings(), batch=st.integers(0, 200))
+def test_from_any_batch_on_the_order_is_the_same_and_only_once(setting, batch):
+    whole = list(make(**setting))
+    sampler = make(**setting)
+    sampler.start_from(batch)
+    assert list(sampler) == whole[batch * setting["batch_size"] :]
+    assert list(sampler) == whole
+
+
+def test_the_order_depends_on_seed_and_epoch_alone_and_not_on_the_block_it_is_computed_in(monkeypatch):
+    setting = {"rows": 100, "batch_size": 8, "bucket_batches": 0, "processes": 1, "lengths": None}
+    first = list(make(**setting, epoch=0))
+    monkeypatch.setattr(sampler_room, "_BLOCK", 16)
+    assert list(make(**setting, epoch=0)) == first
+    assert list(make(**setting, epoch=1)) != first
+    assert list(make(**setting, epoch=0, seed=1)) != first
+
+
+def test_buckets_hold_like_lengths_and_an_epoch_does_not_go_from_short_to_long():
+    lengths = np.random.default_rng(0).integers(1, 100, 4096)
+    sampler = TrainingSampler(
+        range(4096), batch_size=32, lengths=lengths, bucket_batches=64, num_replicas=1, rank=0
+    )
+    batches = lengths[np.array(list(sampler))].reshape(-1, 32)
+    plain = TrainingSampler(range(4096), batch_size=32, num_replicas=1, rank=0)
+    padded = (batches.max(axis=1) * 32).sum() / lengths.sum()
+    assert padded < 1.05
+    assert (lengths[np.array(list(plain))].reshape(-1, 32).max(axis=1) * 32).sum() / lengths.sum() > 1.5
+    means = batches[:64].mean(axis=1)
+    assert abs(np.corrcoef(means, np.arange(64))[0, 1]) < 0.5
+
+
+def test_in_a_distributed_run_the_processes_batches_have_like_lengths():
+    lengths = np.random.default_rng(0).integers(1, 100, 4096)
+    shares = [
+        lengths[
+            list(
+                TrainingSampler(
+                    range(4096), batch_size=32, lengths=lengths, bucket_batches=8, num_replicas=2, rank=rank
+                )
+            )
+        ].reshape(-1, 32)
+        for rank in range(2)
+    ]
+    assert np.abs(shares[0].mean(axis=1) - shares[1].mean(axis=1)).max() < 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"batch_size": 0}, ValueError),
+        ({"batch_size": 1, "seed": -1}, ValueError),
+        ({"batch_size": 1, "bucket_batches": -1}, ValueError),
+        ({"batch_size": 1, "bucket_batches": 2}, ValueError),
+        ({"batch_size": 1.5}, TypeError),
+    ],
+)
+def test_settings_of_the_training_order_are_checked(setting, error):
+    with pytest.raises(error, match="must be"):
+        TrainingSampler(range(5), num_replicas=1, rank=0, **setting)

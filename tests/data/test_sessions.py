@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import sessionise
+from skipcl_lightning.data import label_by_next_play, sessionise
 
 START = datetime(2024, 5, 1)
 PLAYS = st.lists(
@@ -68,3 +68,44 @@ def test_columns_that_are_missing_wrong_or_there_already_are_errors():
         sessionise([1], gap_minutes=1)
     with pytest.raises(ValueError, match="`gap_minutes` must be in"):
         sessionise(frame, gap_minutes=0)
+
+
+@given(
+    plays=PLAYS, seconds=st.sampled_from([0.5, 1.0, 100.0]), kind=st.sampled_from("ifd"), users=st.booleans()
+)
+def test_skips_told_from_the_next_play_are_those_of_a_plain_loop(plays, seconds, kind, users):
+    convert = {"i": int, "f": float, "d": lambda start: START + timedelta(seconds=start)}[kind]
+    names = [who if users else "u" for who, _, _ in plays]
+    frame = pl.DataFrame(
+        {"user_id": names, "timestamp": [convert(play[1]) for play in plays], "row": range(len(plays))}
+    )
+    labelled = label_by_next_play(frame if users else frame.drop("user_id"), skip_seconds=seconds).collect()
+    order = sorted(range(len(plays)), key=lambda row: (names[row], plays[row][1]))
+    expected = []
+    for row, after in zip(order, [*order[1:], None], strict=True):
+        if after is None or names[after] != names[row]:
+            expected.append(0.0)
+        else:
+            expected.append(-1.0 if plays[after][1] - plays[row][1] <= seconds else 1.0)
+    assert labelled["row"].to_list() == order
+    assert labelled["feedback"].to_list() == expected
+    assert labelled.schema["feedback"] == pl.Float32
+
+
+def test_a_track_before_a_long_pause_counts_as_listened_to_and_the_last_one_as_unknown():
+    frame = pl.DataFrame({"user_id": [1, 1, 2], "timestamp": [0, 100_000, 100_001]})
+    assert label_by_next_play(frame, skip_seconds=30).collect()["feedback"].to_list() == [1, 0, 0]
+
+
+def test_a_history_that_cannot_be_labelled_is_an_error():
+    frame = pl.DataFrame({"user_id": ["u"], "timestamp": [1]})
+    with pytest.raises(ValueError, match=r"'timestamp', got user_id \(String\)"):
+        label_by_next_play(frame.drop("timestamp"), skip_seconds=1)
+    with pytest.raises(ValueError, match="must not have a column 'feedback'"):
+        label_by_next_play(frame.with_columns(feedback=1), skip_seconds=1)
+    with pytest.raises(ValueError, match="`timestamp` must be a Datetime or a number"):
+        label_by_next_play(frame.with_columns(timestamp=pl.lit("now")), skip_seconds=1)
+    with pytest.raises(ValueError, match="`skip_seconds` must be in"):
+        label_by_next_play(frame, skip_seconds=0)
+    with pytest.raises(TypeError, match="`frame` must be a polars"):
+        label_by_next_play([1], skip_seconds=1)

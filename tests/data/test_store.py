@@ -49,7 +49,7 @@ def test_a_table_is_laid_out_in_its_own_order():
     )
     store = SessionStore.from_table(table, ItemVocabulary([10, 30]))
     assert (store.items.tolist(), store.feedback.tolist()) == ([2, 1, 2], [1, -1, 0])
-    assert (store.offsets.tolist(), store.session_ids.to_list()) == ([0, 2, 3], ["z", "a"])
+    assert (store.offsets.tolist(), store.ids.to_list()) == ([0, 2, 3], ["z", "a"])
     assert store.items.dtype == np.int32
 
 

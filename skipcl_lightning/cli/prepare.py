@@ -1,0 +1,207 @@
+"""``skipcl prepare``: from files of a public log to a session store."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from skipcl_lightning.data import (
+    LeaveOneOut,
+    SplitBySession,
+    SplitByTime,
+    prepare_store,
+    read_30music,
+    read_lfm1k,
+    read_lfm2b,
+    read_listenbrainz,
+    read_movielens,
+    read_mssd,
+    read_streaming_history,
+    read_table,
+    read_yambda,
+)
+from skipcl_lightning.data.split import Split, Targets
+
+__all__ = ["add_prepare", "make_split", "run_prepare"]
+
+SOURCES: dict[str, Callable[..., pl.LazyFrame]] = {
+    "mssd": read_mssd,
+    "lfm1k": read_lfm1k,
+    "lfm2b": read_lfm2b,
+    "yambda": read_yambda,
+    "30music": read_30music,
+    "streaming_history": read_streaming_history,
+    "listenbrainz": read_listenbrainz,
+    "movielens": read_movielens,
+    "table": read_table,
+}
+# Their plain history is streamed, then labelled and cut part by part, where the reader alone would do it in
+# memory.
+HISTORIES = ("lfm1k", "lfm2b", "yambda", "listenbrainz")
+SplitName = Literal["leave_one_out", "session", "time"]
+
+
+def make_split(
+    split: SplitName = "leave_one_out",
+    validation_share: float | None = None,
+    test_share: float | None = None,
+    validation_from: float | str | None = None,
+    test_from: float | str | None = None,
+    targets: Targets | None = None,
+    split_seed: int | None = None,
+) -> Split:
+    """The split that the command line names.
+
+    Args:
+        split: What is held out: of each session its last two tracks, whole sessions, or what came late.
+        validation_share: Of a split by session, the part to validate on, in (0, 1); 0.1 if not given.
+        test_share: Of a split by session, the part to test on, in (0, 1); 0.1 if not given.
+        validation_from: Of a split by time, when validation begins (ISO 8601, or seconds).
+        test_from: Of a split by time, when test begins.
+        targets: Of a split by session or time: the last track of each session, or every one.
+        split_seed: Of a split by session, 0 or more; 0 if not given.
+
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: A setting is missing, or belongs to another split.
+
+    Example:
+        >>> make_split("session", test_share=0.2).test_share
+        0.2
+    """
+    given: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "validation_share": validation_share,
+            "test_share": test_share,
+            "validation_from": validation_from,
+            "test_from": test_from,
+            "targets": targets,
+            "split_seed": split_seed,
+        }.items()
+        if value is not None
+    }
+    known = {
+        "leave_one_out": (),
+        "session": ("validation_share", "test_share", "targets", "split_seed"),
+        "time": ("validation_from", "test_from", "targets"),
+    }[split]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"`{name}` must be left alone with `split` {split!r}, got {given[name]!r}.")
+    if split == "leave_one_out":
+        return LeaveOneOut()
+    if split == "session":
+        if "split_seed" in given:
+            given["seed"] = given.pop("split_seed")
+        return SplitBySession(**given)
+    for name in ("validation_from", "test_from"):
+        if name not in given:
+            raise ValueError(f"`{name}` must be given with `split` 'time', got None.")
+    return SplitByTime(**given)
+
+
+def add_prepare(commands: Any) -> None:
+    """Add the command, with a sub-command for each source.
+
+    Args:
+        commands: The sub-commands of the whole command line, from ``ArgumentParser.add_subcommands``.
+    """
+    parser = ArgumentParser(description="Prepare a log of any size as a session store.")
+    commands.add_subcommand("prepare", parser, help=parser.description)
+    sources = parser.add_subcommands(dest="source")
+    for name, reader in SOURCES.items():
+        summary = (inspect.getdoc(reader) or "").partition("\n")[0]
+        source = ArgumentParser(description=f"{summary} The result is a session store.")
+        (paths, *_) = inspect.signature(reader).parameters
+        source.add_argument("paths", nargs="+", type=Path, help="files, or one folder that is searched")
+        source.add_argument("--folder", type=Path, required=True, help="the store's own folder")
+        source.add_function_arguments(reader, skip={paths})
+        source.add_function_arguments(make_split)
+        skipped: set[str | int] = {"log", "folder", "split", "on_progress", "gap_minutes", "skip_seconds"}
+        source.add_function_arguments(prepare_store, skip=skipped)
+        sources.add_subcommand(name, source, help=summary)
+
+
+def run_prepare(settings: Namespace) -> None:
+    """Do what the command line says.
+
+    Args:
+        settings: What the parser of the command parsed.
+    """
+    source: str = settings.source
+    values: dict[str, Any] = settings[source].as_dict()
+    values.pop("config", None)
+    paths, folder = values.pop("paths"), values.pop("folder")
+    reader = SOURCES[source]
+    console = Console()
+    try:
+        split = make_split(**_take(values, make_split))
+        store_settings = _take(values, prepare_store)
+        if source in HISTORIES:
+            store_settings |= _take_history(values)
+        log = reader(paths[0] if len(paths) == 1 else paths, **values)
+        with _progress(console) as tell:
+            data = prepare_store(log, folder, split=split, on_progress=tell, **store_settings)
+    except (ValueError, OSError) as error:
+        # What is wrong with a file or a setting is told by the message; a traceback would bury it.
+        raise SystemExit(f"skipcl prepare {source}: {error}") from error
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    again = "" if tell.steps else "Nothing to do: it was prepared before. "
+    console.print(
+        f"{data}\n{again}{size / 1e6:,.1f} MB: {folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _take(values: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Take the settings of a function out of all settings."""
+    names = inspect.signature(function).parameters
+    shared = ("gap_minutes", "skip_seconds")
+    return {name: values.pop(name) for name in list(values) if name in names and name not in shared}
+
+
+def _take_history(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the rules that cut a plain history out of its reader's settings, which then reads just that."""
+    history: dict[str, Any] = {
+        name: values.pop(name) for name in ("gap_minutes", "skip_seconds") if name in values
+    }
+    if history["gap_minutes"] is None:
+        raise ValueError("`gap_minutes` must be a number, got None. A store holds sessions.")
+    values["gap_minutes"] = None
+    return history
+
+
+class _Steps:
+    """Shows each step of the preparation as a line of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.steps: dict[str, Any] = {}
+        self._progress = progress
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        if step not in self.steps:
+            self.steps[step] = self._progress.add_task(step, total=total)
+        self._progress.update(self.steps[step], completed=done, total=total)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[_Steps]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Steps(progress)

@@ -1,0 +1,96 @@
+"""The reader of the MovieLens ratings, in all their forms."""
+
+from pathlib import Path
+
+import polars as pl
+
+from skipcl_lightning._checks import check_choice, check_number
+from skipcl_lightning.data.files import Paths, list_files, read_first_line, read_header, scan_parquet
+from skipcl_lightning.data.parsing import parse_integers, parse_numbers, scan_fields
+
+__all__ = ["RATING_LABELS", "read_movielens"]
+
+RATING_LABELS = ("graded", "binary", "watched")
+_NAMES = [
+    name + end
+    for name in ("u.data", "ratings.dat", "ratings.csv")
+    for end in ("", ".gz")
+] + ["ratings.parquet"]  # fmt: skip
+_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
+_HEADER = ("userId", "movieId", "rating", "timestamp")
+_LEAST, _MOST = 0.5, 5.0
+
+
+def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.0) -> pl.LazyFrame:
+    r"""Read MovieLens ratings: a session is a user, and a low rating stands for a skip.
+
+    Ratings are opinions given later, not skips while watching. Many share their second with another, half
+    of those in 100K: at the preparation these stay in the order of the file.
+
+    Args:
+        paths: ``u.data`` (100K: user, item, rating, time with a tab between), ``ratings.dat`` (1M and 10M:
+            the same with ``::``), ``ratings.csv`` (20M and later: ``userId,movieId,rating,timestamp``), each
+            gzipped or not, or a Parquet file with ``user_id``, ``item_id``, ``rating``, ``timestamp``; or a
+            folder that is searched for these names. The form is told from the first line, not the name.
+        label: ``graded``: the rating less 3, halved, and at least -1: 1 gives -1, 2 gives -0.5, 3 gives 0
+            (neither), 5 gives +1, so that 2.5 and less counts as skipped. ``binary``: +1 from ``like_from``
+            on, else -1. ``watched``: +1 for all, for next-item learning only.
+        like_from: The least rating that ``binary`` calls liked, in [0.5, 5].
+
+    Returns:
+        A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
+        ``timestamp`` (Int64, seconds since 1970).
+
+    Raises:
+        TypeError: ``like_from`` is no number.
+        ValueError: A path does not exist, a folder has no ratings, a file is empty, or is of none of the
+            forms, or a setting is wrong. When collected: an id or a time is no integer, or a rating no
+            number in [0.5, 5]; the message names the file, the column and the value.
+
+    Reference:
+        Harper, Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015, doi
+        10.1145/2827872.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "u.data"
+        ...     _ = file.write_text("196\t242\t3\t881250949\n186\t302\t1\t891717742\n")
+        ...     read_movielens(file).collect().rows()
+        [(196, 242, 0.0, 881250949), (186, 302, -1.0, 891717742)]
+    """
+    check_choice("label", label, RATING_LABELS)
+    check_number("like_from", like_from, minimum=_LEAST, maximum=_MOST)
+    feedback = _feedback(label, like_from).cast(pl.Float32).alias("feedback")
+    ratings = pl.concat([_scan(file) for file in list_files(paths, _NAMES)])
+    return ratings.select(pl.col("user_id").alias("session_id"), "item_id", feedback, "timestamp")
+
+
+def _scan(file: Path) -> pl.LazyFrame:
+    """One file with its columns as numbers."""
+    integers = [parse_integers(column, file) for column in ("user_id", "item_id", "timestamp")]
+    rating = parse_numbers("rating", file, minimum=_LEAST, maximum=_MOST)
+    return _scan_form(file).select(*integers, rating)
+
+
+def _scan_form(file: Path) -> pl.LazyFrame:
+    """One file as it is written."""
+    if file.suffix == ".parquet":
+        return scan_parquet(file, ["user_id", "item_id", "timestamp"], ["rating"])
+    first = read_first_line(file)
+    if "::" in first:
+        return scan_fields(file, _COLUMNS, "::")
+    if "\t" in first:
+        return scan_fields(file, _COLUMNS, "\t")
+    header = read_header(file, _HEADER)
+    text = pl.scan_csv(file, schema=dict.fromkeys(header, pl.String), glob=False)
+    return text.select(pl.col(name).alias(column) for name, column in zip(_HEADER, _COLUMNS, strict=True))
+
+
+def _feedback(label: str, like_from: float) -> pl.Expr:
+    """A rating as what the listener did."""
+    if label == "graded":
+        return ((pl.col("rating") - 3) / 2).clip(-1, 1)
+    if label == "binary":
+        return pl.when(pl.col("rating") >= like_from).then(1.0).otherwise(-1.0)
+    return pl.lit(1.0)

@@ -1,0 +1,271 @@
+"""From a log of any size to a session store on disk."""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+
+from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning.data.drop_report import DropReport
+from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.fingerprint import fingerprint_log
+from skipcl_lightning.data.manifest import MANIFEST, Manifest, describe_files
+from skipcl_lightning.data.preparation import HistoryRules, prepare_parts
+from skipcl_lightning.data.prepared import SPLIT_NAMES, ColdTargets, PreparedData, lay_out
+from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.storage import FolderStorage, map_array, read_column
+from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.vocabulary import ItemVocabulary
+
+__all__ = ["open_store", "prepare_store", "read_settings"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def prepare_store(
+    log: pl.LazyFrame | pl.DataFrame,
+    folder: str | Path,
+    *,
+    split: Split | None = None,
+    cold_targets: ColdTargets = "miss",
+    min_session_length: int = 3,
+    min_item_count: int = 1,
+    require_skip: bool = False,
+    skip_threshold: float = 0.0,
+    gap_minutes: float | None = None,
+    skip_seconds: float | None = None,
+    rows_in_memory: int = 5_000_000,
+    rebuild: bool = False,
+    on_progress: Progress = no_progress,
+) -> PreparedData:
+    """Prepare a log of any size and write it as a session store, from which training maps its batches.
+
+    The log is read once, as a stream, and sorted on disk; memory holds about ``rows_in_memory`` rows and the
+    items' ids. What results does not depend on that number. The store is written beside ``folder`` and then
+    renamed: an interrupted run leaves no store, and several processes may prepare the same one. A folder
+    whose manifest names the same log, settings and version is used as it is.
+
+    Args:
+        log: A canonical table, best a lazy one over files. With ``gap_minutes`` a listening history:
+            ``item_id``, ``timestamp``, perhaps ``user_id`` and ``feedback``, and no ``session_id``.
+        folder: The store's own folder. It may not hold anything else.
+        split: What is held out: :class:`~skipcl_lightning.data.LeaveOneOut` if None, or
+            :class:`~skipcl_lightning.data.SplitBySession`, or :class:`~skipcl_lightning.data.SplitByTime`.
+        cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
+            them last of all, ``drop`` leaves them out. Either way they are counted.
+        min_session_length: Tracks that a session needs, at least 2; 3 for leave-one-out.
+        min_item_count: Rows that an item needs.
+        require_skip: Whether a session needs a skipped track.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        gap_minutes: The longest pause within a session in minutes, above 0, where sessions are cut here, part
+            by part; a user's plays must fit into memory. None where the log has sessions.
+        skip_seconds: With ``gap_minutes``, for a log without feedback: a play that another follows within so
+            many seconds was skipped.
+        rows_in_memory: About how many rows of the log to hold in memory at once, at least 1.
+        rebuild: Whether to prepare it again in any case, in the place of a store that is there.
+        on_progress: Called with the name of the step, how much of it is done, and of how much (None where
+            that is not known).
+
+    Returns:
+        The store, opened; ``SessionDataModule(folder)`` opens it for training.
+
+    Raises:
+        TypeError: ``log`` is no polars frame or a setting has the wrong type.
+        ValueError: A setting is out of range, the log has something wrong (as for
+            :func:`~skipcl_lightning.data.prepare_sessions`), ``folder`` holds something else, or the store in
+            it is damaged.
+        OSError: The disk is full, or ``folder`` cannot be written.
+
+    Example:
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = prepare_store(simulate_sessions(50, num_items=40), Path(folder) / "store")
+        ...     len(data.store), len(data.views["test"])
+        (49, 49)
+    """
+    split = LeaveOneOut() if split is None else split
+    session_filter = SessionFilter(min_session_length, min_item_count, require_skip, skip_threshold)
+    check_split(split, session_filter.min_session_length)
+    check_choice("cold_targets", cold_targets, get_args(ColdTargets))
+    check_integer("rows_in_memory", rows_in_memory)
+    if skip_seconds is not None and gap_minutes is None:
+        raise ValueError(
+            f"`skip_seconds` must be None without `gap_minutes`, got {skip_seconds}. "
+            "A log with sessions has feedback of its own."
+        )
+    history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
+    check_log_columns(log, history=history is not None)
+    manifest = Manifest(
+        settings={
+            "filter": asdict(session_filter),
+            "split": {
+                "name": type(split).__name__,
+                **{name: str(value) for name, value in vars(split).items()},
+            },
+            "cold_targets": cold_targets,
+            "history": None if history is None else asdict(history),
+            "package": version("skipcl-lightning"),
+        },
+        source=fingerprint_log(log),
+        versions={name: version(name) for name in ("polars", "numpy")},
+        counts={},
+        files={},
+    )
+    folder = Path(folder)
+    _check_folder(folder)
+    if not rebuild and _is_same(folder, manifest):
+        return open_store(folder)
+    with _new_store(folder) as (work, store_folder):
+        parts, report = prepare_parts(
+            log,
+            session_filter,
+            history=history,
+            rows_in_memory=rows_in_memory,
+            folder=work,
+            on_progress=on_progress,
+        )
+        storage = FolderStorage(store_folder)
+        data = lay_out(parts, report, split, cold_targets, storage, on_progress=on_progress)
+        ids = storage.column("item_id")
+        ids.append(data.vocabulary.to_series())
+        ids.finish()
+        counts = {
+            "drop_report": asdict(report),
+            "targets": {name: len(view) for name, view in data.views.items() if view.with_target},
+            "cold_targets": dict(data.num_cold_targets),
+            "longest_input": data.longest_input,
+            "caution": split.caution,
+        }
+        on_progress("Taking checksums", 0, 1)
+        replace(manifest, counts=counts, files=describe_files(store_folder)).write(store_folder)
+        on_progress("Taking checksums", 1, 1)
+        if rebuild or not _is_same(folder, manifest):
+            _publish(store_folder, folder)
+    return open_store(folder, verify=False)
+
+
+def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
+    """Open a session store; its arrays stay on disk until they are asked for.
+
+    Args:
+        folder: The store's folder.
+        verify: Whether to compare the checksums of all files, which reads them once; sizes are compared
+            anyway.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: The folder is no store, or a file of it is missing or damaged; the message names it.
+
+    Example:
+        >>> open_store("no/such/folder")
+        Traceback (most recent call last):
+            ...
+        ValueError: `folder` must be a session store, got 'no/such/folder' without a manifest.json: ...
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder, contents=verify)
+    # Another process, which opens it anew, may work in another folder.
+    folder = folder.absolute()
+    store = SessionStore.open(folder)
+    return PreparedData(
+        vocabulary=ItemVocabulary(read_column(folder / "item_id.arrow")),
+        store=store,
+        views={
+            name: SessionView.open(store, name, with_target=name in SPLIT_NAMES[1:])
+            for name in (*SPLIT_NAMES, "predict")
+        },
+        item_counts=map_array(folder / "item_counts.npy"),
+        drop_report=DropReport(**manifest.counts["drop_report"]),
+        num_cold_targets=manifest.counts["cold_targets"],
+        longest_input=manifest.counts["longest_input"],
+        caution=manifest.counts["caution"],
+    )
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """How a store was prepared.
+
+    Args:
+        folder: The store's folder.
+
+    Returns:
+        ``filter``, ``split``, ``cold_targets``, ``history`` and ``package``, the version of this one.
+
+    Raises:
+        ValueError: The folder is no store, or its manifest is damaged.
+    """
+    return dict(Manifest.read(Path(folder)).settings)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise where writing a store would destroy something else."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
+        raise ValueError(
+            f"`folder` must be a session store, empty or new, got {str(folder)!r} with something else in it. "
+            "Name another folder."
+        )
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _is_same(folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder holds a store of the same log and settings."""
+    if manifest.source is None or not (folder / MANIFEST).is_file():
+        return False
+    there = Manifest.read(folder)
+    return (there.source, there.settings) == (manifest.source, manifest.settings)
+
+
+@contextmanager
+def _new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A place to work and a place for the store, beside the folder; both are gone afterwards."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.absolute().parent)
+    )
+    try:
+        work, store = beside / "work", beside / "store"
+        work.mkdir()
+        store.mkdir()
+        yield work, store
+    except (OSError, pl.exceptions.PolarsError) as error:
+        if getattr(error, "errno", None) in _FULL or "os error 28" in str(error):
+            raise OSError(
+                errno.ENOSPC,
+                "`folder` must be on a disk with room for the store and as much again for sorting, got a "
+                f"full one for {str(folder)!r}. Nothing was left behind. Free some room, or name another",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _publish(new: Path, folder: Path) -> None:
+    """Put a finished store in its place; whatever store was there, also of another process, makes room."""
+    for number in count():
+        with suppress(FileNotFoundError):
+            folder.rename(new.with_name(f"old-{number}"))
+        try:
+            new.rename(folder)
+        except OSError as error:
+            # Another process was quicker.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return

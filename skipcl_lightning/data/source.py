@@ -1,0 +1,110 @@
+"""What a data module takes its sessions from: a log that it prepares in memory, or a store on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import polars as pl
+from lightning.pytorch.utilities import rank_zero_only
+
+from skipcl_lightning._checks import check_choice
+from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.prepare_store import open_store, read_settings
+from skipcl_lightning.data.prepared import ColdTargets, PreparedData
+from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
+
+__all__ = ["Source", "make_source"]
+
+
+class Source(Protocol):
+    """Where sessions come from."""
+
+    @property
+    def skip_threshold(self) -> float:
+        """The feedback under which a track counts as skipped."""
+        ...
+
+    def prepare(self) -> PreparedData:
+        """The sessions."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Log:
+    log: pl.LazyFrame | pl.DataFrame
+    session_filter: SessionFilter
+    split: Split
+    cold_targets: ColdTargets
+
+    @property
+    def skip_threshold(self) -> float:
+        return self.session_filter.skip_threshold
+
+    def prepare(self) -> PreparedData:
+        return PreparedData.from_log(self.log, self.session_filter, self.split, self.cold_targets)
+
+
+@dataclass(frozen=True)
+class _Store:
+    folder: Path
+    skip_threshold: float
+
+    def prepare(self) -> PreparedData:
+        # Of the processes of a run one reads all of it, to compare the checksums.
+        return open_store(self.folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def make_source(
+    log: pl.LazyFrame | pl.DataFrame | str | Path,
+    *,
+    split: Split | None,
+    cold_targets: ColdTargets | None,
+    min_session_length: int | None,
+    min_item_count: int | None,
+    require_skip: bool | None,
+    skip_threshold: float | None,
+) -> Source:
+    """Tell a log from a store, and check the settings before anything is read.
+
+    Args:
+        log: As for ``SessionDataModule``, like all others.
+        split: What is held out.
+        cold_targets: What becomes of held-out tracks that training never saw.
+        min_session_length: Tracks that a session needs.
+        min_item_count: Rows that an item needs.
+        require_skip: Whether a session needs a skipped track.
+        skip_threshold: The feedback under which a track counts as skipped.
+
+    Returns:
+        The source.
+
+    Raises:
+        TypeError: ``log`` is neither, or a setting has the wrong type.
+        ValueError: A setting is out of range, or given where a store has settled it.
+    """
+    settings: dict[str, Any] = {
+        "min_session_length": min_session_length,
+        "min_item_count": min_item_count,
+        "require_skip": require_skip,
+        "skip_threshold": skip_threshold,
+    }
+    if isinstance(log, str | Path):
+        given = [
+            name
+            for name, value in ({"split": split, "cold_targets": cold_targets} | settings).items()
+            if value is not None
+        ]
+        if given:
+            raise ValueError(
+                f"`{given[0]}` must be left alone with the store {str(log)!r}, got a value: how it was "
+                "prepared is settled. Give it to `prepare_store`, or prepare another store."
+            )
+        return _Store(Path(log), float(read_settings(log)["filter"]["skip_threshold"]))
+    check_log_columns(log)
+    session_filter = SessionFilter(**{name: value for name, value in settings.items() if value is not None})
+    split = LeaveOneOut() if split is None else split
+    check_split(split, session_filter.min_session_length)
+    cold_targets = "miss" if cold_targets is None else cold_targets
+    check_choice("cold_targets", cold_targets, get_args(ColdTargets))
+    return _Log(log, session_filter, split, cold_targets)

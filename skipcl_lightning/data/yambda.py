@@ -1,0 +1,195 @@
+"""The reader of Yambda, listening logs of Yandex Music."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from skipcl_lightning.data.files import Paths, list_files, scan_parquet
+from skipcl_lightning.data.parsing import parse_column
+from skipcl_lightning.data.play_ratio import feedback_from_ratio
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS
+from skipcl_lightning.data.sessions import sessionise
+
+__all__ = ["read_yambda"]
+
+_INTEGERS = ("uid", "item_id", "timestamp")
+_EVENTS = ("listen", "like", "dislike", "unlike", "undislike")
+
+
+def read_yambda(
+    listens: Paths,
+    *,
+    likes: Paths | None = None,
+    dislikes: Paths | None = None,
+    unlikes: Paths | None = None,
+    undislikes: Paths | None = None,
+    label: str = "binary",
+    skip_ratio: float = 0.5,
+    gap_minutes: float | None = 20.0,
+) -> pl.LazyFrame:
+    """Read Yambda's flat files: plays with the part that was played, and opinions of tracks.
+
+    A like puts a track among the favourites and an unlike takes it out; a dislike asks not to hear it again
+    and an undislike takes that back. Each play gets the opinion that its user had of its track by then, of
+    two that hold the later one: no later event is looked at, save one of the play's own five seconds, the
+    clock's step. Plays are read lazily, one row at a time; all opinions are held in memory.
+
+    Args:
+        listens: ``listens.parquet`` with ``uid``, ``item_id``, ``timestamp`` (seconds since the data set
+            began, in steps of 5), ``played_ratio_pct`` (percent of the track; may pass 100), several such
+            files, or a folder that is searched for that name. Or, named itself, ``multi_event.parquet``,
+            which has the opinions too and tells them by ``event_type``.
+        likes: ``likes.parquet`` with ``uid``, ``item_id``, ``timestamp``, or a folder that has it.
+        dislikes: ``dislikes.parquet``, likewise.
+        unlikes: ``unlikes.parquet``, likewise, which needs ``likes``.
+        undislikes: ``undislikes.parquet``, likewise, which needs ``dislikes``.
+        label: ``binary``: -1 where at most ``skip_ratio`` of the track was played, else +1; ``ratio``: the
+            distance from ``skip_ratio``, from -1 for nothing to +1 for the whole. Null gives 0, unknown.
+        skip_ratio: The largest part of a track that still counts as skipped, in (0, 1); the data set's own
+            "listened" is above 0.5.
+        gap_minutes: The longest pause within a session, from one ``timestamp`` to the next, above 0. None
+            for the plain history, in the order of the files.
+
+    Returns:
+        A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (Int64),
+        ``feedback``, with opinions ``explicit_feedback`` (+1 liked, -1 disliked, 0 neither), ``timestamp``
+        (Int64, seconds), ``user_id`` (Int64); without ``session_id`` for ``gap_minutes=None``.
+
+    Raises:
+        TypeError: A setting is no number.
+        ValueError: A path does not exist, a folder has no such file, a file lacks a column or has it in
+            another type, ``unlikes`` or ``undislikes`` have nothing to undo, opinions are given beside
+            ``multi_event.parquet`` or that is mixed with ``listens.parquet``, or a setting is wrong. When
+            collected: an ``event_type`` is unknown.
+
+    Reference:
+        Ploshkin et al., "Yambda-5B: A Large-Scale Multi-modal Dataset for Ranking And Retrieval", 2025,
+        arXiv 2505.22238.
+
+    Example:
+        >>> import tempfile
+        >>> plays = {"uid": [1, 1], "item_id": [7, 7], "timestamp": [0, 60], "played_ratio_pct": [9, 100]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = [Path(folder) / "listens.parquet", Path(folder) / "likes.parquet"]
+        ...     pl.DataFrame(plays).write_parquet(files[0])
+        ...     pl.DataFrame({"uid": [1], "item_id": [7], "timestamp": [30]}).write_parquet(files[1])
+        ...     table = read_yambda(files[0], likes=files[1]).collect()
+        >>> table.select("session_id", "feedback", "explicit_feedback").rows()
+        [('1/0', -1.0, 0.0), ('1/0', 1.0, 1.0)]
+    """
+    part = pl.col("played_ratio_pct") / 100
+    feedback = feedback_from_ratio(part, label=label, skip_ratio=skip_ratio).alias("feedback")
+    given = {"like": likes, "dislike": dislikes, "unlike": unlikes, "undislike": undislikes}
+    _check_undone(given)
+    plays, opinions = _scan(listens, {event: paths for event, paths in given.items() if paths is not None})
+    history = plays.select("user_id", "item_id", "timestamp", feedback)
+    if opinions is not None:
+        history = _add_opinions(history, opinions)
+    if gap_minutes is None:
+        return history
+    cut = sessionise(history, gap_minutes=gap_minutes)
+    schema = cut.collect_schema()
+    return cut.select(name for name in CANONICAL_COLUMNS if name in schema)
+
+
+def _check_undone(given: Mapping[str, Paths | None]) -> None:
+    """Raise where opinions are taken back that were never read."""
+    for event in ("like", "dislike"):
+        if given[event] is None and given[f"un{event}"] is not None:
+            raise ValueError(
+                f"`un{event}s` must come with `{event}s`, got it alone. It takes back what they say."
+            )
+
+
+def _scan(listens: Paths, given: Mapping[str, Paths]) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
+    """The plays, and the opinions where there are any."""
+    tables = [
+        _scan_file(file, "listens", ["played_ratio_pct"])
+        for file in list_files(listens, ["listens.parquet"], name="listens")
+    ]
+    typed = ["event" in table.collect_schema() for table in tables]
+    if not any(typed):
+        return pl.concat(tables), _scan_opinions(given)
+    if given or not all(typed):
+        raise ValueError(
+            "`listens` must be the only file with opinions where it has an `event_type`, got "
+            f"{'others beside it' if given else 'files with and without'}. Give one form or the other."
+        )
+    events = pl.concat(tables)
+    opinions = events.filter(pl.col("event") != "listen").drop("played_ratio_pct")
+    return events.filter(pl.col("event") == "listen"), opinions
+
+
+def _scan_opinions(given: Mapping[str, Paths]) -> pl.LazyFrame | None:
+    """The files of opinions as one table; what is undone comes after what is done."""
+    tables = [
+        _scan_file(file, f"{event}s").with_columns(pl.lit(event).alias("event"))
+        for event, paths in given.items()
+        for file in list_files(paths, [f"{event}s.parquet"], name=f"{event}s")
+    ]
+    return pl.concat(tables) if tables else None
+
+
+def _scan_file(file: Path, name: str, numbers: Sequence[str] = ()) -> pl.LazyFrame:
+    """One file in the canonical names and one type, with its ``event`` where it tells it."""
+    table = scan_parquet(file, _INTEGERS, numbers, name=name)
+    keys = [
+        pl.col(column).cast(pl.Int64).alias(canonical)
+        for canonical, column in zip(("user_id", "item_id", "timestamp"), _INTEGERS, strict=True)
+    ]
+    events = []
+    if numbers and "event_type" in table.collect_schema():
+        wanted = f"one of {', '.join(_EVENTS)}"
+        event = parse_column("event_type", file, _to_events, pl.String, wanted, name=name)
+        events.append(event.alias("event"))
+    return table.select(*keys, *(pl.col(column).cast(pl.Float64) for column in numbers), *events)
+
+
+def _to_events(values: pl.Series) -> pl.Series:
+    events = values.cast(pl.String, strict=False)
+    return events.set(~events.is_in(_EVENTS), None)
+
+
+def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
+    """Add to each play what its user thought of its track by then."""
+    histories = (
+        opinions.sort("timestamp", maintain_order=True)
+        .group_by("user_id", "item_id")
+        .agg(pl.col("timestamp").alias("times"), _opinion().alias("opinions"))
+    )
+    # Not `join_asof`, which would sort all plays: looked up in a list, they stay as they come, one by one.
+    joined = plays.join(histories, on=["user_id", "item_id"], how="left", maintain_order="left")
+    past = (pl.col("times") - pl.col("timestamp")).list.eval(pl.element() <= 0).list.sum()
+    latest = pl.col("opinions").list.get(past.cast(pl.Int64) - 1, null_on_oob=True)
+    opinion = pl.when(past > 0).then(latest).otherwise(0)
+    return joined.select(
+        "user_id",
+        "item_id",
+        "timestamp",
+        "feedback",
+        opinion.fill_null(0).cast(pl.Float32).alias("explicit_feedback"),
+    )
+
+
+def _opinion() -> pl.Expr:
+    """The opinion after each event of one user and track: of a like and a dislike the later one holds."""
+    event = pl.col("event")
+    liked = _holds("like")
+    disliked = _holds("dislike")
+    last = pl.when(event == "like").then(1).when(event == "dislike").then(-1).forward_fill()
+    return (
+        pl.when(liked & disliked).then(last).when(liked).then(1).when(disliked).then(-1).otherwise(0)
+    )  # fmt: skip
+
+
+def _holds(kind: str) -> pl.Expr:
+    event = pl.col("event")
+    return (
+        pl.when(event == kind)
+        .then(True)
+        .when(event == f"un{kind}")
+        .then(False)
+        .forward_fill()
+        .fill_null(False)
+    )
