@@ -5,15 +5,21 @@ from skipcl_lightning.data.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.lfm1k import read_lfm1k
-from skipcl_lightning.data.lfm2b import read_lfm2b
-from skipcl_lightning.data.listenbrainz import read_listenbrainz
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
-from skipcl_lightning.data.movielens import read_movielens
-from skipcl_lightning.data.mssd import read_mssd
 from skipcl_lightning.data.preparation import prepare_sessions
 from skipcl_lightning.data.prepare_store import open_store, prepare_store
 from skipcl_lightning.data.prepared import PreparedData
+from skipcl_lightning.data.readers import (
+    read_30music,
+    read_lfm1k,
+    read_lfm2b,
+    read_listenbrainz,
+    read_movielens,
+    read_mssd,
+    read_streaming_history,
+    read_table,
+    read_yambda,
+)
 from skipcl_lightning.data.recommendations import recommendation_frame
 from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.sessions import label_by_next_play, sessionise
@@ -21,12 +27,8 @@ from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.simulated_logs import write_mssd_logs
 from skipcl_lightning.data.split import LeaveOneOut, SplitBySession, SplitByTime, leave_one_out
 from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.streaming_history import read_streaming_history
-from skipcl_lightning.data.table import read_table
-from skipcl_lightning.data.thirty_music import read_30music
 from skipcl_lightning.data.views import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
-from skipcl_lightning.data.yambda import read_yambda
 
 __all__ = [
     "DropReport",

@@ -17,9 +17,15 @@ def run(ranks, folder):
         )
         for rank in range(ranks)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+    finally:
+        # One that waits for another would wait for ever.
+        for process in processes:
+            process.kill()
+            process.communicate()
     return json.loads((folder / f"{ranks}.json").read_text(encoding="utf-8"))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.files import Paths, list_files, read_first_line, read_header, scan_parquet
-from skipcl_lightning.data.parsing import parse_integers, parse_numbers, scan_fields
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, read_header, scan_parquet
+from skipcl_lightning.data.readers.parsing import parse_integers, parse_numbers, scan_fields
 
 __all__ = ["RATING_LABELS", "read_movielens"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data.files import Paths, list_files, read_first_line
-from skipcl_lightning.data.parsing import ARTIST_TRACK_DASH, parse_lines, require
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line
+from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, parse_lines, require
 from skipcl_lightning.data.sessions import label_and_cut
 
 __all__ = ["read_listenbrainz"]

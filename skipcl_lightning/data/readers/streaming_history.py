@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.files import Paths, list_files
-from skipcl_lightning.data.parsing import ARTIST_TRACK_DASH
+from skipcl_lightning.data.readers.files import Paths, list_files
+from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH
 from skipcl_lightning.data.sessions import cut_at_gaps, to_microseconds
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.files import Paths, list_files, scan_parquet
-from skipcl_lightning.data.parsing import parse_column
-from skipcl_lightning.data.play_ratio import feedback_from_ratio
+from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
+from skipcl_lightning.data.readers.parsing import parse_column
+from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS
 from skipcl_lightning.data.sessions import sessionise
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice
-from skipcl_lightning.data.files import Paths, list_files, read_header
-from skipcl_lightning.data.parsing import parse_column, parse_integers
+from skipcl_lightning.data.readers.files import Paths, list_files, read_header
+from skipcl_lightning.data.readers.parsing import parse_column, parse_integers
 
 __all__ = ["MSSD_LABELS", "read_mssd"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.files import Paths, list_files, read_header
+from skipcl_lightning.data.readers.files import Paths, list_files, read_header
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
 from skipcl_lightning.data.sessions import sessionise
 

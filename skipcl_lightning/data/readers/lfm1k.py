@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.files import Paths, list_files
-from skipcl_lightning.data.parsing import ARTIST_TRACK_DASH, parse_times, require_text, scan_fields
+from skipcl_lightning.data.readers.files import Paths, list_files
+from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, parse_times, require_text, scan_fields
 from skipcl_lightning.data.sessions import label_and_cut
 
 __all__ = ["read_lfm1k"]

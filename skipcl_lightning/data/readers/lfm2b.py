@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.files import Paths, list_files, read_header
-from skipcl_lightning.data.parsing import parse_integers, parse_times
+from skipcl_lightning.data.readers.files import Paths, list_files, read_header
+from skipcl_lightning.data.readers.parsing import parse_integers, parse_times
 from skipcl_lightning.data.sessions import label_and_cut
 
 __all__ = ["read_lfm2b"]

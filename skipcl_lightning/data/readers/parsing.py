@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data.files import read_first_line
+from skipcl_lightning.data.readers.files import read_first_line
 
 __all__ = [
     "ARTIST_TRACK_DASH",
