@@ -35,7 +35,13 @@ from skipcl_lightning.data import (
     simulate_sessions,
     write_mssd_logs,
 )
+from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 
+# Of version 1 and 2: the folder, the file with the limit, the file with the processes.
+CONTROL_GROUPS = (
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "tasks"),
+    ("/sys/fs/cgroup", "memory.max", "cgroup.procs"),
+)
 ROWS_A_SESSION = 16.4
 MAX_LENGTH = 20
 BATCH_SIZE = 256
@@ -239,6 +245,9 @@ def bounded_memory(
         ):
             command = [sys.executable, __file__, "limited", str(limit), task, json.dumps(arguments)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+            for folder, *_ in CONTROL_GROUPS:
+                with suppress(OSError):
+                    (Path(folder) / f"skipcl-{os.getpid()}").rmdir()
             print(f"{task} within {limit} GiB: " + (done.stdout.splitlines() or ["nothing"])[-1])
             if done.returncode:
                 print(done.stderr[-2000:])
@@ -248,15 +257,22 @@ def bounded_memory(
 
 def limited(limit_gib: float, task: str, arguments: list[str]) -> None:
     """A task of `bounded_memory`, in this process."""
-    how = _limit_memory(round(limit_gib * 2**30))
+    how = _limit_memory(round(limit_gib * 2**30), f"skipcl-{os.getppid()}")
     start = time.perf_counter()
     if task == "prepare":
         logs, store, rows = arguments
-        prepare_store(read_mssd(logs), store, rows_in_memory=int(rows))
+        report = prepare_store(read_mssd(logs), store, rows_in_memory=int(rows)).drop_report
+        print(report)
     else:
         store, steps = arguments
         data = SessionDataModule(store, batch_size=BATCH_SIZE, max_length=MAX_LENGTH)
-        module = SkipCLModule(SASRec(64, max_length=MAX_LENGTH), None, num_items=data.num_items)
+        # The logits of a full softmax, a gigabyte at 50,000 tracks, would be most of what is measured.
+        module = SkipCLModule(
+            SASRec(64, max_length=MAX_LENGTH),
+            SkipInfoNCE(),
+            next_item_loss=SampledSoftmax(1000),
+            num_items=data.num_items,
+        )
         Trainer(
             accelerator="cpu",
             max_steps=int(steps),
@@ -270,18 +286,15 @@ def limited(limit_gib: float, task: str, arguments: list[str]) -> None:
     print(f"{time.perf_counter() - start:.0f} s, peak {peak:,.0f} MiB resident, limited by {how}")
 
 
-def _limit_memory(limit: int) -> str:
+def _limit_memory(limit: int, name: str) -> str:
     """Limit this process: by a control group where one may be made, else by its address space."""
-    for folder, name, tasks in (
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "tasks"),
-        ("/sys/fs/cgroup", "memory.max", "cgroup.procs"),
-    ):
-        group = Path(folder) / f"skipcl-{os.getpid()}"
+    for folder, setting, tasks in CONTROL_GROUPS:
+        group = Path(folder) / name
         with suppress(OSError):
             group.mkdir()
-            (group / name).write_text(str(limit))
+            (group / setting).write_text(str(limit))
             (group / tasks).write_text(str(os.getpid()))
-            return f"the control group's {name}"
+            return f"the control group's {setting}"
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return "the address space"
 
