@@ -33,7 +33,7 @@ class Watch(Callback):
 
 def train(source, *, stop=None, checkpoint=None, resume=None, **settings):
     seed_everything(5, verbose=False)
-    data = SessionDataModule(source, batch_size=16, max_length=8, **settings)
+    data = SessionDataModule(source, **{"batch_size": 16, "max_length": 8, **settings})
     module = SkipCLModule(
         SASRec(8, max_length=8, num_layers=1, num_heads=1, dropout=0.0),
         SkipInfoNCE(weight=0.1),
@@ -84,6 +84,22 @@ def test_a_run_may_go_on_from_a_store_where_it_began_with_the_log(tmp_path, log)
     prepare_store(log, tmp_path / "store")
     _, rest = train(tmp_path / "store", resume=tmp_path / "broken.ckpt")
     assert rest == batches[9:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [({"batch_size": 8}, "batch_size"), ({"bucket_batches": 2}, "bucket_batches"), ({"seed": 9}, "seed")],
+)
+def test_an_epoch_cannot_be_resumed_in_another_order(tmp_path, log, setting, name):
+    train(log, stop=3, checkpoint=tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match=f"`{name}` must be .* as where the checkpoint was written"):
+        train(log, resume=tmp_path / "broken.ckpt", **setting)
+
+
+def test_between_epochs_the_order_may_change(tmp_path, log):
+    train(log, stop=BATCHES, checkpoint=tmp_path / "broken.ckpt")
+    _, rest = train(log, resume=tmp_path / "broken.ckpt", bucket_batches=2)
+    assert [epoch for epoch, *_ in rest] == [1] * BATCHES + [2] * BATCHES
 
 
 def test_each_epoch_has_another_order_and_another_seed_too(log):

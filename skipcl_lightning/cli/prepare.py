@@ -1,6 +1,7 @@
 """``skipcl prepare``: from files of a public log to a session store."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,8 @@ def make_split(
     split: SplitName = "leave_one_out",
     validation_share: float | None = None,
     test_share: float | None = None,
-    validation_from: float | str | None = None,
-    test_from: float | str | None = None,
+    validation_from: str | None = None,
+    test_from: str | None = None,
     targets: Targets | None = None,
     split_seed: int | None = None,
 ) -> Split:
@@ -62,7 +63,8 @@ def make_split(
         split: What is held out: of each session its last two tracks, whole sessions, or what came late.
         validation_share: Of a split by session, the part to validate on, in (0, 1); 0.1 if not given.
         test_share: Of a split by session, the part to test on, in (0, 1); 0.1 if not given.
-        validation_from: Of a split by time, when validation begins (ISO 8601, or seconds).
+        validation_from: Of a split by time, when validation begins: ISO 8601, or seconds with an s, as in
+            900s.
         test_from: Of a split by time, when test begins.
         targets: Of a split by session or time: the last track of each session, or every one.
         split_seed: Of a split by session, 0 or more; 0 if not given.
@@ -94,9 +96,11 @@ def make_split(
         "session": ("validation_share", "test_share", "targets", "split_seed"),
         "time": ("validation_from", "test_from", "targets"),
     }[split]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"`{name}` must be left alone with `split` {split!r}, got {given[name]!r}.")
+    foreign = [name for name in given if name not in known]
+    if foreign:
+        raise ValueError(
+            f"`{foreign[0]}` must be left alone with `split` {split!r}, got {given[foreign[0]]!r}."
+        )
     if split == "leave_one_out":
         return LeaveOneOut()
     if split == "session":
@@ -106,7 +110,13 @@ def make_split(
     for name in ("validation_from", "test_from"):
         if name not in given:
             raise ValueError(f"`{name}` must be given with `split` 'time', got None.")
+        given[name] = _to_moment(given[name])
     return SplitByTime(**given)
+
+
+def _to_moment(text: str) -> str | float:
+    """Seconds with an s as a number; all else is ISO 8601, in which 2020 is no time."""
+    return float(text.removesuffix("s")) if re.fullmatch(r"-?\d+(\.\d+)?s", text) else text
 
 
 def add_prepare(commands: Any) -> None:
@@ -139,7 +149,6 @@ def run_prepare(settings: Namespace) -> None:
     """
     source: str = settings.source
     values: dict[str, Any] = settings[source].as_dict()
-    values.pop("config", None)
     paths, folder = values.pop("paths"), values.pop("folder")
     reader = SOURCES[source]
     console = Console()
@@ -151,7 +160,7 @@ def run_prepare(settings: Namespace) -> None:
         log = reader(paths[0] if len(paths) == 1 else paths, **values)
         with _progress(console) as tell:
             data = prepare_store(log, folder, split=split, on_progress=tell, **store_settings)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pl.exceptions.PolarsError) as error:
         # What is wrong with a file or a setting is told by the message; a traceback would bury it.
         raise SystemExit(f"skipcl prepare {source}: {error}") from error
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -177,7 +186,9 @@ def _take_history(values: dict[str, Any]) -> dict[str, Any]:
         name: values.pop(name) for name in ("gap_minutes", "skip_seconds") if name in values
     }
     if history["gap_minutes"] is None:
-        raise ValueError("`gap_minutes` must be a number, got None. A store holds sessions.")
+        raise ValueError(
+            "`gap_minutes` must be a number, got None. Give 20, for one: a store holds sessions."
+        )
     values["gap_minutes"] = None
     return history
 

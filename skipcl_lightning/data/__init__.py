@@ -7,7 +7,6 @@ from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
 from skipcl_lightning.data.preparation import prepare_sessions
-from skipcl_lightning.data.prepare_store import open_store, prepare_store
 from skipcl_lightning.data.prepared import PreparedData
 from skipcl_lightning.data.readers import (
     read_30music,
@@ -27,6 +26,7 @@ from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.simulated_logs import write_mssd_logs
 from skipcl_lightning.data.split import LeaveOneOut, SplitBySession, SplitByTime, leave_one_out
 from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.store_on_disk import open_store, prepare_store
 from skipcl_lightning.data.views import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 

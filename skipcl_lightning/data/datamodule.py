@@ -52,7 +52,8 @@ class SessionDataModule(LightningDataModule):
             training part less one at evaluation either: no model has learned what stands so late.
         split: What is held out; :class:`~skipcl_lightning.data.LeaveOneOut` if None.
         cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
-            them last of all, ``drop`` leaves them out. ``miss`` if None. Either way they are counted.
+            them last of all, ``drop`` leaves them out. ``miss`` if None. Either way they are counted, and
+            those that were skipped are left out: to avoid what nobody could have recommended is no merit.
         min_session_length: Tracks that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
         min_item_count: Rows that an item needs; 1 if None.
         require_skip: Whether a session needs a skipped track; no if None.

@@ -37,8 +37,8 @@ class SessionFilter:
             :class:`~skipcl_lightning.data.LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
-        require_skip: Whether a session needs a skipped track. It always needs a listened one, since there
-            is nothing to recommend from skips only.
+        require_skip: Whether a session needs a skipped track. It always needs one that was neither skipped
+            nor disliked, since there is nothing to recommend from those only.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
@@ -128,12 +128,14 @@ class SessionFilter:
         """The items that occur less often than asked."""
         if self.min_item_count == 1:
             return pl.Series([], dtype=pl.Null)
-        counts = pl.concat([part.group_by("item_id").len() for part in parts])
-        return (
-            counts.group_by("item_id")
-            .agg(pl.col("len").sum())
-            .filter(pl.col("len") < self.min_item_count)["item_id"]
-        )
+        counts: pl.DataFrame | None = None
+        for part in parts:
+            added = part.group_by("item_id").agg(pl.len().cast(pl.Int64))
+            # Added up as they come: what is held is one row an item, however many parts there are.
+            both = added if counts is None else pl.concat([counts, added])
+            counts = both.group_by("item_id").agg(pl.col("len").sum())
+        assert counts is not None, "a table has at least one part"  # noqa: S101
+        return counts.filter(pl.col("len") < self.min_item_count)["item_id"]
 
     def _apply_once(self, part: pl.DataFrame, rare: pl.Series, dropped: dict[str, int]) -> pl.DataFrame:
         """Apply every filter once and add what went to the counts."""
@@ -159,9 +161,13 @@ class SessionFilter:
         # `reduceat` takes no start without a row.
         starts = (np.cumsum(lengths) - lengths).astype(np.int64)
         num_skipped = np.add.reduceat(skipped, starts, dtype=np.int64) if len(starts) else lengths
+        num_unwanted = num_skipped
+        if "explicit_feedback" in table.columns and len(starts):
+            unwanted = skipped | (table["explicit_feedback"] < 0).to_numpy()
+            num_unwanted = np.add.reduceat(unwanted, starts, dtype=np.int64)
         rules = {
             "sessions_too_short": lengths >= self.min_session_length,
-            "sessions_without_listened": num_skipped < lengths,
+            "sessions_without_listened": num_unwanted < lengths,
         }
         if self.require_skip:
             rules["sessions_without_skip"] = num_skipped > 0

@@ -36,20 +36,25 @@ class ResumableLoader(DataLoader[SessionBatch]):
         True
     """
 
-    sampler: TrainingSampler
-
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._given = 0
+        self._epoch = 0
         self._resumed: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch the iteration is.
+        """Where in which epoch the iteration is, and what its order depends on.
 
         Returns:
-            ``epoch``, and ``batches``, how many of it were taken.
+            ``epoch``; ``batches``, how many of it were taken; and the settings of the sampler. Empty where
+            Lightning has put another sampler in, as it does for ``overfit_batches``.
         """
-        return {"epoch": self.sampler.epoch, "batches": self._given}
+        sampler = self.sampler
+        if not isinstance(sampler, TrainingSampler):
+            return {}
+        # An epoch that has been set and not begun has given nothing.
+        given = self._given if self._epoch == sampler.epoch else 0
+        return {"epoch": sampler.epoch, "batches": given, **sampler.settings}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next iteration where the state was taken, if it is of the state's epoch.
@@ -63,10 +68,25 @@ class ResumableLoader(DataLoader[SessionBatch]):
     def __iter__(self) -> Iterator[SessionBatch]:  # type: ignore[override]  # torch names its own class
         state, self._resumed = self._resumed, None
         self._given = 0
-        # Of an epoch that is over, or was at its last batch, nothing is left to go on with.
-        if state is not None and state["epoch"] == self.sampler.epoch and state["batches"] < len(self):
-            self._given = state["batches"]
-        self.sampler.start_from(self._given)
+        sampler = self.sampler
+        if isinstance(sampler, TrainingSampler):
+            self._epoch = sampler.epoch
+            # Of an epoch that is over, or was at its last batch, nothing is left to go on with.
+            if state and state["epoch"] == sampler.epoch and 0 < state["batches"] < len(self):
+                _check_same_order(state, sampler.settings)
+                self._given = state["batches"]
+            sampler.start_from(self._given)
         for batch in super().__iter__():
             self._given += 1
             yield batch
+
+
+def _check_same_order(state: dict[str, int], settings: dict[str, int]) -> None:
+    """Raise where the rest of an epoch would be other rows than those not trained on yet."""
+    for name, value in settings.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"`{name}` must be {state.get(name)}, as where the checkpoint was written in mid-epoch, got "
+                f"{value}. What is left of the epoch cannot be told otherwise: resume with the same data "
+                "and settings, or from a checkpoint of an epoch's end."
+            )

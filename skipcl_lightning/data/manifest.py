@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MANIFEST", "Manifest", "describe_files"]
+__all__ = ["MANIFEST", "Manifest", "describe_files", "read_version"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -65,7 +65,7 @@ class Manifest:
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             told, version = content.pop("sha256"), content["format"]
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
                 f"`folder` must be a session store, got {str(folder)!r} without a {MANIFEST}: it does not "
                 "exist, is something else, or was copied in part. `skipcl prepare` makes one."
@@ -105,6 +105,21 @@ class Manifest:
                 raise ValueError(
                     _describe_damage(folder, name, "has another checksum than the manifest says")
                 )
+
+
+def read_version(folder: Path) -> str:
+    """What tells a store from another: the checksum of its manifest, and so of all that is in it.
+
+    Args:
+        folder: The folder of a store.
+
+    Returns:
+        A digest; of nothing where there is no manifest.
+    """
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -60,9 +60,9 @@ def mine_transitions(
     Only the input of each session in the view is looked at, its first ``ends[n]`` tracks; a held-out
     track, a later one and a session outside the view are never read. With f_t the feedback on track i_t:
 
-    - j = i_{t+1} is skipped right after i = i_t where f_{t+1} < ``skip_threshold``;
+    - j = i_{t+1} is skipped right after i = i_t where f_{t+1} < ``skip_threshold``, or where it was disliked;
     - j = i_{p(t)} is listened to after i = i_t, whatever happened at t, where
-      p(t) = min {s > t : f_s ≥ ``skip_threshold``}.
+      p(t) = min {s > t : f_s ≥ ``skip_threshold``, and i_s was not disliked}.
 
     A track is never mined for itself: pairs with i = j enter neither the tables nor any sum below. Let
     n(i, j) be how often a pair of one kind occurs, n(i, ·) and n(·, j) its sums over all j and all i, and
@@ -199,6 +199,9 @@ def _visible_tracks(
     places = np.repeat(shifts, ends) + np.arange(ends.sum())
     # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
     skipped = view.store.feedback[places] < skip_threshold
+    if view.store.explicit_feedback is not None:
+        # A track that was disliked is none to be drawn to, however long it played.
+        skipped |= view.store.explicit_feedback[places] < 0
     return _VisibleTracks(view.store.items[places], skipped, np.repeat(stops - 1, ends))
 
 

@@ -19,6 +19,8 @@ from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
 
+_MOST_SECONDS = 10**11
+
 
 @dataclass(frozen=True)
 class HistoryRules:
@@ -245,8 +247,8 @@ def _check_contents(table: pl.DataFrame) -> None:
     )
     if owner in table.columns and table[owner].null_count():
         raise ValueError(
-            f"`log` must have a {owner.removesuffix('_id')} in every row, got null in "
-            f"{table[owner].null_count()} of {table.height} rows. {cure}"
+            f"`log` must have a {owner.removesuffix('_id')} in every row, got null in at least "
+            f"{table[owner].null_count()}. {cure}"
         )
     for column in ("position", "timestamp"):
         if column not in table.columns:
@@ -257,6 +259,11 @@ def _check_contents(table: pl.DataFrame) -> None:
         _refuse(
             table, unordered, column, "a finite value", "Drop these rows, or order them by another column."
         )
+    if "timestamp" in table.columns and table.schema["timestamp"].is_numeric():
+        # Later than any clock tells; in microseconds it would not fit into 64 bits.
+        late = ~pl.col("timestamp").is_between(-_MOST_SECONDS, _MOST_SECONDS)
+        cure = "Divide it by a thousand, a million or a billion, if it is in smaller units."
+        _refuse(table, late, "timestamp", "a number of seconds", cure)
     # Not `< -1 | > 1`: only a check for what is right refuses NaN, which polars sorts above all numbers.
     for column, cure in (
         ("feedback", "Scale it: -1 is a skip at once, 1 a whole play."),

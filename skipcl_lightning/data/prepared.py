@@ -15,7 +15,7 @@ from skipcl_lightning.data.parts import TableParts
 from skipcl_lightning.data.preparation import prepare_parts
 from skipcl_lightning.data.progress import Progress, no_progress
 from skipcl_lightning.data.sessions import to_microseconds
-from skipcl_lightning.data.split import Rows, SessionBlock, Split
+from skipcl_lightning.data.split import SessionBlock, Split
 from skipcl_lightning.data.storage import MemoryStorage, Storage
 from skipcl_lightning.data.store import SessionStore, StoreWriter
 from skipcl_lightning.data.views import SessionView
@@ -83,7 +83,14 @@ class PreparedData:
             {'validation': 1, 'test': 1}
         """
         parts, report = prepare_parts(log, session_filter)
-        return lay_out(parts, report, split, cold_targets, MemoryStorage())
+        return lay_out(
+            parts,
+            report,
+            split,
+            cold_targets,
+            MemoryStorage(),
+            skip_threshold=session_filter.skip_threshold,
+        )
 
     @property
     def num_warm_items(self) -> int:
@@ -104,6 +111,7 @@ def lay_out(
     cold_targets: ColdTargets,
     storage: Storage,
     *,
+    skip_threshold: float = 0.0,
     on_progress: Progress = no_progress,
 ) -> PreparedData:
     """Number the items of prepared sessions, split them, and lay them out flat.
@@ -112,15 +120,17 @@ def lay_out(
         parts: The sessions, from :func:`~skipcl_lightning.data.preparation.prepare_parts`.
         report: What was dropped.
         split: What is held out.
-        cold_targets: What becomes of held-out tracks that training never saw.
+        cold_targets: What becomes of held-out tracks that training never saw. Skipped and disliked ones are
+            left out either way: nobody could have recommended them, so that avoiding them is no merit.
         storage: Where the arrays go.
+        skip_threshold: The feedback under which a track counts as skipped.
         on_progress: Told after each part.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: The split needs a ``timestamp`` that is not there, or a part of it is empty.
+        ValueError: A part of the split is empty.
 
     Example:
         >>> from skipcl_lightning.data import LeaveOneOut
@@ -147,12 +157,15 @@ def lay_out(
         longest = max(longest, int(cut["train"][1].max(initial=0)))
         items = writer.append(part)
         for name in num_cold:
-            warm = _are_warm(cut[name], block, items, num_warm)
+            rows, ends = cut[name]
+            places = block.starts[rows - block.first_row] + ends
+            # Cold items have the highest indices.
+            warm = items[places] <= num_warm
             num_cold[name] += int((~warm).sum())
-            if cold_targets == "drop":
-                cut[name] = (cut[name][0][warm], cut[name][1][warm])
-        for name, rows in (cut | {"predict": (block.rows, block.lengths)}).items():
-            for array, values in zip(growing[name], rows, strict=True):
+            kept = warm if cold_targets == "drop" else warm | ~_are_skipped(part, skip_threshold)[places]
+            cut[name] = (rows[kept], ends[kept])
+        for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
+            for array, values in zip(growing[name], seen, strict=True):
                 array.append(values)
         on_progress("Writing sessions", number, len(parts))
     store = writer.finish()
@@ -184,11 +197,6 @@ def _blocks(
         lengths = run_lengths(part["session_id"])
         times = None
         if split.needs_time:
-            if "timestamp" not in part.columns:
-                raise ValueError(
-                    f"`log` must have a column 'timestamp' for {type(split).__name__}, got none. "
-                    "Split it by session, or read the time with it."
-                )
             times = part.select(to_microseconds(pl.col("timestamp"), part.schema["timestamp"])).to_series()
         yield (
             part,
@@ -201,27 +209,32 @@ def _blocks(
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
     """All items, and how often each occurs in the training part."""
-    counts: list[pl.DataFrame] = []
+    counts: pl.DataFrame | None = None
     for part, block in _blocks(parts, report, split):
         rows, ends = split.cut(block)["train"]
         seen = np.zeros(len(block.lengths), dtype=np.int64)
         seen[rows - block.first_row] = ends
-        place = np.arange(part.height) - np.repeat(np.cumsum(block.lengths) - block.lengths, block.lengths)
+        place = np.arange(part.height) - np.repeat(block.starts, block.lengths)
         in_training = pl.Series("in_training", place < np.repeat(seen, block.lengths))
-        counts.append(
-            part.select("item_id", in_training)
-            .group_by("item_id")
-            .agg(pl.col("in_training").sum().cast(pl.Int64))
-        )
-    return pl.concat(counts).group_by("item_id").agg(pl.col("in_training").sum())
+        # Added up as they come: what is held is one row an item, however many parts there are.
+        counts = _add_counts(counts, part.select("item_id", in_training.cast(pl.Int64)))
+    assert counts is not None, "a table has at least one part"  # noqa: S101
+    return counts
 
 
-def _are_warm(asked: Rows, block: SessionBlock, items: NDArray[np.int64], num_warm: int) -> NDArray[np.bool_]:
-    """Which targets' items occur in the training part; cold ones have the highest indices."""
-    rows, ends = asked
-    starts = np.cumsum(block.lengths) - block.lengths
-    warm: NDArray[np.bool_] = items[starts[rows - block.first_row] + ends] <= num_warm
-    return warm
+def _add_counts(counts: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
+    added = rows.group_by("item_id").agg(pl.col("in_training").sum())
+    if counts is None:
+        return added
+    return pl.concat([counts, added]).group_by("item_id").agg(pl.col("in_training").sum())
+
+
+def _are_skipped(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
+    """Which tracks the listener did not want: skipped, or disliked however long they played."""
+    skipped: NDArray[np.bool_] = part["feedback"].to_numpy() < skip_threshold
+    if "explicit_feedback" in part.columns:
+        skipped = skipped | (part["explicit_feedback"].to_numpy() < 0)
+    return skipped
 
 
 def _check_parts(

@@ -15,6 +15,8 @@ __all__ = ["EvaluationSampler", "TrainingSampler"]
 
 # Rows whose order is computed at once; it has no effect on that order.
 _BLOCK = 1 << 16
+# Keeps these draws apart from those of other rooms with the same seed.
+_PURPOSE = 1
 
 
 class TrainingSampler(DistributedSampler[int]):
@@ -76,6 +78,17 @@ class TrainingSampler(DistributedSampler[int]):
         self.lengths = lengths
         self._first_batch = 0
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the order of an epoch depends on."""
+        return {
+            "rows": self.size,
+            "batch_size": self.batch_size,
+            "bucket_batches": self.bucket_batches,
+            "seed": self.seed,
+            "num_replicas": self.num_replicas,
+        }
+
     def start_from(self, batch: int) -> None:
         """Begin the next iteration, and only that, at a later batch.
 
@@ -111,14 +124,14 @@ class TrainingSampler(DistributedSampler[int]):
     def _window_rows(self, number: int) -> NDArray[np.int64]:
         first = number * self._window
         places = np.arange(first, min(first + self._window, self.total_size))
-        rows = shuffled_rows(places % self.size, self.size, seed=(self.seed, self.epoch))
+        rows = shuffled_rows(places % self.size, self.size, seed=(_PURPOSE, self.seed, self.epoch))
         if not self.bucket_batches or self.lengths is None:
             return rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         batch = self.batch_size * self.num_replicas
         # The one batch that is not full stays the last, where DataLoader cuts it.
         whole = len(rows) // batch
-        order = np.random.default_rng((self.seed, self.epoch, number)).permutation(whole)
+        order = np.random.default_rng((_PURPOSE, self.seed, self.epoch, number)).permutation(whole)
         shuffled = rows[: whole * batch].reshape(whole, batch)[order].ravel()
         return np.concatenate((shuffled, rows[whole * batch :]))
 

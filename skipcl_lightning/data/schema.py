@@ -39,7 +39,7 @@ CANONICAL_COLUMNS = (
     "user_id",
 )
 _REQUIRED = ("session_id", "item_id", "feedback")
-_HISTORY = ("user_id", "item_id", "timestamp")
+_HISTORY = ("item_id", "timestamp")
 
 
 def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
@@ -47,8 +47,8 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
 
     Args:
         log: The table.
-        history: Whether its sessions are still to be cut: it then needs ``user_id`` and ``timestamp``, has no
-            ``session_id``, and may have no ``feedback``.
+        history: Whether its sessions are still to be cut: it then needs ``timestamp``, has no ``session_id``,
+            and may have no ``feedback``; without ``user_id`` it is one listener's.
 
     Returns:
         The canonical columns that it has, in the canonical order.

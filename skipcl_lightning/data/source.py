@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.prepare_store import open_store, read_settings
 from skipcl_lightning.data.prepared import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import check_log_columns
 from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.store_on_disk import open_store, read_settings
 
 __all__ = ["Source", "make_source"]
 
@@ -100,11 +100,13 @@ def make_source(
                 f"`{given[0]}` must be left alone with the store {str(log)!r}, got a value: how it was "
                 "prepared is settled. Give it to `prepare_store`, or prepare another store."
             )
-        return _Store(Path(log), float(read_settings(log)["filter"]["skip_threshold"]))
-    check_log_columns(log)
+        return _Store(
+            Path(log).expanduser().absolute(), float(read_settings(log)["filter"]["skip_threshold"])
+        )
+    columns = check_log_columns(log)
     session_filter = SessionFilter(**{name: value for name, value in settings.items() if value is not None})
     split = LeaveOneOut() if split is None else split
-    check_split(split, session_filter.min_session_length)
+    check_split(split, session_filter.min_session_length, columns)
     cold_targets = "miss" if cold_targets is None else cold_targets
     check_choice("cold_targets", cold_targets, get_args(ColdTargets))
     return _Log(log, session_filter, split, cold_targets)

@@ -1,6 +1,6 @@
 """Which part of the sessions is learned from, and which tracks are held out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Literal, Protocol, get_args
@@ -28,6 +28,8 @@ Targets = Literal["last", "every"]
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 _HELD_OUT = 2
+# Keeps these draws apart from those of other rooms with the same seed.
+_PURPOSE = 2
 _MICROSECONDS = 1_000_000
 
 
@@ -46,6 +48,11 @@ class SessionBlock:
     first_row: int
     total: int
     times: NDArray[np.int64] | None = None
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[n] int64: where the first track of each stands."""
+        return np.cumsum(self.lengths) - self.lengths
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -164,7 +171,7 @@ class SplitBySession:
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
         """As for :class:`Split`."""
-        place = shuffled_rows(block.rows, block.total, seed=(self.seed,))
+        place = shuffled_rows(block.rows, block.total, seed=(_PURPOSE, self.seed))
         validation = round(block.total * self.validation_share)
         held_out = validation + round(block.total * self.test_share)
         seen = place >= held_out
@@ -187,8 +194,9 @@ class SplitBySession:
 class SplitByTime:
     """Learn from what came before one moment, validate on what came up to another, test on the rest.
 
-    Nothing that is tested on came before anything that was learned: no leak. A session that goes on past a
-    moment is learned from up to it; what follows is asked for with all of the session before it as input.
+    Nothing that is tested on came before anything that was learned. Which sessions and items are kept at all
+    is told from the whole log, of the time of the test too. A session that goes on past a moment is learned
+    from up to it; what follows is asked for with all of the session before it as input.
     Training parts of fewer than two tracks, in which nothing is to be predicted, are left out.
 
     Args:
@@ -217,7 +225,10 @@ class SplitByTime:
 
     min_session_length: ClassVar[int] = 2
     needs_time: ClassVar[bool] = True
-    caution: ClassVar[str] = ""
+    caution: ClassVar[str] = (
+        "A split by time is learned from nothing later, but which sessions and items are kept at all was "
+        "told from the whole log."
+    )
 
     def __post_init__(self) -> None:
         bounds = self._bounds
@@ -232,9 +243,8 @@ class SplitByTime:
         """As for :class:`Split`."""
         assert block.times is not None, "a split by time is given times"  # noqa: S101
         lengths = block.lengths
-        starts = np.cumsum(lengths) - lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(owner)) - starts[owner]
+        place = np.arange(len(owner)) - block.starts[owner]
         # Where another order than time's holds, a track after a late one is late as well.
         period = np.searchsorted(np.array(self._bounds), block.times, side="right")
         latest = np.maximum.accumulate(period + owner * 3) - owner * 3
@@ -268,24 +278,25 @@ class SplitByTime:
         )
 
 
-def check_split(split: Split, min_session_length: int) -> None:
-    """Raise unless something is a split, and sessions are long enough for it.
+def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -> None:
+    """Raise unless something is a split that a log's sessions may be cut by.
 
     Args:
         split: What came.
         min_session_length: The fewest tracks of a session.
+        columns: The columns of the log.
 
     Raises:
         TypeError: ``split`` is none.
-        ValueError: Sessions may be too short for it.
+        ValueError: Sessions may be too short for it, or it needs a ``timestamp`` that the log lacks.
 
     Example:
-        >>> check_split(LeaveOneOut(), 2)
+        >>> check_split(LeaveOneOut(), 2, ["position"])
         Traceback (most recent call last):
             ...
         ValueError: `min_session_length` must be at least 3, got 2. LeaveOneOut cuts no shorter ones.
     """
-    if not callable(getattr(split, "cut", None)):
+    if isinstance(split, type) or not callable(getattr(split, "cut", None)):
         raise TypeError(
             f"`split` must be LeaveOneOut(), SplitBySession() or SplitByTime(…), got {split!r}. "
             "One of your own needs what the protocol `Split` has."
@@ -297,6 +308,11 @@ def check_split(split: Split, min_session_length: int) -> None:
         minimum=split.min_session_length,
         cure=f"{name} cuts no shorter ones.",
     )
+    if split.needs_time and "timestamp" not in columns:
+        raise ValueError(
+            f"`log` must have a column 'timestamp' for {name}, got {', '.join(columns)}. "
+            "Split it by session, or read the time with it."
+        )
 
 
 def _to_microseconds(name: str, moment: datetime | str | float) -> int:

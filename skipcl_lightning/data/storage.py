@@ -149,7 +149,7 @@ class _ColumnFile:
         piece.rename(self.file.stem).to_frame().write_ipc(self.pieces[-1])
 
     def finish(self) -> Path:
-        pl.concat([pl.scan_ipc(piece) for piece in self.pieces]).sink_ipc(self.file)
+        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
         for piece in self.pieces:
             piece.unlink()
         return self.file
@@ -180,4 +180,6 @@ def read_column(file: Path) -> pl.Series:
     Returns:
         The column, in memory.
     """
-    return pl.read_ipc(file).to_series()
+    # By a stream: a path with brackets in it would be taken for a pattern.
+    with file.open("rb") as stream:
+        return pl.read_ipc(stream).to_series()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning.data.manifest import read_version
 from skipcl_lightning.data.storage import Growing, MemoryStorage, Storage, map_array, read_column
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
@@ -35,6 +36,7 @@ class SessionStore:
         explicit_feedback: [tracks] float32 in [-1, 1], below 0 disliked, above 0 liked; None where the
             source has none.
         folder: Where the arrays are mapped from; None where they are in memory.
+        version: Of a store that is mapped, what tells it from another that may take its place.
 
     Raises:
         TypeError: An array has another dtype.
@@ -59,6 +61,7 @@ class SessionStore:
     session_ids: pl.Series | Path
     explicit_feedback: NDArray[np.float32] | None = None
     folder: Path | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (("items", np.int32), ("feedback", np.float32), ("offsets", np.int64)):
@@ -110,18 +113,25 @@ class SessionStore:
         return writer.finish()
 
     @classmethod
-    def open(cls, folder: Path) -> "SessionStore":
+    def open(cls, folder: Path, version: str | None = None) -> "SessionStore":
         """Map a store from the files that a :class:`StoreWriter` wrote.
 
         Args:
             folder: Where they are.
+            version: What tells this store from another that may have taken its place; None for any.
 
         Returns:
             The store; nothing of it is in memory yet. A copy for another process opens the files anew.
 
         Raises:
             OSError: A file is missing.
+            ValueError: Another store has taken its place.
         """
+        if version is not None and (found := read_version(folder)) != version:
+            raise ValueError(
+                f"`folder` must hold the store that was opened, got {str(folder)!r} with version {found} in "
+                f"place of {version}. Do not replace a store that a run uses: start the run again."
+            )
         explicit = folder / "explicit_feedback.npy"
         return cls(
             items=map_array(folder / "items.npy"),
@@ -130,11 +140,12 @@ class SessionStore:
             session_ids=folder / "session_id.arrow",
             explicit_feedback=map_array(explicit) if explicit.exists() else None,
             folder=folder,
+            version=version,
         )
 
     def __reduce__(self) -> Any:
         # Another process maps the same files, where it would else be sent all that is in them.
-        return super().__reduce__() if self.folder is None else (type(self).open, (self.folder,))
+        return super().__reduce__() if self.folder is None else (type(self).open, (self.folder, self.version))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -174,8 +174,11 @@ def test_each_source_has_help(run, source, capsys):
 def test_a_split_is_made_of_its_own_settings_only():
     assert make_split() == LeaveOneOut()
     assert make_split("session", test_share=0.3, split_seed=2) == SplitBySession(test_share=0.3, seed=2)
-    assert make_split("time", validation_from=1, test_from="2020-01-01") == SplitByTime(1, "2020-01-01")
+    by_time = make_split("time", validation_from="1.5s", test_from="20200101")
+    assert by_time == SplitByTime(1.5, "20200101")
+    with pytest.raises(ValueError, match="`test_from` must be a time as in"):
+        make_split("time", validation_from="1s", test_from="2020")
     with pytest.raises(ValueError, match="`test_share` must be left alone with `split` 'time'"):
-        make_split("time", test_share=0.3, validation_from=1, test_from=2)
+        make_split("time", test_share=0.3, validation_from="1s", test_from="2s")
     with pytest.raises(ValueError, match="`test_from` must be given"):
-        make_split("time", validation_from=1)
+        make_split("time", validation_from="1s")

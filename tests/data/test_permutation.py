@@ -3,10 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skipcl_lightning.data import permutation
 from skipcl_lightning.data.permutation import shuffled_rows
 
 
-@given(size=st.integers(1, 3000), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
+@given(
+    size=st.integers(1, 3000) | st.integers(65_537, 70_000),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 50),
+)
 def test_every_row_comes_once_and_each_place_can_be_asked_alone(size, seed, epoch):
     rows = shuffled_rows(np.arange(size), size, seed=(seed, epoch))
     assert sorted(rows.tolist()) == list(range(size))
@@ -23,7 +28,9 @@ def test_another_seed_or_epoch_gives_another_order_and_the_same_one_the_same():
     assert order(0, 1) == orders[1]
 
 
-def test_rows_land_anywhere_with_about_the_same_chance():
+@pytest.mark.parametrize("stored", [1 << 16, 0], ids=["drawn", "computed"])
+def test_rows_land_anywhere_with_about_the_same_chance(monkeypatch, stored):
+    monkeypatch.setattr(permutation, "_STORED", stored)
     counts = np.zeros((20, 20))
     for seed in range(4000):
         counts[np.arange(20), shuffled_rows(np.arange(20), 20, seed=(seed,))] += 1

@@ -453,7 +453,7 @@ def test_feedback_of_its_own_and_a_rule_for_it_are_one_too_many(tmp_path):
     history = pl.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "timestamp": [1, 2, 3], "feedback": 1.0})
     with pytest.raises(ValueError, match="`skip_seconds` must be None where the log has feedback"):
         prepare_store(history, tmp_path / "store", gap_minutes=20, skip_seconds=30)
-    with pytest.raises(ValueError, match="must have a user in every row, got null in 1 of 4 rows"):
+    with pytest.raises(ValueError, match="must have a user in every row, got null in at least 1"):
         prepare_store(
             pl.concat([history, history.head(1).with_columns(user_id=None)], how="vertical_relaxed"),
             tmp_path / "store",

@@ -1,8 +1,10 @@
 """From a log of any size to a session store on disk."""
 
 import errno
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -17,7 +19,7 @@ from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.fingerprint import fingerprint_log
-from skipcl_lightning.data.manifest import MANIFEST, Manifest, describe_files
+from skipcl_lightning.data.manifest import MANIFEST, Manifest, describe_files, read_version
 from skipcl_lightning.data.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepared import SPLIT_NAMES, ColdTargets, PreparedData, lay_out
 from skipcl_lightning.data.progress import Progress, no_progress
@@ -31,6 +33,15 @@ from skipcl_lightning.data.vocabulary import ItemVocabulary
 __all__ = ["open_store", "prepare_store", "read_settings"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_ATTEMPTS = 50
+STORE_FILES = frozenset(
+    {
+        MANIFEST,
+        *(f"{name}.npy" for name in ("items", "feedback", "explicit_feedback", "offsets", "item_counts")),
+        *(f"{name}.arrow" for name in ("item_id", "session_id")),
+        *(f"{name}_{part}.npy" for name in (*SPLIT_NAMES, "predict") for part in ("rows", "ends")),
+    }
+)
 
 
 def prepare_store(
@@ -53,8 +64,9 @@ def prepare_store(
 
     The log is read once, as a stream, and sorted on disk; memory holds about ``rows_in_memory`` rows and the
     items' ids. What results does not depend on that number. The store is written beside ``folder`` and then
-    renamed: an interrupted run leaves no store, and several processes may prepare the same one. A folder
-    whose manifest names the same log, settings and version is used as it is.
+    renamed: a run that breaks off leaves the store that was there, and several processes may prepare the same
+    one. (One that is killed also leaves a hidden folder ``.NAME-….partial`` beside it, which may be deleted.)
+    A folder whose manifest names the same log, settings and version is used as it is.
 
     Args:
         log: A canonical table, best a lazy one over files. With ``gap_minutes`` a listening history:
@@ -63,7 +75,8 @@ def prepare_store(
         split: What is held out: :class:`~skipcl_lightning.data.LeaveOneOut` if None, or
             :class:`~skipcl_lightning.data.SplitBySession`, or :class:`~skipcl_lightning.data.SplitByTime`.
         cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
-            them last of all, ``drop`` leaves them out. Either way they are counted.
+            them last of all, ``drop`` leaves them out. Either way they are counted, and those that were
+            skipped are left out: to avoid what nobody could have recommended is no merit.
         min_session_length: Tracks that a session needs, at least 2; 3 for leave-one-out.
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped track.
@@ -96,7 +109,6 @@ def prepare_store(
     """
     split = LeaveOneOut() if split is None else split
     session_filter = SessionFilter(min_session_length, min_item_count, require_skip, skip_threshold)
-    check_split(split, session_filter.min_session_length)
     check_choice("cold_targets", cold_targets, get_args(ColdTargets))
     check_integer("rows_in_memory", rows_in_memory)
     if skip_seconds is not None and gap_minutes is None:
@@ -105,7 +117,11 @@ def prepare_store(
             "A log with sessions has feedback of its own."
         )
     history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
-    check_log_columns(log, history=history is not None)
+    columns = check_log_columns(log, history=history is not None)
+    check_split(split, session_filter.min_session_length, columns)
+    if not isinstance(rebuild, bool):
+        raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
+    folder = _check_folder(folder)
     manifest = Manifest(
         settings={
             "filter": asdict(session_filter),
@@ -122,8 +138,6 @@ def prepare_store(
         counts={},
         files={},
     )
-    folder = Path(folder)
-    _check_folder(folder)
     if not rebuild and _is_same(folder, manifest):
         return open_store(folder)
     with _new_store(folder) as (work, store_folder):
@@ -136,7 +150,15 @@ def prepare_store(
             on_progress=on_progress,
         )
         storage = FolderStorage(store_folder)
-        data = lay_out(parts, report, split, cold_targets, storage, on_progress=on_progress)
+        data = lay_out(
+            parts,
+            report,
+            split,
+            cold_targets,
+            storage,
+            skip_threshold=skip_threshold,
+            on_progress=on_progress,
+        )
         ids = storage.column("item_id")
         ids.append(data.vocabulary.to_series())
         ids.finish()
@@ -152,7 +174,7 @@ def prepare_store(
         on_progress("Taking checksums", 1, 1)
         if rebuild or not _is_same(folder, manifest):
             _publish(store_folder, folder)
-    return open_store(folder, verify=False)
+    return _open_steadily(folder, verify=False)
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
@@ -175,12 +197,33 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
             ...
         ValueError: `folder` must be a session store, got 'no/such/folder' without a manifest.json: ...
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    Manifest.read(folder)
+    # Another process, which opens it anew, may work in another folder.
+    return _open_steadily(folder.absolute(), verify=verify)
+
+
+def _open_steadily(folder: Path, *, verify: bool) -> PreparedData:
+    """Open a store that another process may be replacing: what was read then is read again."""
+    for attempt in count():
+        version = read_version(folder)
+        try:
+            data = _open(folder, version, verify=verify)
+        except (OSError, ValueError):
+            changed = not version or read_version(folder) != version
+            if not changed or attempt == _MOST_ATTEMPTS:
+                raise
+        else:
+            if read_version(folder) == version or attempt == _MOST_ATTEMPTS:
+                return data
+        time.sleep(0.01 * (1 + attempt))
+    raise AssertionError
+
+
+def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
     manifest = Manifest.read(folder)
     manifest.check_files(folder, contents=verify)
-    # Another process, which opens it anew, may work in another folder.
-    folder = folder.absolute()
-    store = SessionStore.open(folder)
+    store = SessionStore.open(folder, digest)
     return PreparedData(
         vocabulary=ItemVocabulary(read_column(folder / "item_id.arrow")),
         store=store,
@@ -211,17 +254,35 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return dict(Manifest.read(Path(folder)).settings)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise where writing a store would destroy something else."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
+def _check_folder(folder: str | Path) -> Path:
+    """The folder without links and shorthands, unless writing a store would destroy something else."""
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"`folder` must be a string or a `pathlib.Path`, got {type(folder).__name__}.")
+    place = Path(folder).expanduser().resolve()
+    if place == Path.cwd() or not place.name:
+        raise ValueError(f"`folder` must not be the working folder, got {str(folder)!r}. Name one in it.")
+    # The nearest of those above that exists must be a folder that may be written to.
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"`folder` must be where a folder can be made, got {str(folder)!r} below {str(above)!r}, which "
+            "is none, or may not be written to. Name another place."
+        )
+    if place.exists() and not _may_be_replaced(place):
         raise ValueError(
             f"`folder` must be a session store, empty or new, got {str(folder)!r} with something else in it. "
             "Name another folder."
         )
+    return place
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder holds nothing but the files of a store."""
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    # A manifest alone may be anybody's.
+    return names <= STORE_FILES and names != {MANIFEST}
 
 
 def _is_same(folder: Path, manifest: Manifest) -> bool:
@@ -236,16 +297,16 @@ def _is_same(folder: Path, manifest: Manifest) -> bool:
 def _new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
     """A place to work and a place for the store, beside the folder; both are gone afterwards."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(
-        tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.absolute().parent)
-    )
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:
         work, store = beside / "work", beside / "store"
         work.mkdir()
         store.mkdir()
         yield work, store
     except (OSError, pl.exceptions.PolarsError) as error:
-        if getattr(error, "errno", None) in _FULL or "os error 28" in str(error):
+        # polars tells the number in words.
+        told = any(f"(os error {number})" in str(error) for number in _FULL)
+        if getattr(error, "errno", None) in _FULL or told:
             raise OSError(
                 errno.ENOSPC,
                 "`folder` must be on a disk with room for the store and as much again for sorting, got a "
@@ -259,13 +320,24 @@ def _new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
 def _publish(new: Path, folder: Path) -> None:
     """Put a finished store in its place; whatever store was there, also of another process, makes room."""
     for number in count():
+        old = new.with_name(f"old-{number}")
         with suppress(FileNotFoundError):
-            folder.rename(new.with_name(f"old-{number}"))
+            folder.rename(old)
         try:
             new.rename(folder)
         except OSError as error:
             # Another process was quicker.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue
+            _put_back(old, folder)
+            raise
+        except BaseException:
+            _put_back(old, folder)
+            raise
+        return
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    # Whoever has taken the place meanwhile keeps it.
+    with suppress(OSError):
+        old.rename(folder)
