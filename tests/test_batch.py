@@ -59,6 +59,7 @@ def test_lightning_leaves_the_feedback_in_float32_at_any_precision():
         ),
         ({"target_feedback": None}, ValueError, "`target` and `target_feedback` must be given together"),
         ({"skip_threshold": float("nan")}, ValueError, "`skip_threshold` must be in"),
+        ({"cold_target": torch.zeros(2)}, TypeError, "`cold_target` must be of dtype torch.bool"),
         ({"items": [[1]]}, TypeError, "`items` must be a tensor, got list"),
     ],
 )

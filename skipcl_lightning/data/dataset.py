@@ -124,7 +124,9 @@ class SessionDataset(Dataset[SessionBatch]):
     def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
         if not self.mined:
             return {}
-        generator = torch.Generator().manual_seed(self.seed << 32 | zlib.crc32(chosen.tobytes()))
+        # Mixed into 32 bits: torch's generator looks at no more of a seed.
+        mixed = np.random.SeedSequence((self.seed, zlib.crc32(chosen.tobytes())))
+        generator = torch.Generator().manual_seed(int(mixed.generate_state(1)[0]))
         return {
             name: sample_mined(table, items, count, generator=generator)
             for name, (table, count) in self.mined.items()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from skipcl_lightning.data import SessionDataset, SessionView, keep_batch, leave_one_out
+from skipcl_lightning.data import MinedItems, SessionDataset, SessionView, keep_batch, leave_one_out
 
 SESSIONS = [[1, 2, 3, 91, 92], [4, 5, 91, 92], [6, 91, 92], [7, 8, 9, 1, 91, 92]]
 
@@ -110,3 +110,17 @@ def test_settings_out_of_range_are_errors(make_store):
         SessionDataset(view, max_length=0)
     with pytest.raises(ValueError, match="`skip_threshold`"):
         SessionDataset(view, max_length=1, skip_threshold=2.0)
+
+
+def test_what_is_drawn_depends_on_the_seed_and_on_the_rows(make_store):
+    view = leave_one_out(make_store([[n, n + 1, n + 2, n + 3, n + 4] for n in range(1, 40)]))["train"]
+    table = np.tile(np.arange(1, 9, dtype=np.int32), (60, 1))
+    mined = MinedItems(skipped_after=table, listened_after=table)
+
+    def draw(rows, seed):
+        dataset = SessionDataset(view, max_length=5, mined=mined, mined_negatives=3, seed=seed)
+        return dataset.__getitems__(rows).mined_negatives.tolist()
+
+    assert draw([1, 2, 3], 0) == draw([1, 2, 3], 0)
+    draws = [draw([1, 2, 3], 0), draw([1, 2, 3], 1), draw([1, 2, 3], 2**32 - 1), draw([4, 5, 6], 0)]
+    assert len({str(one) for one in draws}) == 4

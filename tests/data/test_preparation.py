@@ -215,3 +215,14 @@ def test_filter_settings_out_of_range_are_errors(setting):
 def test_a_number_of_skips_is_no_answer_to_whether_one_is_required():
     with pytest.raises(TypeError, match="`require_skip` must be True or False, got 2"):
         SessionFilter(require_skip=2)
+
+
+def test_a_time_that_never_comes_is_an_error():
+    log = make_log().drop("position").with_columns(timestamp=pl.Series([0.0, math.inf, 1.0]))
+    with pytest.raises(ValueError, match="a finite value in column 'timestamp', got inf"):
+        prepare_sessions(log)
+
+
+def test_a_user_who_is_unknown_in_a_part_of_a_session_is_another_one():
+    with pytest.raises(ValueError, match="one value in a session in column 'user_id'"):
+        prepare_sessions(make_log(user_id=[1, None, 1]))

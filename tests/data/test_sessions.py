@@ -109,3 +109,10 @@ def test_a_history_that_cannot_be_labelled_is_an_error():
         label_by_next_play(frame, skip_seconds=0)
     with pytest.raises(TypeError, match="`frame` must be a polars"):
         label_by_next_play([1], skip_seconds=1)
+
+
+def test_parts_of_seconds_are_rounded_and_not_cut_off():
+    # 0.29 s is 289999.99… microseconds in binary.
+    plays = pl.DataFrame({"item_id": [1, 2], "timestamp": [0.0, 60.29]})
+    cut = sessionise(plays, gap_minutes=60.29 / 60)
+    assert cut.collect()["session_id"].to_list() == [0, 0]

@@ -180,3 +180,9 @@ def test_what_a_split_leaks_is_told(split, told):
 def test_no_leak_is_told_of_a_split_by_time():
     data = PreparedData.from_log(log_of([[1, 2, 13, 25]] * 3), SessionFilter(), SplitByTime(10, 20))
     assert "leak" not in str(data)
+
+
+def test_a_moment_is_told_to_the_microsecond():
+    block = SessionBlock(np.array([3]), 0, 1, np.array([0, 1, 2]))
+    moment = datetime(1970, 1, 1, 0, 0, 0, 2)
+    assert pairs(SplitByTime(moment, 1).cut(block), "train") == [(0, 2)]

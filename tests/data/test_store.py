@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out
+from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out, store
 
 SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
 
@@ -100,3 +100,16 @@ def test_arrays_that_do_not_fit_each_other_are_errors(changes, error, message):
 def test_a_session_of_two_tracks_cannot_be_split(make_store):
     with pytest.raises(ValueError, match="at least 3 tracks, got one of 2"):
         leave_one_out(make_store([[1, 2, 3], [1, 2]]))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_an_empty_session_is_found_wherever_it_stands(monkeypatch, block):
+    monkeypatch.setattr(store, "_BLOCK", block)
+    for place in range(1, 6):
+        lengths = np.ones(6, dtype=np.int64)
+        lengths[place - 1] = 0
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        with pytest.raises(ValueError, match="`offsets` must rise"):
+            SessionStore(
+                np.ones(5, dtype=np.int32), np.ones(5, dtype=np.float32), offsets, pl.Series(range(6))
+            )
