@@ -80,6 +80,7 @@ PUBLIC = {
         "average_precision",
         "candidate_ranks",
         "catalogue_coverage",
+        "chunked_softmax_loss",
         "cloze_positives",
         "count_recommendations",
         "draw_cloze_mask",

@@ -140,7 +140,7 @@ def lay_out(
         >>> data = lay_out(*prepare_parts(log, SessionFilter()), LeaveOneOut(), "drop", MemoryStorage())
         Traceback (most recent call last):
             ...
-        ValueError: `split` must leave something for test, got nothing once 1 cold targets are dropped. ...
+        ValueError: `split` must leave something for test, got nothing once 1 that training never saw ...
     """
     counts = _count_training(parts, report, split)
     vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["in_training"])
@@ -179,7 +179,7 @@ def lay_out(
         )
         for name, (rows, ends) in growing.items()
     }
-    _check_parts(views, num_cold, cold_targets)
+    _check_parts(views, num_cold)
     item_counts = storage.array("item_counts", np.int64)
     item_counts.append(np.zeros(1, dtype=np.int64))
     item_counts.append(counts["in_training"].sort(descending=True).to_numpy())
@@ -237,12 +237,11 @@ def _are_skipped(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]
     return skipped
 
 
-def _check_parts(
-    views: Mapping[str, SessionView], num_cold: Mapping[str, int], cold_targets: ColdTargets
-) -> None:
+def _check_parts(views: Mapping[str, SessionView], num_cold: Mapping[str, int]) -> None:
     for name, view in views.items():
         if not len(view):
-            why = f" once {num_cold[name]} cold targets are dropped" if cold_targets == "drop" else ""
+            cold = num_cold.get(name, 0)
+            why = f" once {cold} that training never saw are left out" if cold else ""
             raise ValueError(
                 f"`split` must leave something for {name}, got nothing{why}. "
                 "Move its bounds, or take more sessions."

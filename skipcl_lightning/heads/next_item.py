@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
 from skipcl_lightning.functional.contrast import weighted_mean
 from skipcl_lightning.functional.softmax import (
     Sampler,
-    full_softmax_loss,
     sample_items,
     sampled_softmax_loss,
     sampling_log_probability,
@@ -20,7 +20,15 @@ __all__ = ["FullSoftmax", "SampledSoftmax"]
 
 
 class FullSoftmax(nn.Module):
-    """Cross-entropy over the whole catalogue.
+    """Cross-entropy over the whole catalogue, without the logits of all positions at once.
+
+    Args:
+        chunk_size: Positions whose logits are held at once (``chunked_softmax_loss``); None for as many as
+            suit the catalogue and the device.
+
+    Raises:
+        TypeError: ``chunk_size`` is no integer.
+        ValueError: It is below 1.
 
     Example:
         >>> import torch
@@ -30,8 +38,11 @@ class FullSoftmax(nn.Module):
     """
 
     @records_settings
-    def __init__(self) -> None:
+    def __init__(self, chunk_size: int | None = None) -> None:
         super().__init__()
+        if chunk_size is not None:
+            check_integer("chunk_size", chunk_size)
+        self.chunk_size = chunk_size
 
     def forward(
         self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
@@ -51,7 +62,7 @@ class FullSoftmax(nn.Module):
             ValueError: Shapes disagree.
         """
         query, target, weight = _real_positions(query, target, weight)
-        return _mean(full_softmax_loss(query, item_embeddings, target), weight)
+        return chunked_softmax_loss(query, item_embeddings, target, weight, chunk_size=self.chunk_size)
 
 
 class SampledSoftmax(nn.Module):

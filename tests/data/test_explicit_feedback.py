@@ -22,7 +22,7 @@ from skipcl_lightning.functional import append_mask_token, hide_masked
 def make_log(**changes):
     columns = {
         "session_id": ["s"] * 5,
-        "item_id": ["a", "b", "c", "d", "e"],
+        "item_id": ["a", "b", "e", "d", "e"],
         "feedback": [1.0, -1.0, 1.0, 1.0, 1.0],
         "explicit_feedback": [None, 0.5, -1.0, 0.0, -0.25],
         "position": [1, 2, 3, 4, 5],
