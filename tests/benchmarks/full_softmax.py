@@ -8,12 +8,13 @@ products; and the peak memory of each way in a process of its own, beyond what i
 """
 
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
@@ -101,12 +102,18 @@ def _peak(way: str, queries: int, items: int, size: int) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def peak_mebibytes() -> float:
+    """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+
 def memory(way: str, queries: int, items: int, size: int) -> None:
     """The peak memory of one way in this process, beyond that of its tensors."""
     tensors = make(queries, items, size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     WAYS[way](*tensors)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_mebibytes() - before)
 
 
 if __name__ == "__main__":
