@@ -289,7 +289,13 @@ def _is_same(folder: Path, manifest: Manifest) -> bool:
     """Whether the folder holds a store of the same log and settings."""
     if manifest.source is None or not (folder / MANIFEST).is_file():
         return False
-    there = Manifest.read(folder)
+    try:
+        there = Manifest.read(folder)
+    except ValueError:
+        # Another process may be replacing it just now.
+        if (folder / MANIFEST).is_file():
+            raise
+        return False
     return (there.source, there.settings) == (manifest.source, manifest.settings)
 
 
