@@ -24,7 +24,8 @@ from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.simulated_logs import write_mssd_logs
-from skipcl_lightning.data.split import LeaveOneOut, SplitBySession, SplitByTime, leave_one_out
+from skipcl_lightning.data.split import LeaveOneOut, SplitBySession, leave_one_out
+from skipcl_lightning.data.split_by_time import SplitByTime
 from skipcl_lightning.data.store import SessionStore
 from skipcl_lightning.data.store_on_disk import open_store, prepare_store
 from skipcl_lightning.data.views import SessionView

@@ -17,7 +17,8 @@ from skipcl_lightning.data.progress import Progress, no_progress
 from skipcl_lightning.data.sessions import to_microseconds
 from skipcl_lightning.data.split import SessionBlock, Split
 from skipcl_lightning.data.storage import MemoryStorage, Storage
-from skipcl_lightning.data.store import SessionStore, StoreWriter
+from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.store_writer import StoreWriter
 from skipcl_lightning.data.views import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 

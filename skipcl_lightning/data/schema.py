@@ -23,7 +23,6 @@ import polars as pl
 __all__ = [
     "CANONICAL_COLUMNS",
     "check_log_columns",
-    "collect_log",
     "describe_columns",
     "name_unreadable",
     "resolve_schema",
@@ -82,26 +81,6 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
         )
     _check_types(schema)
     return [column for column in CANONICAL_COLUMNS if column in schema]
-
-
-def collect_log(log: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
-    """Run a lazy table, and say what to do where one of its files cannot be read.
-
-    Args:
-        log: The table, lazy or not.
-
-    Returns:
-        Its rows.
-
-    Raises:
-        ValueError: A file is cut short, damaged or gone, or a value does not fit its column.
-
-    Example:
-        >>> collect_log(pl.LazyFrame({"item_id": [7]})).height
-        1
-    """
-    with name_unreadable():
-        return log.lazy().collect()
 
 
 @contextmanager

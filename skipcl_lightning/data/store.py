@@ -13,10 +13,9 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.manifest import read_version
-from skipcl_lightning.data.storage import Growing, MemoryStorage, Storage, map_array, read_column
-from skipcl_lightning.data.vocabulary import ItemVocabulary
+from skipcl_lightning.data.storage import map_array, read_column
 
-__all__ = ["SessionStore", "StoreWriter"]
+__all__ = ["SessionStore"]
 
 _BLOCK = 1 << 20
 
@@ -87,34 +86,8 @@ class SessionStore:
             )
 
     @classmethod
-    def from_table(cls, table: pl.DataFrame, vocabulary: ItemVocabulary) -> "SessionStore":
-        """Lay a prepared table out flat.
-
-        Args:
-            table: ``session_id``, ``item_id`` and ``feedback``, each session's rows together and in order,
-                as :func:`~skipcl_lightning.data.prepare_sessions` gives them.
-            vocabulary: The items' indices.
-
-        Returns:
-            The store, sessions in the order of the table.
-
-        Raises:
-            ValueError: An item is not in the vocabulary, or a session's rows are not together.
-
-        Example:
-            >>> table = pl.DataFrame(
-            ...     {"session_id": [7, 7, 9], "item_id": [1, 2, 1], "feedback": [1.0, 0.0, 1.0]}
-            ... )
-            >>> SessionStore.from_table(table, ItemVocabulary([1, 2])).offsets
-            array([0, 2, 3])
-        """
-        writer = StoreWriter(MemoryStorage(), vocabulary)
-        writer.append(table)
-        return writer.finish()
-
-    @classmethod
     def open(cls, folder: Path, version: str | None = None) -> "SessionStore":
-        """Map a store from the files that a :class:`StoreWriter` wrote.
+        """Map a store from the files that a ``StoreWriter`` wrote.
 
         Args:
             folder: Where they are.
@@ -284,77 +257,3 @@ def _rises(values: NDArray[np.int64]) -> bool:
         bool(np.all(np.diff(values[start : start + _BLOCK + 1]) > 0))
         for start in range(0, len(values) - 1, _BLOCK)
     )
-
-
-class StoreWriter:
-    """Lays tables out flat, one after the other.
-
-    Args:
-        storage: Where to.
-        vocabulary: The items' indices.
-
-    Example:
-        >>> writer = StoreWriter(MemoryStorage(), ItemVocabulary(["a", "b"]))
-        >>> session = {"session_id": 7, "item_id": ["b", "a"], "feedback": [1.0, 0.0]}
-        >>> writer.append(pl.DataFrame(session)).tolist()
-        [2, 1]
-        >>> writer.finish().offsets
-        array([0, 2])
-    """
-
-    def __init__(self, storage: Storage, vocabulary: ItemVocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._storage = storage
-        self._items = storage.array("items", np.int32)
-        self._feedback = storage.array("feedback", np.float32)
-        self._offsets = storage.array("offsets", np.int64)
-        self._offsets.append(np.zeros(1, dtype=np.int64))
-        self._session_ids = storage.column("session_id")
-        self._explicit: Growing[NDArray[Any], NDArray[Any]] | None = None
-        self._tracks = 0
-
-    def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
-        """Add the sessions of a table, in its order.
-
-        Args:
-            table: ``session_id``, ``item_id``, ``feedback`` and perhaps ``explicit_feedback``, each session's
-                rows together and in order; all tables with the same columns, and no session in two.
-
-        Returns:
-            [rows] int64, the items' indices.
-
-        Raises:
-            ValueError: An item is not in the vocabulary, or a session's rows are not together.
-        """
-        runs = table.select(pl.col("session_id").rle().struct.unnest())
-        if runs["value"].n_unique() != runs.height:
-            raise ValueError(
-                "`table` must have each session's rows together, got a session in two places. "
-                "Sort it, or use `prepare_sessions`."
-            )
-        items = self.vocabulary.encode(table["item_id"])
-        self._items.append(items)
-        self._feedback.append(table["feedback"].cast(pl.Float32).to_numpy())
-        if "explicit_feedback" in table.columns:
-            if self._explicit is None:
-                self._explicit = self._storage.array("explicit_feedback", np.float32)
-            self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
-        self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
-        self._session_ids.append(runs["value"].alias("session_id"))
-        self._tracks += table.height
-        return items
-
-    def finish(self) -> SessionStore:
-        """The store.
-
-        Returns:
-            All sessions that were added.
-        """
-        return SessionStore(
-            items=self._items.finish(),
-            feedback=self._feedback.finish(),
-            offsets=self._offsets.finish(),
-            session_ids=self._session_ids.finish(),
-            explicit_feedback=None if self._explicit is None else self._explicit.finish(),
-            folder=getattr(self._storage, "folder", None),
-        )

@@ -1,12 +1,6 @@
 """From a log of any size to a session store on disk."""
 
-import errno
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import count
@@ -27,21 +21,13 @@ from skipcl_lightning.data.schema import check_log_columns
 from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
 from skipcl_lightning.data.storage import FolderStorage, map_array, read_column
 from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.store_folder import check_folder, new_store, publish
 from skipcl_lightning.data.views import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["open_store", "prepare_store", "read_settings"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_ATTEMPTS = 50
-STORE_FILES = frozenset(
-    {
-        MANIFEST,
-        *(f"{name}.npy" for name in ("items", "feedback", "explicit_feedback", "offsets", "item_counts")),
-        *(f"{name}.arrow" for name in ("item_id", "session_id")),
-        *(f"{name}_{part}.npy" for name in (*SPLIT_NAMES, "predict") for part in ("rows", "ends")),
-    }
-)
 
 
 def prepare_store(
@@ -101,6 +87,7 @@ def prepare_store(
         OSError: The disk is full, or ``folder`` cannot be written.
 
     Example:
+        >>> import tempfile
         >>> from skipcl_lightning.data import simulate_sessions
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     data = prepare_store(simulate_sessions(50, num_items=40), Path(folder) / "store")
@@ -121,7 +108,7 @@ def prepare_store(
     check_split(split, session_filter.min_session_length, columns)
     if not isinstance(rebuild, bool):
         raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
-    folder = _check_folder(folder)
+    folder = check_folder(folder)
     manifest = Manifest(
         settings={
             "filter": asdict(session_filter),
@@ -140,7 +127,7 @@ def prepare_store(
     )
     if not rebuild and _is_same(folder, manifest):
         return open_store(folder)
-    with _new_store(folder) as (work, store_folder):
+    with new_store(folder) as (work, store_folder):
         parts, report = prepare_parts(
             log,
             session_filter,
@@ -173,7 +160,7 @@ def prepare_store(
         replace(manifest, counts=counts, files=describe_files(store_folder)).write(store_folder)
         on_progress("Taking checksums", 1, 1)
         if rebuild or not _is_same(folder, manifest):
-            _publish(store_folder, folder)
+            publish(store_folder, folder)
     return _open_steadily(folder, verify=False)
 
 
@@ -254,37 +241,6 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return dict(Manifest.read(Path(folder)).settings)
 
 
-def _check_folder(folder: str | Path) -> Path:
-    """The folder without links and shorthands, unless writing a store would destroy something else."""
-    if not isinstance(folder, str | Path):
-        raise TypeError(f"`folder` must be a string or a `pathlib.Path`, got {type(folder).__name__}.")
-    place = Path(folder).expanduser().resolve()
-    if place == Path.cwd() or not place.name:
-        raise ValueError(f"`folder` must not be the working folder, got {str(folder)!r}. Name one in it.")
-    # The nearest of those above that exists must be a folder that may be written to.
-    above = next(parent for parent in place.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(
-            f"`folder` must be where a folder can be made, got {str(folder)!r} below {str(above)!r}, which "
-            "is none, or may not be written to. Name another place."
-        )
-    if place.exists() and not _may_be_replaced(place):
-        raise ValueError(
-            f"`folder` must be a session store, empty or new, got {str(folder)!r} with something else in it. "
-            "Name another folder."
-        )
-    return place
-
-
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether a folder holds nothing but the files of a store."""
-    if not folder.is_dir():
-        return False
-    names = {file.name for file in folder.iterdir()}
-    # A manifest alone may be anybody's.
-    return names <= STORE_FILES and names != {MANIFEST}
-
-
 def _is_same(folder: Path, manifest: Manifest) -> bool:
     """Whether the folder holds a store of the same log and settings."""
     if manifest.source is None or not (folder / MANIFEST).is_file():
@@ -297,53 +253,3 @@ def _is_same(folder: Path, manifest: Manifest) -> bool:
             raise
         return False
     return (there.source, there.settings) == (manifest.source, manifest.settings)
-
-
-@contextmanager
-def _new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A place to work and a place for the store, beside the folder; both are gone afterwards."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    try:
-        work, store = beside / "work", beside / "store"
-        work.mkdir()
-        store.mkdir()
-        yield work, store
-    except (OSError, pl.exceptions.PolarsError) as error:
-        # polars tells the number in words.
-        told = any(f"(os error {number})" in str(error) for number in _FULL)
-        if getattr(error, "errno", None) in _FULL or told:
-            raise OSError(
-                errno.ENOSPC,
-                "`folder` must be on a disk with room for the store and as much again for sorting, got a "
-                f"full one for {str(folder)!r}. Nothing was left behind. Free some room, or name another",
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _publish(new: Path, folder: Path) -> None:
-    """Put a finished store in its place; whatever store was there, also of another process, makes room."""
-    for number in count():
-        old = new.with_name(f"old-{number}")
-        with suppress(FileNotFoundError):
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError as error:
-            # Another process was quicker.
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                continue
-            _put_back(old, folder)
-            raise
-        except BaseException:
-            _put_back(old, folder)
-            raise
-        return
-
-
-def _put_back(old: Path, folder: Path) -> None:
-    # Whoever has taken the place meanwhile keeps it.
-    with suppress(OSError):
-        old.rename(folder)

@@ -319,8 +319,8 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, log):
 
 def test_an_empty_folder_becomes_the_store(tmp_path, log):
     (tmp_path / "store").mkdir()
-    prepare_store(log, tmp_path / "store")
-    open_store(tmp_path / "store")
+    expected = contents(prepare_store(log, tmp_path / "store"))
+    assert contents(open_store(tmp_path / "store")) == expected
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("any")])

@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out, store
+from skipcl_lightning.data.storage import MemoryStorage
+from skipcl_lightning.data.store_writer import StoreWriter
 
 SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+def lay_out_flat(table, vocabulary):
+    writer = StoreWriter(MemoryStorage(), vocabulary)
+    writer.append(table)
+    return writer.finish()
 
 
 @given(sessions=SESSIONS, max_length=st.integers(1, 10), data=st.data())
@@ -47,7 +55,7 @@ def test_a_table_is_laid_out_in_its_own_order():
             "feedback": pl.Series([1, -1, 0], dtype=pl.Int8),
         }
     )
-    store = SessionStore.from_table(table, ItemVocabulary([10, 30]))
+    store = lay_out_flat(table, ItemVocabulary([10, 30]))
     assert (store.items.tolist(), store.feedback.tolist()) == ([2, 1, 2], [1, -1, 0])
     assert (store.offsets.tolist(), store.ids.to_list()) == ([0, 2, 3], ["z", "a"])
     assert store.items.dtype == np.int32
@@ -56,7 +64,7 @@ def test_a_table_is_laid_out_in_its_own_order():
 def test_a_session_in_two_places_is_an_error():
     table = pl.DataFrame({"session_id": [1, 2, 1], "item_id": [1, 1, 1], "feedback": [1.0] * 3})
     with pytest.raises(ValueError, match="a session in two places"):
-        SessionStore.from_table(table, ItemVocabulary([1]))
+        lay_out_flat(table, ItemVocabulary([1]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""The split that learns from nothing later than what it is tested on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skipcl_lightning._checks import check_choice, check_number
+from skipcl_lightning.data.split import Rows, SessionBlock, Targets
+
+__all__ = ["SplitByTime"]
+
+_SHORTEST_INPUT = 2
+_MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class SplitByTime:
+    """Learn from what came before one moment, validate on what came up to another, test on the rest.
+
+    Nothing that is tested on came before anything that was learned. Which sessions and items are kept at all
+    is told from the whole log, of the time of the test too. A session that goes on past a moment is learned
+    from up to it; what follows is asked for with all of the session before it as input.
+    Training parts of fewer than two tracks, in which nothing is to be predicted, are left out.
+
+    Args:
+        validation_from: When validation begins: a ``datetime``, an ISO 8601 text, or seconds since 1970 (for
+            logs that count otherwise: in the log's own seconds). Without a time zone it is UTC.
+        test_from: When test begins, after ``validation_from``.
+        targets: ``last``: each session is asked for its last track of the time in question, if it has one
+            that is not its very first; ``every``: for each.
+
+    Raises:
+        TypeError: A moment is neither a time nor a number, or ``targets`` is no string.
+        ValueError: A text is no time, ``test_from`` is not after ``validation_from``, or ``targets`` is
+            unknown.
+
+    Example:
+        >>> split = SplitByTime(validation_from=20, test_from=30)
+        >>> seconds = np.array([5, 10, 22, 25, 31])
+        >>> cut = split.cut(SessionBlock(np.array([5]), first_row=0, total=1, times=seconds * 1_000_000))
+        >>> {name: ends.tolist() for name, (_, ends) in cut.items()}
+        {'train': [2], 'validation': [3], 'test': [4]}
+    """
+
+    validation_from: datetime | str | float
+    test_from: datetime | str | float
+    targets: Targets = "last"
+
+    min_session_length: ClassVar[int] = 2
+    needs_time: ClassVar[bool] = True
+    caution: ClassVar[str] = (
+        "A split by time is learned from nothing later, but which sessions and items are kept at all was "
+        "told from the whole log."
+    )
+
+    def __post_init__(self) -> None:
+        bounds = self._bounds
+        if not bounds[0] < bounds[1]:
+            raise ValueError(
+                f"`test_from` must be after `validation_from`, got {self.test_from!r} and "
+                f"{self.validation_from!r}. Exchange them, or leave time between them."
+            )
+        check_choice("targets", self.targets, get_args(Targets))
+
+    def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
+        """As for :class:`Split`."""
+        assert block.times is not None, "a split by time is given times"  # noqa: S101
+        lengths = block.lengths
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(owner)) - block.starts[owner]
+        # Where another order than time's holds, a track after a late one is late as well.
+        period = np.searchsorted(np.array(self._bounds), block.times, side="right")
+        latest = np.maximum.accumulate(period + owner * 3) - owner * 3
+        seen = np.bincount(owner[latest == 0], minlength=len(lengths))
+        learned = seen >= _SHORTEST_INPUT
+        return {
+            "train": (block.rows[learned], seen[learned]),
+            "validation": self._ask(block, owner, place, latest == 1),
+            "test": self._ask(block, owner, place, latest == 2),
+        }
+
+    def _ask(
+        self,
+        block: SessionBlock,
+        owner: NDArray[np.int64],
+        place: NDArray[np.int64],
+        asked: NDArray[np.bool_],
+    ) -> Rows:
+        chosen = np.flatnonzero(asked & (place > 0))
+        if self.targets == "last":
+            # The last of each run of one owner.
+            chosen = chosen[np.append(np.diff(owner[chosen]) != 0, True)[: len(chosen)]]
+        return block.first_row + owner[chosen], place[chosen]
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """The two moments in microseconds."""
+        return (
+            _to_microseconds("validation_from", self.validation_from),
+            _to_microseconds("test_from", self.test_from),
+        )
+
+
+def _to_microseconds(name: str, moment: datetime | str | float) -> int:
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must be a time as in '2019-07-01T00:00:00', got {moment!r}. Write it in ISO 8601."
+            ) from error
+    if isinstance(moment, datetime):
+        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        # Not `timestamp()`: a float does not hold microseconds.
+        since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * _MICROSECONDS + since.microseconds
+    check_number(name, moment)
+    return round(moment * _MICROSECONDS)
