@@ -9,6 +9,7 @@ from skipcl_lightning.functional.cloze import (
     hide_masked,
 )
 from skipcl_lightning.functional.contrast import Contrast, session_contrast
+from skipcl_lightning.functional.contrast_candidates import Candidates, rejected_candidates
 from skipcl_lightning.functional.diversity import (
     catalogue_coverage,
     count_recommendations,
@@ -31,7 +32,7 @@ from skipcl_lightning.functional.ranking import (
     rank_percentile,
 )
 from skipcl_lightning.functional.ranks import score_ranks, target_ranks
-from skipcl_lightning.functional.skip_info_nce import Candidates, rejected_candidates, skip_info_nce
+from skipcl_lightning.functional.skip_info_nce import skip_info_nce
 from skipcl_lightning.functional.skip_margin import skip_margin
 from skipcl_lightning.functional.skip_pairs import skip_pair_mask, skip_pair_scores
 from skipcl_lightning.functional.skip_softmax import skip_softmax

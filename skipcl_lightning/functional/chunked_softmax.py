@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.softmax import full_softmax_loss
@@ -120,6 +121,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (gradient,) = gradients
         query_gradient, table_gradient = (

@@ -9,7 +9,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.contrast import Contrast
-from skipcl_lightning.functional.skip_info_nce import cosine
+from skipcl_lightning.functional.similarity import cosine
 
 __all__ = ["RejectedSequence", "opposing_contrast", "rejected_sequence"]
 
@@ -105,13 +105,12 @@ def opposing_contrast(
     check_shape("opposing", opposing, "B L D", sizes, floating=True)
     check_shape("items", items, "B L", sizes, dtype=torch.int64)
     sequence = rejected_sequence(items, contrast)
-    valid_mask = (items != PADDING_INDEX)[..., None]
-    query, keys = (torch.where(valid_mask, tensor, 0) for tensor in (query, keys))
-    opposing = torch.where((sequence.items != PADDING_INDEX)[..., None], opposing, 0)
+    valid_mask, opposing_mask = items != PADDING_INDEX, sequence.items != PADDING_INDEX
     positive = contrast.positive_position
     mask = sequence.position[:, None, :] < positive[..., None]  # [B, L, L]
-    own = cosine(query, keys, temperature).gather(2, positive[..., None]).squeeze(2)
-    logits = cosine(query, opposing, temperature)
+    similarity = cosine(query, keys, temperature, query_mask=valid_mask, keys_mask=valid_mask)
+    own = similarity.gather(2, positive[..., None]).squeeze(2)
+    logits = cosine(query, opposing, temperature, query_mask=valid_mask, keys_mask=opposing_mask)
     # A finite floor, since a row of -inf has a NaN gradient.
     negative = torch.where(mask, logits, torch.finfo(logits.dtype).min).logsumexp(dim=2)
     anchor_mask = contrast.anchor_mask & mask.any(dim=2)

@@ -1,6 +1,6 @@
 """The skip-contrastive loss: towards the next listened track, away from the skipped ones."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,35 +13,20 @@ from skipcl_lightning.functional.contrast import (
     Contrast,
     Reduction,
     SkipWeights,
-    at_least_float32,
     reduce_anchors,
     session_contrast,
 )
+from skipcl_lightning.functional.contrast_candidates import (
+    Candidates,
+    candidate_similarity,
+    rejected_candidates,
+    unheard_mask,
+)
+from skipcl_lightning.functional.similarity import cosine
 
-__all__ = [
-    "Candidates",
-    "Negatives",
-    "cosine",
-    "rejected_candidates",
-    "skip_info_nce",
-    "skip_info_nce_terms",
-]
+__all__ = ["Negatives", "skip_info_nce", "skip_info_nce_terms"]
 
 Negatives = Literal["session", "past", "passed", "batch"]
-
-
-class Candidates(NamedTuple):
-    """Tracks that any session may be pushed from, or pulled to.
-
-    Args:
-        items: [..., C] int64 in 0..V; 0 is none.
-        keys: [..., C, D] floating point, their embeddings.
-        log_weight: [..., C] floating point, the logarithm of their weights; None for weights of 1.
-    """
-
-    items: Tensor
-    keys: Tensor
-    log_weight: Tensor | None = None
 
 
 def skip_info_nce(
@@ -136,20 +121,31 @@ def skip_info_nce(
         >>> loss.round(decimals=4)  # -log(e / (e + 1)) at the one anchor
         tensor([[0.3133, 0.0000, 0.0000]])
     """
-    losses, weights = skip_info_nce_terms(
-        query,
-        keys,
+    sizes = check_shape("query", query, "B L D", floating=True)
+    check_shape("keys", keys, "B L D", sizes, floating=True)
+    check_shape("items", items, "B L", sizes, dtype=torch.int64)
+    check_choice("negatives", negatives, get_args(Negatives))
+    contrast = session_contrast(
         items,
         feedback,
         explicit_feedback=explicit_feedback,
         anchors=anchors,
-        negatives=negatives,
+        negatives="session" if negatives == "batch" else negatives,
         skip_weights=skip_weights,
         dislike_weight=dislike_weight,
         like_weight=like_weight,
-        temperature=temperature,
         skip_threshold=skip_threshold,
         positive_position=positive_position,
+    )
+    if negatives == "batch" and candidates is None:
+        candidates = rejected_candidates(keys, items, contrast)
+    losses, weights = skip_info_nce_terms(
+        query,
+        keys,
+        items,
+        contrast,
+        within_session=negatives != "batch",
+        temperature=temperature,
         candidates=candidates,
         mined_negatives=mined_negatives,
         mined_positives=mined_positives,
@@ -163,22 +159,15 @@ def skip_info_nce_terms(
     query: Tensor,
     keys: Tensor,
     items: Tensor,
-    feedback: Tensor,
+    contrast: Contrast,
     *,
-    explicit_feedback: Tensor | None,
-    anchors: Anchors,
-    negatives: Negatives,
-    skip_weights: SkipWeights,
-    dislike_weight: float,
-    like_weight: float,
+    within_session: bool = True,
     temperature: float | Tensor,
-    skip_threshold: float,
-    positive_position: Tensor | None,
-    candidates: Candidates | None,
-    mined_negatives: Candidates | None,
-    mined_positives: Candidates | None,
-    mined_positive_weight: float,
-    num_hardest: int | None,
+    candidates: Candidates | None = None,
+    mined_negatives: Candidates | None = None,
+    mined_positives: Candidates | None = None,
+    mined_positive_weight: float = 0.5,
+    num_hardest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The losses of ``skip_info_nce`` and what each counts; for a mean over several processes.
 
@@ -186,16 +175,9 @@ def skip_info_nce_terms(
         query: As for ``skip_info_nce``, like all others.
         keys: [B, L, D].
         items: [B, L].
-        feedback: [B, L].
-        explicit_feedback: [B, L] or None.
-        anchors: Which positions.
-        negatives: Which skips.
-        skip_weights: Their weights.
-        dislike_weight: That of dislikes.
-        like_weight: That of liked positives.
+        contrast: Of the same sessions.
+        within_session: Whether its negatives take part, or the candidates alone.
         temperature: τ.
-        skip_threshold: What counts as skipped.
-        positive_position: [B, L] or None.
         candidates: [C] or None.
         mined_negatives: [B, L, M] or None.
         mined_positives: [B, L, P] or None.
@@ -204,53 +186,34 @@ def skip_info_nce_terms(
 
     Returns:
         [B, L] losses and [B, L] weights, both 0 where there is no anchor.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree or a setting is out of range.
     """
-    sizes = check_shape("query", query, "B L D", floating=True)
-    check_shape("keys", keys, "B L D", sizes, floating=True)
-    check_shape("items", items, "B L", sizes, dtype=torch.int64)
-    check_choice("negatives", negatives, get_args(Negatives))
     _check_settings(temperature, mined_positive_weight, num_hardest)
-    contrast = session_contrast(
-        items,
-        feedback,
-        explicit_feedback=explicit_feedback,
-        anchors=anchors,
-        negatives="session" if negatives == "batch" else negatives,
-        skip_weights=skip_weights,
-        dislike_weight=dislike_weight,
-        like_weight=like_weight,
-        skip_threshold=skip_threshold,
-        positive_position=positive_position,
-    )
     # Whatever stands at padding, NaN included, must not reach the sum through a zero factor.
-    valid_mask = (items != PADDING_INDEX)[..., None]
-    query, keys = (torch.where(valid_mask, tensor, 0) for tensor in (query, keys))
-    if negatives == "batch" and candidates is None:
-        candidates = rejected_candidates(keys, items, contrast)
-    own = keys.gather(1, contrast.positive_position[..., None].expand_as(keys))
-    positives = Candidates(items.gather(1, contrast.positive_position)[..., None], own[:, :, None])
+    valid_mask = items != PADDING_INDEX
+    similarity = cosine(query, keys, temperature, query_mask=valid_mask, keys_mask=valid_mask)
+    own_logit = similarity.gather(2, contrast.positive_position[..., None]).squeeze(2)
     parts = []
-    if negatives != "batch":
-        similarity = cosine(query, keys, temperature)
+    if within_session:
         parts.append((similarity, contrast.negative_mask, contrast.log_weight[:, None, :]))
     for name, part in (("candidates", candidates), ("mined_negatives", mined_negatives)):
         if part is not None:
-            parts.append(_outside_negatives(name, query, part, contrast, temperature))
+            logits = candidate_similarity(name, query, part, temperature, valid_mask)
+            log_weight = logits.new_zeros(1) if part.log_weight is None else part.log_weight
+            parts.append((logits, unheard_mask(part, contrast.listened_items), log_weight))
     negative_logit, has_negative = _sum_negatives(parts, num_hardest)
     anchor_mask = contrast.anchor_mask & has_negative
-    own_logit = _similarity("positives", query, positives, temperature)[..., 0]
     losses = -F.logsigmoid(own_logit - negative_logit)
     if mined_positives is not None:
-        losses = _with_mined_positives(
-            losses,
-            query,
-            mined_positives,
-            negative_logit,
-            items,
-            contrast,
-            temperature,
-            mined_positive_weight,
-        )
+        logits = candidate_similarity("mined_positives", query, mined_positives, temperature, valid_mask)
+        rejected = torch.where(contrast.rejected_mask, items, PADDING_INDEX)
+        is_rejected = (mined_positives.items.flatten(1)[:, :, None] == rejected[:, None, :]).any(dim=2)
+        mask = (mined_positives.items != PADDING_INDEX) & ~is_rejected.view(logits.shape)
+        extra = torch.where(mask, -F.logsigmoid(logits - negative_logit[..., None]), 0).sum(dim=2)
+        losses = (losses + mined_positive_weight * extra) / (1 + mined_positive_weight * mask.sum(dim=2))
     return torch.where(anchor_mask, losses, 0), contrast.anchor_weight * anchor_mask
 
 
@@ -285,98 +248,3 @@ def _check_settings(
         check_number("temperature", temperature, minimum=0, open_minimum=True)
     if num_hardest is not None:
         check_integer("num_hardest", num_hardest)
-
-
-def rejected_candidates(keys: Tensor, items: Tensor, contrast: Contrast) -> Candidates:
-    """What the sessions of a batch reject, as negatives for all of them.
-
-    On a CPU nothing else takes part; elsewhere all places of the batch do, since the host would have to wait
-    for how many are rejected.
-
-    Args:
-        keys: [B, L, D] floating point.
-        items: [B, L] int64.
-        contrast: Of the same batch.
-
-    Returns:
-        [C] candidates, 0 at places where nothing is rejected.
-
-    Example:
-        >>> items = torch.tensor([[1, 2]])
-        >>> contrast = session_contrast(items, torch.tensor([[1.0, -1.0]]))
-        >>> rejected_candidates(torch.ones(1, 2, 3), items, contrast).items
-        tensor([2])
-    """
-    if items.device.type == "cpu":
-        mask = contrast.rejected_mask
-        return Candidates(items[mask], keys[mask], contrast.log_weight[mask])
-    rejected = torch.where(contrast.rejected_mask, items, PADDING_INDEX)
-    return Candidates(rejected.flatten(), keys.flatten(0, 1), contrast.log_weight.flatten())
-
-
-def cosine(query: Tensor, keys: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """cos(q, k) / τ of all queries with all keys of their session, or with keys shared by all.
-
-    Args:
-        query: [B, L, D] floating point; half precision is contrasted in float32.
-        keys: [B, S, D] or [C, D].
-        temperature: τ.
-
-    Returns:
-        [B, L, S] or [B, L, C].
-
-    Example:
-        >>> cosine(torch.ones(1, 1, 2), torch.tensor([[3.0, 3.0], [-1.0, -1.0]])).round()
-        tensor([[[ 1., -1.]]])
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        query, keys = (F.normalize(at_least_float32(tensor), dim=-1) for tensor in (query, keys))
-        # The smaller factor is what is divided.
-        return (query / temperature) @ keys.transpose(-1, -2)
-
-
-def _similarity(name: str, query: Tensor, part: Candidates, temperature: float | Tensor) -> Tensor:
-    """[B, L, C] of candidates that are shared or each position's own."""
-    sizes = check_shape("query", query, "B L D")
-    if part.items.dim() == 1:
-        sizes = check_shape(f"{name}.items", part.items, "C", sizes, dtype=torch.int64)
-        check_shape(f"{name}.keys", part.keys, "C D", sizes, floating=True)
-        return cosine(query, part.keys, temperature)
-    sizes = check_shape(f"{name}.items", part.items, "B L C", sizes, dtype=torch.int64)
-    check_shape(f"{name}.keys", part.keys, "B L C D", sizes, floating=True)
-    with torch.autocast(query.device.type, enabled=False):
-        one, other = (F.normalize(at_least_float32(tensor), dim=-1) for tensor in (query, part.keys))
-        return (other @ one[..., None]).squeeze(-1) / temperature
-
-
-def _outside_negatives(
-    name: str, query: Tensor, part: Candidates, contrast: Contrast, temperature: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Negatives from elsewhere, as ``_sum_negatives`` takes them: none that the session itself listens to."""
-    logits = _similarity(name, query, part, temperature)
-    sessions = contrast.listened_items.shape[0]
-    wanted = part.items.expand(sessions, -1) if part.items.dim() == 1 else part.items.flatten(1)
-    listened = contrast.listened_items.sort(dim=1).values
-    place = torch.searchsorted(listened, wanted.contiguous()).clamp(max=listened.shape[1] - 1)
-    mask = (listened.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
-    mask = mask[:, None, :] if part.items.dim() == 1 else mask.view(part.items.shape)
-    return logits, mask, logits.new_zeros(1) if part.log_weight is None else part.log_weight
-
-
-def _with_mined_positives(
-    losses: Tensor,
-    query: Tensor,
-    mined: Candidates,
-    negative_logit: Tensor,
-    items: Tensor,
-    contrast: Contrast,
-    temperature: float | Tensor,
-    weight: float,
-) -> Tensor:
-    """[B, L] losses of p(t) and of the mined positives together."""
-    logits = _similarity("mined_positives", query, mined, temperature)  # [B, L, P]
-    rejected = torch.where(contrast.rejected_mask, items, PADDING_INDEX)
-    is_rejected = (mined.items.flatten(1)[:, :, None] == rejected[:, None, :]).any(dim=2)
-    mask = (mined.items != PADDING_INDEX) & ~is_rejected.view(mined.items.shape)
-    extra = torch.where(mask, -F.logsigmoid(logits - negative_logit[..., None]), 0).sum(dim=2)
-    return (losses + weight * extra) / (1 + weight * mask.sum(dim=2))

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skipcl_lightning.functional.contrast import weighted_mean
-from skipcl_lightning.functional.skip_info_nce import Candidates
+from skipcl_lightning.functional.contrast_candidates import Candidates
 
 __all__ = ["gather_candidates", "mean_across_ranks"]
 

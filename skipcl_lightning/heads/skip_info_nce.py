@@ -1,7 +1,7 @@
 """The skip-contrastive head."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.functional.contrast import Anchors, SkipWeights, weighted_mean
-from skipcl_lightning.functional.skip_info_nce import (
-    Candidates,
-    Negatives,
-    rejected_candidates,
-    skip_info_nce_terms,
-)
+from skipcl_lightning.functional.contrast import Anchors, Contrast, SkipWeights, weighted_mean
+from skipcl_lightning.functional.contrast_candidates import Candidates, rejected_candidates
+from skipcl_lightning.functional.skip_info_nce import Negatives, skip_info_nce_terms
 from skipcl_lightning.heads.across_ranks import gather_candidates, mean_across_ranks
 from skipcl_lightning.heads.session_head import SessionHead, require_table
 
@@ -156,24 +152,21 @@ class SkipInfoNCE(SessionHead):
         self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """[B, L] losses of the anchors and [B, L] what each counts in the mean; 0 where there is none."""
-        settings: dict[str, Any] = {**self.contrast_settings, "negatives": self.negatives}
+        contrast = self.contrast(batch)
         terms = skip_info_nce_terms(
             keys if self.query == "item" else query,
             keys,
             batch.items,
-            batch.feedback,
-            explicit_feedback=batch.explicit_feedback,
+            contrast,
+            within_session=self.negatives != "batch",
             temperature=self.temperature,
-            skip_threshold=batch.skip_threshold,
-            positive_position=self.positive_position(batch),
-            candidates=self._candidates(keys, batch, item_embeddings),
+            candidates=self._candidates(keys, batch, contrast, item_embeddings),
             mined_negatives=_mined(batch.mined_negatives, batch, item_embeddings),
             mined_positives=_mined(batch.mined_positives, batch, item_embeddings),
             mined_positive_weight=self.mined_positive_weight,
             num_hardest=self.num_hardest,
-            **settings,
         )
-        self._remember(batch)
+        self._remember(torch.where(contrast.rejected_mask, batch.items, PADDING_INDEX).flatten())
         return terms
 
     def check_cloze(self) -> None:
@@ -190,12 +183,12 @@ class SkipInfoNCE(SessionHead):
             )
 
     def _candidates(
-        self, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None
+        self, keys: Tensor, batch: SessionBatch, contrast: Contrast, item_embeddings: Tensor | None
     ) -> Candidates | None:
         """Negatives that all sessions share: the batch's, or all processes', and those of the bank."""
         parts = []
         if self.negatives == "batch":
-            own = rejected_candidates(keys, batch.items, self.contrast(batch))
+            own = rejected_candidates(keys, batch.items, contrast)
             parts.append(gather_candidates(own) if self.gather_ranks else own)
         if self.bank is not None:
             table = require_table(item_embeddings, "a memory bank")
@@ -207,11 +200,10 @@ class SkipInfoNCE(SessionHead):
         return Candidates(torch.cat(items), torch.cat(embeddings), torch.cat(weights))
 
     @torch.no_grad()
-    def _remember(self, batch: SessionBatch) -> None:
-        """Put the batch's skips in front of the bank, without the host having to know how many they are."""
+    def _remember(self, rejected: Tensor) -> None:
+        """Put a batch's skips in front of the bank; how many are not 0 the host need not know."""
         if self.bank is None or not self.training:
             return
-        rejected = torch.where(self.contrast(batch).rejected_mask, batch.items, PADDING_INDEX).flatten()
         both = torch.cat([rejected, self.bank])
         order = (both == PADDING_INDEX).to(torch.uint8).sort(stable=True).indices
         # Not in place: the backward pass may still ask for the bank as it was.

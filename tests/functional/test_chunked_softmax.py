@@ -150,3 +150,11 @@ def test_wrong_arguments_are_errors(change, error, message):
     arguments = {"query": query, "item_embeddings": table, "target": target}
     with pytest.raises(error, match=message):
         chunked_softmax_loss(**arguments | change)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    query = torch.ones(2, 3, requires_grad=True)
+    loss = chunked_softmax_loss(query, torch.eye(4, 3), torch.tensor([1, 2])).square()
+    (gradient,) = torch.autograd.grad(loss, query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

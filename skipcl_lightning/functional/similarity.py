@@ -1,0 +1,122 @@
+"""Cosine similarity of queries and keys without normalised copies of either."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from skipcl_lightning.functional.contrast import at_least_float32
+
+__all__ = ["cosine"]
+
+# Shorter vectors count as being so long, as in `torch.nn.functional.normalize`.
+_LEAST_NORM = 1e-12
+_CACHED = 1 << 18
+
+
+def cosine(
+    query: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = 1.0,
+    *,
+    query_mask: Tensor | None = None,
+    keys_mask: Tensor | None = None,
+) -> Tensor:
+    r"""cos(q, k) / τ of all queries with the keys of their session, with shared ones, or with their own.
+
+    .. math::
+        \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
+
+    The products are scaled by the norms, not the vectors before the product: [B, L, D] copies would take
+    more time and memory than all else. There is no second derivative.
+
+    Args:
+        query: [B, L, D] floating point; half precision is contrasted in float32.
+        keys: [B, S, D] of each session, [C, D] shared by all, or [B, L, C, D] of each position.
+        temperature: τ > 0.
+        query_mask: [B, L] bool, False where a query is to count as 0 whatever stands there, NaN included.
+        keys_mask: [B, S] bool, likewise of the session's keys.
+
+    Returns:
+        [B, L, S] or [B, L, C], float32 or better.
+
+    Example:
+        >>> cosine(torch.ones(1, 1, 2), torch.tensor([[3.0, 3.0], [-1.0, -1.0]])).round()
+        tensor([[[ 1., -1.]]])
+    """
+    shape = query.shape[:2]
+    if keys.dim() == 2:
+        query, keys = query.reshape(1, -1, query.shape[2]), keys[None]
+        query_mask = None if query_mask is None else query_mask.reshape(1, -1)
+    elif keys.dim() == 4:
+        query, keys = query.reshape(-1, 1, query.shape[2]), keys.flatten(0, 1)
+        query_mask = None if query_mask is None else query_mask.reshape(-1, 1)
+    found: Tensor = _Cosine.apply(query, keys, query_mask, keys_mask)  # type: ignore[no-untyped-call]
+    return found.reshape(*shape, -1) / temperature
+
+
+class _Cosine(torch.autograd.Function):
+    """[G, M, S] cosines of [G, M, D] and [G, S, D], some groups at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, query_mask: Tensor | None, keys_mask: Tensor | None
+    ) -> Tensor:
+        exact = torch.promote_types(query.dtype, torch.float32)
+        found = query.new_empty(*query.shape[:2], keys.shape[1], dtype=exact)
+        row_scale = query.new_empty(query.shape[:2], dtype=exact)
+        column_scale = keys.new_empty(keys.shape[:2], dtype=exact)
+        with torch.autocast(query.device.type, enabled=False):
+            for some in _pieces(query, keys):
+                rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
+                row_scale[some], column_scale[some] = _scale(rows), _scale(columns)
+                torch.bmm(rows, columns.mT, out=found[some])
+        # 0 where it is masked, so that no gradient comes from there.
+        row_scale = row_scale if query_mask is None else row_scale.mul_(query_mask)
+        column_scale = column_scale if keys_mask is None else column_scale.mul_(keys_mask)
+        found.mul_(row_scale[:, :, None]).mul_(column_scale[:, None, :])
+        ctx.save_for_backward(query, keys, query_mask, keys_mask, row_scale, column_scale, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        query, keys, query_mask, keys_mask, row_scale, column_scale, found = ctx.saved_tensors
+        query_gradient, keys_gradient = torch.empty_like(query), torch.empty_like(keys)
+        # What each vector loses of its own direction, since a longer one has the same cosine.
+        along = gradient * found
+        row_share, column_share = _share(along.sum(dim=2), row_scale), _share(along.sum(dim=1), column_scale)
+        slope = (gradient * row_scale[:, :, None]).mul_(column_scale[:, None, :])
+        with torch.autocast(query.device.type, enabled=False):
+            for some in _pieces(query, keys):
+                rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
+                query_gradient[some] = (slope[some] @ columns).addcmul_(rows, row_share[some], value=-1)
+                keys_gradient[some] = (slope[some].mT @ rows).addcmul_(columns, column_share[some], value=-1)
+        return query_gradient, keys_gradient, None, None
+
+
+def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
+    """Groups whose masked copies stay in the caches of a CPU; elsewhere, and compiled, all at once."""
+    groups = len(query)
+    if query.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, groups)]
+    size = max(1, _CACHED // ((query.shape[1] + keys.shape[1]) * query.shape[2]))
+    return [slice(start, start + size) for start in range(0, groups, size)]
+
+
+def _masked(vectors: Tensor, mask: Tensor | None, some: slice) -> Tensor:
+    vectors = at_least_float32(vectors[some])
+    return vectors if mask is None else torch.where(mask[some, :, None], vectors, 0)
+
+
+def _scale(vectors: Tensor) -> Tensor:
+    """One over the norm."""
+    scale: Tensor = torch.linalg.vector_norm(vectors, dim=-1).clamp_(min=_LEAST_NORM).reciprocal_()
+    return scale
+
+
+def _share(along: Tensor, scale: Tensor) -> Tensor:
+    """[G, M, 1]: how much of each vector itself its gradient lacks."""
+    # A vector that counts as longer than it is has a cosine that grows with it.
+    return torch.where(scale < 1 / _LEAST_NORM, along * scale.square(), 0)[..., None]
