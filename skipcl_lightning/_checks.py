@@ -97,7 +97,7 @@ def check_number(
         raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
     above = value > minimum if open_minimum else value >= minimum
     below = value < maximum if open_maximum else value <= maximum
-    if not (above and below and math.isfinite(value)):
+    if not (above and below and abs(value) < math.inf):
         left = "(" if open_minimum or math.isinf(minimum) else "["
         right = ")" if open_maximum or math.isinf(maximum) else "]"
         raise ValueError(f"`{name}` must be in {left}{minimum:g}, {maximum:g}{right}, got {value!r}.")

@@ -1,6 +1,7 @@
 """The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import polars as pl
 import torch
@@ -16,7 +17,9 @@ from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_it
 from skipcl_lightning.functional.positions import TargetRule
 from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
+from skipcl_lightning.heads.sparse import use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
+from skipcl_lightning.optimizers import clip_gradients_by_norm, make_adamw
 from skipcl_lightning.session_model import SessionModel
 
 __all__ = ["SkipCLModule"]
@@ -60,6 +63,8 @@ class SkipCLModule(SessionModel):
             (0, 1]; 0.2 if None. Causal backbones have no use for it.
         last_mask_probability: How likely a session hides only its last target instead, in [0, 1]; 0.1 if
             None. Causal backbones have no use for it.
+        sparse_item_table: Update only the rows of the item table that a step uses (``SparseAdamW``), so that
+            a step costs about the same whatever V is. Needs a loss that looks up rows, as ``SampledSoftmax``.
         exclude_seen: Leave the session's tracks out of the candidates at evaluation and prediction. Off,
             since listeners repeat tracks; the target itself is never left out.
         top_k: The cut-offs of the metrics.
@@ -99,6 +104,7 @@ class SkipCLModule(SessionModel):
         like_weight: float = 1.0,
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,
+        sparse_item_table: bool = False,
         exclude_seen: bool = False,
         top_k: Sequence[int] = (1, 5, 10, 20),
         ties: TieRule = "pessimistic",
@@ -118,6 +124,7 @@ class SkipCLModule(SessionModel):
             feedback_input=feedback_input,
             mask_probability=mask_probability,
             last_mask_probability=last_mask_probability,
+            sparse_item_table=sparse_item_table,
         )
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
@@ -133,6 +140,10 @@ class SkipCLModule(SessionModel):
         self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
         if self.skip_head is not None and not self.causal:
             _check_cloze(self.skip_head)
+        if sparse_item_table:
+            use_sparse_gradients("next_item_loss", self.next_item_loss)
+            if getattr(self.skip_head, "uses_item_table", False):
+                use_sparse_gradients("skip_head", cast("nn.Module", self.skip_head))
         self.save_hyperparameters(self.describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
@@ -147,23 +158,44 @@ class SkipCLModule(SessionModel):
             Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight; of a
             ``CombinedHead`` its weighted sum, and each part as ``skip_loss/<its class>``.
         """
+        parts = self.part_losses(batch)
+        if self.skip_head is None:
+            return {"loss": parts["next_item_loss"], **parts}
+        if isinstance(self.skip_head, CombinedHead):
+            of_heads = {name: value for name, value in parts.items() if name != "next_item_loss"}
+            skip_loss = self.skip_head.combine(of_heads, self.global_step)
+            named = {f"skip_loss/{name}": value for name, value in of_heads.items()}
+        else:
+            skip_loss, named = parts["skip_loss"], {}
+        loss = parts["next_item_loss"] + self._skip_weight() * skip_loss
+        return {"loss": loss, "next_item_loss": parts["next_item_loss"], "skip_loss": skip_loss, **named}
+
+    def part_losses(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """What a training step computes, before any weight; it can be compiled whole.
+
+        ``module.part_losses = torch.compile(module.part_losses, dynamic=True)`` gives one graph for batches
+        of any size, but for backbones that torch itself cannot compile so: it takes no GRU, and compiles
+        ``Caser`` anew for each length. A sparse item table is not for compilers.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            Scalars: ``next_item_loss`` and, with a head, ``skip_loss``; of a ``CombinedHead`` one by each
+            class's name instead.
+        """
         batch = self.prepare_training(batch)
-        keys = self.item_embedding(batch.items)
+        keys = self.embed_items(batch.items)
         query = self.encode(batch, keys)
         weights = () if self.like_weight == 1 else (self.target_weights(batch, self.like_weight),)
         next_item_loss: Tensor = self.next_item_loss(query, self.item_table, self.targets(batch), *weights)
-        if self.skip_head is None:
-            return {"loss": next_item_loss, "next_item_loss": next_item_loss}
-        parts: dict[str, Tensor] = {}
+        parts = {"next_item_loss": next_item_loss}
         if isinstance(self.skip_head, CombinedHead):
-            parts = self.skip_head.losses(query, keys, batch, self.item_table)
-            skip_loss = self.skip_head.combine(parts, self.global_step)
-        else:
+            return parts | self.skip_head.losses(query, keys, batch, self.item_table)
+        if self.skip_head is not None:
             table = (self.item_table,) if getattr(self.skip_head, "uses_item_table", False) else ()
-            skip_loss = self.skip_head(query, keys, batch, *table)
-        loss = next_item_loss + self._skip_weight() * skip_loss
-        named = {f"skip_loss/{name}": value for name, value in parts.items()}
-        return {"loss": loss, "next_item_loss": next_item_loss, "skip_loss": skip_loss, **named}
+            parts["skip_loss"] = self.skip_head(query, keys, batch, *table)
+        return parts
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """The loss of a batch; all its parts are logged.
@@ -214,21 +246,57 @@ class SkipCLModule(SessionModel):
         return recommendation_frame(names, items, scores, self.encoder.vocabulary)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with a linear warm-up.
+        """AdamW with a linear warm-up; ``SparseAdamW`` with ``sparse_item_table``.
 
         Returns:
             Lightning's dictionary of optimizer and schedule.
         """
         table = self.item_embedding.weight
-        matrices = [p for p in self.parameters() if p.dim() >= 2 and p is not table]
-        # A decayed bias, norm or temperature drifts to a value of no meaning, a decayed item to being rare.
-        others = [p for p in self.parameters() if p.dim() < 2 or p is table]
-        decayed = {"params": matrices, "weight_decay": self.weight_decay}
-        optimizer = torch.optim.AdamW([decayed, {"params": others, "weight_decay": 0.0}], self.learning_rate)
+        optimizer = make_adamw(
+            [parameter for parameter in self.parameters() if parameter is not table],
+            table,
+            sparse=self.item_embedding.sparse,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=self._may_fuse(),
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's clipping, for a sparse item table too.
+
+        Args:
+            optimizer: The optimizer.
+            gradient_clip_val: The Trainer's; None for no clipping.
+            gradient_clip_algorithm: ``norm`` (None), or ``value``, which a sparse table does not take.
+
+        Raises:
+            ValueError: Gradients of a sparse table are to be clipped by value.
+        """
+        if not self.item_embedding.sparse or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            raise ValueError(
+                "`gradient_clip_algorithm` must be 'norm' beside `sparse_item_table`, got 'value'. Leave it "
+                "out."
+            )
+        else:
+            clip_gradients_by_norm(self.parameters(), gradient_clip_val)
+
+    def _may_fuse(self) -> bool:
+        """Whether AdamW may be one kernel, which leaves a GradScaler's clipping no moment to unscale."""
+        trainer = self._trainer
+        if self.device.type not in ("cpu", "cuda"):
+            return False
+        return trainer is None or trainer.precision != "16-mixed" or not trainer.gradient_clip_val
 
     def _skip_weight(self) -> float:
         weight_at = getattr(self.skip_head, "weight_at", None)

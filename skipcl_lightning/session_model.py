@@ -42,6 +42,7 @@ class SessionModel(WholeCheckpoint):
         feedback_input: Whether the backbone sees the feedback.
         mask_probability: How likely a track is hidden.
         last_mask_probability: How likely only the last one is.
+        sparse_item_table: Whether the table's gradients are sparse.
 
     Raises:
         TypeError: A part or setting has the wrong type.
@@ -58,6 +59,7 @@ class SessionModel(WholeCheckpoint):
         feedback_input: bool,
         mask_probability: float | None,
         last_mask_probability: float | None,
+        sparse_item_table: bool,
     ) -> None:
         super().__init__()
         check_integer("num_items", num_items, minimum=2)
@@ -78,10 +80,13 @@ class SessionModel(WholeCheckpoint):
         self.last_mask_probability = self._cloze_setting(
             "last_mask_probability", last_mask_probability, LAST_MASK_PROBABILITY
         )
-        # The mask token's row stands behind the items'.
-        rows = num_items + (1 if self.causal else 2)
-        self.item_embedding = nn.Embedding(rows, embedding_size, padding_idx=PADDING_INDEX)
+        self.item_embedding = nn.Embedding(
+            num_items + 1, embedding_size, padding_idx=PADDING_INDEX, sparse=sparse_item_table
+        )
         self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
+        self.mask_embedding = (
+            None if self.causal else nn.Parameter(torch.randn(embedding_size) * embedding_size**-0.5)
+        )
         self.feedback_embedding = nn.Linear(4, embedding_size, bias=False) if feedback_input else None
         if self.feedback_embedding is not None:
             # From nothing: drawn at random it would outweigh the items, and a short log never unlearns that.
@@ -100,8 +105,24 @@ class SessionModel(WholeCheckpoint):
 
     @property
     def item_table(self) -> Tensor:
-        """[V + 1, D], the candidates: row 0 is padding; a mask token is no candidate."""
-        return self.item_embedding.weight[: self.num_items + 1]
+        """[V + 1, D], the candidates: row 0 is padding."""
+        return self.item_embedding.weight
+
+    def embed_items(self, items: Tensor) -> Tensor:
+        """The embeddings of a session's items, of a mask token among them.
+
+        Args:
+            items: [B, L] int64 in 0..V + 1; V + 1 is the mask token, which a causal backbone never meets.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.mask_embedding is None:
+            embedded: Tensor = self.item_embedding(items)
+            return embedded
+        hidden = items == self._mask_index
+        keys = self.item_embedding(items.masked_fill(hidden, PADDING_INDEX))
+        return torch.where(hidden[..., None], self.mask_embedding, keys)
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
         """What the backbone sees of each track.
@@ -134,7 +155,7 @@ class SessionModel(WholeCheckpoint):
             what each position should hold.
         """
         batch = self._shorten(batch)
-        return self.encode(batch, self.item_embedding(batch.items))
+        return self.encode(batch, self.embed_items(batch.items))
 
     def session_query(self, batch: SessionBatch) -> Tensor:
         """The sessions as known after all their tracks.
@@ -194,7 +215,7 @@ class SessionModel(WholeCheckpoint):
             )
         visible = hide_masked(batch, self._mask_index)
         if visible is not batch:
-            keys = self.item_embedding(visible.items)
+            keys = self.embed_items(visible.items)
         length = batch.items.shape[1]
         taken = min(length, self._max_length or length)
         output: Tensor = self.backbone(self.embed(visible, keys)[:, :taken], visible.valid_mask[:, :taken])

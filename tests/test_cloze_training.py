@@ -36,7 +36,7 @@ def test_nothing_of_a_hidden_track_reaches_the_backbone(seed, probability):
     assert hidden.cloze_mask.any(dim=1).all()
     for b, t in hidden.cloze_mask.nonzero().tolist():
         # The mask token's row, with no feedback on top.
-        assert torch.equal(shown[b, t], model.item_embedding.weight[MASK])
+        assert torch.equal(shown[b, t], model.mask_embedding)
     changed = torch.where(hidden.cloze_mask, hidden.items % NUM_ITEMS + 1, hidden.items)
     other = hidden.replace(items=changed, feedback=torch.where(hidden.cloze_mask, 0.9, hidden.feedback))
     model.encode(other, model.item_embedding(other.items))
@@ -107,7 +107,7 @@ def test_rows_of_no_and_of_one_track_are_defined(backbone):
 
 def test_the_mask_token_is_no_candidate_anywhere():
     model = module(next_item_loss=SampledSoftmax(4)).eval()
-    model.item_embedding.weight.data[MASK] *= 1000
+    model.mask_embedding.data *= 1000
     frame_query, table = model.session_query(batch()), model.item_table
     assert len(table) == NUM_ITEMS + 1
     assert (frame_query @ table.T).shape == (2, NUM_ITEMS + 1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
 from skipcl_lightning.functional.softmax import full_softmax_loss
 
 __all__ = ["chunked_softmax_loss"]
@@ -40,7 +41,7 @@ def chunked_softmax_loss(
         query: [N, D] floating point.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
         target: [N] int64 in 1..V.
-        weight: [N] floating point above 0; None for alike.
+        weight: [N] floating point, 0 or more; None for alike.
         chunk_size: Queries in a chunk; if None as many as make about 2^22 logits on a CPU and 2^26 elsewhere,
             but at least 64 and 256.
 
@@ -85,8 +86,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, table: Tensor, target: Tensor, share: Tensor, chunk_size: int
     ) -> Tensor:
-        kind = query.device.type
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        low = autocast_dtype(query)
         exact = torch.promote_types(low, torch.float32)
         # Once, and not in each chunk.
         queries, items = query.to(low), table.to(low)
@@ -94,7 +94,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient = torch.empty_like(query) if wants_query else None
         table_gradient = torch.zeros_like(table, dtype=exact) if wants_table else None
         loss = torch.zeros((), dtype=exact, device=query.device)
-        with torch.autocast(kind, enabled=False):
+        with without_autocast(query.device):
             for start in range(0, len(query), chunk_size):
                 rows = slice(start, start + chunk_size)
                 shares = share[rows, None].to(exact)

@@ -50,8 +50,9 @@ def draw_cloze_mask(
     check_number("probability", probability, minimum=0, maximum=1, open_minimum=True)
     check_number("last_probability", last_probability, minimum=0, maximum=1)
     device = candidates.device
-    drawn = torch.rand(candidates.shape, device=device, generator=generator) < probability
-    only_last = torch.rand(sizes["B"], 1, device=device, generator=generator) < last_probability
+    # Not `torch.rand`: with a generator's argument it cannot be compiled for any shape.
+    drawn = torch.empty(candidates.shape, device=device).uniform_(generator=generator) < probability
+    only_last = torch.empty(sizes["B"], 1, device=device).uniform_(generator=generator) < last_probability
     drawn = candidates & drawn & ~only_last
     following = candidates.flip(1).cumsum(dim=1).flip(1)  # candidates from here on
     last = candidates & (following == 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_number, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.positions import next_listened
+from skipcl_lightning.functional.precision import at_least_float32
 
 __all__ = [
     "Anchors",
@@ -15,7 +16,6 @@ __all__ = [
     "Reduction",
     "SessionNegatives",
     "SkipWeights",
-    "at_least_float32",
     "reduce_anchors",
     "session_contrast",
     "weighted_mean",
@@ -139,22 +139,6 @@ def session_contrast(
         rejected_mask=rejected,
         listened_items=torch.where(listened, items, PADDING_INDEX),
     )
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """A half-precision tensor in float32, any other as it is.
-
-    Args:
-        tensor: Floating point.
-
-    Returns:
-        The tensor.
-
-    Example:
-        >>> at_least_float32(torch.ones(1, dtype=torch.float16)).dtype
-        torch.float32
-    """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def reduce_anchors(losses: Tensor, weights: Tensor, reduction: Reduction) -> Tensor:

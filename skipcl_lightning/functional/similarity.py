@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skipcl_lightning.functional.contrast import at_least_float32
+from skipcl_lightning.functional.precision import at_least_float32, without_autocast
 
 __all__ = ["cosine"]
 
@@ -29,7 +30,8 @@ def cosine(
         \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
 
     The products are scaled by the norms, not the vectors before the product: [B, L, D] copies would take
-    more time and memory than all else. There is no second derivative.
+    more time and memory than all else. There is no second derivative. Within ``torch.compile`` the plain
+    formula is used.
 
     Args:
         query: [B, L, D] floating point; half precision is contrasted in float32.
@@ -52,8 +54,21 @@ def cosine(
     elif keys.dim() == 4:
         query, keys = query.reshape(-1, 1, query.shape[2]), keys.flatten(0, 1)
         query_mask = None if query_mask is None else query_mask.reshape(-1, 1)
-    found: Tensor = _Cosine.apply(query, keys, query_mask, keys_mask)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        # A compiler finds the lean way itself, and cannot see into one that is written out.
+        found = _plain_cosine(query, keys, query_mask, keys_mask)
+    else:
+        found = _Cosine.apply(query, keys, query_mask, keys_mask)  # type: ignore[no-untyped-call]
     return found.reshape(*shape, -1) / temperature
+
+
+def _plain_cosine(query: Tensor, keys: Tensor, query_mask: Tensor | None, keys_mask: Tensor | None) -> Tensor:
+    """[G, M, S], as the formula has it."""
+    everything = slice(None)
+    with without_autocast(query.device):
+        rows = F.normalize(_masked(query, query_mask, everything), dim=-1, eps=_LEAST_NORM)
+        columns = F.normalize(_masked(keys, keys_mask, everything), dim=-1, eps=_LEAST_NORM)
+        return rows @ columns.mT
 
 
 class _Cosine(torch.autograd.Function):
@@ -67,7 +82,7 @@ class _Cosine(torch.autograd.Function):
         found = query.new_empty(*query.shape[:2], keys.shape[1], dtype=exact)
         row_scale = query.new_empty(query.shape[:2], dtype=exact)
         column_scale = keys.new_empty(keys.shape[:2], dtype=exact)
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             for some in _pieces(query, keys):
                 rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
                 row_scale[some], column_scale[some] = _scale(rows), _scale(columns)
@@ -88,7 +103,7 @@ class _Cosine(torch.autograd.Function):
         along = gradient * found
         row_share, column_share = _share(along.sum(dim=2), row_scale), _share(along.sum(dim=1), column_scale)
         slope = (gradient * row_scale[:, :, None]).mul_(column_scale[:, None, :])
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             for some in _pieces(query, keys):
                 rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
                 query_gradient[some] = (slope[some] @ columns).addcmul_(rows, row_share[some], value=-1)
@@ -97,9 +112,9 @@ class _Cosine(torch.autograd.Function):
 
 
 def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
-    """Groups whose masked copies stay in the caches of a CPU; elsewhere, and compiled, all at once."""
+    """Groups whose masked copies stay in the caches of a CPU; elsewhere all at once."""
     groups = len(query)
-    if query.device.type != "cpu" or torch.compiler.is_compiling():
+    if query.device.type != "cpu":
         return [slice(0, groups)]
     size = max(1, _CACHED // ((query.shape[1] + keys.shape[1]) * query.shape[2]))
     return [slice(start, start + size) for start in range(0, groups, size)]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_number, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.contrast import Contrast, at_least_float32
+from skipcl_lightning.functional.contrast import Contrast
+from skipcl_lightning.functional.precision import at_least_float32, without_autocast
 
 __all__ = ["MarginLoss", "session_scores", "skip_margin"]
 
@@ -101,7 +102,7 @@ def session_scores(query: Tensor, keys: Tensor, items: Tensor, contrast: Contras
     check_shape("keys", keys, "B L D", sizes, floating=True)
     check_shape("items", items, "B L", sizes, dtype=torch.int64)
     valid_mask = (items != PADDING_INDEX)[..., None]
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         query, keys = (at_least_float32(torch.where(valid_mask, tensor, 0)) for tensor in (query, keys))
         scores = query @ keys.transpose(1, 2)
     return scores, scores.gather(2, contrast.positive_position[..., None]).squeeze(2)

@@ -7,6 +7,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.contrast import Contrast
+from skipcl_lightning.functional.precision import without_autocast
 from skipcl_lightning.functional.skip_margin import session_scores
 
 __all__ = ["skip_softmax"]
@@ -70,7 +71,7 @@ def skip_softmax(
         sizes = check_shape("samples", samples, "K", sizes, dtype=torch.int64)
         check_shape("sample_keys", sample_keys, "K D", sizes, floating=True)
         query = torch.where((items != PADDING_INDEX)[..., None], query, 0)  # NaN at padding must not spread
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             sampled = query.to(scores.dtype) @ sample_keys.to(scores.dtype).T  # [B, L, K]
         target = items.gather(1, contrast.positive_position)
         logits = torch.cat([logits, sampled.masked_fill(samples == target[..., None], floor)], dim=2)

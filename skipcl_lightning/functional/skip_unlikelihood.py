@@ -7,6 +7,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.functional.contrast import Contrast
+from skipcl_lightning.functional.precision import without_autocast
 from skipcl_lightning.functional.skip_margin import session_scores
 
 __all__ = ["skip_unlikelihood"]
@@ -69,7 +70,7 @@ def skip_unlikelihood(
     anchor_mask = contrast.anchor_mask & contrast.negative_mask.any(dim=2)
     chosen = query[anchor_mask].to(scores.dtype)  # [anchors, D]: logits are what costs
     of_skips = scores[anchor_mask]  # [anchors, L]
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         if samples is None:
             total = (chosen @ item_embeddings[1:].to(scores.dtype).T).logsumexp(dim=1, keepdim=True)
             log_probability = of_skips - total

@@ -51,6 +51,7 @@ def sampled_softmax_loss(
     negatives: Tensor,
     *,
     negative_log_probability: Tensor | None = None,
+    sparse_gradients: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of the target against one shared set of sampled items, one value a query.
 
@@ -69,6 +70,8 @@ def sampled_softmax_loss(
         target: [N] int64 in 1..V.
         negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
         negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
+        sparse_gradients: Whether the gradient of ``item_embeddings``, which must then be a leaf, is a sparse
+            tensor of the rows used.
 
     Returns:
         [N] losses.
@@ -89,8 +92,11 @@ def sampled_softmax_loss(
     """
     _check_arguments(query, item_embeddings, target)
     sizes = check_shape("negatives", negatives, "K", dtype=torch.int64)
-    negative_logits = query @ item_embeddings[negatives].T  # [N, K]
-    target_logits = (query * item_embeddings[target]).sum(dim=1, keepdim=True)  # [N, 1]
+    negative_rows, target_rows = (
+        F.embedding(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+    )
+    negative_logits = query @ negative_rows.T  # [N, K]
+    target_logits = (query * target_rows).sum(dim=1, keepdim=True)  # [N, 1]
     if negative_log_probability is not None:
         check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
         negative_logits = negative_logits - (negative_log_probability + math.log(len(negatives)))

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
@@ -94,6 +95,7 @@ class SampledSoftmax(nn.Module):
         self.num_negatives = num_negatives
         self.sampler: Sampler = sampler
         self.correct_sampling = correct_sampling
+        self.sparse_gradients = False
 
     def forward(
         self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
@@ -119,7 +121,12 @@ class SampledSoftmax(nn.Module):
         if self.correct_sampling:
             log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
         losses = sampled_softmax_loss(
-            query, item_embeddings, target, negatives, negative_log_probability=log_probability
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            negative_log_probability=log_probability,
+            sparse_gradients=self.sparse_gradients,
         )
         return _mean(losses, weight)
 
@@ -127,14 +134,22 @@ class SampledSoftmax(nn.Module):
 def _real_positions(
     query: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """[N, D], [N] and [N]: only where something is to be predicted, since logits are what costs."""
+    """[N, D], [N] and [N]: only where something is to be predicted, since logits are what costs.
+
+    How many these are an accelerator's host would have to wait for, and a compiled step would be compiled
+    for; there all places take part, and those without a target weigh nothing.
+    """
     sizes = check_shape("query", query, "B L D", floating=True)
     check_shape("target", target, "B L", sizes)
     mask = target != PADDING_INDEX
-    if weight is None:
-        return query[mask], target[mask], None
-    check_shape("weight", weight, "B L", sizes, floating=True)
-    return query[mask], target[mask], weight[mask]
+    if weight is not None:
+        check_shape("weight", weight, "B L", sizes, floating=True)
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        return query[mask], target[mask], None if weight is None else weight[mask]
+    share = mask.to(torch.float32) if weight is None else weight * mask
+    # Whatever stands there, NaN included, must not reach the sum through a zero factor.
+    query = torch.where(mask[..., None], query, 0)
+    return query.flatten(0, 1), target.clamp(min=PADDING_INDEX + 1).flatten(), share.flatten()
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:

@@ -52,6 +52,7 @@ class OpposingSequences(SessionHead):
     """
 
     uses_item_table = True
+    sparse_gradients = False
 
     @records_settings
     def __init__(
@@ -104,7 +105,9 @@ class OpposingSequences(SessionHead):
         table = require_table(item_embeddings, "the sequence of skips")
         contrast = self.contrast(batch)
         skipped = rejected_sequence(batch.items, contrast).items
-        opposing: Tensor = self.encoder(table[skipped])[0]  # [B, L, D]
+        opposing: Tensor = self.encoder(
+            nn.functional.embedding(skipped, table, sparse=self.sparse_gradients)
+        )[0]  # [B, L, D]
         losses, weights = opposing_contrast(
             query, keys, opposing, batch.items, contrast, temperature=self.temperature
         )
@@ -118,5 +121,7 @@ class OpposingSequences(SessionHead):
         following = nn.functional.pad(items[:, 1:], (0, 1), value=PADDING_INDEX)
         mask = following != PADDING_INDEX
         samples = sample_items(min(self.num_samples, len(table) - 2), len(table) - 1, device=items.device)
-        losses = sampled_softmax_loss(output[mask], table, following[mask], samples)
+        losses = sampled_softmax_loss(
+            output[mask], table, following[mask], samples, sparse_gradients=self.sparse_gradients
+        )
         return losses.sum() / max(len(losses), 1)

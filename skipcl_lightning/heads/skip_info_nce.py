@@ -67,6 +67,7 @@ class SkipInfoNCE(SessionHead):
     """
 
     uses_item_table = True
+    sparse_gradients = False
 
     @records_settings
     def __init__(
@@ -161,8 +162,8 @@ class SkipInfoNCE(SessionHead):
             within_session=self.negatives != "batch",
             temperature=self.temperature,
             candidates=self._candidates(keys, batch, contrast, item_embeddings),
-            mined_negatives=_mined(batch.mined_negatives, batch, item_embeddings),
-            mined_positives=_mined(batch.mined_positives, batch, item_embeddings),
+            mined_negatives=self._mined(batch.mined_negatives, batch, item_embeddings),
+            mined_positives=self._mined(batch.mined_positives, batch, item_embeddings),
             mined_positive_weight=self.mined_positive_weight,
             num_hardest=self.num_hardest,
         )
@@ -193,7 +194,7 @@ class SkipInfoNCE(SessionHead):
         if self.bank is not None:
             table = require_table(item_embeddings, "a memory bank")
             weight = torch.zeros_like(self.bank, dtype=torch.float32)
-            parts.append(Candidates(self.bank, table[self.bank].to(keys.dtype), weight))
+            parts.append(Candidates(self.bank, self._rows(self.bank, table).to(keys.dtype), weight))
         if not parts:
             return None
         items, embeddings, weights = zip(*parts, strict=True)
@@ -209,12 +210,16 @@ class SkipInfoNCE(SessionHead):
         # Not in place: the backward pass may still ask for the bank as it was.
         self.bank = both[order][: len(self.bank)]
 
+    def _mined(
+        self, items: Tensor | None, batch: SessionBatch, item_embeddings: Tensor | None
+    ) -> Candidates | None:
+        """What was mined for the track before each positive, as far as it is known there."""
+        if items is None:
+            return None
+        if batch.cloze_mask is not None:
+            # A hidden track is asked for in its own place, so that what often follows it says nothing there.
+            items = nn.functional.pad(items[:, :-1], (0, 0, 1, 0), value=PADDING_INDEX)
+        return Candidates(items, self._rows(items, require_table(item_embeddings, "mined tracks")))
 
-def _mined(items: Tensor | None, batch: SessionBatch, item_embeddings: Tensor | None) -> Candidates | None:
-    """What was mined for the track before each positive, as far as it is known there."""
-    if items is None:
-        return None
-    if batch.cloze_mask is not None:
-        # A hidden track is asked for in its own place, so that what often follows it says nothing there.
-        items = nn.functional.pad(items[:, :-1], (0, 0, 1, 0), value=PADDING_INDEX)
-    return Candidates(items, require_table(item_embeddings, "mined tracks")[items])
+    def _rows(self, items: Tensor, table: Tensor) -> Tensor:
+        return nn.functional.embedding(items, table, sparse=self.sparse_gradients)

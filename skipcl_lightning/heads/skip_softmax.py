@@ -1,6 +1,6 @@
 """A head that puts the skipped tracks among the candidates of a next-item softmax."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
@@ -43,6 +43,8 @@ class SkipSoftmax(SessionHead):
         False
     """
 
+    sparse_gradients = False
+
     @records_settings
     def __init__(
         self,
@@ -77,7 +79,7 @@ class SkipSoftmax(SessionHead):
         if self.num_samples:
             table = require_table(item_embeddings, "sampled items")
             samples = sample_items(min(self.num_samples, len(table) - 2), len(table) - 1, device=query.device)
-            sample_keys = table[samples]
+            sample_keys = nn.functional.embedding(samples, table, sparse=self.sparse_gradients)
         return skip_softmax(
             query, keys, batch.items, self.contrast(batch), samples=samples, sample_keys=sample_keys
         )

@@ -58,6 +58,22 @@ def test_values_and_gradients_equal_torch_pair_by_pair(kind, cached, monkeypatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_formula_that_compilers_get_is_the_same(kind):
+    query, keys, query_mask, keys_mask = make(kind)
+    compiled = torch.compile(cosine, backend="eager", fullgraph=True)
+    found = compiled(query, keys, 0.5, query_mask=query_mask, keys_mask=keys_mask)
+    expected = cosine(query, keys, 0.5, query_mask=query_mask, keys_mask=keys_mask)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, (query, keys), slope),
+        torch.autograd.grad(expected, (query, keys), slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_pass_gradcheck_and_reach_the_temperature(kind):
     query, keys, query_mask, keys_mask = make(kind)
     temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)

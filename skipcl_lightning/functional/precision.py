@@ -1,0 +1,61 @@
+"""In which precision a formula computes, whatever autocast says."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+__all__ = ["at_least_float32", "autocast_dtype", "without_autocast"]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A half-precision tensor in float32, any other as it is.
+
+    Args:
+        tensor: Floating point.
+
+    Returns:
+        The tensor.
+
+    Example:
+        >>> at_least_float32(torch.ones(1, dtype=torch.float16)).dtype
+        torch.float32
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which products keep the precision of their factors.
+
+    Args:
+        device: Where they are.
+
+    Returns:
+        The context; one without effect on devices that know no autocast.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
+        ...     print((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        torch.float32
+    """
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision that autocast gives products of a tensor, or its own.
+
+    Args:
+        tensor: Floating point.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> autocast_dtype(torch.ones(1))
+        torch.float32
+    """
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype

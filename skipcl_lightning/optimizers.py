@@ -1,0 +1,173 @@
+"""AdamW for an item table and what stands beside it, and for a table with sparse gradients."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer, SparseAdam
+
+__all__ = ["SparseAdamW", "clip_gradients_by_norm", "make_adamw"]
+
+
+class SparseAdamW(Optimizer):
+    """``SparseAdam`` for tables whose gradients are sparse, ``AdamW`` for all else, as a single optimizer.
+
+    Lightning's automatic optimisation takes one optimizer, and torch's Adam takes no sparse gradients. The
+    moments of a row change only in steps that use the row, so that a step costs what it uses, not what there
+    is; that is another rule than Adam's, whose moments decay, and move a row, in every step. Tables are not
+    decayed.
+
+    Args:
+        dense: AdamW's parameters, or groups of them.
+        tables: Parameters with sparse gradients; at least one.
+        learning_rate: Above 0.
+        fused: Whether AdamW runs as one kernel.
+
+    Raises:
+        ValueError: There is no table.
+
+    Example:
+        >>> table, layer = nn.Embedding(9, 2, sparse=True), nn.Linear(2, 1)
+        >>> optimizer = SparseAdamW(layer.parameters(), [table.weight], learning_rate=0.1)
+        >>> before = table.weight.detach().clone()
+        >>> layer(table(torch.tensor([3]))).sum().backward()
+        >>> _ = optimizer.step()
+        >>> (table.weight != before).any(dim=1).nonzero().flatten()
+        tensor([3])
+    """
+
+    def __init__(
+        self,
+        dense: Iterable[Tensor] | Iterable[dict[str, Any]],
+        tables: Iterable[Tensor],
+        *,
+        learning_rate: float = 1e-3,
+        fused: bool = False,
+    ) -> None:
+        tables = list(tables)
+        if not tables:
+            raise ValueError("`tables` must hold a parameter, got none. Use `torch.optim.AdamW` alone.")
+        self._parts: tuple[Optimizer, ...] = (
+            AdamW(dense, learning_rate, fused=fused),
+            SparseAdam(tables, learning_rate),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both.
+
+        Args:
+            closure: Evaluates the model again and returns the loss, or None.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave.
+
+        Args:
+            state_dict: Of an optimizer with the same groups.
+
+        Raises:
+            ValueError: The groups are others.
+        """
+        super().load_state_dict(dict(state_dict))
+        self._share()
+
+    def _share(self) -> None:
+        """Let both work on the groups and moments that schedules change and checkpoints keep."""
+        for part, groups in zip(self._parts, (self.param_groups[:-1], self.param_groups[-1:]), strict=True):
+            part.param_groups, part.state = groups, self.state
+
+
+def make_adamw(
+    parameters: Iterable[Tensor],
+    table: Tensor,
+    *,
+    sparse: bool,
+    learning_rate: float,
+    weight_decay: float,
+    fused: bool,
+) -> Optimizer:
+    """AdamW whose decay spares what must not decay.
+
+    A decayed bias, norm or temperature drifts to a value of no meaning, a decayed item to being rare.
+
+    Args:
+        parameters: All but the table; only those of two dimensions or more are decayed.
+        table: The item table.
+        sparse: Whether its gradients are sparse.
+        learning_rate: Above 0.
+        weight_decay: 0 or more.
+        fused: Whether AdamW runs as one kernel.
+
+    Returns:
+        The optimizer; the table is in its last group.
+
+    Example:
+        >>> layer, table = nn.Linear(2, 2), nn.Embedding(9, 2)
+        >>> settings = {"sparse": False, "learning_rate": 0.1, "weight_decay": 0.01, "fused": False}
+        >>> optimizer = make_adamw(layer.parameters(), table.weight, **settings)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.01), (2, 0.0)]
+    """
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    others = [parameter for parameter in parameters if parameter.dim() < 2]
+    if not sparse:
+        others.append(table)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if sparse:
+        return SparseAdamW(groups, [table], learning_rate=learning_rate, fused=fused)
+    return AdamW(groups, learning_rate, fused=fused)
+
+
+def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients, sparse ones among them, so that their norm together is at most so much.
+
+    Rows of a sparse gradient that come more than once are added up first. The host waits for nothing.
+
+    Args:
+        parameters: Whose gradients are scaled in place.
+        max_norm: Above 0.
+
+    Returns:
+        The norm before, a scalar.
+
+    Reference:
+        ``torch.nn.utils.clip_grad_norm_``, which takes dense gradients only.
+
+    Example:
+        >>> table = nn.Embedding(9, 1, sparse=True)
+        >>> (3 * table(torch.tensor([3, 3]))).sum().backward()
+        >>> clip_gradients_by_norm(table.parameters(), 1.0), table.weight.grad.to_dense()[3]
+        (tensor(6.), tensor([1.0000]))
+    """
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        gradients.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    if not gradients:
+        return torch.zeros(())
+    norm = nn.utils.get_total_norm(gradients)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.detach().mul_(scale.to(gradient.device))
+    return norm

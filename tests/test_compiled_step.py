@@ -1,0 +1,128 @@
+"""A training step as a compiler and an accelerator see it: one graph, and nothing to wait for."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from small_models import module, quiet_trainer
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import BERT4Rec, ESASRec, NextItNet, SASRec
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.heads import (
+    CombinedHead,
+    FullSoftmax,
+    SampledSoftmax,
+    SkipInfoNCE,
+    SkipMargin,
+    SkipSoftmax,
+)
+
+BACKBONES = [SASRec, NextItNet, BERT4Rec, ESASRec]
+HEADS = {
+    "none": lambda: None,
+    "contrast": SkipInfoNCE,
+    "margin": SkipMargin,
+    "softmax": SkipSoftmax,
+    "two": lambda: CombinedHead([SkipInfoNCE(), SkipMargin()]),
+}
+
+
+def sessions(count, length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    real = torch.arange(length) < torch.randint(3, length + 1, (count, 1), generator=generator)
+    items = torch.randint(1, 10, (count, length), generator=generator) * real
+    skips = torch.rand(count, length, generator=generator) < 0.4
+    return SessionBatch(items, torch.where(skips, -1.0, 1.0) * real)
+
+
+def model(backbone=SASRec, head=None, loss=None, **settings):
+    part = backbone(8, dropout=0.0) if backbone is NextItNet else backbone(8, max_length=12, dropout=0.0)
+    return module(part, head, next_item_loss=loss, **settings)
+
+
+def steps(one, loss_of):
+    torch.manual_seed(3)
+    losses = []
+    for number, (count, length) in enumerate([(8, 9), (5, 11), (7, 6)]):
+        parts = loss_of(sessions(count, length, number))
+        total = torch.stack(list(parts.values())).sum()
+        total.backward()
+        losses.append(total.detach())
+    return torch.stack(losses), {name: p.grad for name, p in one.named_parameters()}
+
+
+@pytest.fixture
+def one_graph(monkeypatch):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"), [(b, "contrast") for b in BACKBONES] + [(SASRec, h) for h in HEADS]
+)
+def test_batches_of_any_size_are_one_graph_with_the_plain_losses(backbone, head, one_graph):
+    plain = model(backbone, HEADS[head]())
+    compiled = copy.deepcopy(plain)
+    if backbone is BERT4Rec:
+        for one in (plain, compiled):
+            one.mask_probability, one.last_mask_probability = 1.0, 0.0  # nothing to draw
+    expected, gradients = steps(plain, plain.part_losses)
+    found, others = steps(
+        compiled, torch.compile(compiled.part_losses, backend="aot_eager", fullgraph=True, dynamic=True)
+    )
+    assert one_graph["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(found, expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_compiled_sampled_softmax_is_one_graph_too(one_graph):
+    one = model(loss=SampledSoftmax(4))
+    losses, _ = steps(one, torch.compile(one.part_losses, backend="aot_eager", fullgraph=True, dynamic=True))
+    assert losses.isfinite().all()
+    assert one_graph["stats"]["unique_graphs"] == 1
+
+
+def test_a_warm_up_compiles_nothing_anew_in_a_run(one_graph):
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(simulate_sessions(80, num_items=30, num_moods=3), batch_size=32, max_length=20)
+    one = SkipCLModule(
+        SASRec(8, max_length=20), SkipInfoNCE(warmup_steps=4), num_items=data.num_items, embedding_size=8
+    )
+    one.part_losses = torch.compile(one.part_losses, backend="aot_eager", fullgraph=True, dynamic=True)
+    quiet_trainer(max_epochs=2, limit_val_batches=0).fit(one, data)
+    assert one_graph["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(4)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_an_accelerator_computes_at_all_places_is_the_loss_at_those_with_a_target(loss, weighted):
+    """On the meta device the places without a target cannot be left out; here the same code is compiled."""
+    head = loss()
+    query = torch.randn(3, 5, 4, dtype=torch.float64)
+    table = torch.randn(9, 4, dtype=torch.float64)
+    target = torch.tensor([[3, 0, 4, 1, 0], [0, 0, 0, 0, 0], [8, 8, 1, 0, 2]])
+    query[target == 0] = torch.nan
+    weight = (torch.rand(3, 5, dtype=torch.float64) + 0.5,) if weighted else ()
+    torch.manual_seed(0)
+    expected = head(query, table, target, *weight)
+    torch.manual_seed(0)
+    found = torch.compile(head, backend="eager", fullgraph=True)(query, table, target, *weight)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(4)])
+def test_a_step_asks_the_device_for_nothing(head, backbone, loss):
+    """Tensors on the meta device have no values: whoever asks for one, or for how many, is told so."""
+    one = model(backbone, HEADS[head](), loss()).to("meta")
+    losses = one.losses(sessions(4, 9).to("meta"))
+    losses["loss"].backward()
+    assert losses["loss"].device.type == "meta"
+    assert one.item_embedding.weight.grad.shape == (10, 8)
