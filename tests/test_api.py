@@ -76,6 +76,7 @@ PUBLIC = {
         "Candidates",
         "Contrast",
         "RejectedSequence",
+        "alignment",
         "append_mask_token",
         "average_precision",
         "candidate_ranks",
@@ -84,6 +85,7 @@ PUBLIC = {
         "cloze_positives",
         "count_recommendations",
         "draw_cloze_mask",
+        "effective_rank",
         "full_softmax_loss",
         "hide_masked",
         "hit_rate",
@@ -114,6 +116,7 @@ PUBLIC = {
         "target_positions",
         "target_ranks",
         "top_k_items",
+        "uniformity",
     ],
     "skipcl_lightning.heads": [
         "NEXT_ITEM_LOSSES",

@@ -15,6 +15,7 @@ from skipcl_lightning.functional.diversity import (
     mean_self_information,
     self_information,
 )
+from skipcl_lightning.functional.geometry import alignment, effective_rank, uniformity
 from skipcl_lightning.functional.opposing import RejectedSequence, opposing_contrast, rejected_sequence
 from skipcl_lightning.functional.positions import (
     last_position,
@@ -48,6 +49,7 @@ __all__ = [
     "Candidates",
     "Contrast",
     "RejectedSequence",
+    "alignment",
     "append_mask_token",
     "average_precision",
     "candidate_ranks",
@@ -56,6 +58,7 @@ __all__ = [
     "cloze_positives",
     "count_recommendations",
     "draw_cloze_mask",
+    "effective_rank",
     "full_softmax_loss",
     "hide_masked",
     "hit_rate",
@@ -86,4 +89,5 @@ __all__ = [
     "target_positions",
     "target_ranks",
     "top_k_items",
+    "uniformity",
 ]
