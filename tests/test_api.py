@@ -19,6 +19,17 @@ PUBLIC = {
         "is_causal",
     ],
     "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch"],
+    "skipcl_lightning.callbacks": [
+        "CheckpointArtifact",
+        "EmbeddingDiagnostics",
+        "RankPlot",
+        "RecommendationTable",
+        "RunFacts",
+        "SessionData",
+        "SkipLossWarmup",
+        "TrainingSignals",
+        "WatchedModule",
+    ],
     "skipcl_lightning.data": [
         "DropReport",
         "EvaluationSampler",

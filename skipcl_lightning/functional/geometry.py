@@ -17,7 +17,7 @@ def alignment(left: Tensor, right: Tensor) -> Tensor:
     .. math:: \ell_n = \lVert x_n / \lVert x_n \rVert - y_n / \lVert y_n \rVert \rVert^2
 
     0 for equal directions, 2 for orthogonal ones, 4 for opposite ones. The mean over the pairs is the paper's
-    alignment loss with α = 2; lower is better.
+    alignment loss with its exponent 2; lower is better.
 
     Args:
         left: [N, D] floating point; one of zeros, without a direction, is 1 away from any other.
@@ -48,14 +48,14 @@ def uniformity(points: Tensor) -> Tensor:
 
     .. math:: \log \frac{2}{N (N - 1)} \sum_{n < m} \exp(-2 \lVert x_n - x_m \rVert^2)
 
-    over normalised points. 0 where all are one point, near −4 where directions are random and D is large;
+    over normalised points. 0 where all are one point, near -4 where directions are random and D is large;
     lower is better. NaN for fewer than two points.
 
     Args:
         points: [N, D] floating point.
 
     Returns:
-        A float32 scalar in [−8, 0].
+        A float32 scalar in [-8, 0].
 
     Raises:
         TypeError: The tensor is not floating point.
@@ -74,7 +74,7 @@ def uniformity(points: Tensor) -> Tensor:
     total = directions.new_zeros((), dtype=torch.float64)
     for start in range(0, num_points, rows):
         cosine = directions[start : start + rows] @ directions.T  # [rows, N]
-        # ‖x − y‖² = 2 − 2 x·y between unit vectors.
+        # Between unit vectors, the squared distance is 2 - 2 cos.
         total += (4 * (cosine.clamp(-1, 1) - 1)).exp().sum(dtype=torch.float64)
     own = directions.square().sum(dim=1).clamp(max=1)
     total -= (4 * (own - 1)).exp().sum(dtype=torch.float64)
@@ -109,4 +109,5 @@ def effective_rank(points: Tensor) -> Tensor:
     check_shape("points", points, "N D", floating=True)
     values = torch.linalg.svdvals(points.float())
     share = values / values.sum()
-    return torch.special.entr(share).sum().exp()
+    entropy: Tensor = torch.special.entr(share).sum()
+    return entropy.exp()

@@ -5,8 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from skipcl_lightning.functional import alignment, effective_rank, uniformity
-from skipcl_lightning.functional import geometry
+from skipcl_lightning.functional import alignment, effective_rank, geometry, uniformity
 
 
 def unit(row):
