@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
@@ -81,9 +80,9 @@ class EmbeddingDiagnostics(Callback):
         self._start: Tensor | None = None
         self._warned = False
         self._seen_sessions = 0
-        # Without its check for NaN, which would make the host wait in each batch.
-        self._distance = MeanMetric(nan_strategy="disable")
-        self._potential = MeanMetric(nan_strategy="disable")
+        # Of squared distances and of Gaussian potentials the sum, and how many pairs they are. Not in a
+        # MeanMetric of torchmetrics 1.9: it makes the host look for NaN in each batch, or forgets weights.
+        self._sums = torch.zeros(4)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Check that the module can be watched, and forget an earlier run.
@@ -169,9 +168,7 @@ class EmbeddingDiagnostics(Callback):
             pl_module: The module.
         """
         self._seen_sessions = 0
-        for metric in (self._distance, self._potential):
-            metric.to(pl_module.device)
-            metric.reset()
+        self._sums = torch.zeros(4, device=pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -205,12 +202,10 @@ class EmbeddingDiagnostics(Callback):
         """
         if trainer.sanity_checking:
             return
-        for metric in (self._distance, self._potential):
-            # A process without a session has nothing to add, which is no mistake of its own.
-            metric.update(torch.zeros((), device=metric.device), weight=0.0)
+        distance, listened, potential, pairs = trainer.strategy.reduce(self._sums, reduce_op="sum")
         values = {
-            "alignment": self._distance.compute(),
-            "query_uniformity": self._potential.compute().log(),
+            "alignment": distance / listened,
+            "query_uniformity": (potential / pairs).log(),
         }
         for name, value in values.items():
             pl_module.log(f"embeddings/{name}", value, sync_dist=True)
@@ -220,12 +215,14 @@ class EmbeddingDiagnostics(Callback):
             raise ValueError("`batch` must have targets, got none. Use a validation loader.")
         module = watched_module(pl_module, self)
         query = module.session_query(batch).float()
-        listened = (batch.target_feedback >= batch.skip_threshold).float()
+        listened = batch.target_feedback >= batch.skip_threshold
         distance = alignment(query, module.item_table[batch.target].float())
-        self._distance.update(distance, weight=listened)
+        self._sums[0] += distance.where(listened, 0.0).sum()
+        self._sums[1] += listened.sum()
         if len(batch) > 1:
-            # By pairs, so that the mean over batches is one over pairs.
-            self._potential.update(uniformity(query).exp(), weight=len(batch) * (len(batch) - 1))
+            pairs = len(batch) * (len(batch) - 1)
+            self._sums[2] += uniformity(query).exp() * pairs
+            self._sums[3] += pairs
 
     def _warn_of_collapse(self, values: dict[str, Tensor], sample: Tensor) -> None:
         told = {name: float(values[name]) for name in ("uniformity", "effective_rank")}

@@ -71,14 +71,14 @@ def uniformity(points: Tensor) -> Tensor:
     num_points = check_shape("points", points, "N D", floating=True)["N"]
     directions = F.normalize(points.float(), dim=1)
     rows = max(1, _MOST_PAIRS // max(1, num_points))
-    total = directions.new_zeros((), dtype=torch.float64)
+    total = directions.new_zeros(())
     for start in range(0, num_points, rows):
         cosine = directions[start : start + rows] @ directions.T  # [rows, N]
         # Between unit vectors, the squared distance is 2 - 2 cos.
-        total += (4 * (cosine.clamp(-1, 1) - 1)).exp().sum(dtype=torch.float64)
-    own = directions.square().sum(dim=1).clamp(max=1)
-    total -= (4 * (own - 1)).exp().sum(dtype=torch.float64)
-    return (total / (num_points * (num_points - 1)) if num_points > 1 else total * torch.nan).log().float()
+        potential = (4 * (cosine.clamp(-1, 1) - 1)).exp()
+        potential.diagonal(offset=start).zero_()  # no point is a pair with itself
+        total += potential.sum()
+    return (total / (num_points * (num_points - 1)) if num_points > 1 else total * torch.nan).log()
 
 
 def effective_rank(points: Tensor) -> Tensor:

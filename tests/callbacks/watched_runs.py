@@ -3,6 +3,7 @@
 import csv
 import math
 import struct
+import time
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -106,15 +107,26 @@ def read_csv_metrics(folder):
         return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
 
 
-def read_wandb_records(path):
-    """The records of an offline run's file.
+def read_wandb_records(path, patience=60):
+    """The records of an offline run's file, once it is whole: `finish` returns before all is written."""
+    end = time.monotonic() + patience
+    while True:
+        records = parse_wandb_records(path.read_bytes())
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < end, f"{path} is not whole after {patience} s"
+        time.sleep(0.1)
 
-    Its format is that of LevelDB's log: blocks of 32 KiB, chunks of a checksum, a length and a type (1 whole,
-    2 first, 3 middle, 4 last), after a header of 7 bytes.
+
+def parse_wandb_records(content):
+    """Records as far as they go, in the format of LevelDB's log.
+
+    It has blocks of 32 KiB with chunks of a checksum, a length and a type (1 whole, 2 first, 3 middle, 4
+    last), after a header of 7 bytes.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, place, parts, records = path.read_bytes(), 7, b"", []
+    place, parts, records = 7, b"", []
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
@@ -122,6 +134,8 @@ def read_wandb_records(path):
         length, kind = struct.unpack_from("<HB", content, place + 4)
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
+        if place > len(content):
+            break
         if kind in (1, 4):
             records.append(Record.FromString(parts))
             parts = b""
