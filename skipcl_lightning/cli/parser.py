@@ -29,7 +29,7 @@ MOST_NAMES = 1000
 # What jsonargparse says of each other type that a setting could have had.
 NOISE = re.compile(
     r"\s*(-\s)?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
-    r"|Expected a <class 'NoneType'>|Missing required keys: \{'name'\})"
+    r"|Expected a <class '(NoneType|dict)'>|Missing required keys: \{'name'\})"
 )
 GIVEN = re.compile(r"\s*Given value: ")
 LONGEST_VALUE = 100

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.parser import TrainingParser, shorten_error
@@ -20,15 +21,8 @@ __all__ = ["TrainingCLI", "run_training"]
 # place.
 MODEL = {"class_path": "skipcl_lightning.SkipCLModule"}
 DATA = {"class_path": "skipcl_lightning.data.SessionDataModule"}
-TRAINER = {
-    # Lightning's own choice depends on what else is installed.
-    "logger": {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": ".", "name": "lightning_logs"},
-    },
-    # Lightning's 50 are more than the batches of a small log, of which it would then log none, and warn.
-    "log_every_n_steps": 1,
-}
+# Lightning's own 50 steps are more than the batches of a small log, of which it would log none, and warn.
+TRAINER = {"log_every_n_steps": 1}
 
 
 class TrainingCLI(LightningCLI):
@@ -103,6 +97,22 @@ class TrainingCLI(LightningCLI):
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
             found = shorten_error(str(error)).strip().removeprefix("- ")
             raise SystemExit(f"skipcl {self.subcommand}: {found}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, which logs to a CSV file unless it is told otherwise.
+
+        Args:
+            kwargs: More arguments of the trainer.
+
+        Returns:
+            The trainer.
+        """
+        settings = self._get(self.config_init, "trainer")
+        # Not as the parser's default, whose `name` a logger of another class would take over; and Lightning's
+        # own choice depends on what else is installed.
+        if settings["logger"] is None:
+            kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
+        return super().instantiate_trainer(**kwargs)
 
     def _check_num_items(self) -> None:
         given = self._get(self.config, "model").get("init_args", {}).get("num_items")

@@ -204,6 +204,11 @@ def test_an_unknown_part_and_a_wrong_value_are_named(skipcl, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="skipcl fit: `learning_rate` must be in"):
         skipcl("fit", *SMALL, "--model.learning_rate=-1")
+    with pytest.raises(SystemExit) as raised:
+        skipcl("fit", *SMALL, "--config", "simulated/gpt2", "--model.backbone.max_length", 99)
+    assert raised.value.code == (
+        "skipcl fit: `max_length` must be at most 20, got 99. The model has no more."
+    )
     with pytest.raises(SystemExit, match="skipcl fit: `folder` must be a session store, got 'nowhere'"):
         skipcl("fit", "--data.log", "nowhere")
     with pytest.raises(SystemExit, match=r"`num_items` must be left alone .* got 5 for 40"):

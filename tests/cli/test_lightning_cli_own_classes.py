@@ -10,6 +10,7 @@ OWN = """
 import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -46,6 +47,16 @@ class Plain(LightningModule):
 class Silent(Plain):
     def predict_step(self, batch, index):
         return batch
+
+class Notes(Logger):
+    name, version, save_dir = "notes", "first", None
+
+    def __init__(self, text: str = "none"):
+        super().__init__()
+
+    def log_metrics(self, metrics, step=None): ...
+
+    def log_hyperparams(self, params, *args, **kwargs): ...
 
 class Small(SkipCLModule):
     def __init__(self, width: int = 8, **settings):
@@ -99,3 +110,19 @@ class TestOwnClasses:
 
 def test_a_subclass_is_given_the_number_of_items(skipcl, small_store):
     skipcl("fit", "--model", "own_project.Small", "--model.width", 4, "--data.log", small_store, *QUIET)
+
+
+def test_a_logger_of_ones_own_takes_the_place_of_csv_and_the_configuration_goes_to_the_runs_folder(
+    skipcl, small_store, tmp_path
+):
+    own = ["--model", "own_project.Small", "--data.log", small_store, *QUIET]
+    skipcl(
+        "fit", *own, "--trainer.logger", "own_project.Notes", "--trainer.logger.text", "some",
+        "--trainer.default_root_dir", "root",
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("metrics.csv"))
+    (config,) = tmp_path.rglob("config.yaml")
+    assert config == tmp_path / "root/notes/first/config.yaml"
+    assert "own_project.Notes" in config.read_text()
+    skipcl("fit", *own, "--trainer.logger", "null", "--trainer.default_root_dir", "root")
+    assert (tmp_path / "root/lightning_logs/version_0/metrics.csv").is_file()
