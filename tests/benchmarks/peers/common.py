@@ -92,7 +92,7 @@ class Sessions:
 class StepClock:
     """Times the steps after the first few, and says when it has seen enough.
 
-    A slow first step ends the warm-up early, so that a step of minutes is measured once and not four times.
+    The first step never counts; the warm-up then ends early where it has taken as long as is to be measured.
     """
 
     def __init__(self, task: Task) -> None:
@@ -101,21 +101,31 @@ class StepClock:
         self.sessions = 0.0
         self.steps = 0
         self.before = 0
+        self.warming = True
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count now, where data were prepared meanwhile."""
         self.born = self.start = self.end = time.perf_counter()
 
     def step(self, sessions: float, loss: float) -> bool:
         """Note a step that has just ended; True if it was the last one."""
         now = time.perf_counter()
         self.losses.append(loss)
-        if self.before < self.task.warm_up and now - self.born < self.task.seconds * (self.before + 1):
+        if self.before == 0 or (self.warming and self.before < self.task.warm_up):
             self.before += 1
             self.start = now
+            self.warming = now - self.born < self.task.seconds
             return False
-        self.before = max(self.before, self.task.warm_up)
+        self.warming = False
         self.sessions += sessions
         self.steps += 1
         self.end = now
         return self.steps >= self.task.steps or now - self.start >= self.task.seconds
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StepClock":
+        """Itself: a library that trains with a copy of what it was given shall still stop this clock."""
+        return self
 
     def result(self) -> dict[str, Any]:
         """What goes into the worker's line."""
