@@ -1,6 +1,7 @@
 """Ours: SASRec of this library, trained and tested by Lightning's Trainer from its own data module."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -77,11 +78,13 @@ def make_module(task: Task, num_items: int) -> SkipCLModule:
     )
 
 
-def run(task: Task, sessions: Sessions) -> dict[str, Any]:
-    """Train or evaluate."""
+def run(
+    task: Task, sessions: Sessions, make: Callable[[Task, int], SkipCLModule] = make_module
+) -> dict[str, Any]:
+    """Train or evaluate the module that ``make`` makes."""
     warnings.filterwarnings("ignore")
     data = make_data(task, sessions)
-    module = make_module(task, data.num_items)
+    module = make(task, data.num_items)
     items = {"num_items": data.num_items}
     forget_peak()
     if task.task == "evaluate":
