@@ -20,13 +20,11 @@ TEMPERATURE, WEIGHT = 0.1, 0.1  # as our head has them by default
 
 
 class AllLogits(nn.Module):
-    """Cross-entropy over [B * L, V + 1] logits, those of padding included."""
+    """Cross-entropy over [B * L, V] logits, those of padding included."""
 
     def forward(self, query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
-        logits = query @ item_embeddings.T  # [B, L, V + 1]
-        outside = torch.zeros_like(logits)
-        outside[..., 0] = -torch.inf  # padding is no candidate
-        return F.cross_entropy((logits + outside).flatten(0, 1), target.flatten(), ignore_index=0)
+        logits = query @ item_embeddings[1:].T  # [B, L, V]; padding is no candidate
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten() - 1, ignore_index=-1)
 
 
 class Tiled(nn.Module):
