@@ -192,11 +192,12 @@ def work(packages: tuple[str, ...], run: Callable[[Task, Sessions], dict[str, An
     task = read_task()
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
+    versions = {name: version(name) for name in ("torch", *packages)}
     limit = int(task.memory_gib * 2**30)
     # What a process asks for beyond fails at once, instead of having the kernel end some process.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     line: dict[str, Any] = {
-        "versions": {name: version(name) for name in ("torch", *packages)},
+        "versions": versions,
         "threads": torch.get_num_threads(),
         "batch": task.batch,
     }

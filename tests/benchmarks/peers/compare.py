@@ -5,9 +5,9 @@ python tests/benchmarks/peers/compare.py                                     # a
 python tests/benchmarks/peers/compare.py --items "[1000000]" --rounds 1 --time_limit 900
 
 Every measurement is a process of its own, one at a time, in rounds that go from library to library. Writes
-Markdown after each round: the median of sessions a second, how many times as fast ours is (median, smallest and
-largest of the rounds' pairs), and the peak memory of the process from the first step on. What differs between
-the libraries is said in each worker.
+Markdown after each round: the median of sessions a second, how many times as fast ours is (median, smallest
+and largest of the rounds' pairs), and the peak memory of the process from the first step on. What differs
+between the libraries is said in each worker.
 """
 
 import json
@@ -90,7 +90,7 @@ def compare(
     notes.insert(
         0,
         f"Batch {batch}, {threads} threads, {rounds} rounds of {seconds:g} s each; a process may ask for "
-        f"{memory_gib:g} GiB and take {time_limit:g} s. Sessions a second; ours over the peer's rate; peak memory.",
+        f"{memory_gib:g} GiB and take {time_limit:g} s. Sessions a second; ours over that; peak memory.",
     )
     arguments = {
         "seconds": seconds,
@@ -119,8 +119,8 @@ def compare(
                             f"--task={task}",
                         ]
                         measure(cell, command, smaller_batch, time_limit, threads)
-                        report = {key: value for key, value in cell.line.items() if key != "versions"}
-                        print(f"{number + 1} {task} {library}: {report}", file=sys.stderr, flush=True)
+                        said = cell.failed or {k: v for k, v in cell.line.items() if k != "versions"}
+                        print(f"{number + 1} {task} {library}: {said}", file=sys.stderr, flush=True)
                 write_table(output, cells, list(present), notes, batch)
 
 
@@ -174,9 +174,11 @@ def run_worker(command: list[str], time_limit: float, threads: int) -> dict[str,
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - start}
     print(done.stderr[-2000:], file=sys.stderr)
-    if done.returncode == -9:
-        return {"failed": OUT_OF_MEMORY}  # what the kernel does
     message = done.stderr.strip().splitlines()
+    if done.returncode == -9 or message[-1:] == [
+        "MemoryError"
+    ]:  # ended by the kernel, or before the task began
+        return {"failed": OUT_OF_MEMORY}
     return {"failed": message[-1][:100].replace("|", "/") if message else f"exit {done.returncode}"}
 
 

@@ -1,5 +1,7 @@
-"""The same model and task with the losses written the plain way: the logits of all positions at once, and each
-position paired with a copy of its session's tracks, [B * L, L, D], as general contrastive losses do it.
+"""The same model and task with the losses written the plain way.
+
+The logits of all positions are made at once, and each position is paired with a copy of its session's tracks,
+[B * L, L, D], as general contrastive losses do it.
 
 An independent reference: it has our SASRec, data and Trainer, and shares no code with our losses.
 """

@@ -1,10 +1,10 @@
 """RecBole's SASRec, trained and evaluated by its own Trainer, in its own environment.
 
-RecBole trains on prefixes: a session whose training part has n tracks becomes n - 1 samples with a target each,
-every one of which goes through the model padded to the maximum length. A step here takes as many samples as
-the sessions of a batch have targets, so that a step sees what it sees elsewhere (and about as much as by
-RecBole's own default, 2,048 samples); and what is counted are samples over samples a session. There is no
-sampled softmax; the BPR loss against one negative is another loss.
+RecBole trains on prefixes: a session whose training part has n tracks becomes n - 1 samples with one target
+each, every one of which goes through the model padded to the maximum length. A step here takes as many
+samples as the sessions of a batch have targets, so that a step sees what it sees elsewhere (and about as much
+as by RecBole's own default, 2,048 samples); and what is counted are samples over samples a session. There is
+no sampled softmax; the BPR loss against one negative is another loss.
 """
 
 import tempfile

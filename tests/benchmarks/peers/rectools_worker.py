@@ -1,4 +1,4 @@
-"""RecTools' SASRecModel, trained by its own Trainer, and its recommend with its metrics, in its own environment.
+"""RecTools' SASRecModel, trained by its own Trainer, and its recommend and metrics, in its own environment.
 
 RecTools draws as many negatives for each position, [B, L, K], where others share one set. Its evaluation is
 `recommend` followed by `calc_metrics`, as its tutorials have it. (`rectools.fast_transformers` has another
@@ -74,7 +74,7 @@ def make_plays(sessions: Sessions) -> pd.DataFrame:
 
 
 def make_model(task: Task, clock: StepClock | None) -> SASRecModel:
-    """The model; for evaluation a step of the cheapest loss makes it one that can recommend."""
+    """The model; before it can recommend it must be fitted, so evaluation has a step of the cheapest loss."""
     losses = {"train_full": "softmax", "train_sampled": "sampled_softmax", "evaluate": "BCE"}
     length = {"max_steps": 1} if clock is None else {"max_epochs": -1}
     return SASRecModel(

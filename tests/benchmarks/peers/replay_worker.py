@@ -1,12 +1,10 @@
-"""RePlay's SASRec (`replay.nn`), trained and tested by Lightning's Trainer from Parquet, in its own environment.
+"""RePlay's SASRec (`replay.nn`), trained and tested by Lightning's Trainer from Parquet, in its environment.
 
-As RePlay's documentation has it: `ParquetModule` with the default transforms, `CE`, or `CESampled` with one set
-of negatives a batch, which is the fastest form that it has, and `ComputeMetricsCallback`. Its advice to give all
-threads to Arrow and one to torch is meant for training on an accelerator: on a CPU torch does the work, and
-has as many threads here as everywhere.
+As RePlay's documentation has it: `ParquetModule` with the default transforms, `CE`, or `CESampled` with one
+set of negatives a batch, the fastest form of it, and `ComputeMetricsCallback`. Its advice to give all threads
+to Arrow and one to torch is left aside: on a CPU torch does the work, with as many threads as everywhere.
 """
 
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -156,5 +154,4 @@ def evaluate(module: LightningModule, data: ParquetModule, sessions: int) -> tup
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("ARROW_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
     work(("replay-rec", "lightning", "pyarrow"), run)

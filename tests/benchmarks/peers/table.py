@@ -21,16 +21,17 @@ class Cell:
     rates: list[float | None] = field(default_factory=list)
     peak: float = 0.0
     batch: int = 0
-    failed: str | None = None
+    failed: str | None = None  # why it failed in the last round, and is not tried again
     line: dict[str, Any] = field(default_factory=dict)
 
     def add(self, line: dict[str, Any]) -> None:
         """Note a round."""
         self.failed = line.get("failed")
         self.rates.append(line.get("sessions_per_second"))
-        self.peak = max(self.peak, line.get("peak_mib", 0.0))
-        self.batch = line["batch"]
-        self.line = line
+        if self.failed is None:
+            self.peak = max(self.peak, line["peak_mib"])
+            self.batch = line["batch"]
+            self.line = line
 
 
 Cells = dict[tuple[str, int, str], Cell]
@@ -39,7 +40,7 @@ Cells = dict[tuple[str, int, str], Cell]
 def describe(cell: Cell | None, ours: Cell | None, batch: int) -> str:
     """Sessions a second; how many times as fast ours is, with the extremes of the rounds; and the peak."""
     if cell is None:
-        return "–"
+        return "-"
     rates = [rate for rate in cell.rates if rate is not None]
     if not rates:
         return f"failed: {cell.failed}"
@@ -48,10 +49,12 @@ def describe(cell: Cell | None, ours: Cell | None, batch: int) -> str:
         pairs = zip(ours.rates, cell.rates, strict=False)
         ratios = [one / other for one, other in pairs if one is not None and other is not None]
         if ratios:
-            parts.append(f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})")
+            parts.append(f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
     parts.append(f"{cell.peak:,.0f} MiB")
     if cell.batch != batch:
         parts.append(f"at batch {cell.batch}, since {batch} failed: out of memory")
+    if cell.failed:
+        parts.append(f"in {len(rates)} of {len(cell.rates)} rounds; then failed: {cell.failed}")
     return "<br>".join(parts)
 
 
@@ -88,7 +91,7 @@ def _versions(cells: Cells, libraries: Sequence[str]) -> list[str]:
         if versions is None:
             continue
         facts = [
-            f"{task} {items:,}: loss {line['first_loss']:.2f} to {line['last_loss']:.2f} (step {line['steps']})"
+            f"{task} {items:,}: loss {line['first_loss']:.2f}, then {line['last_loss']:.2f}"
             for (task, items), line in lines.items()
             if "last_loss" in line
         ]
