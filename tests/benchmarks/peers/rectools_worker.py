@@ -1,7 +1,8 @@
 """RecTools' SASRecModel, trained by its own Trainer, and its recommend and metrics, in its own environment.
 
 RecTools draws as many negatives for each position, [B, L, K], where others share one set. Its evaluation is
-`recommend` followed by `calc_metrics`, as its tutorials have it. (`rectools.fast_transformers` has another
+`recommend` followed by `calc_metrics`, as its tutorials have it; its NDCG is over the best that k items could
+give, not one, and so a fraction of that of others. (`rectools.fast_transformers` has another
 SASRec network, but no training of it; its logits are those of all positions, too.)
 """
 
