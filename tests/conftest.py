@@ -1,6 +1,46 @@
+import os
+import sys
+
 import hypothesis
+import pytest
+
+from skipcl_lightning.cli import main
+from skipcl_lightning.data import prepare_store, simulate_sessions
 
 # Models and torch warm up unevenly: a deadline would measure the machine. Derandomised, so that a failure
 # seen once is seen again.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory):
+    """A session store that is prepared once."""
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    prepare_store(simulate_sessions(60, num_items=500), folder)
+    return folder
+
+
+@pytest.fixture
+def skipcl(monkeypatch, tmp_path):
+    """The command line as it is typed, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def skipcl(*arguments):
+        monkeypatch.setattr(sys, "argv", ["skipcl", *map(str, arguments)])
+        main()
+
+    return skipcl
+
+
+@pytest.fixture(autouse=True, scope="module")
+def wandb_ends_here():
+    """End W&B's service with the module: processes that later tests start would go on in it, elsewhere."""
+    before = dict(os.environ)
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+    for name in set(os.environ) - set(before):
+        if name.startswith("WANDB_"):
+            del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name.startswith("WANDB_")})
