@@ -5,6 +5,7 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
@@ -91,6 +92,19 @@ class SessionModel(WholeCheckpoint):
         if self.feedback_embedding is not None:
             # From nothing: drawn at random it would outweigh the items, and a short log never unlearns that.
             nn.init.zeros_(self.feedback_embedding.weight)
+
+    def configure_model(self) -> None:
+        """Shard all weights, and what optimizers keep of them, under Lightning's ``ModelParallelStrategy``.
+
+        Its ``data_parallel_size`` is how many processes share them; each step gathers them while it runs.
+        Other strategies need nothing.
+        """
+        # Called again at each stage.
+        if self.device_mesh is None or isinstance(self, FSDPModule):
+            return
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        for name in ("training_step", "validation_step", "test_step", "predict_step"):
+            register_fsdp_forward_method(self, name)
 
     def build_backbone(self) -> nn.Module:
         """The backbone where none is passed: override it, and checkpoints load without arguments.

@@ -1,0 +1,54 @@
+"""What the processes of the sharding test run: `python sharded_training.py RANK PORT FOLDER [PROCESSES]`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
+from small_models import quiet_trainer
+from torch.distributed.tensor import DTensor
+
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.heads import SkipInfoNCE
+
+
+def train(folder: Path, processes: int) -> None:
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(
+        simulate_sessions(64, num_items=40, num_moods=4), batch_size=64 // processes, max_length=20, seed=0
+    )
+    module = SkipCLModule(
+        SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=40, embedding_size=16
+    )
+    sharded = ModelParallelStrategy(
+        data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    trainer = quiet_trainer(max_epochs=3, strategy=sharded if processes > 1 else "auto", devices=processes)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(folder / f"{processes}.ckpt")
+    if processes > 1:
+        optimizer = trainer.optimizers[0]
+        moments = optimizer.state[module.item_embedding.weight]["exp_avg"]
+        assert isinstance(moments, DTensor)
+        assert moments.to_local().shape[0] in (20, 21)  # of 41 rows
+    trainer.test(module, data, verbose=False)
+    if trainer.is_global_zero:
+        torch.save(dict(trainer.callback_metrics), folder / f"{processes}.pt")
+
+
+if __name__ == "__main__":
+    rank, port, folder, processes = sys.argv[1:]
+    os.environ |= {
+        "LOCAL_RANK": rank,
+        "NODE_RANK": "0",
+        "WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    train(Path(folder), int(processes))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
