@@ -9,7 +9,9 @@ from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import skip_info_nce, target_ranks
 from skipcl_lightning.heads import (
     CombinedHead,
+    FullSoftmax,
     OpposingSequences,
+    SampledSoftmax,
     SkipInfoNCE,
     SkipMargin,
     SkipSoftmax,
@@ -120,3 +122,28 @@ def test_every_head_agrees_with_the_cpu(make):
     for step in range(2):  # the second one has a bank
         loss = on_gpu(moved[0], moved[1], batch.to("cuda"), moved[2])
         torch.testing.assert_close(loss.cpu(), on_cpu[step], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16)])
+def test_the_host_waits_for_nothing_in_a_step(loss):
+    seed_everything(0, verbose=False)
+    module = SkipCLModule(
+        SASRec(16, max_length=20),
+        SkipInfoNCE(),
+        num_items=100,
+        embedding_size=16,
+        next_item_loss=loss(),
+    ).cuda()
+    optimizer = module.configure_optimizers()["optimizer"]
+    items = torch.randint(1, 101, (32, 20))
+    batch = SessionBatch(items, torch.where(torch.rand(32, 20) < 0.4, -1.0, 1.0)).to("cuda")
+    for number in range(3):
+        # The first step allocates and loads kernels.
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            optimizer.zero_grad()
+            module.losses(batch)["loss"].backward()
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert module.item_embedding.weight.isfinite().all()
