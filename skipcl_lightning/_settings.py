@@ -3,16 +3,23 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 from torch import nn
 
 from skipcl_lightning._checks import check_choice
 
-__all__ = ["Part", "build_part", "describe_part", "records_settings"]
+__all__ = ["Part", "PartSettings", "build_part", "describe_part", "records_settings"]
 
-# A part, or its name and settings as a checkpoint or a configuration file holds them.
-Part = nn.Module | Mapping[str, Any]
+
+class PartSettings(TypedDict):
+    """A part as a checkpoint holds it; no other key is known, so that the command line finds wrong ones."""
+
+    name: str
+    settings: NotRequired[dict[str, Any] | None]
+
+
+Part = nn.Module | PartSettings
 Instance = TypeVar("Instance")
 Arguments = ParamSpec("Arguments")
 

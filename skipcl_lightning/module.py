@@ -88,8 +88,8 @@ class SkipCLModule(SessionModel):
 
     def __init__(
         self,
-        backbone: Part | None,
-        skip_head: Part | None,
+        backbone: Part | None = None,
+        skip_head: Part | None = None,
         *,
         num_items: int,
         embedding_size: int = 64,

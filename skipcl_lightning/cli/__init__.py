@@ -1,11 +1,13 @@
-"""The command line: ``skipcl demo``, ``prepare``, ``simulate`` and ``study``."""
+"""The command line: ``skipcl fit`` and its like, ``configs``, ``demo``, ``prepare`` and others."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from skipcl_lightning.cli.configs import add_configs, configs
 from skipcl_lightning.cli.demo import demo
 from skipcl_lightning.cli.prepare import add_prepare, run_prepare
 from skipcl_lightning.cli.simulate import simulate
@@ -14,12 +16,27 @@ from skipcl_lightning.study import study
 __all__ = ["main"]
 
 COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "simulate": simulate, "study": study}
+# LightningCLI's: it has a parser of its own.
+TRAINING_COMMANDS = {
+    "fit": "Train a model, as a configuration says: see `skipcl configs`.",
+    "validate": "Measure a trained model on the tracks to validate on.",
+    "test": "Measure a trained model on the held-out tracks.",
+    "predict": "Write the best next tracks of every session to a file.",
+}
 
 
 def main() -> None:
     """Run the command that the command line names."""
+    if sys.argv[1:] and sys.argv[1] in TRAINING_COMMANDS:
+        # Only now, since LightningCLI takes time to import, and the other commands have no use for it.
+        from skipcl_lightning.cli.training import run_training
+
+        run_training(sys.argv[1:])
+        return
     parser = ArgumentParser(prog="skipcl", description="Skip-aware session recommendation.")
     commands = parser.add_subcommands()
+    for name, summary in TRAINING_COMMANDS.items():
+        commands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
     for name, function in COMMANDS.items():
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
         command = ArgumentParser(description=summary)
@@ -27,10 +44,13 @@ def main() -> None:
         command.add_function_arguments(function, as_positional=True)
         commands.add_subcommand(name, command, help=summary)
     add_prepare(commands)
+    add_configs(commands)
     settings = parser.parse_args()
     values = settings[settings.subcommand]
     if settings.subcommand == "prepare":
         run_prepare(values)
+    elif settings.subcommand == "configs":
+        configs(values.name)
     else:
         arguments = values.as_dict()
         arguments.pop("config", None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from skipcl_lightning._settings import build_part
+from skipcl_lightning._settings import PartSettings, build_part
 from skipcl_lightning.heads import SKIP_HEADS
 
 __all__ = ["INPUT_SUFFIX", "PLAIN", "VARIANTS", "Variant", "find_variant"]
@@ -43,7 +43,7 @@ class Variant:
             >>> VARIANTS["past"].build_head(0.3).weight
             0.3
         """
-        weighted = [
+        weighted: list[PartSettings] = [
             {"name": part["name"], "settings": {**part["settings"], "weight": weight}} for part in self.parts
         ]
         if not weighted:

@@ -1,0 +1,100 @@
+"""Predictions of any size into one table on disk."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+__all__ = ["RecommendationWriter"]
+
+ENDINGS = (".parquet", ".csv")
+# Rows that wait in memory for the next part on disk.
+ROWS_IN_MEMORY = 500_000
+
+
+class RecommendationWriter(Callback):
+    """Writes the tables that ``predict_step`` gives into one file, which appears whole or not at all.
+
+    Each process writes parts into a hidden folder beside the file, so that memory does not grow with the
+    log; the first process puts them together. The processes must share that folder.
+
+    Args:
+        path: The file, ``.parquet`` or ``.csv``; one that is there is replaced at the end.
+
+    Raises:
+        ValueError: It has another ending, or is in a folder that does not exist.
+
+    Example:
+        >>> RecommendationWriter("recommendations.parquet").path.name
+        'recommendations.parquet'
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in ENDINGS:
+            raise ValueError(f"`output` must end with {' or '.join(ENDINGS)}, got {self.path}.")
+        if not self.path.absolute().parent.is_dir():
+            raise ValueError(f"`output` must be in a folder that exists, got {path}. Make the folder first.")
+        self._parts = self.path.with_name(f".{self.path.name}.parts")
+        self._waiting: list[pl.DataFrame] = []
+        self._num_parts = 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Make the folder for parts anew: a run that was broken off may have left one."""
+        if trainer.is_global_zero:
+            shutil.rmtree(self._parts, ignore_errors=True)
+            self._parts.mkdir()
+        trainer.strategy.barrier("parts")
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        """Keep a batch's table.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The model.
+            outputs: What its ``predict_step`` gave.
+
+        Raises:
+            TypeError: That is no table.
+        """
+        if not isinstance(outputs, pl.DataFrame):
+            raise TypeError(
+                f"`output` must be null where `predict_step` gives no polars DataFrame, got a "
+                f"{type(outputs).__name__} from {type(pl_module).__name__}. Write it with a callback of your "
+                "own, Lightning's `BasePredictionWriter`."
+            )
+        self._waiting.append(outputs)
+        if sum(len(table) for table in self._waiting) >= ROWS_IN_MEMORY:
+            self._write_part(trainer.global_rank)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Put the parts together."""
+        self._write_part(trainer.global_rank)
+        trainer.strategy.barrier("written")
+        if trainer.is_global_zero:
+            table = pl.scan_parquet(sorted(self._parts.iterdir()))
+            temporary = self._parts / f"whole{self.path.suffix}"
+            (table.sink_csv if self.path.suffix == ".csv" else table.sink_parquet)(temporary)
+            # Both are in one folder's file system, so that this is one step.
+            temporary.replace(self.path)
+            shutil.rmtree(self._parts)
+        trainer.strategy.barrier("joined")
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _write_part(self, rank: int) -> None:
+        if not self._waiting:
+            return
+        name = f"part-{rank:05}-{self._num_parts:07}.parquet"
+        # Not under its own name at once: another process must never read half of it.
+        temporary = self._parts / f".{name}.{os.getpid()}"
+        pl.concat(self._waiting).write_parquet(temporary)
+        temporary.replace(self._parts / name)
+        self._waiting, self._num_parts = [], self._num_parts + 1

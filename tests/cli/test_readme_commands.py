@@ -1,0 +1,45 @@
+import re
+import shlex
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_commands_of_the_readme_run(skipcl, tmp_path, capsys):
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert commands
+    for command in commands:
+        capsys.readouterr()
+        name, *arguments = shlex.split(command, comments=True)
+        assert name == "skipcl"
+        if ">" in arguments:
+            *arguments, _, file = arguments
+            skipcl(*arguments)
+            (tmp_path / file).write_text(capsys.readouterr().out)
+        else:
+            skipcl(*arguments)
+    assert pl.read_parquet("next.parquet").height
+
+
+def test_the_configuration_of_the_readme_is_one(skipcl, tmp_path, monkeypatch, capsys):
+    (text,) = blocks("yaml")
+    (tmp_path / "readme.yaml").write_text(text)
+    (tmp_path / "my_project.py").write_text(
+        "from torch import nn\nclass MyBackbone(nn.Module):\n    def __init__(self, size: int): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        skipcl("fit", "--config", "readme.yaml", "--print_config=skip_default")
+    assert end.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    backbone = printed["model"]["init_args"]["backbone"]
+    assert backbone == {"class_path": "my_project.MyBackbone", "init_args": {"size": 64}}
+    assert printed["data"]["init_args"]["log"]["init_args"]["paths"] == "logs"

@@ -1,0 +1,62 @@
+import pytest
+import yaml
+
+from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.cli.configs import configuration_names, read_configuration
+from skipcl_lightning.cli.training import TrainingCLI
+
+NAMES = configuration_names()
+DATASETS = sorted({name.partition("/")[0] for name in NAMES})
+BACKBONE_NAMES = sorted({name.partition("/")[2] for name in NAMES})
+HERE = ["--trainer.accelerator", "cpu"]
+
+
+def test_every_backbone_has_a_configuration_for_every_data_set():
+    built = {
+        yaml.safe_load(read_configuration(name))["model"]["init_args"]["backbone"]["class_path"]
+        for name in NAMES
+    }
+    assert built == set(BACKBONES)
+    assert {"mssd", "lfm2b", "lfm1k", "ml-1m", "simulated"} == set(DATASETS)
+    assert len(NAMES) == len(DATASETS) * len(BACKBONE_NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_is_complete(name, small_store, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda *_: None)
+    cli = TrainingCLI(["fit", "--config", name, "--data.log", str(small_store), *HERE])
+    said = yaml.safe_load(read_configuration(name))
+    assert type(cli.model.backbone).__name__ == said["model"]["init_args"]["backbone"]["class_path"]
+    assert cli.model.num_items == cli.datamodule.num_items
+    assert cli.datamodule.max_length == said["data"]["init_args"]["max_length"]
+    longest = getattr(cli.model.backbone, "max_length", None)
+    # A bidirectional backbone's mask token takes a position too.
+    assert longest in (None, cli.datamodule.max_length + (not cli.model.causal))
+    assert [callback.monitor for callback in cli.trainer.early_stopping_callbacks] == [
+        cli.trainer.checkpoint_callback.monitor
+    ]
+    assert cli.trainer.checkpoint_callback.monitor.removeprefix("val/") in {
+        str(key) for key in cli.model.val_metrics.keys(keep_base=True)
+    } | {f"ndcg@{k}" for k in cli.model.hparams["top_k"]}
+
+
+@pytest.mark.parametrize(("number", "backbone"), list(enumerate(BACKBONE_NAMES)))
+def test_a_configuration_trains(number, backbone, skipcl, small_store, tmp_path):
+    name = f"{DATASETS[number % len(DATASETS)]}/{backbone}"
+    few = ["--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.log_every_n_steps", 1]
+    skipcl("fit", "--config", name, "--data.log", small_store, "--data.batch_size", 16, *few, *HERE)
+    assert (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+def test_the_command_lists_all_and_prints_one_that_can_be_edited(skipcl, capsys, tmp_path, small_store):
+    skipcl("configs")
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in NAMES)
+    skipcl("configs", "mssd/sasrec")
+    printed = capsys.readouterr().out
+    assert "skipcl prepare mssd" in printed
+    (tmp_path / "my.yaml").write_text(printed.replace("embedding_size: 64", "embedding_size: 8"))
+    skipcl("fit", "--config", "my.yaml", "--data.log", small_store, "--trainer.fast_dev_run", "true", *HERE)
+    with pytest.raises(SystemExit, match=r"skipcl configs: `name` must be one of .*, got 'msd/sasrec'"):
+        skipcl("configs", "msd/sasrec")
