@@ -180,13 +180,13 @@ class SkipCLModule(SessionModel):
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return losses["loss"]
 
-    def validation_step(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
-        """Rank the held-out tracks of B sessions with targets."""
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
+        return {"ranks": self._evaluate(batch, self.val_metrics)}
 
-    def test_step(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
-        """Rank the held-out tracks of B sessions with targets."""
-        self._evaluate(batch, self.test_metrics)
+    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
+        return {"ranks": self._evaluate(batch, self.test_metrics)}
 
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
         """The best next tracks of each session, as many as the largest cut-off of the metrics.
@@ -234,7 +234,7 @@ class SkipCLModule(SessionModel):
         weight_at = getattr(self.skip_head, "weight_at", None)
         return 1.0 if weight_at is None else weight_at(self.global_step)
 
-    def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
         query, table = self.session_query(batch), self.item_table
@@ -243,8 +243,9 @@ class SkipCLModule(SessionModel):
             query, table, batch.target, batch.items, batch.skip_mask
         )
         ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
+        ranks = batch.rank_cold_last(ranks, self.num_items)
         metrics.update(
-            ranks=batch.rank_cold_last(ranks, self.num_items),
+            ranks=ranks,
             # The metrics' threshold is 0; the batch's own may be another.
             target_feedback=batch.target_feedback - batch.skip_threshold,
             target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),
@@ -253,6 +254,7 @@ class SkipCLModule(SessionModel):
             skip_mask=skip_mask,
         )
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+        return ranks
 
 
 def _check_cloze(head: nn.Module) -> None:

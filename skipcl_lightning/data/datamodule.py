@@ -209,6 +209,11 @@ class SessionDataModule(LightningDataModule):
         return self._data.drop_report
 
     @property
+    def num_sessions(self) -> dict[str, int]:
+        """By split, how many sessions are trained on, or asked for what comes next."""
+        return {name: len(view) for name, view in self._data.views.items()}
+
+    @property
     def num_cold_targets(self) -> dict[str, int]:
         """By split, the held-out targets whose item never occurs in the training part."""
         return dict(self._data.num_cold_targets)

@@ -1,4 +1,4 @@
-"""Whether a log is the one that a store was made from."""
+"""Whether a log is the one that a store was made from, and a vocabulary the one that a model knows."""
 
 import hashlib
 import re
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
-__all__ = ["fingerprint_log"]
+from skipcl_lightning.data.vocabulary import ItemVocabulary
+
+__all__ = ["fingerprint_log", "fingerprint_vocabulary"]
 
 _SCAN = re.compile(r"\bSCAN \[(.*)\]\s*$")
 
@@ -45,6 +47,27 @@ def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
         return None
     for stat in (file.stat() for file in files):
         digest.update(f"\n{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
+    """A digest of the items and of their order: equal for two vocabularies that number items alike.
+
+    Args:
+        vocabulary: The items.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one, other = ItemVocabulary(["song", "tune"]), ItemVocabulary(["tune", "song"])
+        >>> fingerprint_vocabulary(one) == fingerprint_vocabulary(other)
+        False
+    """
+    digest = hashlib.sha256(repr(vocabulary.dtype).encode())
+    for item in vocabulary.to_series():
+        # Its length first, so that no two lists of ids read alike.
+        digest.update(f"\n{len(str(item))} {item}".encode())
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from skipcl_lightning.functional.diversity import (
     mean_self_information,
     self_information,
 )
+from skipcl_lightning.functional.geometry import alignment, effective_rank, uniformity
 from skipcl_lightning.functional.opposing import RejectedSequence, opposing_contrast, rejected_sequence
 from skipcl_lightning.functional.positions import (
     last_position,
@@ -49,6 +50,7 @@ __all__ = [
     "Candidates",
     "Contrast",
     "RejectedSequence",
+    "alignment",
     "append_mask_token",
     "average_precision",
     "candidate_ranks",
@@ -57,6 +59,7 @@ __all__ = [
     "cloze_positives",
     "count_recommendations",
     "draw_cloze_mask",
+    "effective_rank",
     "full_softmax_loss",
     "hide_masked",
     "hit_rate",
@@ -87,4 +90,5 @@ __all__ = [
     "target_positions",
     "target_ranks",
     "top_k_items",
+    "uniformity",
 ]

@@ -102,13 +102,40 @@ class CombinedHead(nn.Module):
             Scalars by the heads' class names, numbered where one comes twice.
         """
         losses: dict[str, Tensor] = {}
-        for head in self.heads:
-            name, number = type(head).__name__, 2
-            while name in losses:
-                name, number = f"{type(head).__name__}_{number}", number + 1
+        for name, head in self.named_heads().items():
             extra = (item_embeddings,) if getattr(head, "uses_item_table", False) else ()
             losses[name] = head(query, keys, batch, *extra)
         return losses
+
+    def named_heads(self) -> dict[str, nn.Module]:
+        """The heads by what their losses are called.
+
+        Returns:
+            By the heads' class names, numbered where one comes twice.
+        """
+        named: dict[str, nn.Module] = {}
+        for head in self.heads:
+            name, number = type(head).__name__, 2
+            while name in named:
+                name, number = f"{type(head).__name__}_{number}", number + 1
+            named[name] = head
+        return named
+
+    def weights_at(self, step: int) -> dict[str, Tensor | float]:
+        """What each head's loss is multiplied by in the sum at an optimizer step, learned factors included.
+
+        Args:
+            step: Optimizer steps done so far, at least 0.
+
+        Returns:
+            Scalars by the names of ``named_heads``.
+        """
+        named = self.named_heads()
+        weights = {name: _weight(head, step) for name, head in named.items()}
+        if self.log_variance is None:
+            return dict(weights)
+        factors = (-self.log_variance.detach()).exp()
+        return {name: factors[place] * weight for place, (name, weight) in enumerate(weights.items())}
 
     def combine(self, losses: dict[str, Tensor], step: int | None = None) -> Tensor:
         """The weighted sum of the heads' losses.

@@ -1,0 +1,22 @@
+"""Callbacks that watch and steer a run, of ``SkipCLModule`` or of any module that meets ``WatchedModule``."""
+
+from skipcl_lightning.callbacks.checkpoint_artifact import CheckpointArtifact
+from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics
+from skipcl_lightning.callbacks.protocol import SessionData, WatchedModule
+from skipcl_lightning.callbacks.rank_plot import RankPlot
+from skipcl_lightning.callbacks.recommendation_table import RecommendationTable
+from skipcl_lightning.callbacks.run_facts import RunFacts
+from skipcl_lightning.callbacks.skip_loss_warmup import SkipLossWarmup
+from skipcl_lightning.callbacks.training_signals import TrainingSignals
+
+__all__ = [
+    "CheckpointArtifact",
+    "EmbeddingDiagnostics",
+    "RankPlot",
+    "RecommendationTable",
+    "RunFacts",
+    "SessionData",
+    "SkipLossWarmup",
+    "TrainingSignals",
+    "WatchedModule",
+]

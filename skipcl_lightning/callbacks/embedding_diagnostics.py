@@ -1,0 +1,245 @@
+"""Whether embeddings move, meet and spread as they should, and a warning where they collapse."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.callbacks.protocol import watched_module
+from skipcl_lightning.functional import alignment, effective_rank, uniformity
+
+__all__ = ["EmbeddingDiagnostics"]
+
+
+class EmbeddingDiagnostics(Callback):
+    """Logs norms, spread and drift of the item table, and how sessions align with what comes next.
+
+    After each epoch of training:
+
+    - ``embeddings/norm_mean``, ``norm_std`` and ``norm_max``, over all items;
+    - ``embeddings/uniformity`` and ``embeddings/effective_rank``, over a sample of items;
+    - ``embeddings/drift``, the mean cosine distance of those items to where training began, in [0, 2].
+
+    After each validation, over the first sessions of each process:
+
+    - ``embeddings/alignment``, the mean squared distance on the unit sphere of a session's query to the
+      listened target;
+    - ``embeddings/query_uniformity``, the spread of the queries.
+
+    If the items' directions come to be nearly one, or fill nearly one dimension, or are no numbers, a warning
+    says so once. The sample is drawn once, without touching the generators that training draws from, and is
+    part of Lightning's checkpoints, so that a resumed run's drift is measured from the first start.
+
+    Args:
+        num_items: The most items in the sample.
+        num_sessions: About how many sessions of each process are looked at in a validation; whole batches.
+        collapse_uniformity: The uniformity in [-8, 0] above which items count as collapsed: -0.2 is where the
+            typical cosine between two items is .95.
+        collapse_rank: The share in [0, 1] of the dimensions beyond the first that the effective rank must
+            reach; below it they do too.
+        seed: Of the sample.
+
+    Raises:
+        TypeError: A setting has the wrong type; as a run begins: the module is not a ``WatchedModule``.
+        ValueError: A setting is out of range.
+
+    Reference:
+        Alignment and uniformity: Wang and Isola, ICML 2020, arXiv 2005.10242. Collapse to few dimensions:
+        Jing, Vincent, LeCun, Tian: Understanding Dimensional Collapse in Contrastive Self-supervised
+        Learning, ICLR 2022, arXiv 2110.09348.
+
+    Example:
+        >>> callbacks = [EmbeddingDiagnostics(num_items=1000)]
+    """
+
+    def __init__(
+        self,
+        *,
+        num_items: int = 2048,
+        num_sessions: int = 1024,
+        collapse_uniformity: float = -0.2,
+        collapse_rank: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        check_integer("num_items", num_items, minimum=2)
+        check_integer("num_sessions", num_sessions, minimum=2)
+        check_number("collapse_uniformity", collapse_uniformity, minimum=-8, maximum=0)
+        check_number("collapse_rank", collapse_rank, minimum=0, maximum=1)
+        check_integer("seed", seed, minimum=0)
+        self.num_items = num_items
+        self.num_sessions = num_sessions
+        self.collapse_uniformity = collapse_uniformity
+        self.collapse_rank = collapse_rank
+        self.seed = seed
+        self._rows: Tensor | None = None
+        self._start: Tensor | None = None
+        self._warned = False
+        self._seen_sessions = 0
+        # Of squared distances and of Gaussian potentials the sum, and how many pairs they are. Not in a
+        # MeanMetric of torchmetrics 1.9: it makes the host look for NaN in each batch, or forgets weights.
+        self._sums = torch.zeros(4)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Check that the module can be watched, and forget an earlier run.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            stage: Lightning's stage.
+
+        Raises:
+            TypeError: It can't.
+        """
+        watched_module(pl_module, self)
+        if stage == "fit":
+            self._rows = self._start = None
+            self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sample and where it was as training began.
+
+        Returns:
+            Plain values and tensors.
+        """
+        return {"rows": self._rows, "start": self._start, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Args:
+            state_dict: Of ``state_dict``.
+        """
+        self._rows, self._start = state_dict["rows"], state_dict["start"]
+        self._warned = state_dict["warned"]
+
+    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Draw the sample, unless a checkpoint brought it.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        table = watched_module(pl_module, self).item_table.detach()
+        if self._rows is None or self._start is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            rows = torch.randperm(len(table) - 1, generator=generator)[: self.num_items] + PADDING_INDEX + 1
+            self._rows = rows.to(table.device)
+            self._start = table[self._rows].float()
+        self._rows, self._start = self._rows.to(table.device), self._start.to(table.device)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Log what became of the item table.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        if self._rows is None or self._start is None:
+            return
+        table = watched_module(pl_module, self).item_table.detach()
+        norms = torch.linalg.vector_norm(table[PADDING_INDEX + 1 :], dim=1, dtype=torch.float32)
+        sample = table[self._rows].float()
+        values = {
+            "norm_mean": norms.mean(),
+            "norm_std": norms.std(),
+            "norm_max": norms.max(),
+            "uniformity": uniformity(sample),
+            "effective_rank": _effective_rank(sample),
+            "drift": (1 - F.cosine_similarity(sample, self._start, dim=1)).mean(),
+        }
+        for name, value in values.items():
+            # All processes hold the same table; without `sync_dist` Lightning would doubt that.
+            pl_module.log(f"embeddings/{name}", value, sync_dist=True)
+        if not self._warned:
+            self._warn_of_collapse(values, sample)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start anew.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        self._seen_sessions = 0
+        self._sums = torch.zeros(4, device=pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002 - Lightning's signature
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Measure a batch, while there are too few.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            outputs: Unused.
+            batch: B sessions with targets.
+            batch_idx: Unused.
+            dataloader_idx: Unused.
+        """
+        if not trainer.sanity_checking and self._seen_sessions < self.num_sessions:
+            self._seen_sessions += len(batch)
+            self._measure(pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how sessions align with what comes next.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        if trainer.sanity_checking:
+            return
+        distance, listened, potential, pairs = trainer.strategy.reduce(self._sums, reduce_op="sum")
+        values = {
+            "alignment": distance / listened,
+            "query_uniformity": (potential / pairs).log(),
+        }
+        for name, value in values.items():
+            pl_module.log(f"embeddings/{name}", value, sync_dist=True)
+
+    def _measure(self, pl_module: LightningModule, batch: SessionBatch) -> None:
+        if batch.target is None or batch.target_feedback is None:
+            raise ValueError("`batch` must have targets, got none. Use a validation loader.")
+        module = watched_module(pl_module, self)
+        query = module.session_query(batch).float()
+        listened = batch.target_feedback >= batch.skip_threshold
+        distance = alignment(query, module.item_table[batch.target].float())
+        self._sums[0] += distance.where(listened, 0.0).sum()
+        self._sums[1] += listened.sum()
+        if len(batch) > 1:
+            pairs = len(batch) * (len(batch) - 1)
+            self._sums[2] += uniformity(query).exp() * pairs
+            self._sums[3] += pairs
+
+    def _warn_of_collapse(self, values: dict[str, Tensor], sample: Tensor) -> None:
+        told = {name: float(values[name]) for name in ("uniformity", "effective_rank")}
+        dimensions = min(sample.shape)
+        least_rank = 1 + self.collapse_rank * (dimensions - 1)
+        # NaN fulfils neither, and is warned of too.
+        if told["uniformity"] <= self.collapse_uniformity and told["effective_rank"] >= least_rank:
+            return
+        self._warned = True
+        rank_zero_warn(
+            f"The item embeddings have collapsed: uniformity {told['uniformity']:.2f} (0 is one point), "
+            f"effective rank {told['effective_rank']:.1f} of {dimensions}. Items can hardly be told apart by "
+            "direction any more: lower the learning rate or the skip loss's weight, raise its temperature, "
+            "or train the next-item loss on more negatives."
+        )
+
+
+def _effective_rank(sample: Tensor) -> Tensor:
+    """NaN where a value is none: the decomposition would raise, and end the training."""
+    return torch.where(sample.isfinite().all(), effective_rank(sample.nan_to_num(0, 0, 0)), torch.nan)

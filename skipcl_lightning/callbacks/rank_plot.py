@@ -1,0 +1,204 @@
+"""Where listened and skipped targets end in the ranking, drawn as a run goes on."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.callbacks.outlets import publish_picture
+from skipcl_lightning.callbacks.protocol import WatchedModule, watched_module
+from skipcl_lightning.evaluation import save_rank_plot
+from skipcl_lightning.functional import target_ranks
+
+__all__ = ["RankPlot"]
+
+
+class RankPlot(Callback):
+    """Draws the cumulative share of targets by rank, listened and skipped apart, at validation and test.
+
+    The picture is called ``val/ranks`` and ``test/ranks``: W&B and TensorBoard get an image, a ``CSVLogger``
+    gets ``val_ranks.png`` beside its metrics, which is the latest. ``SkipCLModule`` hands its ranks over; of
+    a ``WatchedModule`` that does not, targets are ranked once more. Ranks are counted where they are, so that
+    memory does not grow with the sessions, and counts are added up over all processes.
+
+    Args:
+        top_k: The rank that is marked, with the two hit rates beside it.
+        every_n_epochs: In which epochs validation is drawn.
+
+    Raises:
+        TypeError: A setting has the wrong type; as a run begins: the module is not a ``WatchedModule``.
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> RankPlot(top_k=20).frames
+        {}
+    """
+
+    def __init__(self, *, top_k: int = 10, every_n_epochs: int = 1) -> None:
+        check_integer("top_k", top_k)
+        check_integer("every_n_epochs", every_n_epochs)
+        self.top_k = top_k
+        self.every_n_epochs = every_n_epochs
+        #: By ``val`` and ``test``, what the latest picture shows, on rank 0: ``rank``, ``listened`` and
+        #: ``skipped``, how many targets rank so high and lower than the row before.
+        self.frames: dict[str, pl.DataFrame] = {}
+        self._edges: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Check that the module can be watched.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            stage: Lightning's stage.
+
+        Raises:
+            TypeError: It can't.
+        """
+        watched_module(pl_module, self)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        if not trainer.sanity_checking and trainer.current_epoch % self.every_n_epochs == 0:
+            self._start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002 - Lightning's signature
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Count the ranks of a batch.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            outputs: What its step returned.
+            batch: B sessions with targets.
+            batch_idx: Unused.
+            dataloader_idx: Unused; several loaders count as one.
+        """
+        self._count(pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Draw.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        self._draw(trainer, "val")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start counting.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        self._start(pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002 - Lightning's signature
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Count the ranks of a batch.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            outputs: What its step returned.
+            batch: B sessions with targets.
+            batch_idx: Unused.
+            dataloader_idx: Unused.
+        """
+        self._count(pl_module, outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Draw.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        self._draw(trainer, "test")
+
+    def _start(self, pl_module: LightningModule) -> None:
+        table = watched_module(pl_module, self).item_table
+        num_items = len(table) - 1
+        # Those where the picture's curves are drawn, so that nothing is lost by counting between them.
+        grid = np.round(np.geomspace(1, num_items, 400)).astype(np.int64)
+        edges = np.unique(np.append(grid, min(self.top_k, num_items)))
+        self._edges = torch.from_numpy(edges).to(table.device)
+        self._counts = torch.zeros(2, len(edges), dtype=torch.int64, device=table.device)
+
+    def _count(self, pl_module: LightningModule, outputs: Any, batch: SessionBatch) -> None:
+        if self._counts is None or self._edges is None:
+            return
+        if batch.target is None or batch.target_feedback is None:
+            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+        ranks = outputs.get("ranks") if isinstance(outputs, dict) else None
+        if ranks is None:
+            ranks = _rank_targets(watched_module(pl_module, self), batch, batch.target)
+        place = torch.bucketize(ranks, self._edges)
+        skipped = (batch.target_feedback < batch.skip_threshold).long()
+        self._counts.view(-1).index_add_(0, skipped * len(self._edges) + place, torch.ones_like(place))
+
+    def _draw(self, trainer: Trainer, stage: str) -> None:
+        if self._counts is None or self._edges is None:
+            return
+        counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        edges, self._counts = self._edges, None
+        if not trainer.is_global_zero:
+            return
+        ranks = pl.Series("rank", edges.cpu().numpy())
+        listened, skipped = (pl.Series(row.numpy()) for row in counts.cpu())
+        frame = pl.DataFrame({"rank": ranks, "listened": listened, "skipped": skipped})
+        self.frames[stage] = frame
+        if trainer.loggers:
+            self._publish(trainer, f"{stage}/ranks", frame)
+
+    def _publish(self, trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
+        rows = [
+            frame.select(pl.col("rank").repeat_by(column).explode().drop_nulls()).with_columns(
+                skipped=pl.lit(column == "skipped")
+            )
+            for column in ("listened", "skipped")
+        ]
+        num_items = int(frame["rank"][-1])
+        with TemporaryDirectory(prefix="skipcl-") as folder:
+            picture = Path(folder) / "ranks.png"
+            title = f"{key.partition('/')[0]}, step {trainer.global_step}"
+            save_rank_plot(
+                picture, {title: pl.concat(rows)}, num_items=num_items, top_k=min(self.top_k, num_items)
+            )
+            publish_picture(trainer, key, picture)
+
+
+def _rank_targets(module: WatchedModule, batch: SessionBatch, target: Tensor) -> Tensor:
+    """[B] ranks among the whole catalogue, by the module's own rules where it has some."""
+    seen = batch.seen_items if getattr(module, "exclude_seen", False) else None
+    ties: Any = getattr(module, "ties", "pessimistic")
+    ranks = target_ranks(module.session_query(batch), module.item_table, target, exclude=seen, ties=ties)
+    return batch.rank_cold_last(ranks, len(module.item_table) - 1)

@@ -1,0 +1,96 @@
+"""What a training step does: gradient norms, λ and τ."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from skipcl_lightning.callbacks.protocol import named_heads
+from skipcl_lightning.heads import CombinedHead
+
+__all__ = ["TrainingSignals"]
+
+
+class TrainingSignals(Callback):
+    """Logs gradient norms before clipping, λ and τ, to any logger.
+
+    ``train/gradient_norm`` is the norm over all parameters, ``train/gradient_norm/<part>`` that of each
+    direct part of the module; under a loss scale it is the unscaled one. ``train/skip_weight`` is λ and
+    ``train/temperature`` τ, of a ``CombinedHead`` with ``/<head>`` for each; a module without a head, or a
+    head without a temperature, logs none. For the learning rate there is Lightning's ``LearningRateMonitor``.
+
+    They are computed in those steps that are logged, and the host never waits for them. Under strategies that
+    cut gradients into shards the norms are those of the first process's shard.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import LearningRateMonitor
+        >>> callbacks = [LearningRateMonitor("step"), TrainingSignals()]
+    """
+
+    def on_before_optimizer_step(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        optimizer: Optimizer,  # noqa: ARG002 - Lightning's signature
+    ) -> None:
+        """Log them, where this step is logged.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+            optimizer: Unused.
+        """
+        if not _is_logged(trainer):
+            return
+        signals = _gradient_norms(pl_module) | _skip_signals(pl_module, trainer.global_step)
+        for name, value in signals.items():
+            pl_module.log(f"train/{name}", value)
+
+
+def _is_logged(trainer: Trainer) -> bool:
+    every: int = getattr(trainer, "log_every_n_steps", 1)
+    # With several optimizers a step of training counts as several.
+    return every > 0 and (len(trainer.optimizers) > 1 or (trainer.global_step + 1) % every == 0)
+
+
+def _gradient_norms(module: LightningModule) -> dict[str, Tensor]:
+    """By log key, scalars."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(name.partition(".")[0], []).append(_values(parameter.grad.detach()))
+    if not parts:
+        return {}
+    norms = {name: torch.nn.utils.get_total_norm(gradients) for name, gradients in parts.items()}
+    whole = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms.values()]))
+    return {"gradient_norm": whole} | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _skip_signals(module: LightningModule, step: int) -> dict[str, Tensor | float]:
+    """By log key, λ and τ of each head that has them."""
+    signals: dict[str, Tensor | float] = {}
+    for key, weight in _weights(module, step).items():
+        signals[f"skip_weight{key}"] = weight
+    for key, head in named_heads(module).items():
+        temperature: Any = getattr(head, "temperature", None)
+        if temperature is not None:
+            is_tensor = isinstance(temperature, Tensor)
+            signals[f"temperature{key}"] = temperature.detach() if is_tensor else temperature
+    return signals
+
+
+def _weights(module: LightningModule, step: int) -> dict[str, Tensor | float]:
+    head: Any = getattr(module, "skip_head", None)
+    if head is None:
+        return {}
+    if isinstance(head, CombinedHead):
+        return {f"/{name}": weight for name, weight in head.weights_at(step).items()}
+    weight_at = getattr(head, "weight_at", None)
+    # A module without a schedule of its own adds the loss as it is, or by the head's `weight`.
+    return {"": getattr(head, "weight", 1.0) if weight_at is None else weight_at(step)}

@@ -1,0 +1,113 @@
+"""How embeddings lie in their space: whether pairs meet, points spread, and all dimensions are used."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipcl_lightning._checks import check_shape
+
+__all__ = ["alignment", "effective_rank", "uniformity"]
+
+_MOST_PAIRS = 2**22
+
+
+def alignment(left: Tensor, right: Tensor) -> Tensor:
+    r"""How far the two sides of each positive pair lie apart on the unit sphere.
+
+    .. math:: \ell_n = \lVert x_n / \lVert x_n \rVert - y_n / \lVert y_n \rVert \rVert^2
+
+    0 for equal directions, 2 for orthogonal ones, 4 for opposite ones. The mean over the pairs is the paper's
+    alignment loss with its exponent 2; lower is better.
+
+    Args:
+        left: [N, D] floating point; one of zeros, without a direction, is 1 away from any other.
+        right: [N, D] floating point, the partner of each.
+
+    Returns:
+        [N] float32 in [0, 4], one a pair.
+
+    Raises:
+        TypeError: A tensor is not floating point.
+        ValueError: Shapes disagree.
+
+    Reference:
+        Wang and Isola: Understanding Contrastive Representation Learning through Alignment and Uniformity on
+        the Hypersphere, ICML 2020, arXiv 2005.10242, section 4.1.
+
+    Example:
+        >>> alignment(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        tensor([0., 2.])
+    """
+    sizes = check_shape("left", left, "N D", floating=True)
+    check_shape("right", right, "N D", sizes, floating=True)
+    return (F.normalize(left.float(), dim=1) - F.normalize(right.float(), dim=1)).square().sum(dim=1)
+
+
+def uniformity(points: Tensor) -> Tensor:
+    r"""How evenly points spread over the unit sphere: the logarithm of their mean Gaussian potential.
+
+    .. math:: \log \frac{2}{N (N - 1)} \sum_{n < m} \exp(-2 \lVert x_n - x_m \rVert^2)
+
+    over normalised points. 0 where all are one point, near -4 where directions are random and D is large;
+    lower is better. NaN for fewer than two points.
+
+    Args:
+        points: [N, D] floating point.
+
+    Returns:
+        A float32 scalar in [-8, 0].
+
+    Raises:
+        TypeError: The tensor is not floating point.
+        ValueError: It is no matrix.
+
+    Reference:
+        Wang and Isola, ICML 2020, arXiv 2005.10242, section 4.1, with t = 2.
+
+    Example:
+        >>> uniformity(torch.tensor([[1.0, 0.0], [3.0, 0.0]])), uniformity(torch.eye(2))
+        (tensor(0.), tensor(-4.))
+    """
+    num_points = check_shape("points", points, "N D", floating=True)["N"]
+    directions = F.normalize(points.float(), dim=1)
+    rows = max(1, _MOST_PAIRS // max(1, num_points))
+    total = directions.new_zeros(())
+    for start in range(0, num_points, rows):
+        cosine = directions[start : start + rows] @ directions.T  # [rows, N]
+        # Between unit vectors, the squared distance is 2 - 2 cos.
+        potential = (4 * (cosine.clamp(-1, 1) - 1)).exp()
+        potential.diagonal(offset=start).zero_()  # no point is a pair with itself
+        total += potential.sum()
+    return (total / (num_points * (num_points - 1)) if num_points > 1 else total * torch.nan).log()
+
+
+def effective_rank(points: Tensor) -> Tensor:
+    r"""How many dimensions points fill: the exponential of the entropy of their singular values.
+
+    .. math:: \exp \left( -\sum_k p_k \log p_k \right), \quad p_k = \sigma_k / \sum_j \sigma_j
+
+    1 where all lie on a line through the origin, min(N, D) where they fill every dimension alike; NaN where
+    all are zero.
+
+    Args:
+        points: [N, D] floating point and finite.
+
+    Returns:
+        A float32 scalar in [1, min(N, D)].
+
+    Raises:
+        TypeError: The tensor is not floating point.
+        ValueError: It is no matrix.
+
+    Reference:
+        Roy and Vetterli: The effective rank: A measure of effective dimensionality, EUSIPCO 2007, section 2.
+
+    Example:
+        >>> round(float(effective_rank(torch.eye(3))), 2), round(float(effective_rank(torch.ones(3, 2))), 2)
+        (3.0, 1.0)
+    """
+    check_shape("points", points, "N D", floating=True)
+    values = torch.linalg.svdvals(points.float())
+    share = values / values.sum()
+    entropy: Tensor = torch.special.entr(share).sum()
+    return entropy.exp()
