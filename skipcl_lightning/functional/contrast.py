@@ -30,7 +30,7 @@ Reduction = Literal["none", "mean", "sum"]
 class Contrast(NamedTuple):
     """What a head compares at each position.
 
-    Args:
+    Attributes:
         positive_position: [B, L] int64, where the positive of each position stands; 0 where there is none.
         anchor_mask: [B, L] bool, True where there is one.
         anchor_weight: [B, L] float32, how much each anchor counts; 0 where there is none.

@@ -16,7 +16,7 @@ __all__ = ["Candidates", "candidate_similarity", "rejected_candidates", "unheard
 class Candidates(NamedTuple):
     """Tracks that any session may be pushed from, or pulled to.
 
-    Args:
+    Attributes:
         items: [..., C] int64 in 0..V; 0 is none.
         keys: [..., C, D] floating point, their embeddings.
         log_weight: [..., C] floating point, the logarithm of their weights; None for weights of 1.

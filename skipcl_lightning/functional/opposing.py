@@ -17,7 +17,7 @@ __all__ = ["RejectedSequence", "opposing_contrast", "rejected_sequence"]
 class RejectedSequence(NamedTuple):
     """What each session rejects, as a sequence of its own.
 
-    Args:
+    Attributes:
         items: [B, L] int64, the rejected tracks in order, padded on the right with 0.
         position: [B, L] int64, where each stands in its session; L at padding.
     """

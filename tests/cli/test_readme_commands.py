@@ -1,20 +1,14 @@
-import re
 import shlex
-from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+from markdown_blocks import code_blocks
 
 
-def test_commands_of_the_readme_run(skipcl, tmp_path, capsys):
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/command-line.md"])
+def test_commands_of_a_page_run(page, skipcl, tmp_path, capsys):
+    commands = [line for block in code_blocks(page, "bash") for line in block.splitlines()]
     assert commands
     for command in commands:
         capsys.readouterr()
@@ -30,7 +24,7 @@ def test_commands_of_the_readme_run(skipcl, tmp_path, capsys):
 
 
 def test_the_configuration_of_the_readme_is_one(skipcl, tmp_path, monkeypatch, capsys):
-    (text,) = blocks("yaml")
+    (text,) = code_blocks("README.md", "yaml")
     (tmp_path / "readme.yaml").write_text(text)
     (tmp_path / "my_project.py").write_text(
         "from torch import nn\nclass MyBackbone(nn.Module):\n    def __init__(self, size: int): ...\n"

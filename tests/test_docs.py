@@ -1,0 +1,53 @@
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from markdown_blocks import ROOT, code_blocks, run_python
+from test_api import PUBLIC
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+PROGRAMS = [page for page in PAGES if code_blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_code_blocks_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_python(*code_blocks(page, "python"))
+
+
+def test_every_page_of_the_guide_but_the_command_line_has_a_program():
+    guide = [page for page in PAGES if "guide" in page]
+    assert len(guide) >= 7
+    assert set(guide) - set(PROGRAMS) == {"docs/guide/command-line.md"}
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = re.findall(
+        r"- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert sorted(f"docs/{page}" for page in navigation) == PAGES
+
+
+# Where a file has the name of its function, the reference has to name both: the tool takes the file.
+@pytest.mark.parametrize("room", PUBLIC)
+def test_a_function_in_a_file_of_its_name_is_in_the_reference_by_its_full_path(room):
+    package = Path(importlib.import_module(room).__file__).parent
+    hidden = {name for name in PUBLIC[room] if (package / f"{name}.py").exists()}
+    assert {name for name in hidden if f"::: {room}.{name}.{name}\n" not in TEXT} == set()
+
+
+@pytest.mark.parametrize("room", [room for room in PUBLIC if room != "skipcl_lightning"])
+def test_every_room_is_in_the_reference(room):
+    assert f"::: {room}\n" in TEXT
+
+
+def test_the_citation_names_the_version_that_the_package_has():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert f"version = {{{project['version']}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
