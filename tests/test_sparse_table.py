@@ -1,6 +1,7 @@
 """A sparse item table: the dense one's gradients, rows left alone, and Lightning's ways around it."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,3 +238,14 @@ def test_the_closure_is_evaluated_with_gradients():
 
     assert optimizer.step(closure).requires_grad
     assert len(one.item_table) == NUM_ITEMS + 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [("16-mixed", 1.0, False), ("16-mixed", None, True), ("32-true", 1.0, True)],
+)
+def test_adamw_is_one_kernel_but_where_clipping_needs_unscaled_gradients(precision, clip, fused):
+    one = trainable()
+    one._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)
+    groups = one.configure_optimizers()["optimizer"].param_groups
+    assert bool(groups[0].get("fused")) == fused
