@@ -241,9 +241,12 @@ def test_a_printed_configuration_is_complete_commented_and_can_be_used(skipcl, t
 
 def test_parts_are_given_by_name_and_settings_too_and_null_takes_one_away(skipcl):
     skipcl(
-        "fit", *SMALL, "--trainer.fast_dev_run", "true", "--model.skip_head", "null",
+        "fit", *SMALL, "--model.skip_head", "null",
         "--model.backbone", '{"name": "GRU4Rec", "settings": {"embedding_size": 64}}',
     )  # fmt: skip
+    settings = torch.load(f"{RUN}/checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]
+    assert settings["backbone"]["name"] == "GRU4Rec"
+    assert settings["skip_head"] is None
 
 
 def test_heads_within_a_head_come_from_the_configuration(skipcl, capsys):
