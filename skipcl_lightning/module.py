@@ -80,6 +80,7 @@ class SkipCLModule(TrainedModel):
         Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367.
 
     Example:
+        >>> import torch
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.heads import SkipInfoNCE
         >>> module = SkipCLModule(SASRec(16), SkipInfoNCE(weight=0.3), num_items=100, embedding_size=16)
