@@ -92,6 +92,7 @@ PUBLIC = {
         "average_precision",
         "candidate_ranks",
         "catalogue_coverage",
+        "chunked_sampled_softmax_loss",
         "chunked_softmax_loss",
         "cloze_positives",
         "count_recommendations",

@@ -1,6 +1,7 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
 from skipcl_lightning.functional.candidates import candidate_ranks, sample_candidates
+from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
 from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
 from skipcl_lightning.functional.cloze import (
     append_mask_token,
@@ -55,6 +56,7 @@ __all__ = [
     "average_precision",
     "candidate_ranks",
     "catalogue_coverage",
+    "chunked_sampled_softmax_loss",
     "chunked_softmax_loss",
     "cloze_positives",
     "count_recommendations",

@@ -10,7 +10,7 @@ from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
 from skipcl_lightning.functional.softmax import full_softmax_loss
 
-__all__ = ["chunked_softmax_loss"]
+__all__ = ["add_product", "chunked_softmax_loss", "normalised_weights"]
 
 # Logits held at once: what the caches of a CPU take, and what keeps a GPU busy. Fewer queries than the second
 # number in a chunk would read the table too often.
@@ -70,9 +70,7 @@ def chunked_softmax_loss(
         logits, least = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
         chunk_size = max(least, logits // len(item_embeddings))
     check_integer("chunk_size", chunk_size)
-    exact = torch.promote_types(query.dtype, torch.float32)
-    share = torch.ones_like(target, dtype=exact) if weight is None else weight.detach().to(exact)
-    share = share / share.sum().clamp(min=torch.finfo(exact).tiny)
+    share = normalised_weights(query, weight)
     if torch.compiler.is_compiling():
         return (full_softmax_loss(query, item_embeddings, target) * share).sum()
     loss: Tensor = _ChunkedSoftmax.apply(query, item_embeddings, target, share, chunk_size)  # type: ignore[no-untyped-call]
@@ -114,7 +112,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
                 if query_gradient is not None:
                     query_gradient[rows] = slope @ items
                 if table_gradient is not None:
-                    _add_product(table_gradient, slope.T, queries[rows])
+                    add_product(table_gradient, slope.T, queries[rows])
         ctx.save_for_backward(
             query_gradient, None if table_gradient is None else table_gradient.to(table.dtype)
         )
@@ -130,9 +128,40 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return query_gradient, table_gradient, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, in place where the types allow it."""
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, in place where the types allow it.
+
+    Args:
+        total: [N, M], changed in place.
+        left: [N, K].
+        right: [K, M], of the dtype of ``left``.
+
+    Example:
+        >>> total = torch.ones(1, 1)
+        >>> add_product(total, torch.full((1, 2), 3.0), torch.ones(2, 1))
+        >>> total
+        tensor([[7.]])
+    """
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def normalised_weights(query: Tensor, weight: Tensor | None) -> Tensor:
+    """What each query's loss counts in a weighted mean.
+
+    Args:
+        query: [N, D] floating point.
+        weight: [N] floating point, 0 or more; None for alike.
+
+    Returns:
+        [N] float32 or wider, that add up to 1; all 0 if all weights are.
+
+    Example:
+        >>> normalised_weights(torch.ones(2, 4), torch.tensor([1.0, 3.0]))
+        tensor([0.2500, 0.7500])
+    """
+    exact = torch.promote_types(query.dtype, torch.float32)
+    share = query.new_ones(len(query), dtype=exact) if weight is None else weight.detach().to(exact)
+    return share / share.sum().clamp(min=torch.finfo(exact).tiny)

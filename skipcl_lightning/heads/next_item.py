@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
 from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
-from skipcl_lightning.functional.contrast import weighted_mean
 from skipcl_lightning.functional.softmax import (
     Sampler,
     sample_items,
-    sampled_softmax_loss,
     sampling_log_probability,
 )
 
@@ -120,15 +119,15 @@ class SampledSoftmax(nn.Module):
         log_probability = None
         if self.correct_sampling:
             log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
-        losses = sampled_softmax_loss(
+        return chunked_sampled_softmax_loss(
             query,
             item_embeddings,
             target,
             negatives,
+            weight,
             negative_log_probability=log_probability,
             sparse_gradients=self.sparse_gradients,
         )
-        return _mean(losses, weight)
 
 
 def _real_positions(
@@ -150,7 +149,3 @@ def _real_positions(
     # Whatever stands there, NaN included, must not reach the sum through a zero factor.
     query = torch.where(mask[..., None], query, 0)
     return query.flatten(0, 1), target.clamp(min=PADDING_INDEX + 1).flatten(), share.flatten()
-
-
-def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    return losses.sum() / max(len(losses), 1) if weight is None else weighted_mean(losses, weight)

@@ -1,0 +1,155 @@
+"""Next-item cross-entropy against a shared sample of items, a block of queries at a time."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning.functional.chunked_softmax import add_product, normalised_weights
+from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
+from skipcl_lightning.functional.softmax import sampled_softmax_loss
+
+__all__ = ["chunked_sampled_softmax_loss"]
+
+# Logits held at once: what the caches of a CPU take, and what keeps a GPU busy.
+_CPU_LOGITS = 1 << 18
+_DEVICE_LOGITS = 1 << 26
+
+
+def chunked_sampled_softmax_loss(
+    query: Tensor,
+    item_embeddings: Tensor,
+    target: Tensor,
+    negatives: Tensor,
+    weight: Tensor | None = None,
+    *,
+    negative_log_probability: Tensor | None = None,
+    sparse_gradients: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    r"""The weighted mean of ``sampled_softmax_loss``, a chunk of queries at a time.
+
+    .. math:: L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
+
+    The gradient of a chunk is found with its loss, while its logits are in the processor's cache, and added
+    up: the [N, K] logits never exist. Under autocast products are in its precision, all else in float32.
+    There is no second derivative, and none for the weights. Within ``torch.compile`` the plain formula is
+    used.
+
+    Args:
+        query: [N, D] floating point.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        target: [N] int64 in 1..V.
+        negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
+        weight: [N] floating point, 0 or more; None for alike.
+        negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
+        sparse_gradients: Whether the gradient of ``item_embeddings``, which must then be a leaf, is a sparse
+            tensor of the rows used.
+        chunk_size: Queries in a chunk; if None as many as make about 2^18 logits on a CPU and 2^26 elsewhere.
+
+    Returns:
+        A scalar; exactly 0, with a zero gradient, without queries.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
+        ValueError: Shapes disagree or ``chunk_size`` is below 1.
+
+    Example:
+        >>> table = torch.tensor([[9.0], [1.0], [1.0]])
+        >>> target, negatives = torch.tensor([2, 2, 1]), torch.tensor([1, 2])
+        >>> chunked_sampled_softmax_loss(torch.ones(3, 1), table, target, negatives).round(decimals=4)
+        tensor(0.6931)
+    """
+    sizes = check_shape("query", query, "N D", floating=True)
+    check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    check_shape("target", target, "N", sizes, dtype=torch.int64)
+    sizes = check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
+    correction = None
+    if negative_log_probability is not None:
+        check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
+        correction = negative_log_probability + math.log(len(negatives))
+    if weight is not None:
+        check_shape("weight", weight, "N", sizes, floating=True)
+    if chunk_size is None:
+        logits = _CPU_LOGITS if query.device.type == "cpu" else _DEVICE_LOGITS
+        chunk_size = max(1, logits // max(1, len(negatives)))
+    check_integer("chunk_size", chunk_size)
+    share = normalised_weights(query, weight)
+    if torch.compiler.is_compiling():
+        losses = sampled_softmax_loss(
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            negative_log_probability=negative_log_probability,
+            sparse_gradients=sparse_gradients,
+        )
+        return (losses * share).sum()
+    negative_rows, target_rows = (
+        F.embedding(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+    )
+    loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
+        query, target_rows, negative_rows, target, negatives, correction, share, chunk_size
+    )
+    return loss
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """The loss, whose gradients are known as soon as it is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        target_rows: Tensor,
+        negative_rows: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        correction: Tensor | None,
+        share: Tensor,
+        chunk_size: int,
+    ) -> Tensor:
+        low = autocast_dtype(query)
+        exact = torch.promote_types(low, torch.float32)
+        queries, candidates = query.to(low), negative_rows.to(low)
+        own = (queries * target_rows.to(low)).sum(dim=1, keepdim=True).to(exact)  # [N, 1]
+        own_slope = torch.empty_like(own)
+        query_gradient = torch.empty_like(query, dtype=exact)
+        candidate_gradient = torch.zeros_like(candidates, dtype=exact)
+        loss = torch.zeros((), dtype=exact, device=query.device)
+        with without_autocast(query.device):
+            for start in range(0, len(query), chunk_size):
+                rows = slice(start, start + chunk_size)
+                shares = share[rows, None].to(exact)
+                logits = (queries[rows] @ candidates.T).to(exact)  # [chunk, K]
+                if correction is not None:
+                    logits -= correction.to(exact)
+                logits.masked_fill_(negatives == target[rows, None], -torch.inf)
+                highest = torch.maximum(logits.amax(dim=1, keepdim=True), own[rows])
+                weights = logits.sub_(highest).exp_()
+                own_weight = (own[rows] - highest).exp()
+                total = weights.sum(dim=1, keepdim=True) + own_weight
+                loss += ((highest + total.log() - own[rows]) * shares).sum()
+                # By the logits: each candidate's probability, less 1 at the target, times the row's share.
+                slope = weights.mul_(shares / total).to(low)
+                own_slope[rows] = (own_weight / total - 1) * shares
+                query_gradient[rows] = (slope @ candidates).to(exact)
+                add_product(candidate_gradient, slope.T, queries[rows])
+        query_gradient.addcmul_(own_slope, target_rows.to(exact))
+        ctx.save_for_backward(
+            query_gradient.to(query.dtype),
+            (own_slope * queries).to(target_rows.dtype),
+            candidate_gradient.to(negative_rows.dtype),
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        found = (one * gradient.to(one.dtype) for one in ctx.saved_tensors)
+        return (*found, None, None, None, None, None)
