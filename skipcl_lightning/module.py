@@ -210,13 +210,13 @@ class SkipCLModule(TrainedModel):
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return losses["loss"]
 
-    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:
         """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
-        return {"ranks": self._evaluate(batch, self.val_metrics)}
+        return {"ranks": self._evaluate(batch, batch_idx, self.val_metrics)}
 
-    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:
         """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
-        return {"ranks": self._evaluate(batch, self.test_metrics)}
+        return {"ranks": self._evaluate(batch, batch_idx, self.test_metrics)}
 
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
         """The best next tracks of each session, as many as the largest cut-off of the metrics.
@@ -247,7 +247,7 @@ class SkipCLModule(TrainedModel):
         weight_at = getattr(self.skip_head, "weight_at", None)
         return 1.0 if weight_at is None else weight_at(self.global_step)
 
-    def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: SessionBatch, batch_idx: int, metrics: MetricCollection) -> Tensor:
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
         query, table = self.session_query(batch), self.item_table
@@ -257,6 +257,11 @@ class SkipCLModule(TrainedModel):
         )
         ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
         ranks = batch.rank_cold_last(ranks, self.num_items)
+        # Lightning computes at the end what it was once told of, and takes a millisecond a metric to be told.
+        # A run that goes on in the middle of a validation begins at a later batch.
+        untold = batch_idx == 0 or not any(
+            metric.update_called for metric in metrics.values(copy_state=False)
+        )
         metrics.update(
             ranks=ranks,
             # The metrics' threshold is 0; the batch's own may be another.
@@ -266,7 +271,8 @@ class SkipCLModule(TrainedModel):
             skip_scores=skip_scores,
             skip_mask=skip_mask,
         )
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+        if untold:
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
         return ranks
 
 

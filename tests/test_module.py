@@ -281,6 +281,15 @@ def test_evaluation_without_targets_is_refused():
         small_module().validation_step(session_batch(target=None, target_feedback=None), 0)
 
 
+def test_a_validation_that_begins_at_a_later_batch_is_logged_whole(data):
+    class Later(SkipCLModule):
+        def validation_step(self, batch, batch_idx):
+            return super().validation_step(batch, batch_idx + 3)
+
+    logged = quiet_trainer().validate(Later(SASRec(64), num_items=data.num_items), data, verbose=False)[0]
+    assert logged["val/num_listened"] + logged["val/num_skipped"] == len(data.session_ids)
+
+
 def test_it_subclasses_like_any_lightning_module(data):
     class Doubled(SkipCLModule):
         def losses(self, batch):

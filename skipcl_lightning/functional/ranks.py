@@ -1,5 +1,6 @@
 """The rank of a target among all items: what every metric is computed from."""
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -25,8 +26,10 @@ _MOST_ROWS = 4096
 _MOST_COLUMNS = 2**16
 # So many blocks of items share a bound on the error, which takes some small operations.
 _STRIPE = 32
+# Items that are looked at together where one of them is near the target; fewer take longer to add up.
+_GROUP = 256
 _MOST_OPEN = 2**16
-# One in so many scores near the target, and a product of all of them is taken.
+# One in so many scores of a query near the target, and a product of all of them is taken.
 _DENSE_SHARE = 32
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
@@ -92,7 +95,7 @@ def target_ranks(
     so only an item that comes as near to the target as that is scored anew in float64. The bound holds for D
     below 16,000. Memory is that of a block and of the pairs that are open, at most a block of float64 more
     where a table is collapsed. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU the host
-    waits up to twice a block, for how many queries and how many items are so near.
+    waits up to three times a block, for how many queries and items are so near, and once in 32 blocks.
 
     Args:
         queries: [N, D] floating point.
@@ -142,6 +145,16 @@ def target_ranks(
     return _rank(len(item_embeddings) - 1, below, (tied - 1).clamp(min=0), ties)
 
 
+def _blocks(num_items: int, width: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of items begin and end: of whole groups, as far as there are so many."""
+    width = width // _GROUP * _GROUP or width
+    whole = num_items // _GROUP * _GROUP
+    for left in range(0, whole, width):
+        yield left, min(left + width, whole)
+    for left in range(whole, num_items, width):
+        yield left, min(left + width, num_items)
+
+
 def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:
     """[N] ranks from the number of items below each target, and of others that tie with it."""
     ranks = num_items - below
@@ -169,22 +182,11 @@ def _count_catalogue(
             rows = slice(top, top + height)
             query = scale_queries(queries[rows], own[rows], unit[rows])  # [rows, D + 1]
             balance = own.new_zeros(len(query))
-            for left in range(0, len(stripe), width):
-                items = augmented[left : left + width]
+            for left, right in _blocks(len(stripe), width):
+                items = augmented[left:right]
                 part = memory[: len(query) * len(items)].view(-1, len(items))
                 torch.mm(query, items.T, out=part)  # with `out`, autocast stays away
-                # -1 for each item that is surely below, 1 for each that is surely above; 0.8 at most is
-                # open, and would take 0.36 from the sum of squares.
-                signs = part.clamp_(-1, 1).sum(dim=1).round_()
-                open_mask = ~(torch.linalg.vector_norm(part, dim=1) > (len(items) - 0.25) ** 0.5)
-                unsure = open_mask.nonzero().squeeze(1)  # few queries, in most blocks
-                if len(unsure):
-                    near = part.index_select(0, unsure)
-                    below_mask = near == -1
-                    num_below = below_mask.sum(dim=1, dtype=torch.float32)
-                    signs.index_copy_(0, unsure, len(items) - 2 * num_below)
-                    count.add_near(unsure + top, start + left, ~below_mask & (near != 1))
-                balance.add_(signs)
+                balance.add_(count.add_block(part, top, start + left))
             count.below[rows] += ((len(stripe) - balance) / 2).long()
     count.settle()
     return count.below.where(~own.isnan().squeeze(1), 0), count.tied
@@ -204,13 +206,48 @@ class _Count:
         self.open: list[tuple[Tensor, Tensor]] = []
         self.num_open = 0
 
-    def add_near(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
-        """[rows, items] bool: which of the items from ``left`` on are near each row's own score."""
-        pairs = near_mask.nonzero()
-        if len(pairs) * _DENSE_SHARE > near_mask.numel():
-            self._settle_all(rows, left, near_mask)
-            return
-        self.open.append((rows[pairs[:, 0]], pairs[:, 1:] + left))  # [pairs], [pairs, 1]
+    def add_block(self, part: Tensor, top: int, left: int) -> Tensor:
+        """Add up what is certain of a block, and note what is open.
+
+        Args:
+            part: [N, C] float32 differences from the own scores of the queries from ``top`` on, of the items
+                from ``left`` on, in units of ``error_unit``; overwritten.
+            top: The first query.
+            left: The first item.
+
+        Returns:
+            [N] float32, the items certainly above less those certainly below.
+        """
+        size = _GROUP if part.shape[1] % _GROUP == 0 else part.shape[1]
+        groups = part.clamp_(-1, 1).view(len(part), -1, size)
+        # -1 for each item that is surely below, 1 for each that is surely above; 0.8 at most is open, and
+        # would take 0.36 from the sum of squares.
+        signs = groups.sum(dim=2).round_()
+        open_mask = ~(torch.linalg.vector_norm(groups, dim=2) > (size - 0.25) ** 0.5)
+        unsure = open_mask.nonzero(as_tuple=True)  # few groups, in most blocks
+        if len(unsure[0]):
+            near = groups[unsure]  # [unsure, size]
+            below_mask = near == -1
+            signs[unsure] = size - 2 * below_mask.sum(dim=1, dtype=torch.float32)
+            self._add_near(open_mask, unsure, ~below_mask & (near != 1), top, left)
+        return signs.sum(dim=1)
+
+    def _add_near(
+        self, open_mask: Tensor, unsure: tuple[Tensor, ...], near_mask: Tensor, top: int, left: int
+    ) -> None:
+        """[N, groups] bool, where it is True [unsure] twice, and which items there are near the own score."""
+        pairs, items = near_mask.nonzero(as_tuple=True)
+        size = near_mask.shape[1]
+        width = open_mask.shape[1] * size
+        if len(pairs) * _DENSE_SHARE > width:
+            rows = open_mask.any(dim=1).nonzero().squeeze(1)
+            if len(pairs) * _DENSE_SHARE > len(rows) * width:
+                mask = near_mask.new_zeros(*open_mask.shape, size)
+                mask[unsure] = near_mask
+                self._settle_all(rows + top, left, mask[rows].flatten(1))
+                return
+        row, group = (index[pairs] for index in unsure)
+        self.open.append((row + top, (left + group * size + items)[:, None]))  # [pairs], [pairs, 1]
         self.num_open += len(pairs)
         if self.num_open > _MOST_OPEN:
             self.settle()

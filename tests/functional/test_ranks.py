@@ -1,6 +1,7 @@
 import math
 import sys
 from fractions import Fraction
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -12,6 +13,7 @@ from skipcl_lightning.functional import score_ranks, target_ranks
 from skipcl_lightning.functional.exact import compare_exactly, error_unit, full_precision, scale_queries
 
 SCORES = st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 1.0, math.inf, math.nan])
+RANKS = sys.modules["skipcl_lightning.functional.ranks"]
 TIES = ["pessimistic", "mean", "optimistic"]
 
 
@@ -74,9 +76,10 @@ def rounded_score(query, item):
     table_scale=st.sampled_from([1e-12, 1.0, 1e12]),
     ties=st.sampled_from(TIES),
     chunk_size=st.sampled_from([1, 17, 64, None]),
+    group=st.sampled_from([4, 5, 256]),
 )
 def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(
-    seed, spread, scale, table_scale, ties, chunk_size
+    seed, spread, scale, table_scale, ties, chunk_size, group
 ):
     generator = torch.Generator().manual_seed(seed)
     # Rows about as far apart as a float32 product is off, some of them equal.
@@ -88,13 +91,37 @@ def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(
     queries, table = scale * queries, table_scale * table
     target = torch.tensor([10, 20, 3, 39])
     exclude = torch.randint(0, 40, (4, 6), generator=generator)
-    ranks = target_ranks(queries, table, target, exclude=exclude, ties=ties, chunk_size=chunk_size).tolist()
+    with mock.patch.object(RANKS, "_GROUP", group):
+        ranks = target_ranks(queries, table, target, exclude=exclude, ties=ties, chunk_size=chunk_size)
+    ranks = ranks.tolist()
     for n in range(4):
         left_out = set(exclude[n].tolist()) - {int(target[n])}
         scores = [
             -math.inf if item in left_out else rounded_score(queries[n], table[item]) for item in range(40)
         ]
         assert ranks[n] == slow_rank(scores[1:], int(target[n]) - 1, ties)
+
+
+@pytest.mark.parametrize("columns", [256, 700, 2048])
+@pytest.mark.parametrize("many_ties", [False, True])
+def test_ranks_among_many_items_are_those_of_their_scores(columns, many_ties):
+    generator = torch.Generator().manual_seed(0)
+    if many_ties:
+        table = torch.randint(-2, 3, (2701, 16), generator=generator).float()
+        queries = torch.randint(-2, 3, (40, 16), generator=generator).float()
+    else:
+        # So many dimensions that some scores are near some targets, in some of the groups.
+        table, queries = (
+            torch.randn(2701, 300, generator=generator),
+            torch.randn(40, 300, generator=generator),
+        )
+        table[7::97] = table[7].clone()
+    target = torch.randint(1, 2701, (40,), generator=generator)
+    target[:5] = 7
+    scores = (queries.double() @ table[1:].double().T).float()
+    for ties in TIES:
+        ranks = target_ranks(queries, table, target, ties=ties, chunk_size=40 * columns)
+        assert torch.equal(ranks, score_ranks(scores, target - 1, ties=ties))
 
 
 def test_a_row_that_is_not_finite_does_not_blur_its_neighbours():
@@ -255,7 +282,7 @@ def test_what_is_settled_on_the_way_counts_as_what_is_settled_at_the_end(monkeyp
     for ties in TIES:
         expected = target_ranks(queries, table, target, ties=ties)
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["skipcl_lightning.functional.ranks"], "_MOST_OPEN", 3)
+            patch.setattr(RANKS, "_MOST_OPEN", 3)
             assert torch.equal(target_ranks(queries, table, target, ties=ties, chunk_size=5000), expected)
     assert len(expected.unique()) > 20
 
@@ -263,7 +290,7 @@ def test_what_is_settled_on_the_way_counts_as_what_is_settled_at_the_end(monkeyp
 @hypothesis.given(
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([1e-30, 1e-18, 1.0, 1e15]),
-    table_scale=st.sampled_from([1e-19, 1.0, 1e18, 1e29]),
+    table_scale=st.sampled_from([1e-19, 1e-10, 1.0, 1e14, 1e18, 1e29]),
     longest=st.sampled_from([1.0, 1e4]),
 )
 def test_differences_are_off_by_less_than_they_are_said_to_be(seed, scale, table_scale, longest):
@@ -295,6 +322,6 @@ def test_many_targets_without_a_score_take_no_product_of_their_own(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("settled pair by pair")
 
-    monkeypatch.setattr(sys.modules["skipcl_lightning.functional.ranks"]._Count, "add_near", refuse)
+    monkeypatch.setattr(RANKS._Count, "_add_near", refuse)
     queries = torch.full((5, 3), math.nan)
     assert target_ranks(queries, torch.randn(30, 3), torch.arange(1, 6)).tolist() == [29] * 5
