@@ -1,9 +1,14 @@
-"""Wrap a backbone of your own, with no base class of ours: train it, test it, load it again."""
+"""Wrap a backbone of your own, with no base class of ours: train it, test it, load it again.
+
+python examples/custom_backbone.py
+python examples/custom_backbone.py --smoke true           # seconds
+"""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
@@ -31,27 +36,65 @@ class GatedMemory(nn.Module):
         return output
 
 
-def main() -> None:
-    """Train on simulated sessions."""
-    seed_everything(0)
-    data = SessionDataModule(simulate_sessions(1000, num_items=200), batch_size=128, max_length=20)
-    module = SkipCLModule(
-        GatedMemory(32),
-        SkipInfoNCE(weight=0.3),
-        num_items=data.num_items,
-        embedding_size=32,
-        learning_rate=5e-3,
+def train_custom_backbone(
+    *,
+    sessions: int = 1000,
+    items: int = 200,
+    epochs: int = 5,
+    batch_size: int = 128,
+    embedding_size: int = 32,
+    weight: float = 0.3,
+    learning_rate: float = 0.005,
+    accelerator: str = "auto",
+    seed: int = 0,
+    smoke: bool = False,
+) -> None:
+    """Train a backbone of one's own on simulated sessions, test it, load it again and recommend.
+
+    Args:
+        sessions: Simulated sessions.
+        items: Simulated tracks.
+        epochs: Epochs of training.
+        batch_size: Sessions in a batch.
+        embedding_size: The size of the item embeddings.
+        weight: λ, the weight of the skip-contrastive loss.
+        learning_rate: AdamW's.
+        accelerator: Lightning's.
+        seed: Of simulation, initialisation and shuffling.
+        smoke: Only see that all works: few sessions, one epoch.
+    """
+    if smoke:
+        sessions, items, epochs, embedding_size = 60, 40, 1, 8
+    seed_everything(seed)
+    data = SessionDataModule(
+        simulate_sessions(sessions, num_items=items, num_moods=8, seed=seed),
+        batch_size=batch_size,
+        max_length=20,
     )
-    trainer = Trainer(max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False)
+    module = SkipCLModule(
+        GatedMemory(embedding_size),
+        SkipInfoNCE(weight=weight),
+        num_items=data.num_items,
+        embedding_size=embedding_size,
+        learning_rate=learning_rate,
+    )
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+    )
     trainer.fit(module, data)
     trainer.test(module, data)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.ckpt"
         trainer.save_checkpoint(path)
         # The checkpoint holds the weights, but not the code: a backbone of your own is passed again.
-        recommender = Recommender.from_checkpoint(path, backbone=GatedMemory(32))
+        recommender = Recommender.from_checkpoint(path, backbone=GatedMemory(embedding_size))
     print(recommender.recommend([data.vocabulary.ids[:5]], top_k=5))
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(train_custom_backbone, as_positional=False)

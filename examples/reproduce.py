@@ -3,6 +3,7 @@
 python examples/reproduce.py ml-1m ml-1m/ratings.dat
 python examples/reproduce.py beauty beauty.txt --models [SASRec,BERT4Rec] --accelerator gpu
 python examples/reproduce.py ml-100k ml-100k/u.data --jobs 2
+python examples/reproduce.py ml-1m --smoke true           # seconds, on a simulated file
 
 The protocol: each user's last item is held out for test and the one before for validation; the target is
 ranked among the whole catalogue less what the user has seen; users and items of fewer than 5 rows are left
@@ -19,17 +20,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 import torch
 from configurations import CONFIGURATIONS, EMBEDDING_SIZE, fits
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from smoke_data import write_interactions
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.data import SessionDataModule, read_movielens
@@ -140,6 +142,7 @@ def reproduce(
     learning_rate: float = 0.001,
     accelerator: str = "auto",
     jobs: int = 1,
+    smoke: bool = False,
 ) -> None:
     """Train models on a data set and print them beside the baselines and the published figures.
 
@@ -153,7 +156,10 @@ def reproduce(
         learning_rate: AdamW's.
         accelerator: Lightning's.
         jobs: Runs at once, each in a process with its share of the cores.
+        smoke: Only see that all works: one epoch of one model, on a simulated file where none is given.
     """
+    if smoke:
+        models, seeds, epochs = models[:1] or ["SASRec"], 1, 1
     unknown = sorted(set(models) - set(CONFIGURATIONS))
     if unknown:
         raise ValueError(f"`models` must be among {', '.join(CONFIGURATIONS)}, got {', '.join(unknown)}.")
@@ -244,5 +250,19 @@ def describe_order(results: dict[str, list[dict[str, float]]]) -> str:
     return f"The usual order holds: {expected}." if not wrong else f"Not {expected}: {'; '.join(wrong)}."
 
 
+def main() -> None:
+    """Read the settings from the command line, train and compare."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=get_args(Dataset), help="which data set the file is")
+    parser.add_argument("path", nargs="?", type=Path, help="its usual file")
+    parser.add_function_arguments(reproduce, skip={"dataset", "path"})
+    settings = parser.parse_args().as_dict()
+    dataset, path = settings.pop("dataset"), settings.pop("path")
+    if path is None and not settings["smoke"]:
+        parser.error("`path` must name the data set's file, got none. Give it, or `--smoke true`.")
+    with tempfile.TemporaryDirectory() as folder:
+        reproduce(dataset, path or write_interactions(Path(folder), dataset), **settings)
+
+
 if __name__ == "__main__":
-    auto_cli(reproduce)
+    main()

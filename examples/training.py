@@ -31,6 +31,7 @@ def train(
     learning_rate: float = 0.003,
     accelerator: str = "auto",
     seed: int = 0,
+    smoke: bool = False,
 ) -> Path:
     """Train SASRec with the skip-contrastive head, test it, and recommend for one session.
 
@@ -50,10 +51,13 @@ def train(
         learning_rate: AdamW's.
         accelerator: Lightning's.
         seed: Of initialisation and shuffling.
+        smoke: Only see that all works: one epoch of a small model, on simulated files where none are given.
 
     Returns:
         The best checkpoint by NDCG@20 on validation.
     """
+    if smoke:
+        epochs, embedding_size = 1, 8
     seed_everything(seed)
     data = SessionDataModule(
         log,

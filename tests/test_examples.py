@@ -1,22 +1,26 @@
-import json
+import functools
+import importlib
 import os
+import re
+import runpy
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
-from skipcl_lightning.data import simulate_sessions
+from skipcl_lightning.functional import skip_info_nce
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 SHARED = Path(os.environ.get("SKIPCL_DATA", ROOT.parent / "shared" / "data"))
 
 
 def run_example(name, *arguments, folder):
     run = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -35,57 +39,28 @@ def assert_trained(output, folder):
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def write_mssd(path):
-    """A simulated log in the Music Streaming Sessions format, in the case of booleans that pandas writes."""
-    log = simulate_sessions(60, num_items=30, num_moods=3).collect()
-    skipped = pl.col("feedback") < 0
-    position = pl.int_range(1, pl.len() + 1).over("session_id")
-    flags = {
-        "skip_1": pl.col("feedback") < -0.7,
-        "skip_2": skipped,
-        "skip_3": skipped,
-        "not_skipped": ~skipped,
-    }
-    log.select(
-        pl.col("session_id"),
-        position.alias("session_position"),
-        pl.len().over("session_id").alias("session_length"),
-        pl.col("item_id").alias("track_id_clean"),
-        *(flag.cast(pl.String).str.to_titlecase().alias(name) for name, flag in flags.items()),
-    ).write_csv(path)
+@pytest.fixture
+def examples(monkeypatch):
+    """Imports an example by its name, as the scripts import each other."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
 
 
-def write_history(path):
-    """A simulated listener, a session a day, in the extended format."""
-    rows = []
-    for number, session in enumerate(
-        simulate_sessions(60, num_items=30, num_moods=3).collect().partition_by("session_id")
-    ):
-        end = datetime(2024, 1, 1, 12, tzinfo=UTC) + timedelta(days=number)
-        for item, feedback in session.select("item_id", "feedback").iter_rows():
-            end += timedelta(minutes=3)
-            rows.append(
-                {
-                    "ts": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                    "ms_played": 20_000 if feedback < 0 else 170_000,
-                    "spotify_track_uri": f"spotify:track:{item}",
-                    "skipped": feedback < 0,
-                    "reason_end": "fwdbtn" if feedback < 0 else "trackdone",
-                }
-            )
-    path.write_text(json.dumps(rows), encoding="utf-8")
+def run_here(name, *arguments, monkeypatch, folder):
+    """Runs a script in this process, which has imported already what takes longest."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.chdir(folder)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 def test_training_on_a_streaming_sessions_log_runs_end_to_end(tmp_path):
-    write_mssd(tmp_path / "log.csv")
-    output = run_example("train_mssd.py", "log.csv", "--epochs", 1, "--output", "out", folder=tmp_path)
+    output = run_example("train_mssd.py", "--smoke", "true", "--output", "out", folder=tmp_path)
     assert_trained(output, tmp_path / "out")
 
 
 def test_training_on_a_streaming_history_runs_end_to_end(tmp_path):
-    (tmp_path / "export").mkdir()
-    write_history(tmp_path / "export" / "Streaming_History_Audio_0.json")
-    arguments = ["export", "--skip_rule", "fwdbtn", "--epochs", 1, "--output", "out"]
+    arguments = ["--smoke", "true", "--skip_rule", "fwdbtn", "--output", "out"]
     output = run_example("train_streaming_history.py", *arguments, folder=tmp_path)
     assert_trained(output, tmp_path / "out")
     assert "spotify:track:" in output
@@ -103,31 +78,83 @@ def test_training_on_real_logs_runs_end_to_end(script, source, tmp_path):
     assert_trained(output, tmp_path / "out")
 
 
-def test_a_backbone_of_ones_own_trains_and_recommends(tmp_path):
-    output = run_example("custom_backbone.py", folder=tmp_path)
+def test_a_backbone_of_ones_own_trains_and_recommends(tmp_path, monkeypatch, capsys):
+    run_here("custom_backbone.py", "--smoke", "true", monkeypatch=monkeypatch, folder=tmp_path)
+    output = capsys.readouterr().out
     assert "test/hit_rate@10" in output
     assert "track-" in output
 
 
-def write_interactions(folder, dataset):
-    """A simulated log in the usual file of a public data set; a session is a user, a track an item."""
-    log = simulate_sessions(60, num_items=30, num_moods=3).collect()
-    rows = log.select("session_id", pl.col("item_id").str.strip_prefix("track-"), "position").rows()
-    forms = {
-        "ml-100k": ("u.data", "{0}\t{1}\t3\t{2}"),
-        "ml-1m": ("ratings.dat", "{0}::{1}::3::{2}"),
-        "beauty": ("beauty.txt", "{0} {1}"),
-    }
-    name, form = forms[dataset]
-    (folder / name).write_text("\n".join(form.format(*row) for row in rows) + "\n", encoding="utf-8")
-    return name
+def test_metrics_alone_serve_a_foreign_project(tmp_path, monkeypatch, capsys, examples):
+    run_here("metrics_only.py", "--smoke", "true", monkeypatch=monkeypatch, folder=tmp_path)
+    assert "test/skip_rank_percentile" in capsys.readouterr().out
+    tested = examples("metrics_only").use_metrics_only(pairs=3000, items=30, epochs=5, accelerator="cpu")
+    # What is listened to comes from three tracks, what is skipped from anywhere.
+    assert tested["test/hit_rate@10"] > 0.9
+    assert abs(tested["test/skip_rank_percentile"] - 0.5) < 0.1
 
 
-def test_figures_are_reproduced_beside_the_published_ones(tmp_path):
-    name = write_interactions(tmp_path, "ml-1m")
+@pytest.mark.parametrize("model", ["plain", "rectools", "replay", "hugging_face"])
+def test_three_lines_give_a_foreign_module_the_skip_head(model, tmp_path, monkeypatch, capsys):
+    arguments = ["--model", model, "--smoke", "true"]
+    run_here("custom_module.py", *arguments, monkeypatch=monkeypatch, folder=tmp_path)
+    assert "test/skip_hit_rate@10" in capsys.readouterr().out
+
+
+def foreign_module(examples, model, weight=0.5):
+    torch.manual_seed(0)
+    custom, log = examples("custom_module"), examples("smoke_data").simulate()
+    kind, make_model = custom.MODELS[model]
+    batch = custom.pad_sessions(log.filter(pl.col("position") < 17), kind.padding)
+    module = kind(make_model(int(batch[0].max()), 8), weight=weight, learning_rate=0.01).eval()
+    return module, batch
+
+
+@pytest.mark.parametrize("model", ["plain", "rectools", "replay", "hugging_face"])
+def test_the_skip_loss_of_a_foreign_module_is_that_of_its_right_padded_sessions(model, examples):
+    module, (items, feedback) = foreign_module(examples, model)
+    padding = {"plain": "right", "rectools": "left", "replay": "left", "hugging_face": "right"}[model]
+    assert (items == 0).any(dim=1).all()
+    assert (items[:, -1 if padding == "right" else 0] == 0).all()
+    query, table = module.encode(items)
+    assert (table[0] == 0).all()
+    if padding == "left":
+        shift = (items == 0).sum(dim=1, keepdim=True)
+        place = (torch.arange(items.shape[1]) + shift) % items.shape[1]
+        right_items, right_feedback = items.gather(1, place), feedback.gather(1, place)
+        query = query.gather(1, place[..., None].expand_as(query))
+    else:
+        right_items, right_feedback = items, feedback
+    expected = skip_info_nce(
+        query, table[right_items], right_items, right_feedback, negatives="session", temperature=0.1
+    )
+    assert expected > 0
+    torch.testing.assert_close(module.losses(items, feedback)[1], expected)
+
+
+@pytest.mark.parametrize("model", ["plain", "rectools", "replay", "hugging_face"])
+def test_without_weight_a_foreign_module_has_its_own_loss_and_with_it_all_learns(model, examples):
+    module, batch = foreign_module(examples, model, weight=0.0)
+    own, skip_loss = module.losses(*batch)
+    module.log_dict = lambda *arguments, **settings: None
+    assert module.training_step(batch, 0) == own
+    skip_loss.backward()
+    # The decoder is given embeddings, and has no use for its own table of tokens.
+    learned = {name: p for name, p in module.named_parameters() if p.dim() > 1 and ".wte." not in name}
+    assert all(p.grad is not None and p.grad.any() for p in learned.values())
+
+
+def test_a_missing_extra_of_a_foreign_model_is_named(monkeypatch, examples):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "\.\[hf\]"'):
+        examples("foreign_models").make_decoder(8)
+
+
+def test_figures_are_reproduced_beside_the_published_ones(tmp_path, examples):
+    path = examples("smoke_data").write_interactions(tmp_path, "ml-1m")
     arguments = ["--models", "[SASRec,BERT4Rec]", "--seeds", 2, "--epochs", 1, "--jobs", 2]
-    output = run_example("reproduce.py", "ml-1m", name, *arguments, folder=tmp_path)
-    rows = len((tmp_path / name).read_text(encoding="utf-8").splitlines())
+    output = run_example("reproduce.py", "ml-1m", path, *arguments, folder=tmp_path)
+    rows = len(path.read_text(encoding="utf-8").splitlines())
     assert f"Kept {rows} rows of 60 sessions and 30 items" in output
     for row in ("Popularity", "Markov", "SASRec", "BERT4Rec"):
         assert f"│ {row} " in output
@@ -137,31 +164,64 @@ def test_figures_are_reproduced_beside_the_published_ones(tmp_path):
     assert "SASRec, seed 1: hit_rate@10 0." in output
 
 
-@pytest.mark.parametrize("dataset", ["ml-100k", "beauty"])
-def test_other_public_data_sets_are_read_from_their_usual_files(dataset, tmp_path):
-    name = write_interactions(tmp_path, dataset)
-    arguments = [dataset, name, "--models", "[GRU4Rec]", "--seeds", 1, "--epochs", 1]
-    output = run_example("reproduce.py", *arguments, folder=tmp_path)
-    rows = len((tmp_path / name).read_text(encoding="utf-8").splitlines())
-    assert f"Kept {rows} rows of 60 sessions and 30 items" in output
-    assert "│ GRU4Rec " in output
+@pytest.mark.parametrize("dataset", ["ml-100k", "ml-1m", "beauty"])
+def test_public_data_sets_are_read_from_their_usual_files(dataset, tmp_path, examples):
+    path = examples("smoke_data").write_interactions(tmp_path, dataset)
+    data = examples("reproduce").make_data(dataset, path, batch_size=8)
+    log = examples("smoke_data").simulate()
+    assert (len(data.session_ids), data.num_items) == (60, 30)
+    assert data.drop_report.rows_kept == len(log)
+    assert "0.0 % skipped" in str(data.drop_report)
 
 
-@pytest.mark.parametrize("name", ["train_mssd.py", "train_streaming_history.py"])
-def test_the_examples_explain_their_settings(name, tmp_path):
-    output = run_example(name, "--help", folder=tmp_path)
-    assert "--weight" in output
-    assert "the weight of the skip-contrastive loss" in output
+def test_the_smoke_mode_of_a_reproduction_needs_no_file(examples, monkeypatch):
+    module, asked = examples("reproduce"), []
+
+    @functools.wraps(module.reproduce)
+    def remember(dataset, path, **settings):
+        asked.append((dataset, path.is_file(), settings["smoke"]))
+
+    monkeypatch.setattr(module, "reproduce", remember)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "beauty", "--smoke", "true"])
+    module.main()
+    assert asked == [("beauty", True, True)]
 
 
-def test_a_configuration_that_is_not_there_is_named(tmp_path):
-    name = write_interactions(tmp_path, "beauty")
-    run = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, str(ROOT / "examples/reproduce.py"), "beauty", name, "--models", "[SASRek]"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert "`models` must be among GRU4Rec, Caser" in run.stderr
-    assert "got SASRek" in run.stderr
+SCRIPTS = sorted(
+    path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_explains_its_settings_and_has_a_smoke_mode(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_here(name, "--help", monkeypatch=monkeypatch, folder=EXAMPLES)
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--smoke" in text
+    _, *settings = re.split(r"^  --", text, flags=re.MULTILINE)
+    assert len(settings) > 5
+    for setting in settings:
+        option, _, explained = setting.partition(" ")
+        # What it is stands before its type and its default.
+        assert re.search(r"[a-z]{3,} [^()]*\(|[a-z]{3,}.*[.`]", explained.split("(type:")[0] + "("), option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train_mssd.py"], "`paths` must name logs, got none"),
+        (["train_streaming_history.py"], "`folder` must name an export, got none"),
+        (["reproduce.py", "ml-1m"], "`path` must name the data set's file, got none"),
+    ],
+)
+def test_what_is_read_must_be_named(arguments, message, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        run_here(*arguments, monkeypatch=monkeypatch, folder=tmp_path)
+    assert message in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path, examples):
+    path = examples("smoke_data").write_interactions(tmp_path, "beauty")
+    with pytest.raises(ValueError, match=r"`models` must be among GRU4Rec, Caser.*got SASRek"):
+        examples("reproduce").reproduce("beauty", path, models=["SASRek"])

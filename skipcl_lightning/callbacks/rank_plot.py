@@ -181,7 +181,7 @@ class RankPlot(Callback):
 
     def _publish(self, trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
         rows = [
-            frame.select(pl.col("rank").repeat_by(column).explode().drop_nulls()).with_columns(
+            frame.select(pl.col("rank").repeat_by(column).explode(empty_as_null=False)).with_columns(
                 skipped=pl.lit(column == "skipped")
             )
             for column in ("listened", "skipped")

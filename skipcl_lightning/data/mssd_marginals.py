@@ -128,4 +128,4 @@ def draw_ids(random: np.random.Generator, count: int) -> pl.Series:
     digits = np.frombuffer(numbers.tobytes().hex().encode(), dtype=np.uint8).reshape(count, 32)
     text = np.insert(digits, [8, 12, 16, 20], ord("-"), axis=1)  # [count, 36]
     lines = np.insert(text, 36, ord("\n"), axis=1).tobytes().decode().rstrip("\n")
-    return pl.Series("id", [lines]).str.split("\n").explode()
+    return pl.Series("id", [lines]).str.split("\n").explode(empty_as_null=False)

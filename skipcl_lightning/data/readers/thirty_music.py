@@ -73,7 +73,9 @@ def _scan(file: Path) -> pl.LazyFrame:
     if file.suffix == ".parquet":
         table = scan_parquet(file, _COLUMNS, ["play_ratio"])
         return table.select(pl.col(_COLUMNS).cast(pl.Int64), pl.col("play_ratio").cast(pl.Float64))
-    return parse_lines(file, _parse_session, pl.List(_PLAY)).explode("line").unnest("line")
+    return (
+        parse_lines(file, _parse_session, pl.List(_PLAY)).explode("line", empty_as_null=False).unnest("line")
+    )
 
 
 def _parse_session(line: str) -> list[dict[str, Any]]:
