@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
 from skipcl_lightning.functional.softmax import full_softmax_loss
 
@@ -16,6 +18,8 @@ __all__ = ["add_product", "chunked_softmax_loss", "normalised_weights"]
 # number in a chunk would read the table too often.
 _CPU_CHUNK = (1 << 22, 64)
 _DEVICE_CHUNK = (1 << 26, 256)
+# e^-60: what is e^-27 of the largest exponential is then still a normal number of float32.
+_LEAST_TOTAL = 1e-26
 
 
 def chunked_softmax_loss(
@@ -84,39 +88,16 @@ class _ChunkedSoftmax(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, table: Tensor, target: Tensor, share: Tensor, chunk_size: int
     ) -> Tensor:
-        low = autocast_dtype(query)
-        exact = torch.promote_types(low, torch.float32)
-        # Once, and not in each chunk.
-        queries, items = query.to(low), table.to(low)
-        wants_query, wants_table = ctx.needs_input_grad[:2]
-        query_gradient = torch.empty_like(query) if wants_query else None
-        table_gradient = torch.zeros_like(table, dtype=exact) if wants_table else None
-        loss = torch.zeros((), dtype=exact, device=query.device)
+        sums = _Sums(query, table, target, share, *ctx.needs_input_grad[:2])
         with without_autocast(query.device):
+            # Whether a bound will do is known by values, for which an accelerator's host would have to wait.
+            by_bound = _ByBound(sums, chunk_size) if query.device.type == "cpu" and sums.is_exact else None
             for start in range(0, len(query), chunk_size):
                 rows = slice(start, start + chunk_size)
-                shares = share[rows, None].to(exact)
-                logits = (queries[rows] @ items.T).to(exact)
-                # Padding is no candidate.
-                logits[:, 0] = -torch.inf
-                log_probability = torch.log_softmax(logits, dim=1)
-                place = target[rows, None]
-                loss -= (log_probability.gather(1, place) * shares).sum()
-                if not (wants_query or wants_table):
-                    continue
-                # By the logits: each row's probabilities, less 1 at its target, times its share.
-                slope = (
-                    log_probability.exp_().scatter_add_(1, place, torch.full_like(shares, -1)).mul_(shares)
-                )
-                slope = slope.to(low)
-                if query_gradient is not None:
-                    query_gradient[rows] = slope @ items
-                if table_gradient is not None:
-                    add_product(table_gradient, slope.T, queries[rows])
-        ctx.save_for_backward(
-            query_gradient, None if table_gradient is None else table_gradient.to(table.dtype)
-        )
-        return loss
+                if by_bound is None or not by_bound.add(rows):
+                    _add_by_maximum(sums, rows)
+        ctx.save_for_backward(*sums.gradients())
+        return sums.loss
 
     @staticmethod
     @once_differentiable
@@ -126,6 +107,95 @@ class _ChunkedSoftmax(torch.autograd.Function):
             None if found is None else found * gradient.to(found.dtype) for found in ctx.saved_tensors
         )
         return query_gradient, table_gradient, None, None, None
+
+
+class _Sums:
+    """What the chunks add up to, and what they are made from in the precision of products."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        table: Tensor,
+        target: Tensor,
+        share: Tensor,
+        wants_query: bool,
+        wants_table: bool,
+    ) -> None:
+        low = autocast_dtype(query)
+        self.exact = torch.promote_types(low, torch.float32)
+        self.is_exact = low == self.exact
+        # Once, and not in each chunk.
+        self.queries, self.items = query.to(low), table.to(low)
+        self.target, self.share = target, share.to(self.exact)
+        self.dtype = table.dtype
+        self.query_gradient = torch.empty_like(query) if wants_query else None
+        self.table_gradient = torch.zeros_like(table, dtype=self.exact) if wants_table else None
+        self.loss = torch.zeros((), dtype=self.exact, device=query.device)
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """[N, D] and [V + 1, D] in the dtypes of what they are the gradients of."""
+        table_gradient = None if self.table_gradient is None else self.table_gradient.to(self.dtype)
+        return self.query_gradient, table_gradient
+
+
+def _add_by_maximum(sums: _Sums, rows: slice) -> None:
+    """Add a chunk whose logits are taken less their largest: the formula as it is written."""
+    queries, place, shares = sums.queries[rows], sums.target[rows, None], sums.share[rows, None]
+    logits = (queries @ sums.items.T).to(sums.exact)
+    # Padding is no candidate.
+    logits[:, 0] = -torch.inf
+    log_probability = torch.log_softmax(logits, dim=1)
+    sums.loss -= (log_probability.gather(1, place) * shares).sum()
+    if sums.query_gradient is None and sums.table_gradient is None:
+        return
+    # By the logits: each row's probabilities, less 1 at its target, times its share.
+    slope = log_probability.exp_().scatter_add_(1, place, torch.full_like(shares, -1)).mul_(shares)
+    slope = slope.to(queries.dtype)
+    if sums.query_gradient is not None:
+        sums.query_gradient[rows] = slope @ sums.items
+    if sums.table_gradient is not None:
+        add_product(sums.table_gradient, slope.T, queries)
+
+
+class _ByBound:
+    """Adds chunks whose logits are taken less a bound that is known before them, |q| · max |e|.
+
+    The exponential is then all that is done to each logit: a column of ones behind the items has the bound
+    subtracted by one product, and the exponentials summed by another; what scales a row is applied to its
+    query.
+    """
+
+    def __init__(self, sums: _Sums, chunk_size: int) -> None:
+        self.sums = sums
+        self.items = F.pad(sums.items, (0, 1), value=1.0)  # [V + 1, D + 1]
+        longest = sums.items[PADDING_INDEX + 1 :].norm(dim=1).max()
+        self.bound = sums.queries.norm(dim=1, keepdim=True) * longest  # [N, 1]
+        self.memory = sums.queries.new_empty(min(chunk_size, len(sums.queries)) * len(self.items))
+
+    def add(self, rows: slice) -> bool:
+        """False, and nothing is added, where the bound is so far above the logits that digits are lost."""
+        sums = self.sums
+        queries, bound, shares = sums.queries[rows], self.bound[rows], sums.share[rows, None]
+        weights = self.memory[: len(queries) * len(self.items)].view(len(queries), -1)
+        torch.mm(torch.cat([queries, -bound], dim=1), self.items.T, out=weights)
+        weights.exp_()
+        # Padding is no candidate.
+        weights[:, PADDING_INDEX] = 0
+        products = weights @ self.items
+        total = products[:, -1:]
+        if not bool((total > _LEAST_TOTAL).all()):
+            return False
+        target = sums.target[rows]
+        own = sums.items[target]
+        logits = (queries * own).sum(dim=1, keepdim=True)
+        sums.loss += ((bound + total.log() - logits) * shares).sum()
+        factor = shares / total
+        if sums.query_gradient is not None:
+            sums.query_gradient[rows] = products[:, :-1] * factor - own * shares
+        if sums.table_gradient is not None:
+            sums.table_gradient.addmm_(weights.T, queries * factor)
+            sums.table_gradient.index_add_(0, target, queries * -shares)
+        return True
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

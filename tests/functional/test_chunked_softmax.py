@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,6 +45,36 @@ def test_it_is_the_plain_loss_and_its_gradient(num_queries, num_items, chunk_siz
     loss = chunked_softmax_loss(query, table, target, weight if weighted else None, chunk_size=chunk_size)
     for found, right in zip(gradients(loss, query, table), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1.0, 4.0, 12.0])
+@pytest.mark.parametrize("by_bound", [True, False])
+def test_float32_is_right_to_a_hundred_thousandth_either_way(length, by_bound, monkeypatch):
+    query, table, target, weight = inputs(50, 400, size=16, seed=1)
+    with torch.no_grad():
+        query *= 2
+        table *= length / 4
+    expected = gradients(plain(query, table, target, weight), query, table)
+    if not by_bound:
+        monkeypatch.setattr(sys.modules["skipcl_lightning.functional.chunked_softmax"], "_LEAST_TOTAL", 1e30)
+    single = [tensor.detach().float().requires_grad_() for tensor in (query, table)]
+    found = gradients(chunked_softmax_loss(*single, target, weight.float(), chunk_size=9), *single)
+    for one, right in zip(found, expected, strict=True):
+        assert (one.double() - right).abs().max() < 1e-5 * right.abs().max()
+
+
+def test_a_bound_far_above_the_logits_costs_no_digits():
+    query, table, target, weight = inputs(6, dtype=torch.float32)
+    with torch.no_grad():
+        query[:, 0] = 0
+        query[3] *= 0.01
+        table[5] = torch.tensor([5000.0, 0.0, 0.0])  # long, and at a right angle to all queries
+    exact = [tensor.detach().double().requires_grad_() for tensor in (query, table)]
+    expected = gradients(plain(*exact, target, weight.double()), *exact)
+    for chunk_size in (1, 4):
+        loss = chunked_softmax_loss(query, table, target, weight, chunk_size=chunk_size)
+        for one, right in zip(gradients(loss, query, table), expected, strict=True):
+            torch.testing.assert_close(one.double(), right, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_loss():
