@@ -206,8 +206,10 @@ class SkipCLModule(TrainedModel):
             A scalar.
         """
         losses = self.losses(batch)
+        # Lightning copies what a bar is to show to the host in every step, even where there is no bar.
+        has_bar = self.trainer.progress_bar_callback is not None
         for name, value in losses.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
+            self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
         return losses["loss"]
 
     def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """How the weights of a session model are updated."""
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from skipcl_lightning.optimizers import clip_gradients_by_norm, make_adamw
@@ -42,7 +44,7 @@ class TrainedModel(SessionModel):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping, for a sparse item table too.
+        """Lightning's clipping, for a sparse item table and for a fused optimizer in bfloat16 too.
 
         Args:
             optimizer: The optimizer.
@@ -53,7 +55,13 @@ class TrainedModel(SessionModel):
             ValueError: Gradients of a sparse table are to be clipped by value.
         """
         if not self.item_embedding.sparse or not gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            plugin = self.trainer.precision_plugin
+            if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+                # Lightning refuses a fused optimizer here, as if there were a scale that it undoes later.
+                algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+                Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+            else:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
             raise ValueError(
                 "`gradient_clip_algorithm` must be 'norm' beside `sparse_item_table`, got 'value'. Leave it "

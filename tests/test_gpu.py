@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import BACKBONES, SASRec
@@ -24,7 +27,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_a_whole_run_on_the_device_gives_finite_losses_and_the_cpus_recommendations(precision):
     seed_everything(0, verbose=False)
     data = SessionDataModule(
@@ -146,4 +149,101 @@ def test_the_host_waits_for_nothing_in_a_step(loss):
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert module.item_embedding.weight.isfinite().all()
+
+
+class HostCopies(Callback):
+    """Counts what is copied to the host from the third step of a run to the eighth."""
+
+    def __init__(self):
+        self.profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        )
+        self.names = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            self.profile.start()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 8:
+            torch.cuda.synchronize()
+            self.profile.stop()
+            self.names = [event.name for event in self.profile.events()]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16)])
+def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, tmp_path):
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(
+        simulate_sessions(320, num_items=50, num_moods=5), batch_size=32, max_length=20, pin_memory=True
+    )
+    module = SkipCLModule(
+        SASRec(16, max_length=20),
+        SkipInfoNCE(),
+        num_items=data.num_items,
+        embedding_size=16,
+        next_item_loss=loss(),
+    )
+    copies = HostCopies()
+    Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision=precision,
+        max_steps=9,
+        gradient_clip_val=1.0,
+        log_every_n_steps=50,
+        limit_val_batches=0,
+        logger=CSVLogger(tmp_path),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[copies],
+    ).fit(module, data)
+    assert any("HtoD" in name for name in copies.names)  # the batches: the trace sees copies
+    assert not [name for name in copies.names if "DtoH" in name]
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_a_compiled_step_has_the_losses_of_a_plain_one(mode):
+    torch.manual_seed(0)
+    plain = SkipCLModule(
+        SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=100, embedding_size=16
+    ).cuda()
+    compiled = copy.deepcopy(plain)
+    compiled.part_losses = torch.compile(
+        compiled.part_losses, mode=mode, fullgraph=True, dynamic=mode is None
+    )
+    for _ in range(3):
+        items = torch.randint(1, 101, (32, 20))
+        batch = SessionBatch(items, torch.where(torch.rand(32, 20) < 0.4, -1.0, 1.0)).to("cuda")
+        gradients = []
+        for module in (plain, compiled):
+            module.zero_grad()
+            module.losses(batch)["loss"].backward()
+            gradients.append({name: one.grad.clone() for name, one in module.named_parameters()})
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_half_precision_can_be_clipped_by_norm():
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(simulate_sessions(64, num_items=50, num_moods=5), batch_size=32, max_length=20)
+    module = SkipCLModule(
+        SASRec(16, max_length=20), SkipInfoNCE(), num_items=data.num_items, embedding_size=16
+    )
+    trainer = Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision="16-mixed",
+        gradient_clip_val=1.0,
+        max_steps=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
     assert module.item_embedding.weight.isfinite().all()

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.chunked_softmax import add_product, normalised_weights
-from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
+from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
 from skipcl_lightning.functional.softmax import sampled_softmax_loss
 
 __all__ = ["chunked_sampled_softmax_loss"]
@@ -121,6 +121,7 @@ class _SampledSoftmax(torch.autograd.Function):
         query_gradient = torch.empty_like(query, dtype=exact)
         candidate_gradient = torch.zeros_like(candidates, dtype=exact)
         loss = torch.zeros((), dtype=exact, device=query.device)
+        of_slope, of_query = softmax_scales(low)
         with without_autocast(query.device):
             for start in range(0, len(query), chunk_size):
                 rows = slice(start, start + chunk_size)
@@ -134,22 +135,21 @@ class _SampledSoftmax(torch.autograd.Function):
                 own_weight = (own[rows] - highest).exp()
                 total = weights.sum(dim=1, keepdim=True) + own_weight
                 loss += ((highest + total.log() - own[rows]) * shares).sum()
-                # By the logits: each candidate's probability, less 1 at the target, times the row's share.
-                slope = weights.mul_(shares / total).to(low)
+                # By the logits: each candidate's probability; the query gets what its row weighs.
+                slope = weights.mul_(of_slope / total).to(low)
                 own_slope[rows] = (own_weight / total - 1) * shares
-                query_gradient[rows] = (slope @ candidates).to(exact)
-                add_product(candidate_gradient, slope.T, queries[rows])
+                query_gradient[rows] = (slope @ candidates) * (shares / of_slope)
+                weighted = (queries[rows] * (shares * of_query)).to(low)
+                add_product(candidate_gradient, slope.T, weighted, 1 / (of_slope * of_query))
         query_gradient.addcmul_(own_slope, target_rows.to(exact))
-        ctx.save_for_backward(
-            query_gradient.to(query.dtype),
-            (own_slope * queries).to(target_rows.dtype),
-            candidate_gradient.to(negative_rows.dtype),
-        )
+        ctx.dtypes = query.dtype, target_rows.dtype, negative_rows.dtype
+        ctx.save_for_backward(query_gradient, own_slope * queries, candidate_gradient)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        found = (one * gradient.to(one.dtype) for one in ctx.saved_tensors)
+        # What follows the loss may have scaled it up, so that low precision can hold the gradient.
+        found = ((one * gradient).to(dtype) for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return (*found, None, None, None, None, None)

@@ -9,8 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
+from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
 from skipcl_lightning.functional.softmax import full_softmax_loss
+from skipcl_lightning.functional.softmax_by_attention import can_attend, softmax_by_attention
 
 __all__ = ["add_product", "chunked_softmax_loss", "normalised_weights"]
 
@@ -39,7 +40,8 @@ def chunked_softmax_loss(
     The gradient of a chunk is found with its loss and added up, so that the [N, V] logits never exist: memory
     is that of a chunk's, of [N, D] and of [V + 1, D]. Under autocast products are in its precision, all else
     in float32. There is no second derivative, and none for the weights. Within ``torch.compile`` the plain
-    formula is used.
+    formula is used; on a GPU, in half precision and where there is more than one chunk, torch's kernel for
+    attention (``softmax_by_attention``).
 
     Args:
         query: [N, D] floating point.
@@ -88,23 +90,33 @@ class _ChunkedSoftmax(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, table: Tensor, target: Tensor, share: Tensor, chunk_size: int
     ) -> Tensor:
-        sums = _Sums(query, table, target, share, *ctx.needs_input_grad[:2])
+        low = autocast_dtype(query)
+        wants_query, wants_table = ctx.needs_input_grad[:2]
+        ctx.dtypes = query.dtype, table.dtype
         with without_autocast(query.device):
+            if len(query) > chunk_size and can_attend(query, low):
+                queries, items = query.to(low), table.to(low)
+                found = softmax_by_attention(queries, items, target, share, wants_table=wants_table)
+                ctx.save_for_backward(*found[1:])
+                return found[0]
+            sums = _Sums(query, table, target, share, low, wants_query, wants_table)
             # Whether a bound will do is known by values, for which an accelerator's host would have to wait.
             by_bound = _ByBound(sums, chunk_size) if query.device.type == "cpu" and sums.is_exact else None
             for start in range(0, len(query), chunk_size):
                 rows = slice(start, start + chunk_size)
                 if by_bound is None or not by_bound.add(rows):
                     _add_by_maximum(sums, rows)
-        ctx.save_for_backward(*sums.gradients())
+        ctx.save_for_backward(sums.query_gradient, sums.table_gradient)
         return sums.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (gradient,) = gradients
+        # What follows the loss may have scaled it up, so that low precision can hold the gradient.
         query_gradient, table_gradient = (
-            None if found is None else found * gradient.to(found.dtype) for found in ctx.saved_tensors
+            None if found is None else (found * gradient).to(dtype)
+            for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return query_gradient, table_gradient, None, None, None
 
@@ -118,24 +130,18 @@ class _Sums:
         table: Tensor,
         target: Tensor,
         share: Tensor,
+        low: torch.dtype,
         wants_query: bool,
         wants_table: bool,
     ) -> None:
-        low = autocast_dtype(query)
         self.exact = torch.promote_types(low, torch.float32)
         self.is_exact = low == self.exact
         # Once, and not in each chunk.
         self.queries, self.items = query.to(low), table.to(low)
         self.target, self.share = target, share.to(self.exact)
-        self.dtype = table.dtype
-        self.query_gradient = torch.empty_like(query) if wants_query else None
+        self.query_gradient = torch.empty_like(query, dtype=self.exact) if wants_query else None
         self.table_gradient = torch.zeros_like(table, dtype=self.exact) if wants_table else None
         self.loss = torch.zeros((), dtype=self.exact, device=query.device)
-
-    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """[N, D] and [V + 1, D] in the dtypes of what they are the gradients of."""
-        table_gradient = None if self.table_gradient is None else self.table_gradient.to(self.dtype)
-        return self.query_gradient, table_gradient
 
 
 def _add_by_maximum(sums: _Sums, rows: slice) -> None:
@@ -148,13 +154,15 @@ def _add_by_maximum(sums: _Sums, rows: slice) -> None:
     sums.loss -= (log_probability.gather(1, place) * shares).sum()
     if sums.query_gradient is None and sums.table_gradient is None:
         return
-    # By the logits: each row's probabilities, less 1 at its target, times its share.
-    slope = log_probability.exp_().scatter_add_(1, place, torch.full_like(shares, -1)).mul_(shares)
-    slope = slope.to(queries.dtype)
+    # By the logits: each row's probabilities, less 1 at its target; its query gets what the row weighs.
+    slope = log_probability.exp_().scatter_add_(1, place, torch.full_like(shares, -1))
+    of_slope, of_query = softmax_scales(queries.dtype)
+    slope = (slope if of_slope == 1 else slope.mul_(of_slope)).to(queries.dtype)
     if sums.query_gradient is not None:
-        sums.query_gradient[rows] = slope @ sums.items
+        sums.query_gradient[rows] = (slope @ sums.items) * (shares / of_slope)
     if sums.table_gradient is not None:
-        add_product(sums.table_gradient, slope.T, queries)
+        weighted = (queries * (shares * of_query)).to(queries.dtype)
+        add_product(sums.table_gradient, slope.T, weighted, 1 / (of_slope * of_query))
 
 
 class _ByBound:
@@ -198,13 +206,14 @@ class _ByBound:
         return True
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, in place where the types allow it.
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """``total += scale * left @ right``, in place where the types allow it.
 
     Args:
         total: [N, M], changed in place.
         left: [N, K].
         right: [K, M], of the dtype of ``left``.
+        scale: Any number.
 
     Example:
         >>> total = torch.ones(1, 1)
@@ -213,9 +222,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         tensor([[7.]])
     """
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, alpha=scale)
     else:
-        total += left @ right
+        total.add_(left @ right, alpha=scale)
 
 
 def normalised_weights(query: Tensor, weight: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "autocast_dtype", "without_autocast"]
+__all__ = ["at_least_float32", "autocast_dtype", "softmax_scales", "without_autocast"]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -59,3 +59,22 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return tensor.dtype
+
+
+def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
+    """What probabilities and weighted queries are multiplied by before their product is taken.
+
+    A probability among many items times a query's weight among many is below what float16 can hold, so that
+    a gradient made of them would be 0. Their product is then to be divided by both.
+
+    Args:
+        dtype: In which products are taken.
+
+    Returns:
+        Powers of 2: 256 and 16 for float16, whose largest number is 65,504; else 1 and 1.
+
+    Example:
+        >>> softmax_scales(torch.float16), softmax_scales(torch.bfloat16)
+        ((256.0, 16.0), (1.0, 1.0))
+    """
+    return (256.0, 16.0) if dtype == torch.float16 else (1.0, 1.0)

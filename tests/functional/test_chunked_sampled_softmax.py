@@ -200,3 +200,15 @@ def test_bad_input_is_named(change, error, message):
     arguments = {"query": query, "item_embeddings": table, "target": target, "negatives": negatives}
     with pytest.raises(error, match=message):
         chunked_sampled_softmax_loss(**(arguments | change))
+
+
+def test_float16_holds_the_gradients_of_improbable_negatives():
+    """A probability of 1 / K times a weight of 1 / N is below its smallest number."""
+    (query, table), _, negatives, _ = inputs(4096, 5000, num_negatives=2000, dtype=torch.float32)
+    target = torch.randint(1, 9, (4096,), generator=torch.Generator().manual_seed(0))
+    expected = gradients(chunked_sampled_softmax_loss(query, table, target, negatives), [query, table])
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = chunked_sampled_softmax_loss(query, table, target, negatives)
+    found = gradients(loss, [query, table])
+    for one, right in ((found[1], expected[1]), (found[2], expected[2]), (found[2][9:], expected[2][9:])):
+        assert (one - right).norm() < 0.01 * right.norm()

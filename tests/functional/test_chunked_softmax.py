@@ -144,6 +144,19 @@ def test_under_autocast_products_are_low_and_parameters_get_their_own_type():
     torch.testing.assert_close(found[0], expected[0], rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("chunk_size", [2048, 500])
+def test_float16_holds_the_gradients_of_improbable_items(chunk_size):
+    """A probability of 1 / V times a weight of 1 / N is below its smallest number."""
+    query, table, _, _ = inputs(2048, 10_000, size=4, dtype=torch.float32)
+    target = torch.randint(1, 9, (2048,), generator=torch.Generator().manual_seed(0))
+    expected = gradients(chunked_softmax_loss(query, table, target), query, table)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = chunked_softmax_loss(query, table, target, chunk_size=chunk_size)
+    found = gradients(loss, query, table)
+    for one, right in ((found[1], expected[1]), (found[2], expected[2]), (found[2][9:], expected[2][9:])):
+        assert (one - right).norm() < 0.01 * right.norm()
+
+
 def test_within_a_compiled_step_it_is_the_plain_formula():
     query, table, target, weight = inputs(6)
 
