@@ -69,9 +69,11 @@ class SessionBatch:
             sampled; 0 is none; in training only.
         mined_positives: [B, L, P] int64, tracks often listened to after it, likewise.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        num_tracks: At least as many as there are real tracks, 0 or more; None where the host does not know:
+            it need not ask an accelerator, then, for how many positions there is something to compute.
 
     Raises:
-        TypeError: A tensor has the wrong dtype.
+        TypeError: A tensor has the wrong dtype, or the number of tracks is no integer.
         ValueError: Shapes disagree, only one of the two targets is given, or the threshold is out of range.
 
     Example:
@@ -105,6 +107,7 @@ class SessionBatch:
         cold_target: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
+        num_tracks: int | None = None,
     ) -> None:
         sizes = check_shape("items", items, "B L", dtype=torch.int64)
         check_shape("feedback", feedback, "B L", sizes, dtype=torch.float32)
@@ -137,6 +140,9 @@ class SessionBatch:
         self.mined_positives: Final = mined_positives
         self.cold_target: Final = cold_target
         self.skip_threshold: Final = skip_threshold
+        if num_tracks is not None:
+            check_integer("num_tracks", num_tracks, minimum=0)
+        self.num_tracks: Final = num_tracks
 
     @property
     def valid_mask(self) -> Tensor:
@@ -169,7 +175,7 @@ class SessionBatch:
 
     def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
         """Some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
-        return self._map(lambda tensor: tensor[rows])
+        return self._map(lambda tensor: tensor[rows]).replace(num_tracks=None)
 
     def rank_cold_last(self, ranks: Tensor, last: int) -> Tensor:
         """The ranks of the targets, with those that training never saw behind all others.
@@ -226,11 +232,15 @@ class SessionBatch:
         }
         rows = torch.arange(len(self), device=start.device)[:, None]
         return self.replace(
-            seen=self.seen_items, **{name: tensor[rows, positions] for name, tensor in cut.items()}
+            num_tracks=self.num_tracks,
+            seen=self.seen_items,
+            **{name: tensor[rows, positions] for name, tensor in cut.items()},
         )
 
     def replace(self, **changes: Any) -> "SessionBatch":
         """The same batch with other values for some of its arguments.
+
+        Other ``items`` make the number of tracks unknown where it is not given, too.
 
         Args:
             changes: New values by the arguments' names.
@@ -242,8 +252,11 @@ class SessionBatch:
             TypeError: A name is none of the arguments', or a tensor has the wrong dtype.
             ValueError: Shapes disagree.
         """
-        return SessionBatch(**{**vars(self), **changes})
+        unknown = {"num_tracks": None} if "items" in changes else {}
+        return SessionBatch(**{**vars(self), **unknown, **changes})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return self.replace(**{name: function(tensor) for name, tensor in tensors.items()})
+        return self.replace(
+            num_tracks=self.num_tracks, **{name: function(tensor) for name, tensor in tensors.items()}
+        )

@@ -186,8 +186,13 @@ class SkipCLModule(TrainedModel):
         keys = self.embed_items(batch.items)
         query = self.encode(batch, keys)
         weights = () if self.like_weight == 1 else (self.target_weights(batch, self.like_weight),)
-        next_item_loss: Tensor = self.next_item_loss(query, self.item_table, self.targets(batch), *weights)
-        parts = {"next_item_loss": next_item_loss}
+        takes_most = getattr(self.next_item_loss, "takes_most_targets", False)
+        known = {"most_targets": batch.num_tracks} if takes_most else {}
+        parts: dict[str, Tensor] = {
+            "next_item_loss": self.next_item_loss(
+                query, self.item_table, self.targets(batch), *weights, **known
+            )
+        }
         if isinstance(self.skip_head, CombinedHead):
             return parts | self.skip_head.losses(query, keys, batch, self.item_table)
         if self.skip_head is not None:

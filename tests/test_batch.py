@@ -106,3 +106,15 @@ def test_the_latest_tracks_are_kept_and_all_else_with_them():
     assert torch.equal(uncut.latest(2).seen_items, batch.items)
     with pytest.raises(ValueError, match="`length` must be at least 1"):
         batch.latest(0)
+
+
+def test_the_number_of_tracks_stays_known_while_the_tracks_stay():
+    items = torch.tensor([[5, 3, 4], [2, 0, 0]])
+    batch = SessionBatch(items, torch.zeros(2, 3), num_tracks=4)
+    assert batch.to("cpu").num_tracks == 4
+    assert batch.replace(feedback=torch.ones(2, 3)).num_tracks == 4
+    assert batch.latest(2).num_tracks == 4  # no fewer than there are
+    assert batch.replace(items=items.flip(0)).num_tracks is None
+    assert batch[:1].num_tracks is None
+    with pytest.raises(ValueError, match="`num_tracks` must be"):
+        SessionBatch(items, torch.zeros(2, 3), num_tracks=-1)

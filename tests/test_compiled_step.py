@@ -35,7 +35,7 @@ def sessions(count, length, seed=0):
     real = torch.arange(length) < torch.randint(3, length + 1, (count, 1), generator=generator)
     items = torch.randint(1, 10, (count, length), generator=generator) * real
     skips = torch.rand(count, length, generator=generator) < 0.4
-    return SessionBatch(items, torch.where(skips, -1.0, 1.0) * real)
+    return SessionBatch(items, torch.where(skips, -1.0, 1.0) * real, num_tracks=int(real.sum()))
 
 
 def model(backbone=SASRec, head=None, loss=None, **settings):

@@ -106,6 +106,7 @@ class SessionDataset(Dataset[SessionBatch]):
             session_index=torch.from_numpy(rows),
             explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
+            num_tracks=int(np.minimum(ends, self.max_length).sum()),
             **self._draw_mined(items, chosen),
         )
         longest = int(ends.max(initial=0))

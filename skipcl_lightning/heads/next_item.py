@@ -18,6 +18,8 @@ from skipcl_lightning.functional.softmax import (
 
 __all__ = ["FullSoftmax", "SampledSoftmax"]
 
+_ROUND = 128
+
 
 class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, without the logits of all positions at once.
@@ -43,9 +45,16 @@ class FullSoftmax(nn.Module):
         if chunk_size is not None:
             check_integer("chunk_size", chunk_size)
         self.chunk_size = chunk_size
+        self.takes_most_targets = True
 
     def forward(
-        self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        most_targets: int | None = None,
     ) -> Tensor:
         """The mean loss over positions with a target.
 
@@ -54,6 +63,8 @@ class FullSoftmax(nn.Module):
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
             weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
+            most_targets: No fewer than the positions with a target, where the host knows such a number: a GPU
+                then computes at so many positions, and else at all of them.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -61,7 +72,7 @@ class FullSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree.
         """
-        query, target, weight = _real_positions(query, target, weight)
+        query, target, weight = _real_positions(query, target, weight, most_targets)
         return chunked_softmax_loss(query, item_embeddings, target, weight, chunk_size=self.chunk_size)
 
 
@@ -95,9 +106,16 @@ class SampledSoftmax(nn.Module):
         self.sampler: Sampler = sampler
         self.correct_sampling = correct_sampling
         self.sparse_gradients = False
+        self.takes_most_targets = True
 
     def forward(
-        self, query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        most_targets: int | None = None,
     ) -> Tensor:
         """The mean loss over positions with a target.
 
@@ -106,6 +124,8 @@ class SampledSoftmax(nn.Module):
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
             weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
+            most_targets: No fewer than the positions with a target, where the host knows such a number: a GPU
+                then computes at so many positions, and else at all of them.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -113,7 +133,7 @@ class SampledSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree, or as many negatives as items are asked for.
         """
-        query, target, weight = _real_positions(query, target, weight)
+        query, target, weight = _real_positions(query, target, weight, most_targets)
         num_items = len(item_embeddings) - 1
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         log_probability = None
@@ -131,12 +151,13 @@ class SampledSoftmax(nn.Module):
 
 
 def _real_positions(
-    query: Tensor, target: Tensor, weight: Tensor | None
+    query: Tensor, target: Tensor, weight: Tensor | None, most_targets: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """[N, D], [N] and [N]: only where something is to be predicted, since logits are what costs.
 
-    How many these are an accelerator's host would have to wait for, and a compiled step would be compiled
-    for; there all places take part, and those without a target weigh nothing.
+    How many these are a GPU's host would have to wait for, and a compiled step would be compiled for. There
+    as many places take part as there may be targets, if that is known, or all; those without a target weigh
+    nothing.
     """
     sizes = check_shape("query", query, "B L D", floating=True)
     check_shape("target", target, "B L", sizes)
@@ -145,7 +166,20 @@ def _real_positions(
         check_shape("weight", weight, "B L", sizes, floating=True)
     if query.device.type == "cpu" and not torch.compiler.is_compiling():
         return query[mask], target[mask], None if weight is None else weight[mask]
-    share = mask.to(torch.float32) if weight is None else weight * mask
+    share = (mask.to(torch.float32) if weight is None else weight * mask).flatten()
+    query, target, mask = query.flatten(0, 1), target.flatten(), mask.flatten()
+    if query.device.type == "cuda" and most_targets is not None and not torch.compiler.is_compiling():
+        places, mask = _few_places(mask, most_targets)
+        # An index would add its gradient up after a sort.
+        query, target, share = query.index_select(0, places), target[places], share[places] * mask
     # Whatever stands there, NaN included, must not reach the sum through a zero factor.
-    query = torch.where(mask[..., None], query, 0)
-    return query.flatten(0, 1), target.clamp(min=PADDING_INDEX + 1).flatten(), share.flatten()
+    query = torch.where(mask[:, None], query, 0)
+    return query, target.clamp(min=PADDING_INDEX + 1), share
+
+
+def _few_places(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """[N] int64 places where a [B * L] mask is True, and [N] bool: not one more, to fill the rest."""
+    # Rounded up, so that memory of one size serves many batches.
+    count = min(len(mask), -(-most // _ROUND) * _ROUND)
+    places = torch.nonzero_static(mask, size=count, fill_value=0).squeeze(1)
+    return places, torch.arange(count, device=mask.device) < mask.sum()

@@ -1,9 +1,15 @@
+import sys
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE
+
+NEXT_ITEM = sys.modules["skipcl_lightning.heads.next_item"]
 
 
 def session_batch(**changes):
@@ -115,3 +121,18 @@ def test_heads_rebuild_from_their_settings():
     head = SkipInfoNCE(weight=0.3, negatives="batch", learn_temperature=True)
     assert SkipInfoNCE(**head.settings).settings == head.settings
     assert head.settings["negatives"] == "batch"
+
+
+@given(
+    real=st.lists(st.booleans(), min_size=1, max_size=40),
+    more=st.integers(0, 30),
+    step=st.sampled_from([1, 4, 128]),
+)
+def test_the_places_that_a_gpu_computes_at_are_those_with_a_target_first(real, more, step):
+    mask = torch.tensor(real)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NEXT_ITEM, "_ROUND", step)
+        places, is_real = NEXT_ITEM._few_places(mask, sum(real) + more)
+    assert len(places) == min(len(real), -(-(sum(real) + more) // step) * step)
+    assert places[is_real].tolist() == [place for place, one in enumerate(real) if one]
+    assert int(is_real.sum()) == sum(real)

@@ -45,6 +45,21 @@ class Task:
     test_sessions: int
     threads: int
     memory_gib: float
+    device: str
+    precision: str
+
+    @property
+    def trainer_settings(self) -> dict[str, Any]:
+        """What every Trainer of Lightning's gets."""
+        return {
+            "accelerator": self.device,
+            "devices": 1,
+            "precision": self.precision,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +171,18 @@ def repeat(task: Task, once: Callable[[], tuple[int, dict[str, float]]]) -> dict
     return {"sessions_per_second": statistics.median(rates[1:] or rates), "steps": len(rates), **metrics}
 
 
-def peak_mebibytes() -> float:
-    """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
+def peak_mebibytes(device: str) -> float:
+    """The most memory of the device that this program has had; `ru_maxrss` would start with its parent's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def forget_peak() -> None:
     """Begin to measure the peak anew: how the data were prepared is no part of a step."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -179,6 +198,8 @@ def read_task() -> Task:
     parser.add_argument("--test_sessions", type=int, default=2048, help="sessions to evaluate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory_gib", type=float, default=16.0, help="what this process may have")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", default="32-true", help="of Lightning's Trainer, in training")
     return Task(**vars(parser.parse_args()))
 
 
@@ -193,9 +214,10 @@ def work(packages: tuple[str, ...], run: Callable[[Task, Sessions], dict[str, An
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     versions = {name: version(name) for name in ("torch", *packages)}
-    limit = int(task.memory_gib * 2**30)
-    # What a process asks for beyond fails at once, instead of having the kernel end some process.
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if task.device == "cpu":
+        limit = int(task.memory_gib * 2**30)
+        # What a process asks for beyond fails at once, instead of having the kernel end some process.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     line: dict[str, Any] = {
         "versions": versions,
         "threads": torch.get_num_threads(),
@@ -208,10 +230,16 @@ def work(packages: tuple[str, ...], run: Callable[[Task, Sessions], dict[str, An
         if not _lacks_memory(error):
             raise
         line["failed"] = "out of memory"
-    line["peak_mib"] = peak_mebibytes()
+    line["peak_mib"] = peak_mebibytes(task.device)
     print(json.dumps(line))
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    words = ("can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "cannot allocate memory",
+        "bad_alloc",
+    )
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common import TASKS
 from data import write_sessions
@@ -64,6 +64,8 @@ def compare(
     threads: int = 2,
     time_limit: float = 300.0,
     memory_gib: float = 16.0,
+    device: Literal["cpu", "cuda"] = "cpu",
+    precision: str = "32-true",
     environments: Path = REPOSITORY / ".benchmark_environments",
     output: Path = Path("peers.md"),
 ) -> None:
@@ -82,15 +84,19 @@ def compare(
         steps: Optimizer steps that are measured at most.
         threads: Of every library.
         time_limit: Seconds that a process may take in all; nothing that takes longer is tried again.
-        memory_gib: What a process may ask for.
+        memory_gib: What a process may ask for; on a CPU only.
+        device: Where; RecBole's worker is for a CPU alone.
+        precision: Of Lightning's Trainer, in training; RecBole has its own.
         environments: Where ``set_up.sh`` has put the environments of the peers.
         output: The table.
     """
     present, notes = find_libraries(libraries, environments)
     notes.insert(
         0,
-        f"Batch {batch}, {threads} threads, {rounds} rounds of {seconds:g} s each; a process may ask for "
-        f"{memory_gib:g} GiB and take {time_limit:g} s. Sessions a second; ours over that; peak memory.",
+        f"Batch {batch}, {device}, {precision}, {threads} threads, {rounds} rounds of {seconds:g} s each; a "
+        f"process may take {time_limit:g} s"
+        + (f" and ask for {memory_gib:g} GiB" if device == "cpu" else "")
+        + ". Sessions a second; ours over that; peak memory.",
     )
     arguments = {
         "seconds": seconds,
@@ -98,6 +104,8 @@ def compare(
         "test_sessions": test_sessions,
         "threads": threads,
         "memory_gib": memory_gib,
+        "device": device,
+        "precision": precision,
     }
     cells: Cells = {}
     with tempfile.TemporaryDirectory() as name:

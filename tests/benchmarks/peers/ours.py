@@ -28,14 +28,6 @@ from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
 
 class Stopwatch(Callback):
     """Stops training when the clock says so."""
@@ -90,7 +82,9 @@ def run(
     if task.task == "evaluate":
         return items | repeat(task, lambda: evaluate(task, module, data, len(sessions.lengths)))
     clock = StepClock(task)
-    Trainer(**QUIET, max_epochs=-1, limit_val_batches=0, callbacks=[Stopwatch(clock)]).fit(module, data)
+    Trainer(**task.trainer_settings, max_epochs=-1, limit_val_batches=0, callbacks=[Stopwatch(clock)]).fit(
+        module, data
+    )
     optimizer = module.optimizers(use_pl_optimizer=False)
     return items | clock.result() | {"fused": bool(optimizer.defaults.get("fused"))}
 
@@ -100,7 +94,7 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """One test, with all the metrics that the module logs, of skips as well."""
     batches = -(-task.test_sessions // task.batch)
-    (values,) = Trainer(**QUIET, limit_test_batches=batches).test(module, data, verbose=False)
+    (values,) = Trainer(**task.trainer_settings, limit_test_batches=batches).test(module, data, verbose=False)
     return min(batches * task.batch, available), {
         "hit_rate": values[f"test/hit_rate@{TOP_K}"],
         "ndcg": values[f"test/ndcg@{TOP_K}"],

@@ -35,14 +35,6 @@ from rectools.dataset import Dataset
 from rectools.metrics import NDCG, HitRate, calc_metrics
 from rectools.models import SASRecModel
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
 
 class Stopwatch(Callback):
     """Stops training when the clock says so, and forgets the peak of what came before."""
@@ -89,8 +81,13 @@ def make_model(task: Task, clock: StepClock | None) -> SASRecModel:
         lr=LEARNING_RATE,
         batch_size=task.batch,
         recommend_batch_size=task.batch,
+        recommend_torch_device=task.device,
         get_trainer_func=lambda: Trainer(
-            **QUIET, **length, limit_val_batches=0, num_sanity_val_steps=0, callbacks=[Stopwatch(clock)]
+            **task.trainer_settings,
+            **length,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            callbacks=[Stopwatch(clock)],
         ),
     )
 

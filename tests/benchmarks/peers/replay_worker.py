@@ -40,14 +40,6 @@ from replay.nn.sequential import SasRec
 from replay.nn.transform import UniformNegativeSamplingTransform
 from replay.nn.transform.template import make_default_sasrec_transforms
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
 
 class Stopwatch(lightning.Callback):
     """Stops training when the clock says so."""
@@ -138,17 +130,21 @@ def run(task: Task, sessions: Sessions) -> dict[str, Any]:
         forget_peak()
         if task.task == "evaluate":
             tests = min(task.test_sessions, len(sessions.lengths))
-            return items | repeat(task, lambda: evaluate(module, data, tests))
+            return items | repeat(task, lambda: evaluate(task, module, data, tests))
         clock = StepClock(task)
         callbacks = [Stopwatch(clock)]
-        lightning.Trainer(**QUIET, max_epochs=-1, limit_val_batches=0, callbacks=callbacks).fit(module, data)
+        lightning.Trainer(
+            **task.trainer_settings, max_epochs=-1, limit_val_batches=0, callbacks=callbacks
+        ).fit(module, data)
         return items | clock.result()
 
 
-def evaluate(module: LightningModule, data: ParquetModule, sessions: int) -> tuple[int, dict[str, float]]:
+def evaluate(
+    task: Task, module: LightningModule, data: ParquetModule, sessions: int
+) -> tuple[int, dict[str, float]]:
     """One test; with one target a session recall is the hit rate."""
     callback = ComputeMetricsCallback(metrics=["recall", "ndcg"], ks=[TOP_K], verbose=False)
-    trainer = lightning.Trainer(**QUIET, callbacks=[callback])
+    trainer = lightning.Trainer(**task.trainer_settings, callbacks=[callback])
     (values,) = trainer.test(module, datamodule=data, verbose=False)
     return sessions, {"hit_rate": values[f"recall@{TOP_K}"], "ndcg": values[f"ndcg@{TOP_K}"]}
 
