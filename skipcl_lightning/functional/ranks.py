@@ -31,6 +31,8 @@ _GROUP = 256
 _MOST_OPEN = 2**16
 # One in so many scores of a query near the target, and a product of all of them is taken.
 _DENSE_SHARE = 32
+# So few scores cost a GPU less in float64 than many small steps and waiting for them.
+_MOST_WIDE = 2**24
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
 
@@ -94,8 +96,10 @@ def target_ranks(
 
     so only an item that comes as near to the target as that is scored anew in float64. The bound holds for D
     below 16,000. Memory is that of a block and of the pairs that are open, at most a block of float64 more
-    where a table is collapsed. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU the host
-    waits up to three times a block, for how many queries and items are so near, and once in 32 blocks.
+    where a table is collapsed. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU up to 2^24
+    scores, a batch over a moderate catalogue, are all taken in float64, and the host waits for nothing;
+    beyond that it waits up to three times a block, for how many queries and items are so near, and once in
+    32 blocks.
 
     Args:
         queries: [N, D] floating point.
@@ -134,7 +138,10 @@ def target_ranks(
     check_integer("chunk_size", chunk_size)
     own, _ = multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
     with full_precision(queries.device):
-        below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
+        if _is_better_wide(queries, item_embeddings):
+            below, tied = _count_widely(queries, item_embeddings, own)
+        else:
+            below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
     if exclude is not None:
         excluded_below, excluded_tied, excluded = _count_excluded(
             queries, item_embeddings, own, target, exclude
@@ -190,6 +197,23 @@ def _count_catalogue(
             count.below[rows] += ((len(stripe) - balance) / 2).long()
     count.settle()
     return count.below.where(~own.isnan().squeeze(1), 0), count.tied
+
+
+def _is_better_wide(queries: Tensor, item_embeddings: Tensor) -> bool:
+    return queries.device.type == "cuda" and len(queries) * len(item_embeddings) <= _MOST_WIDE
+
+
+def _count_widely(queries: Tensor, item_embeddings: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_count_catalogue` finds, by all scores in float64."""
+    is_below, is_tied = _compare_all(queries, item_embeddings[PADDING_INDEX + 1 :], own)
+    return is_below.sum(dim=1), is_tied.sum(dim=1)
+
+
+def _compare_all(queries: Tensor, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, C] bool twice: which of C items lie below each query's own score, and which equal it."""
+    queries, items = queries.to(own.dtype), items.to(own.dtype)
+    lengths = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [N, C]
+    return compare_exactly(queries @ items.T, own, lengths, queries.shape[1])
 
 
 class _Count:
@@ -265,10 +289,8 @@ class _Count:
 
     def _settle_all(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
         """As in a collapsed table: pair by pair would take far longer than a product of all."""
-        queries = self.queries[rows].to(self.own.dtype)
-        items = self.item_embeddings[left : left + near_mask.shape[1]].to(self.own.dtype)
-        lengths = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [rows, items]
-        is_below, is_tied = compare_exactly(queries @ items.T, self.own[rows], lengths, queries.shape[1])
+        items = self.item_embeddings[left : left + near_mask.shape[1]]
+        is_below, is_tied = _compare_all(self.queries[rows], items, self.own[rows])
         self.below[rows] += (is_below & near_mask).sum(dim=1)
         self.tied[rows] += (is_tied & near_mask).sum(dim=1)
 

@@ -27,6 +27,15 @@ def slow_rank(scores, target, ties):
     return 1 + above + {"pessimistic": equal, "mean": equal / 2, "optimistic": 0}[ties]
 
 
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["in float32", "in float64"])
+def is_wide(request):
+    """Every test twice: as a CPU counts, and as a GPU does where there are few scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RANKS, "_is_better_wide", lambda queries, item_embeddings: request.param)
+        yield request.param
+
+
 @hypothesis.given(
     scores=st.lists(SCORES, min_size=1, max_size=8), target=st.integers(0, 7), ties=st.sampled_from(TIES)
 )
