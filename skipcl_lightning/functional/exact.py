@@ -147,8 +147,11 @@ def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> 
         >>> compare_exactly(scores, own, torch.ones(1, 3).double(), 4)[1]
         tensor([[ True,  True, False]])
     """
-    rounding = (size * torch.finfo(scores.dtype).eps * lengths).nan_to_num(nan=0.0, posinf=0.0)
-    scores, own = torch.where((scores - own).abs() <= rounding, own, scores).float(), own.float()
+    # In place where there is nobody else's: all scores of a batch are compared at once on a GPU.
+    rounding = (lengths * (size * torch.finfo(scores.dtype).eps)).nan_to_num_(nan=0.0, posinf=0.0)
+    is_own = (scores - own).abs_() <= rounding
+    own = own.float()
+    scores = torch.where(is_own, own, scores.float())
     return scores < own, scores == own
 
 

@@ -27,7 +27,6 @@ def slow_rank(scores, target, ties):
     return 1 + above + {"pessimistic": equal, "mean": equal / 2, "optimistic": 0}[ties]
 
 
-
 @pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["in float32", "in float64"])
 def is_wide(request):
     """Every test twice: as a CPU counts, and as a GPU does where there are few scores."""
