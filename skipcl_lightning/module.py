@@ -48,7 +48,8 @@ class SkipCLModule(TrainedModel):
         num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
         embedding_size: D.
         next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``. With a
-            ``like_weight`` other than 1 it is given weights [B, L] as a fourth argument.
+            ``like_weight`` other than 1 it is given weights [B, L] as a fourth argument; with an attribute
+            ``takes_most_targets`` that is true, the batch's ``num_tracks`` as ``most_targets`` too.
         target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
             A bidirectional backbone is asked for hidden tracks, listened ones or all.
         feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its

@@ -39,13 +39,14 @@ class FullSoftmax(nn.Module):
         tensor(0.6931)
     """
 
+    takes_most_targets = True
+
     @records_settings
     def __init__(self, chunk_size: int | None = None) -> None:
         super().__init__()
         if chunk_size is not None:
             check_integer("chunk_size", chunk_size)
         self.chunk_size = chunk_size
-        self.takes_most_targets = True
 
     def forward(
         self,
@@ -95,6 +96,8 @@ class SampledSoftmax(nn.Module):
         tensor(True)
     """
 
+    takes_most_targets = True
+
     @records_settings
     def __init__(
         self, num_negatives: int = 256, *, sampler: Sampler = "uniform", correct_sampling: bool = False
@@ -106,7 +109,6 @@ class SampledSoftmax(nn.Module):
         self.sampler: Sampler = sampler
         self.correct_sampling = correct_sampling
         self.sparse_gradients = False
-        self.takes_most_targets = True
 
     def forward(
         self,
