@@ -39,7 +39,8 @@ class SkipCLModule(TrainedModel):
     Args:
         backbone: Any module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``; one that looks at
             later tracks says so with ``causal = False``, and is trained by the cloze task. One with a
-            ``max_length`` gets the latest tracks only. None calls ``build_backbone``.
+            ``max_length`` gets the latest tracks only; one whose ``forward`` takes ``last_only`` may return
+            [B, 1, D], the last real positions, where that is True. None calls ``build_backbone``.
         skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
             ``weight_at(step)`` for λ (1 without it); one whose ``uses_item_table`` is True is given the table
             as a fourth argument. None trains on the next-item task alone. Beside a

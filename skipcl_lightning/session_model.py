@@ -5,11 +5,11 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES, check_backbone, is_causal
+from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.checkpoint import WholeCheckpoint
 from skipcl_lightning.functional import (
@@ -93,19 +93,6 @@ class SessionModel(WholeCheckpoint):
             # From nothing: drawn at random it would outweigh the items, and a short log never unlearns that.
             nn.init.zeros_(self.feedback_embedding.weight)
 
-    def configure_model(self) -> None:
-        """Shard all weights, and what optimizers keep of them, under Lightning's ``ModelParallelStrategy``.
-
-        Its ``data_parallel_size`` is how many processes share them; each step gathers them while it runs.
-        Other strategies need nothing.
-        """
-        # Called again at each stage.
-        if self.device_mesh is None or isinstance(self, FSDPModule):
-            return
-        fully_shard(self, mesh=self.device_mesh["data_parallel"])
-        for name in ("training_step", "validation_step", "test_step", "predict_step"):
-            register_fsdp_forward_method(self, name)
-
     def build_backbone(self) -> nn.Module:
         """The backbone where none is passed: override it, and checkpoints load without arguments.
 
@@ -157,19 +144,21 @@ class SessionModel(WholeCheckpoint):
         embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
         return embedded
 
-    def forward(self, batch: SessionBatch) -> Tensor:
+    def forward(self, batch: SessionBatch, *, last_only: bool = False) -> Tensor:
         """What the backbone makes of each position.
 
         Args:
             batch: B sessions.
+            last_only: Ask for the last track of each session alone, of a backbone that takes the argument.
 
         Returns:
             [B, L, D] in the space of the item table; of the latest ``backbone.max_length`` positions if L
-            is more. From a causal backbone the session as known after each track; from a bidirectional one
-            what each position should hold.
+            is more; or [B, 1, D]. From a causal backbone the session as known after each track; from a
+            bidirectional one what each position should hold.
         """
         batch = self._shorten(batch)
-        return self.encode(batch, self.embed_items(batch.items))
+        only = {"last_only": True} if last_only else {}
+        return self.encode(batch, self.embed_items(batch.items), **only)
 
     def session_query(self, batch: SessionBatch) -> Tensor:
         """The sessions as known after all their tracks.
@@ -184,6 +173,10 @@ class SessionModel(WholeCheckpoint):
         if not self.causal:
             batch = append_mask_token(batch, self._mask_index)
         batch = self._shorten(batch)
+        # An override, or a backbone of one's own, may not know how to leave out what nobody asks for.
+        if takes_argument("last_only", self.forward, self.encode, self.backbone.forward):
+            query: Tensor = self(batch, last_only=True).squeeze(1)
+            return query
         return last_position(self(batch), batch.valid_mask)
 
     def prepare_training(self, batch: SessionBatch) -> SessionBatch:
@@ -210,15 +203,17 @@ class SessionModel(WholeCheckpoint):
         )
         return batch.replace(cloze_mask=mask)
 
-    def encode(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+    def encode(self, batch: SessionBatch, keys: Tensor, *, last_only: bool = False) -> Tensor:
         """What the backbone makes of a batch that is short enough.
 
         Args:
             batch: B sessions, of as many positions as the backbone can take, or one more for a causal one.
             keys: [B, L, D] the embeddings of their items, hidden ones included.
+            last_only: As in ``forward``; then of no more positions than the backbone can take.
 
         Returns:
-            [B, L, D]; zero at a position more than the backbone can take, where there is nothing to ask.
+            [B, L, D]; zero at a position more than the backbone can take, where there is nothing to ask; or
+            [B, 1, D].
 
         Raises:
             ValueError: Tracks are hidden from a causal backbone.
@@ -230,6 +225,9 @@ class SessionModel(WholeCheckpoint):
         visible = hide_masked(batch, self._mask_index)
         if visible is not batch:
             keys = self.embed_items(visible.items)
+        if last_only:
+            last: Tensor = self.backbone(self.embed(visible, keys), visible.valid_mask, last_only=True)
+            return last
         length = batch.items.shape[1]
         taken = min(length, self._max_length or length)
         output: Tensor = self.backbone(self.embed(visible, keys)[:, :taken], visible.valid_mask[:, :taken])

@@ -1,9 +1,10 @@
-"""How the weights of a session model are updated."""
+"""How the weights of a session model are kept and updated."""
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from skipcl_lightning.optimizers import clip_gradients_by_norm, make_adamw
 from skipcl_lightning.session_model import SessionModel
@@ -17,6 +18,19 @@ class TrainedModel(SessionModel):
     learning_rate: float
     weight_decay: float
     warmup_steps: int
+
+    def configure_model(self) -> None:
+        """Shard all weights, and what optimizers keep of them, under Lightning's ``ModelParallelStrategy``.
+
+        Its ``data_parallel_size`` is how many processes share them; each step gathers them while it runs.
+        Other strategies need nothing.
+        """
+        # Called again at each stage.
+        if self.device_mesh is None or isinstance(self, FSDPModule):
+            return
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        for name in ("training_step", "validation_step", "test_step", "predict_step"):
+            register_fsdp_forward_method(self, name)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up; ``SparseAdamW`` with ``sparse_item_table``.

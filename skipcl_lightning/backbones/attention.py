@@ -10,9 +10,11 @@ __all__ = [
     "LearnedPositions",
     "ResidualBlock",
     "SelfAttention",
+    "at_position",
     "check_transformer",
     "feed_forward",
     "key_mask",
+    "run_blocks",
 ]
 
 
@@ -51,24 +53,33 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
             x: [B, L, D].
             mask: [B, 1, 1, L] bool, True where a position may be seen; None if causal, where whatever
                 stands after a position, padding included, is out of sight anyway.
+            position: [B] int64, the only one of each session that attends, to what the mask lets it see;
+                None for all.
 
         Returns:
-            [B, L, D].
+            [B, L, D], or [B, 1, D].
         """
+        if position is None:
+            parts = self.query_key_value(x).chunk(3, dim=2)
+        else:
+            weight, bias, size = self.query_key_value.weight, self.query_key_value.bias, x.shape[2]
+            asking = F.linear(at_position(x, position), weight[:size], bias[:size])
+            parts = (asking, *F.linear(x, weight[size:], bias[size:]).chunk(2, dim=2))
         query, key, value = (
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, L, D / heads]
-            for part in self.query_key_value(x).chunk(3, dim=2)
+            for part in parts
         )
         dropout = self.dropout if self.training else 0.0
+        is_causal = self.causal and position is None
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
         )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # [B, L, D]
         return output
@@ -103,14 +114,15 @@ class ResidualBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, D] to [B, L, D]; ``mask`` as for :class:`SelfAttention`."""
+    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
+        """[B, L, D] to as much, or to [B, 1, D]; ``mask`` and ``position`` as for :class:`SelfAttention`."""
         output: Tensor
+        own = at_position(x, position)
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+            x = own + self.dropout(self.attention(self.attention_norm(x), mask, position))
             output = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         else:
-            x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+            x = self.attention_norm(own + self.dropout(self.attention(x, mask, position)))
             output = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
 
@@ -136,8 +148,54 @@ def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: fl
     )
 
 
+def at_position(x: Tensor, position: Tensor | None) -> Tensor:
+    """One position of each session, or all.
+
+    Args:
+        x: [B, L, ...].
+        position: [B] int64 in 0..L-1; None for all.
+
+    Returns:
+        [B, 1, ...], or ``x``.
+
+    Example:
+        >>> at_position(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1, 0]))
+        tensor([[2],
+                [3]])
+    """
+    if position is None:
+        return x
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows[:, None], position[:, None]]
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, valid_mask: Tensor, *, causal: bool, last_only: bool
+) -> tuple[Tensor, Tensor]:
+    """The blocks of a Transformer, one after the other, the last of them at the last tracks alone if asked.
+
+    Args:
+        blocks: At least one of ``forward(x, mask, position)``.
+        x: [B, L, D].
+        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+        causal: Whether they look to the left only.
+        last_only: Whether only the last real position of each session is wanted.
+
+    Returns:
+        [B, L, D], or [B, 1, D]; and its [B, L] or [B, 1] bool, True where that is a real track's.
+    """
+    mask = None if causal else key_mask(valid_mask)
+    *earlier, final = blocks
+    for block in earlier:
+        x = block(x, mask)
+    if not last_only:
+        return final(x, mask), valid_mask
+    position = (valid_mask.sum(dim=1) - 1).clamp(min=0)
+    return final(x, key_mask(valid_mask), position), at_position(valid_mask, position)
+
+
 def key_mask(valid_mask: Tensor) -> Tensor:
-    """Which positions a bidirectional backbone may look at.
+    """Which positions may be looked at where attention does not look to the left alone.
 
     Args:
         valid_mask: [B, L] bool, True where a real track stands; padding is on the right.

@@ -11,7 +11,7 @@ from skipcl_lightning.backbones.attention import (
     SelfAttention,
     check_transformer,
     feed_forward,
-    key_mask,
+    run_blocks,
 )
 from skipcl_lightning.backbones.contract import clean_input
 
@@ -92,23 +92,23 @@ class BERT4Rec(nn.Module):
             nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.LayerNorm(embedding_size)
         )
 
-    def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """What each position of the session should hold.
 
         Args:
             x: [B, L, D] floating point, the embedded tracks, with the mask token's vector in place of what
                 is asked for.
             valid_mask: [B, L] bool, True where a real track or a mask token stands; padding is on the right.
+            last_only: Whether only what stands at each session's last track is wanted: the last block then
+                leaves out all else.
 
         Returns:
-            [B, L, D], zero at padding.
+            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.input_norm(self.positions(x)))
-        mask = key_mask(valid_mask)
-        for block in self.blocks:
-            x = block(x, mask)
-        return torch.where(valid_mask[..., None], self.output(x), 0)
+        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=False, last_only=last_only)
+        return torch.where(is_real[..., None], self.output(x), 0)

@@ -1,11 +1,14 @@
 """What any backbone must do, checked on a small input before the first epoch is wasted."""
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_shape
 
-__all__ = ["check_backbone", "clean_input", "is_causal"]
+__all__ = ["check_backbone", "clean_input", "is_causal", "takes_argument"]
 
 _LENGTH = 4
 
@@ -24,6 +27,23 @@ def is_causal(backbone: nn.Module) -> bool:
         True
     """
     return bool(getattr(backbone, "causal", True))
+
+
+def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
+    """Whether all of some functions have an argument of a name.
+
+    Args:
+        name: The argument.
+        functions: Bound methods, say.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> takes_argument("other", torch.Tensor.__getitem__, print)
+        False
+    """
+    return all(name in inspect.signature(function).parameters for function in functions)
 
 
 def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.attention import LearnedPositions, SelfAttention, check_transformer
+from skipcl_lightning.backbones.attention import (
+    LearnedPositions,
+    SelfAttention,
+    at_position,
+    check_transformer,
+    run_blocks,
+)
 from skipcl_lightning.backbones.contract import clean_input
 
 __all__ = ["ESASRec"]
@@ -75,24 +81,25 @@ class ESASRec(nn.Module):
         )
         self.norm = nn.LayerNorm(embedding_size)
 
-    def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """The session as known after each track.
 
         Args:
             x: [B, L, D] floating point, the embedded tracks.
             valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            last_only: Whether only what stands at each session's last track is wanted: the last block then
+                leaves out all else.
 
         Returns:
-            [B, L, D], zero at padding.
+            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.positions(x * self.scale))
-        for block in self.blocks:
-            x = block(x)
-        return torch.where(valid_mask[..., None], self.norm(x), 0)
+        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=True, last_only=last_only)
+        return torch.where(is_real[..., None], self.norm(x), 0)
 
 
 class _GatedBlock(nn.Module):
@@ -106,8 +113,9 @@ class _GatedBlock(nn.Module):
         self.feed_forward_gate = nn.Linear(size, size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        attended = self.dropout(self.attention(self.attention_norm(x), None))
+    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
+        attended = self.dropout(self.attention(self.attention_norm(x), mask, position))
+        x = at_position(x, position)
         x = x + self.attention_gate(x).sigmoid() * attended
         fed_forward = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         output: Tensor = x + self.feed_forward_gate(x).sigmoid() * fed_forward

@@ -13,6 +13,7 @@ from skipcl_lightning.backbones.attention import (
     SelfAttention,
     check_transformer,
     feed_forward,
+    run_blocks,
 )
 from skipcl_lightning.backbones.contract import clean_input
 
@@ -91,21 +92,22 @@ class SASRec(nn.Module):
         # Behind the last block of `post` stands a norm already.
         self.norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
 
-    def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """The session as known after each track.
 
         Args:
             x: [B, L, D] floating point, the embedded tracks.
             valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            last_only: Whether only what stands at each session's last track is wanted: the last block then
+                leaves out all else.
 
         Returns:
-            [B, L, D], zero at padding.
+            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.positions(x * self.scale))
-        for block in self.blocks:
-            x = block(x, None)
-        return torch.where(valid_mask[..., None], self.norm(x), 0)
+        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=True, last_only=last_only)
+        return torch.where(is_real[..., None], self.norm(x), 0)
