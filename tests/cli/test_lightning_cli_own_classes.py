@@ -3,8 +3,10 @@ import textwrap
 
 import polars as pl
 import pytest
+import torch
 
 from skipcl_lightning.cli import predictions
+from skipcl_lightning.data import SessionDataModule
 
 OWN = """
 import polars as pl
@@ -108,8 +110,11 @@ class TestOwnClasses:
         skipcl("predict", *own, "--output", "null")
 
 
-def test_a_subclass_is_given_the_number_of_items(skipcl, small_store):
+def test_a_subclass_is_given_the_number_of_items(skipcl, small_store, tmp_path):
     skipcl("fit", "--model", "own_project.Small", "--model.width", 4, "--data.log", small_store, *QUIET)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    table = torch.load(checkpoint, weights_only=False)["state_dict"]["item_embedding.weight"]
+    assert table.shape == (SessionDataModule(small_store).num_items + 1, 4)
 
 
 def test_a_logger_of_ones_own_takes_the_place_of_csv_and_the_configuration_goes_to_the_runs_folder(

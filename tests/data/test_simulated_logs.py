@@ -101,7 +101,8 @@ def test_the_marginals_are_those_of_the_complete_excerpt(log, name):
 
 
 def test_the_table_of_the_docstring_is_what_a_log_has(log):
-    stated = dict(re.findall(r"\n    (\S.*\S) +[\d.]+ +[\d.]+ +([\d.]+)(?=\n)", write_mssd_logs.__doc__))
+    # A doc string has its indentation taken off by Python 3.13.
+    stated = dict(re.findall(r"\n *(\S.*\S) +[\d.]+ +[\d.]+ +([\d.]+)(?=\n)", write_mssd_logs.__doc__))
     found = marginals(log)
     for row, name in {
         "a track that the session had before": "repeats", "ended by backbtn": "backbtn",
