@@ -63,7 +63,8 @@ def one_graph(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "head"), [(b, "contrast") for b in BACKBONES] + [(SASRec, h) for h in HEADS]
+    ("backbone", "head"),
+    [(b, "contrast") for b in BACKBONES] + [(SASRec, h) for h in HEADS if h != "contrast"],
 )
 def test_batches_of_any_size_are_one_graph_with_the_plain_losses(backbone, head, one_graph):
     plain = model(backbone, HEADS[head]())
