@@ -30,7 +30,7 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
-    """Whether all of some functions have an argument of a name.
+    """Whether all of some functions say that they have an argument of a name.
 
     Args:
         name: The argument.
@@ -40,10 +40,13 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
         The answer.
 
     Example:
-        >>> takes_argument("other", torch.Tensor.__getitem__, print)
+        >>> takes_argument("last_only", nn.Identity().forward)
         False
     """
-    return all(name in inspect.signature(function).parameters for function in functions)
+    try:
+        return all(name in inspect.signature(function).parameters for function in functions)
+    except ValueError:  # those of scripted and traced modules do not say
+        return False
 
 
 def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:

@@ -82,3 +82,16 @@ def test_backbones_and_modules_of_ones_own_need_not_know_of_it():
     compiled.backbone = torch.compile(compiled.backbone, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled.session_query(sessions()), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_traced_backbone_is_asked_for_all_positions():
+    class Running(torch.nn.Module):
+        def forward(self, x, valid_mask):
+            return (x * valid_mask[..., None]).cumsum(dim=1)
+
+    plain = make(Running())
+    expected = plain.session_query(sessions())
+    assert (expected[:2] != 0).all()
+    plain.backbone = torch.jit.trace(plain.backbone, (torch.randn(3, 8, 8), sessions().valid_mask))
+    torch.testing.assert_close(plain.session_query(sessions()), expected)
