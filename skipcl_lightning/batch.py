@@ -252,8 +252,12 @@ class SessionBatch:
             TypeError: A name is none of the arguments', or a tensor has the wrong dtype.
             ValueError: Shapes disagree.
         """
-        unknown = {"num_tracks": None} if "items" in changes else {}
-        return SessionBatch(**{**vars(self), **unknown, **changes})
+        if torch.compiler.is_compiling():
+            # It has no use for the number, and would make a graph for each.
+            changes["num_tracks"] = None
+        elif "items" in changes:
+            changes.setdefault("num_tracks", None)
+        return SessionBatch(**{**vars(self), **changes})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -82,6 +82,19 @@ def test_batches_of_any_size_are_one_graph_with_the_plain_losses(backbone, head,
         torch.testing.assert_close(others[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
+def test_batches_of_one_size_are_one_graph_however_many_tracks_they_hold(backbone, one_graph):
+    one = model(backbone, SkipInfoNCE())
+    compiled = torch.compile(one.part_losses, backend="eager", fullgraph=True, dynamic=False)
+    counts = set()
+    for seed in range(3):
+        batch = sessions(8, 15, seed)  # longer than the backbone takes
+        counts.add(batch.num_tracks)
+        compiled(batch)
+    assert len(counts) == 3
+    assert one_graph["stats"]["unique_graphs"] == 1
+
+
 def test_a_compiled_sampled_softmax_is_one_graph_too(one_graph):
     one = model(loss=SampledSoftmax(4))
     losses, _ = steps(one, torch.compile(one.part_losses, backend="aot_eager", fullgraph=True, dynamic=True))
