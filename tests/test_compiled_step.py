@@ -73,8 +73,10 @@ def test_batches_of_any_size_are_one_graph_with_the_plain_losses(backbone, head,
         for one in (plain, compiled):
             one.mask_probability, one.last_mask_probability = 1.0, 0.0  # nothing to draw
     expected, gradients = steps(plain, plain.part_losses)
+    # What makes backward graphs takes three times as long, so that one case must do for it.
+    backend = "aot_eager" if head == "two" else "eager"
     found, others = steps(
-        compiled, torch.compile(compiled.part_losses, backend="aot_eager", fullgraph=True, dynamic=True)
+        compiled, torch.compile(compiled.part_losses, backend=backend, fullgraph=True, dynamic=True)
     )
     assert one_graph["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(found, expected)
@@ -97,7 +99,7 @@ def test_batches_of_one_size_are_one_graph_however_many_tracks_they_hold(backbon
 
 def test_a_compiled_sampled_softmax_is_one_graph_too(one_graph):
     one = model(loss=SampledSoftmax(4))
-    losses, _ = steps(one, torch.compile(one.part_losses, backend="aot_eager", fullgraph=True, dynamic=True))
+    losses, _ = steps(one, torch.compile(one.part_losses, backend="eager", fullgraph=True, dynamic=True))
     assert losses.isfinite().all()
     assert one_graph["stats"]["unique_graphs"] == 1
 
@@ -108,7 +110,7 @@ def test_a_warm_up_compiles_nothing_anew_in_a_run(one_graph):
     one = SkipCLModule(
         SASRec(8, max_length=20), SkipInfoNCE(warmup_steps=4), num_items=data.num_items, embedding_size=8
     )
-    one.part_losses = torch.compile(one.part_losses, backend="aot_eager", fullgraph=True, dynamic=True)
+    one.part_losses = torch.compile(one.part_losses, backend="eager", fullgraph=True, dynamic=True)
     quiet_trainer(max_epochs=2, limit_val_batches=0).fit(one, data)
     assert one_graph["stats"]["unique_graphs"] == 1
 
