@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.data.ids import to_ids
 
 __all__ = ["UNKNOWN_CHOICES", "ItemVocabulary"]
 
@@ -37,7 +38,7 @@ class ItemVocabulary:
     """
 
     def __init__(self, ids: Sequence[str] | Sequence[int] | pl.Series) -> None:
-        series = _to_series("ids", ids)
+        series = to_ids("ids", ids)
         if not len(series):
             raise ValueError("`ids` must hold at least one item, got none. Check what was filtered out.")
         if len(series) >= _MOST_ITEMS:
@@ -80,7 +81,7 @@ class ItemVocabulary:
                 f"`in_training` must have one value an item row, got {len(training)} for {len(items)}. "
                 "Take both from the same table."
             )
-        rows = pl.DataFrame([_to_series("items", items).alias("id"), training.alias("in_training")])
+        rows = pl.DataFrame([to_ids("items", items).alias("id"), training.alias("in_training")])
         counts = rows.group_by("id").agg(pl.col("in_training").sum())
         return cls.from_counts(counts["id"], counts["in_training"])
 
@@ -150,7 +151,7 @@ class ItemVocabulary:
             array([2, 0])
         """
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
-        series = _to_series("items", items, self._table["id"].dtype)
+        series = to_ids("items", items, self._table["id"].dtype)
         found = (
             series.alias("id")
             .to_frame()
@@ -248,57 +249,3 @@ class ItemVocabulary:
         return (
             f"{type(self).__name__}({len(self)} items: {shown}{', ...' if len(self) > _MOST_NAMED else ''})"
         )
-
-
-def _to_series(
-    name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
-) -> pl.Series:
-    """Ids as a String or Int64 series without nulls; of ``dtype`` where one is asked for."""
-    if not isinstance(values, pl.Series):
-        values = _sequence_to_series(name, values, dtype)
-    if not (values.dtype == pl.String or values.dtype.is_integer()):
-        raise TypeError(f"`{name}` must be strings or integers, got {values.dtype}. Cast them first.")
-    if values.null_count():
-        raise ValueError(f"`{name}` must not hold nulls, got {values.null_count()} of them. Drop them first.")
-    if values.dtype != pl.String:
-        values = _to_int64(name, values)
-    if dtype is not None and values.dtype != dtype and len(values):
-        raise TypeError(
-            f"`{name}` must be {dtype} as in the vocabulary, got {values.dtype}. Cast them first."
-        )
-    return values
-
-
-def _sequence_to_series(
-    name: str, values: Sequence[str] | Sequence[int], dtype: pl.DataType | None
-) -> pl.Series:
-    """A Python sequence as a series, when all its values are of one accepted type."""
-    if isinstance(values, str):
-        raise TypeError(f"`{name}` must be a sequence of ids, got the string {values!r}. Put it into a list.")
-    kinds = set(map(type, values))
-    if not kinds:
-        return pl.Series([], dtype=dtype or pl.String)
-    if all(issubclass(kind, str) for kind in kinds):
-        return pl.Series(values, dtype=pl.String)
-    # bool is a kind of int, and no id.
-    if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise TypeError(
-            f"`{name}` must be all strings or all integers, got {names}. Convert them to one type."
-        )
-    try:
-        return pl.Series([int(value) for value in values], dtype=pl.Int64)
-    except (OverflowError, TypeError) as error:
-        raise ValueError(
-            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
-        ) from error
-
-
-def _to_int64(name: str, values: pl.Series) -> pl.Series:
-    """The same integers in the one type that ids have here."""
-    try:
-        return values.cast(pl.Int64)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
-        ) from error
