@@ -13,7 +13,7 @@ from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales
 from skipcl_lightning.functional.softmax import full_softmax_loss
 from skipcl_lightning.functional.softmax_by_attention import can_attend, softmax_by_attention
 
-__all__ = ["add_product", "chunked_softmax_loss", "normalised_weights"]
+__all__ = ["add_product", "chunked_softmax_loss", "normalised_weights", "queries_in_chunk"]
 
 # Logits held at once: what the caches of a CPU take, and what keeps a GPU busy. Fewer queries than the second
 # number in a chunk would read the table too often.
@@ -73,8 +73,7 @@ def chunked_softmax_loss(
     if weight is not None:
         check_shape("weight", weight, "N", sizes, floating=True)
     if chunk_size is None:
-        logits, least = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
-        chunk_size = max(least, logits // len(item_embeddings))
+        chunk_size = queries_in_chunk(query, item_embeddings)
     check_integer("chunk_size", chunk_size)
     share = normalised_weights(query, weight)
     if torch.compiler.is_compiling():
@@ -204,6 +203,24 @@ class _ByBound:
             sums.table_gradient.addmm_(weights.T, queries * factor)
             sums.table_gradient.index_add_(0, target, queries * -shares)
         return True
+
+
+def queries_in_chunk(query: Tensor, item_embeddings: Tensor) -> int:
+    """How many queries' logits are worth holding at once.
+
+    Args:
+        query: [N, D], for its device.
+        item_embeddings: [V + 1, D].
+
+    Returns:
+        1 or more.
+
+    Example:
+        >>> queries_in_chunk(torch.ones(9, 2), torch.ones(2**14, 2))
+        256
+    """
+    logits, least = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
+    return max(least, logits // len(item_embeddings))
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:

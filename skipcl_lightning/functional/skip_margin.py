@@ -11,7 +11,7 @@ from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.contrast import Contrast
 from skipcl_lightning.functional.precision import at_least_float32, without_autocast
 
-__all__ = ["MarginLoss", "session_scores", "skip_margin"]
+__all__ = ["MarginLoss", "mean_over_negatives", "session_scores", "skip_margin"]
 
 MarginLoss = Literal["bpr", "hinge"]
 
@@ -67,6 +67,25 @@ def skip_margin(
     scores, own = session_scores(query, keys, items, contrast)
     difference = own[..., None] - scores  # [B, L, L]
     pairs = -F.logsigmoid(difference) if loss == "bpr" else (margin - difference).clamp(min=0)
+    return mean_over_negatives(pairs, contrast)
+
+
+def mean_over_negatives(pairs: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
+    """The weighted mean of what each anchor has with its negatives.
+
+    Args:
+        pairs: [B, L, L] finite floating point, a loss for each position and each track of its session.
+        contrast: Which of these are anchors and negatives, and what each negative weighs.
+
+    Returns:
+        [B, L] losses and [B, L] weights of the anchors, both 0 where there is none.
+
+    Example:
+        >>> from skipcl_lightning.functional import session_contrast
+        >>> contrast = session_contrast(torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]]))
+        >>> mean_over_negatives(torch.full((1, 3, 3), 5.0), contrast)
+        (tensor([[5., 0., 0.]]), tensor([[1., 0., 0.]]))
+    """
     weights = contrast.log_weight.exp()[:, None, :] * contrast.negative_mask  # [B, L, L]
     total = weights.sum(dim=2)
     losses = (pairs * weights).sum(dim=2) / torch.where(total > 0, total, 1)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.functional.contrast import Contrast
+from skipcl_lightning.functional.partition import log_partition
 from skipcl_lightning.functional.precision import without_autocast
-from skipcl_lightning.functional.skip_margin import session_scores
+from skipcl_lightning.functional.skip_margin import mean_over_negatives, session_scores
 
 __all__ = ["skip_unlikelihood"]
 
@@ -42,8 +43,8 @@ def skip_unlikelihood(
         items: [B, L] int64; 0 is padding.
         contrast: What is compared: ``session_contrast``.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
-        samples: [K] int64 in 1..V, drawn uniformly for the batch; None for the whole catalogue, whose
-            logits [anchors, V] are then held at once.
+        samples: [K] int64 in 1..V, drawn uniformly for the batch; None for the whole catalogue,
+            whose logits are held a chunk at a time, twice (``partition.log_partition``).
 
     Returns:
         [B, L] losses and [B, L] weights of the anchors, both 0 where there is none.
@@ -67,38 +68,37 @@ def skip_unlikelihood(
     scores, _ = session_scores(query, keys, items, contrast)
     sizes = check_shape("query", query, "B L D")
     sizes = check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    if samples is not None:
+        check_shape("samples", samples, "K", sizes, dtype=torch.int64)
     anchor_mask = contrast.anchor_mask & contrast.negative_mask.any(dim=2)
-    chosen = query[anchor_mask].to(scores.dtype)  # [anchors, D]: logits are what costs
-    of_skips = scores[anchor_mask]  # [anchors, L]
     with without_autocast(query.device):
+        # Whatever stands elsewhere, NaN included, must not reach a gradient through a zero factor.
+        query = torch.where(anchor_mask[..., None], query, 0).to(scores.dtype)
         if samples is None:
-            total = (chosen @ item_embeddings[1:].to(scores.dtype).T).logsumexp(dim=1, keepdim=True)
-            log_probability = of_skips - total
+            log_probability = scores - _log_totals(query, item_embeddings, anchor_mask)[..., None]
         else:
-            check_shape("samples", samples, "K", sizes, dtype=torch.int64)
-            logits = chosen @ item_embeddings[samples].to(scores.dtype).T  # [anchors, K]
-            others = _log_sum_of_others(logits, samples, items, anchor_mask, sizes["V+1"] - 2)
-            log_probability = of_skips - torch.logaddexp(of_skips, others)
-    pairs = -_log_complement(log_probability.clamp(max=_MOST_LOG_PROBABILITY))
-    weights = (contrast.log_weight.exp()[:, None, :] * contrast.negative_mask)[anchor_mask]
-    each = (pairs * weights).sum(dim=1) / weights.sum(dim=1)
-    losses = torch.zeros_like(contrast.anchor_weight, dtype=scores.dtype).masked_scatter(anchor_mask, each)
-    return losses, contrast.anchor_weight * anchor_mask
+            rows = item_embeddings[samples].to(scores.dtype)
+            others = _log_sum_of_others(query @ rows.T, samples, items, sizes["V+1"] - 2)
+            log_probability = scores - torch.logaddexp(scores, others)
+    return mean_over_negatives(-_log_complement(log_probability.clamp(max=_MOST_LOG_PROBABILITY)), contrast)
 
 
-def _log_sum_of_others(
-    logits: Tensor, samples: Tensor, items: Tensor, anchor_mask: Tensor, num_others: int
-) -> Tensor:
-    """[anchors, L]: for each track of the anchor's session, the estimated sum of all other items."""
-    same = items[:, :, None] == samples  # [B, L, K]
-    largest = logits.amax(dim=1, keepdim=True).detach()
-    shifted = (logits - largest).exp()  # [anchors, K]
-    rows = anchor_mask.nonzero()[:, 0]
-    others = ~same[rows]  # [anchors, L, K]
-    total = (others * shifted[:, None, :]).sum(dim=2)
-    tiny = torch.finfo(logits.dtype).tiny
-    mean = total / others.sum(dim=2).clamp(min=1)
-    return mean.clamp(min=tiny).log() + largest + math.log(max(num_others, 1))
+def _log_totals(query: Tensor, item_embeddings: Tensor, anchor_mask: Tensor) -> Tensor:
+    """[B, L]: the logarithm of each anchor's sum over the catalogue; what stands elsewhere has no meaning."""
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        totals = log_partition(query[anchor_mask], item_embeddings)
+        return query.new_zeros(anchor_mask.shape).masked_scatter(anchor_mask, totals)
+    # A GPU's host would have to wait for the number of anchors, and a compiled step be compiled for it.
+    return log_partition(query.flatten(0, 1), item_embeddings).view(anchor_mask.shape)
+
+
+def _log_sum_of_others(logits: Tensor, samples: Tensor, items: Tensor, num_others: int) -> Tensor:
+    """[B, L, L]: at each position, for each track of the session, the estimated sum of all other items."""
+    others = (items[:, :, None] != samples).to(logits.dtype)  # [B, L, K]
+    largest = logits.amax(dim=2, keepdim=True).detach()
+    total = (logits - largest).exp() @ others.transpose(1, 2)  # no subtraction, which would lose digits
+    mean = total / others.sum(dim=2)[:, None, :].clamp(min=1)
+    return mean.clamp(min=torch.finfo(logits.dtype).tiny).log() + largest + math.log(max(num_others, 1))
 
 
 def _log_complement(log_probability: Tensor) -> Tensor:

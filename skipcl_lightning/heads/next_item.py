@@ -2,12 +2,10 @@
 
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
 from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
 from skipcl_lightning.functional.softmax import (
@@ -15,10 +13,9 @@ from skipcl_lightning.functional.softmax import (
     sample_items,
     sampling_log_probability,
 )
+from skipcl_lightning.heads.real_positions import real_positions
 
 __all__ = ["FullSoftmax", "SampledSoftmax"]
-
-_ROUND = 128
 
 
 class FullSoftmax(nn.Module):
@@ -73,7 +70,7 @@ class FullSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree.
         """
-        query, target, weight = _real_positions(query, target, weight, most_targets)
+        query, target, weight = real_positions(query, target, weight, most_targets)
         return chunked_softmax_loss(query, item_embeddings, target, weight, chunk_size=self.chunk_size)
 
 
@@ -135,7 +132,7 @@ class SampledSoftmax(nn.Module):
         Raises:
             ValueError: Shapes disagree, or as many negatives as items are asked for.
         """
-        query, target, weight = _real_positions(query, target, weight, most_targets)
+        query, target, weight = real_positions(query, target, weight, most_targets)
         num_items = len(item_embeddings) - 1
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         log_probability = None
@@ -150,38 +147,3 @@ class SampledSoftmax(nn.Module):
             negative_log_probability=log_probability,
             sparse_gradients=self.sparse_gradients,
         )
-
-
-def _real_positions(
-    query: Tensor, target: Tensor, weight: Tensor | None, most_targets: int | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """[N, D], [N] and [N]: only where something is to be predicted, since logits are what costs.
-
-    How many these are a GPU's host would have to wait for, and a compiled step would be compiled for. There
-    as many places take part as there may be targets, if that is known, or all; those without a target weigh
-    nothing.
-    """
-    sizes = check_shape("query", query, "B L D", floating=True)
-    check_shape("target", target, "B L", sizes)
-    mask = target != PADDING_INDEX
-    if weight is not None:
-        check_shape("weight", weight, "B L", sizes, floating=True)
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():
-        return query[mask], target[mask], None if weight is None else weight[mask]
-    share = (mask.to(torch.float32) if weight is None else weight * mask).flatten()
-    query, target, mask = query.flatten(0, 1), target.flatten(), mask.flatten()
-    if query.device.type == "cuda" and most_targets is not None and not torch.compiler.is_compiling():
-        places, mask = _few_places(mask, most_targets)
-        # An index would add its gradient up after a sort.
-        query, target, share = query.index_select(0, places), target[places], share[places] * mask
-    # Whatever stands there, NaN included, must not reach the sum through a zero factor.
-    query = torch.where(mask[:, None], query, 0)
-    return query, target.clamp(min=PADDING_INDEX + 1), share
-
-
-def _few_places(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """[N] int64 places where a [B * L] mask is True, and [N] bool: not one more, to fill the rest."""
-    # Rounded up, so that memory of one size serves many batches.
-    count = min(len(mask), -(-most // _ROUND) * _ROUND)
-    places = torch.nonzero_static(mask, size=count, fill_value=0).squeeze(1)
-    return places, torch.arange(count, device=mask.device) < mask.sum()

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
 from skipcl_lightning.functional.contrast import Anchors, weighted_mean
 from skipcl_lightning.functional.opposing import opposing_contrast, rejected_sequence
-from skipcl_lightning.functional.softmax import sample_items, sampled_softmax_loss
+from skipcl_lightning.functional.softmax import sample_items
+from skipcl_lightning.heads.real_positions import real_positions
 from skipcl_lightning.heads.session_head import SessionHead, require_table
 
 __all__ = ["OpposingSequences"]
@@ -119,9 +121,8 @@ class OpposingSequences(SessionHead):
     def _sequence_loss(self, output: Tensor, items: Tensor, table: Tensor) -> Tensor:
         """How badly the encoder predicts each skipped track from those before it."""
         following = nn.functional.pad(items[:, 1:], (0, 1), value=PADDING_INDEX)
-        mask = following != PADDING_INDEX
         samples = sample_items(min(self.num_samples, len(table) - 2), len(table) - 1, device=items.device)
-        losses = sampled_softmax_loss(
-            output[mask], table, following[mask], samples, sparse_gradients=self.sparse_gradients
+        query, target, weight = real_positions(output, following)
+        return chunked_sampled_softmax_loss(
+            query, table, target, samples, weight, sparse_gradients=self.sparse_gradients
         )
-        return losses.sum() / max(len(losses), 1)

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +5,7 @@ from hypothesis import strategies as st
 
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
-from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE
-
-NEXT_ITEM = sys.modules["skipcl_lightning.heads.next_item"]
+from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, real_positions
 
 
 def session_batch(**changes):
@@ -131,8 +127,8 @@ def test_heads_rebuild_from_their_settings():
 def test_the_places_that_a_gpu_computes_at_are_those_with_a_target_first(real, more, step):
     mask = torch.tensor(real)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NEXT_ITEM, "_ROUND", step)
-        places, is_real = NEXT_ITEM._few_places(mask, sum(real) + more)
+        patch.setattr(real_positions, "_ROUND", step)
+        places, is_real = real_positions._few_places(mask, sum(real) + more)
     assert len(places) == min(len(real), -(-(sum(real) + more) // step) * step)
     assert places[is_real].tolist() == [place for place, one in enumerate(real) if one]
     assert int(is_real.sum()) == sum(real)
