@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import polars as pl
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.loader import ResumableLoader
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepared import ColdTargets, PreparedData
-from skipcl_lightning.data.run_warnings import restore_run_warnings, silence_run_warnings
+from skipcl_lightning.data.run_warnings import QuietDataModule, silence_run_warnings
 from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.source import make_source
 from skipcl_lightning.data.split import Split
@@ -29,7 +28,7 @@ from skipcl_lightning.data.vocabulary import ItemVocabulary
 __all__ = ["SessionDataModule"]
 
 
-class SessionDataModule(LightningDataModule):
+class SessionDataModule(QuietDataModule):
     """Batches for training, validation, test and prediction, from a log or from a prepared store.
 
     A log is read once, when something of it is first asked for or Lightning calls ``setup``; what was
@@ -226,22 +225,6 @@ class SessionDataModule(LightningDataModule):
         """
         _ = self._data
         silence_run_warnings(self.num_workers)
-
-    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Let Lightning's warnings through again.
-
-        Args:
-            stage: Lightning's stage; all end alike.
-        """
-        restore_run_warnings()
-
-    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
-        """Do what ``teardown`` does, which Lightning leaves out after an error.
-
-        Args:
-            exception: The error.
-        """
-        restore_run_warnings()
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
         """Batches of the training part, in a new order each epoch; without targets."""

@@ -3,7 +3,9 @@
 import warnings
 from typing import Any, cast
 
-__all__ = ["restore_run_warnings", "silence_run_warnings"]
+from lightning.pytorch import LightningDataModule
+
+__all__ = ["QuietDataModule", "restore_run_warnings", "silence_run_warnings"]
 
 # Given whatever a batch costs; here it is one gather from memory.
 _WORKER_ADVICE = r"The '\w+_dataloader' does not have many workers"
@@ -37,3 +39,23 @@ def restore_run_warnings() -> None:
     filters = cast("list[Any]", warnings.filters)
     ours = (_WORKER_ADVICE, _OLD_QUESTION)
     filters[:] = [entry for entry in filters if getattr(entry[1], "pattern", None) not in ours]
+
+
+class QuietDataModule(LightningDataModule):
+    """Lets Lightning's warnings through again when a run ends, whichever way."""
+
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        """Let Lightning's warnings through again.
+
+        Args:
+            stage: Lightning's stage; all end alike.
+        """
+        restore_run_warnings()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
+        """Do what ``teardown`` does, which Lightning leaves out after an error.
+
+        Args:
+            exception: The error.
+        """
+        restore_run_warnings()

@@ -1,6 +1,5 @@
 """The rank of a target among all items: what every metric is computed from."""
 
-from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +16,7 @@ from skipcl_lightning.functional.exact import (
     multiply_pairs,
     scale_queries,
 )
+from skipcl_lightning.functional.rank_count import RankCount, compare_all, item_blocks
 
 __all__ = ["TieRule", "score_ranks", "target_ranks"]
 
@@ -26,11 +26,6 @@ _MOST_ROWS = 4096
 _MOST_COLUMNS = 2**16
 # So many blocks of items share a bound on the error, which takes some small operations.
 _STRIPE = 32
-# Items that are looked at together where one of them is near the target; fewer take longer to add up.
-_GROUP = 256
-_MOST_OPEN = 2**16
-# One in so many scores of a query near the target, and a product of all of them is taken.
-_DENSE_SHARE = 32
 # So few scores cost a GPU less in float64 than many small steps and waiting for them.
 _MOST_WIDE = 2**24
 
@@ -152,16 +147,6 @@ def target_ranks(
     return _rank(len(item_embeddings) - 1, below, (tied - 1).clamp(min=0), ties)
 
 
-def _blocks(num_items: int, width: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of items begin and end: of whole groups, as far as there are so many."""
-    width = width // _GROUP * _GROUP or width
-    whole = num_items // _GROUP * _GROUP
-    for left in range(0, whole, width):
-        yield left, min(left + width, whole)
-    for left in range(whole, num_items, width):
-        yield left, min(left + width, num_items)
-
-
 def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:
     """[N] ranks from the number of items below each target, and of others that tie with it."""
     ranks = num_items - below
@@ -174,7 +159,7 @@ def _count_catalogue(
     queries: Tensor, item_embeddings: Tensor, own: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """[N] and [N] int64: how many items lie below each query's own score, and how many equal it."""
-    count = _Count(queries, item_embeddings, own)
+    count = RankCount(queries, item_embeddings, own)
     last = len(item_embeddings)
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     width = max(1, min(last - 1, chunk_size // height, _MOST_COLUMNS))
@@ -189,7 +174,7 @@ def _count_catalogue(
             rows = slice(top, top + height)
             query = scale_queries(queries[rows], own[rows], unit[rows])  # [rows, D + 1]
             balance = own.new_zeros(len(query))
-            for left, right in _blocks(len(stripe), width):
+            for left, right in item_blocks(len(stripe), width):
                 items = augmented[left:right]
                 part = memory[: len(query) * len(items)].view(-1, len(items))
                 torch.mm(query, items.T, out=part)  # with `out`, autocast stays away
@@ -205,94 +190,8 @@ def _is_better_wide(queries: Tensor, item_embeddings: Tensor) -> bool:
 
 def _count_widely(queries: Tensor, item_embeddings: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """What `_count_catalogue` finds, by all scores in float64."""
-    is_below, is_tied = _compare_all(queries, item_embeddings[PADDING_INDEX + 1 :], own)
+    is_below, is_tied = compare_all(queries, item_embeddings[PADDING_INDEX + 1 :], own)
     return is_below.sum(dim=1), is_tied.sum(dim=1)
-
-
-def _compare_all(queries: Tensor, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, C] bool twice: which of C items lie below each query's own score, and which equal it."""
-    queries, items = queries.to(own.dtype), items.to(own.dtype)
-    lengths = queries.norm(dim=1, keepdim=True) * items.norm(dim=1)  # [N, C]
-    return compare_exactly(queries @ items.T, own, lengths, queries.shape[1])
-
-
-class _Count:
-    """How many items lie below each query's own score, and how many tie with it.
-
-    What float32 leaves open is collected, and settled by products in float64, many at a time.
-    """
-
-    def __init__(self, queries: Tensor, item_embeddings: Tensor, own: Tensor) -> None:
-        self.queries, self.item_embeddings, self.own = queries, item_embeddings, own
-        self.below, self.tied = (
-            torch.zeros(len(queries), dtype=torch.int64, device=queries.device) for _ in range(2)
-        )
-        self.open: list[tuple[Tensor, Tensor]] = []
-        self.num_open = 0
-
-    def add_block(self, part: Tensor, top: int, left: int) -> Tensor:
-        """Add up what is certain of a block, and note what is open.
-
-        Args:
-            part: [N, C] float32 differences from the own scores of the queries from ``top`` on, of the items
-                from ``left`` on, in units of ``error_unit``; overwritten.
-            top: The first query.
-            left: The first item.
-
-        Returns:
-            [N] float32, the items certainly above less those certainly below.
-        """
-        size = _GROUP if part.shape[1] % _GROUP == 0 else part.shape[1]
-        groups = part.clamp_(-1, 1).view(len(part), -1, size)
-        # -1 for each item that is surely below, 1 for each that is surely above; 0.8 at most is open, and
-        # would take 0.36 from the sum of squares.
-        signs = groups.sum(dim=2).round_()
-        open_mask = ~(torch.linalg.vector_norm(groups, dim=2) > (size - 0.25) ** 0.5)
-        unsure = open_mask.nonzero(as_tuple=True)  # few groups, in most blocks
-        if len(unsure[0]):
-            near = groups[unsure]  # [unsure, size]
-            below_mask = near == -1
-            signs[unsure] = size - 2 * below_mask.sum(dim=1, dtype=torch.float32)
-            self._add_near(open_mask, unsure, ~below_mask & (near != 1), top, left)
-        return signs.sum(dim=1)
-
-    def _add_near(
-        self, open_mask: Tensor, unsure: tuple[Tensor, ...], near_mask: Tensor, top: int, left: int
-    ) -> None:
-        """[N, groups] bool, where it is True [unsure] twice, and which items there are near the own score."""
-        pairs, items = near_mask.nonzero(as_tuple=True)
-        size = near_mask.shape[1]
-        width = open_mask.shape[1] * size
-        if len(pairs) * _DENSE_SHARE > width:
-            rows = open_mask.any(dim=1).nonzero().squeeze(1)
-            if len(pairs) * _DENSE_SHARE > len(rows) * width:
-                mask = near_mask.new_zeros(*open_mask.shape, size)
-                mask[unsure] = near_mask
-                self._settle_all(rows + top, left, mask[rows].flatten(1))
-                return
-        row, group = (index[pairs] for index in unsure)
-        self.open.append((row + top, (left + group * size + items)[:, None]))  # [pairs], [pairs, 1]
-        self.num_open += len(pairs)
-        if self.num_open > _MOST_OPEN:
-            self.settle()
-
-    def settle(self) -> None:
-        """Decide on the pairs that are open."""
-        if not self.open:
-            return
-        rows, items = (torch.cat(parts) for parts in zip(*self.open, strict=True))
-        products, lengths = multiply_pairs(self.queries[rows], self.item_embeddings, items)
-        is_below, is_tied = compare_exactly(products, self.own[rows], lengths, self.queries.shape[1])
-        self.below.index_add_(0, rows, is_below.squeeze(1).long())
-        self.tied.index_add_(0, rows, is_tied.squeeze(1).long())
-        self.open, self.num_open = [], 0
-
-    def _settle_all(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
-        """As in a collapsed table: pair by pair would take far longer than a product of all."""
-        items = self.item_embeddings[left : left + near_mask.shape[1]]
-        is_below, is_tied = _compare_all(self.queries[rows], items, self.own[rows])
-        self.below[rows] += (is_below & near_mask).sum(dim=1)
-        self.tied[rows] += (is_tied & near_mask).sum(dim=1)
 
 
 def _count_excluded(
