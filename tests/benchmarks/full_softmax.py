@@ -9,18 +9,17 @@ products; and the peak memory of each way in a process of its own, beyond what i
 """
 
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from memory import peak_mebibytes
 
 from skipcl_lightning.functional import chunked_softmax_loss, full_softmax_loss
 
@@ -128,12 +127,6 @@ def _peak(way: str, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) ->
     command = [sys.executable, __file__, "memory", way, str(queries), str(items), str(size), dtype]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this script
     return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def peak_mebibytes() -> float:
-    """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def memory(way: str, queries: int, items: int, size: int, dtype: str) -> None:

@@ -11,7 +11,6 @@ a machine can do is no property of the code.
 
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
+from memory import peak_mebibytes
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skipcl_lightning import SkipCLModule
@@ -103,12 +103,6 @@ WAYS: dict[str, Callable[[Path], int]] = {
     "store": on_disk,
     "reading": reading_alone,
 }
-
-
-def peak_mebibytes() -> float:
-    """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def worker(way: str, folder: Path) -> None:

@@ -8,17 +8,16 @@ interleaved rounds, with the smallest and the largest ratio, and each one's peak
 """
 
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from memory import peak_mebibytes
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import SASRec
@@ -131,12 +130,6 @@ def share_of_a_step(rounds: int = 9, items: int = 50_000) -> None:
     print(
         f"with the head: {statistics.median(ratios):.3f} times that ({min(ratios):.3f} to {max(ratios):.3f})"
     )
-
-
-def peak_mebibytes() -> float:
-    """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def memory(way: str, sessions: int, length: int, size: int) -> None:
