@@ -54,4 +54,8 @@ def main() -> None:
     else:
         arguments = values.as_dict()
         arguments.pop("config", None)
-        COMMANDS[settings.subcommand](**arguments)
+        try:
+            COMMANDS[settings.subcommand](**arguments)
+        except (ValueError, OSError) as error:
+            # What is wrong with a setting is told by the message; a traceback would bury it.
+            raise SystemExit(f"skipcl {settings.subcommand}: {error}") from error

@@ -1,27 +1,27 @@
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+import callback_processes
 import pytest
+from callback_processes import watch
 from watched_runs import wandb_runs
 
-SCRIPT = Path(__file__).with_name("callback_processes.py")
 
-
-def test_two_processes_with_uneven_shards_show_what_one_does_and_only_the_first_writes(tmp_path):
+def test_two_processes_with_uneven_shards_show_what_one_does_and_only_the_first_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    watch(1, tmp_path)
+    run = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, callback_processes.__file__, "2", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
     told = {}
     for devices in (1, 2):
-        run = subprocess.run(  # noqa: S603 - our own script
-            [sys.executable, str(SCRIPT), str(devices), str(tmp_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
-        )
-        assert run.returncode == 0, run.stderr
         folder = tmp_path / str(devices)
         told[devices] = json.loads((folder / "told.json").read_text(encoding="utf-8"))
         assert len(wandb_runs(folder)) == 1

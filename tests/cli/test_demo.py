@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -48,11 +47,11 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
         (["--output", "nowhere/plot.png"], "`output` must be in a folder that exists"),
     ],
 )
-def test_bad_settings_stop_the_demo_before_it_trains(tmp_path, arguments, message):
-    run = run_demo(tmp_path, *arguments)
-    assert run.returncode != 0
-    assert message in run.stderr
-    assert not list(Path(tmp_path).iterdir())
+def test_bad_settings_stop_the_demo_before_it_trains(skipcl, tmp_path, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        skipcl("demo", *arguments)
+    assert str(stopped.value).startswith(f"skipcl demo: {message}")
+    assert not list(tmp_path.iterdir())
 
 
 def results_of(first, second):

@@ -37,24 +37,16 @@ def logs(tmp_path):
     return tmp_path / "logs"
 
 
-def test_logs_become_a_store_that_training_opens_and_a_second_run_has_nothing_to_do(logs, tmp_path):
-    command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", "prepare", "mssd"]
-    command += [
-        str(logs),
-        "--folder",
-        str(tmp_path / "store"),
-        "--label",
-        "graded",
-        "--rows_in_memory",
-        "500",
-    ]
+def test_logs_become_a_store_that_training_opens_and_a_second_run_has_nothing_to_do(run, logs, tmp_path):
+    settings = ["prepare", "mssd", str(logs), "--folder", str(tmp_path / "store"), "--label", "graded"]
+    settings += ["--rows_in_memory", "500"]
+    command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", *settings]
     first = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     assert "Read 1," in first.stdout or "Read 2," in first.stdout
     assert "sessions without a listened track" in first.stdout
     assert "Leave-one-out leaks the future" in first.stdout
     assert first.stderr == ""
-    second = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    assert "Nothing to do: it was prepared before." in second.stdout
+    assert "Nothing to do: it was prepared before." in run(*settings)
     data = SessionDataModule(tmp_path / "store", batch_size=8)
     assert data.num_items == len(open_store(tmp_path / "store").vocabulary)
     here = prepare_store(read_mssd(logs, label="graded"), tmp_path / "python")

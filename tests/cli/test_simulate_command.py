@@ -1,25 +1,16 @@
 import re
-import subprocess
-import sys
 
 import pytest
 
 from skipcl_lightning.data import read_mssd
 
 
-def run(folder, *arguments):
-    command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", "simulate", *arguments]
-    return subprocess.run(  # noqa: S603 - our own command
-        command, capture_output=True, text=True, cwd=folder, check=False
-    )
-
-
-def test_the_command_writes_logs_and_says_how_much(tmp_path):
+def test_the_command_writes_logs_and_says_how_much(skipcl, tmp_path, capsys):
     small = ["--sessions", "250", "--items", "40", "--sessions_per_file", "100", "--seed", "3"]
-    done = run(tmp_path, "logs", *small)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    said = re.search(r"3 files, 250 sessions, ([\d,]+) rows, ([\d.]+) MB: logs", done.stdout)
+    skipcl("simulate", "logs", *small)
+    done = capsys.readouterr()
+    assert done.err == ""
+    said = re.search(r"3 files, 250 sessions, ([\d,]+) rows, ([\d.]+) MB: logs", done.out)
     files = list((tmp_path / "logs").iterdir())
     assert len(files) == 3
     table = read_mssd(tmp_path / "logs").collect()
@@ -37,9 +28,9 @@ def test_the_command_writes_logs_and_says_how_much(tmp_path):
         (["file"], "`folder` must be a folder, got the file"),
     ],
 )
-def test_bad_settings_stop_the_command_before_it_writes(tmp_path, arguments, message):
+def test_bad_settings_stop_the_command_before_it_writes(skipcl, tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
-    done = run(tmp_path, *arguments)
-    assert done.returncode != 0
-    assert message in done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        skipcl("simulate", *arguments)
+    assert str(stopped.value).startswith(f"skipcl simulate: {message}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -358,33 +358,37 @@ def test_a_disk_that_is_full_while_rows_are_sorted_is_named_too(tmp_path, log, m
     assert list(tmp_path.iterdir()) == []
 
 
-TWICE = """
+AT_ONCE = """
 import sys
 import polars as pl
 from skipcl_lightning.data import prepare_store
-sys.stdin.readline()
 log = pl.scan_csv(sys.argv[1], schema_overrides={"feedback": pl.Float32})
-data = prepare_store(log, sys.argv[2], rows_in_memory=100, rebuild=sys.argv[3] == "rebuild")
-print(len(data.store), int(data.store.items[:].sum()))
+print("ready", flush=True)
+for mode in map(str.strip, sys.stdin):
+    data = prepare_store(log, sys.argv[2] + mode, rows_in_memory=100, rebuild=mode == "rebuild")
+    print(len(data.store), int(data.store.items[:].sum()), flush=True)
 """
 
 
-@pytest.mark.parametrize("mode", ["reuse", "rebuild"])
-def test_processes_may_prepare_the_same_store_at_once(tmp_path, csv_log, mode):
+def test_processes_may_prepare_the_same_store_at_once(tmp_path, csv_log):
     expected = prepare_store(csv_log, tmp_path / "expected")
-    arguments = [sys.executable, "-c", TWICE, str(tmp_path / "log.csv"), str(tmp_path / "store"), mode]
+    arguments = [sys.executable, "-c", AT_ONCE, str(tmp_path / "log.csv"), str(tmp_path) + "/"]
     runs = [
         subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
         for _ in range(3)
     ]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 3
+    for mode in ("reuse", "rebuild", "rebuild"):
+        for run in runs:
+            run.stdin.write(f"{mode}\n")
+            run.stdin.flush()
+        said = {run.stdout.readline() for run in runs}
+        assert said == {f"{len(expected.store)} {int(expected.store.items[:].sum())}\n"}
+        assert contents(open_store(tmp_path / mode)) == contents(expected)
     for run in runs:
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    outputs = [run.communicate()[0] for run in runs]
+        run.communicate()
     assert [run.returncode for run in runs] == [0, 0, 0]
-    assert set(outputs) == {f"{len(expected.store)} {int(expected.store.items[:].sum())}\n"}
-    assert contents(open_store(tmp_path / "store")) == contents(expected)
-    assert nothing_beside(tmp_path / "store")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "expected", "reuse", "rebuild"}
 
 
 def test_a_store_travels_to_another_process_as_a_path_and_not_as_data(tmp_path, log):

@@ -9,7 +9,6 @@ from skipcl_lightning.metrics import CatalogueCoverage, Novelty, session_metrics
 
 # By the number of processes; a last batch is shorter, or a process has a single session.
 SHARDS = {
-    1: [slice(0, 6)],
     2: [slice(0, 5), slice(5, 6)],
     3: [slice(0, 3), slice(3, 5), slice(5, 6)],
 }

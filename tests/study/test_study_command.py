@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ COMMAND = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()"
 SMALL = ["--datasets", "[dense]", "--sessions", "60", "--epochs", "1", "--weights", "[0.3]", "--seeds", "2"]
 
 
-def run_study(folder, *arguments, command=COMMAND):
+def run_study(folder, *arguments):
     return subprocess.run(  # noqa: S603 - our own command
-        [*command, *SMALL, *arguments],
+        [*COMMAND, *SMALL, *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -82,41 +83,31 @@ def test_the_markdown_and_the_csv_hold_the_mean_of_the_runs(finished):
     assert rows["mean"].to_list() == pytest.approx([mean])
 
 
-def test_a_rerun_does_only_what_is_missing(finished):
+def test_a_rerun_does_only_what_is_missing(finished, skipcl, monkeypatch, capsys):
     folder, _ = finished
+    monkeypatch.chdir(folder)
     before = times(folder)
-    again = run_study(folder, "--variants", "[session]", "--output", "out")
-    assert again.returncode == 0, again.stderr
-    assert "4 runs, 4 of them done before" in again.stdout
+    skipcl("study", *SMALL, "--variants", "[session]", "--output", "out")
+    assert "4 runs, 4 of them done before" in capsys.readouterr().out
     assert times(folder) == before
     gone, broken = sorted(before)[:2]
     metrics = json.loads((folder / "out/runs" / gone).read_text(encoding="utf-8"))["metrics"]
     (folder / "out/runs" / gone).unlink()
     (folder / "out/runs" / broken).write_text('{"metrics": {', encoding="utf-8")
-    third = run_study(folder, "--variants", "[none,session]", "--output", "out")
-    assert "4 runs, 2 of them done before" in third.stdout, third.stderr
+    skipcl("study", *SMALL, "--variants", "[none,session]", "--output", "out")
+    assert "4 runs, 2 of them done before" in capsys.readouterr().out
     after = times(folder)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {gone, broken}
     assert json.loads((folder / "out/runs" / gone).read_text(encoding="utf-8"))["metrics"] == metrics
 
 
-def test_the_example_is_the_same_command_and_logs_offline(tmp_path):
-    script = [sys.executable, str(ROOT / "examples/study.py")]
-    run = run_study(
-        tmp_path,
-        "--variants",
-        "[none]",
-        "--seeds",
-        "1",
-        "--wandb",
-        "offline",
-        "--output",
-        "out",
-        command=script,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "1 runs, 0 of them done before" in run.stdout
+def test_the_example_is_the_same_command_and_logs_offline(tmp_path, monkeypatch, capsys):
+    arguments = ["--variants", "[none]", "--seeds", "1", "--wandb", "offline", "--output", "out"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["study.py", *SMALL, *arguments])
+    runpy.run_path(str(ROOT / "examples/study.py"), run_name="__main__")
+    assert "1 runs, 0 of them done before" in capsys.readouterr().out
     assert not (tmp_path / "out/skip_rates.png").exists()  # nothing to compare
     assert list((tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb"))
 
@@ -152,24 +143,20 @@ def test_sessions_of_real_logs_cannot_be_set(tmp_path):
         study([f"streaming={tmp_path}"], sessions=10)
 
 
+def test_what_is_wrong_is_said_in_one_line(skipcl, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        skipcl("study", *SMALL, "--variants", "[session]", "--jobs", "0")
+    assert str(stopped.value) == "skipcl study: `jobs` must be at least 1, got 0."
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     # Too few users to learn from: found when the log is read, in the run's own process.
     pl.DataFrame({"user_id": [1], "item_id": [1], "rating": [5], "timestamp": [0]}).write_parquet(
         tmp_path / "ratings.parquet"
     )
-    chosen = f"[ml-100k={tmp_path / 'ratings.parquet'},dense]"
-    run = run_study(
-        tmp_path,
-        "--datasets",
-        chosen,
-        "--variants",
-        "[none]",
-        "--seeds",
-        "1",
-        "--output",
-        str(tmp_path / "out"),
-    )
-    assert run.returncode != 0
-    assert "1 of 2 runs failed" in run.stderr
-    assert "ml-100k, SASRec, none, seed 0: ValueError" in run.stderr
+    chosen = [f"ml-100k={tmp_path / 'ratings.parquet'}", "dense"]
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed") as failed:
+        study(chosen, variants=["none"], sessions=60, epochs=1, seeds=1, output=tmp_path / "out")
+    assert "ml-100k, SASRec, none, seed 0: ValueError" in str(failed.value)
     assert [path.name.split("_")[0] for path in (tmp_path / "out/runs").glob("*.json")] == ["dense"]
