@@ -25,7 +25,7 @@ _MOST_ROWS = 4096
 # Few enough to add up as float32 exactly.
 _MOST_COLUMNS = 2**16
 # So many blocks of items share a bound on the error, which takes some small operations.
-_STRIPE = 32
+_STRIPE = 8
 # So few scores cost a GPU less in float64 than many small steps and waiting for them.
 _MOST_WIDE = 2**24
 
@@ -94,7 +94,7 @@ def target_ranks(
     where a table is collapsed. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU up to 2^24
     scores, a batch over a moderate catalogue, are all taken in float64, and the host waits for nothing;
     beyond that it waits up to three times a block, for how many queries and items are so near, and once in
-    32 blocks.
+    8 blocks.
 
     Args:
         queries: [N, D] floating point.
@@ -165,11 +165,12 @@ def _count_catalogue(
     width = max(1, min(last - 1, chunk_size // height, _MOST_COLUMNS))
     norms = queries.to(own.dtype).norm(dim=1, keepdim=True)
     memory = queries.new_empty(height * width, dtype=torch.float32)
+    # With a column of ones, one product yields differences from the own score.
+    augmented = queries.new_ones(min(last - 1, width * _STRIPE), queries.shape[1] + 1, dtype=torch.float32)
     for start in range(PADDING_INDEX + 1, last, width * _STRIPE):
         stripe = item_embeddings[start : start + width * _STRIPE]
         unit = error_unit(norms, own, stripe)
-        # With a column of ones, one product yields differences from the own score.
-        augmented = torch.nn.functional.pad(stripe.float(), (0, 1), value=1.0)
+        augmented[: len(stripe), :-1] = stripe
         for top in range(0, len(queries), height):
             rows = slice(top, top + height)
             query = scale_queries(queries[rows], own[rows], unit[rows])  # [rows, D + 1]
