@@ -59,12 +59,9 @@ def test_training_on_a_streaming_sessions_log_runs_end_to_end(tmp_path):
     assert_trained(output, tmp_path / "out")
 
 
-def test_training_on_a_streaming_history_runs_end_to_end(tmp_path, monkeypatch, capfd):
+def test_training_on_a_streaming_history_runs_end_to_end(tmp_path):
     arguments = ["--smoke", "true", "--skip_rule", "fwdbtn", "--output", "out"]
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("COLUMNS", "120")
-    run_here("train_streaming_history.py", *arguments, monkeypatch=monkeypatch, folder=tmp_path)
-    output = capfd.readouterr().out
+    output = run_example("train_streaming_history.py", *arguments, folder=tmp_path)
     assert_trained(output, tmp_path / "out")
     assert "spotify:track:" in output
 
