@@ -1,9 +1,9 @@
 """The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import polars as pl
+import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -15,7 +15,7 @@ from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_it
 from skipcl_lightning.functional.positions import TargetRule
 from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
-from skipcl_lightning.heads.sparse import use_sparse_gradients
+from skipcl_lightning.heads.sparse import look_rows_up_alone, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.trained_model import TrainedModel
 
@@ -141,9 +141,7 @@ class SkipCLModule(TrainedModel):
         if self.skip_head is not None and not self.causal:
             _check_cloze(self.skip_head)
         if sparse_item_table:
-            use_sparse_gradients("next_item_loss", self.next_item_loss)
-            if getattr(self.skip_head, "uses_item_table", False):
-                use_sparse_gradients("skip_head", cast("nn.Module", self.skip_head))
+            use_sparse_gradients(self.next_item_loss, self.skip_head)
         self.save_hyperparameters(self.describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
@@ -185,16 +183,20 @@ class SkipCLModule(TrainedModel):
             class's name instead.
         """
         batch = self.prepare_training(batch)
+        # A compiler finds its own way.
+        if torch.compiler.is_compiling() or not look_rows_up_alone(self.next_item_loss, self.skip_head):
+            return self._losses_of(batch)
+        with self.item_embedding.gathered_gradients():
+            return self._losses_of(batch)
+
+    def _losses_of(self, batch: SessionBatch) -> dict[str, Tensor]:
         keys = self.embed_items(batch.items)
         query = self.encode(batch, keys)
         weights = () if self.like_weight == 1 else (self.target_weights(batch, self.like_weight),)
         takes_most = getattr(self.next_item_loss, "takes_most_targets", False)
         known = {"most_targets": batch.num_tracks} if takes_most else {}
-        parts: dict[str, Tensor] = {
-            "next_item_loss": self.next_item_loss(
-                query, self.item_table, self.targets(batch), *weights, **known
-            )
-        }
+        next_item_loss = self.next_item_loss(query, self.item_table, self.targets(batch), *weights, **known)
+        parts: dict[str, Tensor] = {"next_item_loss": next_item_loss}
         if isinstance(self.skip_head, CombinedHead):
             return parts | self.skip_head.losses(query, keys, batch, self.item_table)
         if self.skip_head is not None:

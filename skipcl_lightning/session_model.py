@@ -20,6 +20,7 @@ from skipcl_lightning.functional import (
     target_positions,
 )
 from skipcl_lightning.functional.positions import TargetRule
+from skipcl_lightning.item_embedding import ItemEmbedding
 
 __all__ = ["SessionModel"]
 
@@ -81,9 +82,7 @@ class SessionModel(WholeCheckpoint):
         self.last_mask_probability = self._cloze_setting(
             "last_mask_probability", last_mask_probability, LAST_MASK_PROBABILITY
         )
-        self.item_embedding = nn.Embedding(
-            num_items + 1, embedding_size, padding_idx=PADDING_INDEX, sparse=sparse_item_table
-        )
+        self.item_embedding = ItemEmbedding(num_items, embedding_size, sparse=sparse_item_table)
         self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=embedding_size**-0.5)
         self.mask_embedding = (
             None if self.causal else nn.Parameter(torch.randn(embedding_size) * embedding_size**-0.5)
@@ -107,7 +106,7 @@ class SessionModel(WholeCheckpoint):
     @property
     def item_table(self) -> Tensor:
         """[V + 1, D], the candidates: row 0 is padding."""
-        return self.item_embedding.weight
+        return self.item_embedding.table
 
     def embed_items(self, items: Tensor) -> Tensor:
         """The embeddings of a session's items, of a mask token among them.

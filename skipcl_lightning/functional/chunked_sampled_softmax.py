@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.chunked_softmax import add_product, normalised_weights
+from skipcl_lightning.functional.look_up import look_up
 from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
 from skipcl_lightning.functional.softmax import sampled_softmax_loss
 
@@ -90,7 +90,7 @@ def chunked_sampled_softmax_loss(
         )
         return (losses * share).sum()
     negative_rows, target_rows = (
-        F.embedding(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
     )
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
         query, target_rows, negative_rows, target, negatives, correction, share, chunk_size

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning.functional.look_up import look_up
 
 __all__ = ["Sampler", "full_softmax_loss", "sample_items", "sampled_softmax_loss", "sampling_log_probability"]
 
@@ -93,7 +94,7 @@ def sampled_softmax_loss(
     _check_arguments(query, item_embeddings, target)
     sizes = check_shape("negatives", negatives, "K", dtype=torch.int64)
     negative_rows, target_rows = (
-        F.embedding(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
     )
     negative_logits = query @ negative_rows.T  # [N, K]
     target_logits = (query * target_rows).sum(dim=1, keepdim=True)  # [N, 1]

@@ -7,6 +7,7 @@ from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
 from skipcl_lightning.functional.contrast import Anchors, weighted_mean
+from skipcl_lightning.functional.look_up import look_up
 from skipcl_lightning.functional.opposing import opposing_contrast, rejected_sequence
 from skipcl_lightning.functional.softmax import sample_items
 from skipcl_lightning.heads.real_positions import real_positions
@@ -107,9 +108,7 @@ class OpposingSequences(SessionHead):
         table = require_table(item_embeddings, "the sequence of skips")
         contrast = self.contrast(batch)
         skipped = rejected_sequence(batch.items, contrast).items
-        opposing: Tensor = self.encoder(
-            nn.functional.embedding(skipped, table, sparse=self.sparse_gradients)
-        )[0]  # [B, L, D]
+        opposing: Tensor = self.encoder(look_up(skipped, table, sparse=self.sparse_gradients))[0]  # [B, L, D]
         losses, weights = opposing_contrast(
             query, keys, opposing, batch.items, contrast, temperature=self.temperature
         )

@@ -11,6 +11,7 @@ from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional.contrast import Anchors, Contrast, SkipWeights, weighted_mean
 from skipcl_lightning.functional.contrast_candidates import Candidates, rejected_candidates
+from skipcl_lightning.functional.look_up import look_up
 from skipcl_lightning.functional.skip_info_nce import Negatives, skip_info_nce_terms
 from skipcl_lightning.heads.across_ranks import gather_candidates, mean_across_ranks
 from skipcl_lightning.heads.session_head import SessionHead, require_table
@@ -222,4 +223,4 @@ class SkipInfoNCE(SessionHead):
         return Candidates(items, self._rows(items, require_table(item_embeddings, "mined tracks")))
 
     def _rows(self, items: Tensor, table: Tensor) -> Tensor:
-        return nn.functional.embedding(items, table, sparse=self.sparse_gradients)
+        return look_up(items, table, sparse=self.sparse_gradients)

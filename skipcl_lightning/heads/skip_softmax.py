@@ -1,11 +1,12 @@
 """A head that puts the skipped tracks among the candidates of a next-item softmax."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional.contrast import Anchors, SessionNegatives, SkipWeights
+from skipcl_lightning.functional.look_up import look_up
 from skipcl_lightning.functional.skip_softmax import skip_softmax
 from skipcl_lightning.functional.softmax import sample_items
 from skipcl_lightning.heads.session_head import SessionHead, require_table
@@ -79,7 +80,7 @@ class SkipSoftmax(SessionHead):
         if self.num_samples:
             table = require_table(item_embeddings, "sampled items")
             samples = sample_items(min(self.num_samples, len(table) - 2), len(table) - 1, device=query.device)
-            sample_keys = nn.functional.embedding(samples, table, sparse=self.sparse_gradients)
+            sample_keys = look_up(samples, table, sparse=self.sparse_gradients)
         return skip_softmax(
             query, keys, batch.items, self.contrast(batch), samples=samples, sample_keys=sample_keys
         )

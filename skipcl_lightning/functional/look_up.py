@@ -1,0 +1,83 @@
+"""Rows of the item table, and one gradient for all that are looked up in a step."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["gather_gradients", "look_up"]
+
+
+def look_up(
+    items: Tensor, item_embeddings: Tensor, *, sparse: bool = False, padding_index: int | None = None
+) -> Tensor:
+    """The embeddings of items.
+
+    Args:
+        items: [...] int64 in 0..V.
+        item_embeddings: [V + 1, D] floating point.
+        sparse: Whether the gradient of ``item_embeddings`` is a sparse tensor of the rows used.
+        padding_index: The item whose row gets no gradient.
+
+    Returns:
+        [..., D].
+
+    Example:
+        >>> look_up(torch.tensor([[2, 0]]), torch.tensor([[0.0], [1.0], [2.0]]))
+        tensor([[[2.],
+                 [0.]]])
+    """
+    sparse = sparse or (not torch.compiler.is_compiling() and _is_gathered(item_embeddings))
+    return F.embedding(items, item_embeddings, padding_index, sparse=sparse)
+
+
+def gather_gradients(item_embeddings: Tensor) -> Tensor:
+    """The same table, for whose lookups (``look_up``) a single dense gradient is made in the backward pass.
+
+    Each lookup of its own would make one, [V + 1, D] and nearly all zero, and all be added up: most of a
+    step at a million items. Whatever else uses the table may leave a dense gradient.
+
+    Args:
+        item_embeddings: [V + 1, D] floating point.
+
+    Returns:
+        [V + 1, D], a view.
+
+    Example:
+        >>> table = torch.ones(3, 1, requires_grad=True)
+        >>> gathered = gather_gradients(table)
+        >>> twice = look_up(torch.tensor([1, 2]), gathered) + look_up(torch.tensor([1, 1]), gathered)
+        >>> twice.sum().backward()
+        >>> table.grad
+        tensor([[0.],
+                [3.],
+                [1.]])
+    """
+    gathered: Tensor = _Gathered.apply(item_embeddings)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """Passes a table on, and makes its gradient dense."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        ctx.num_rows = len(table)
+        return table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        if not gradient.is_sparse:
+            return gradient
+        # Without `coalesce`, which would sort: a row that comes twice is added up here anyway.
+        rows, values = gradient._indices()[0], gradient._values()
+        dense: Tensor = torch.ops.aten.embedding_dense_backward(values, rows, ctx.num_rows, -1, False)
+        return dense
+
+
+def _is_gathered(table: Tensor) -> bool:
+    return getattr(table.grad_fn, "_forward_cls", None) is _Gathered

@@ -1,0 +1,67 @@
+"""A training step whose losses only look rows up makes one dense gradient of the item table."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from small_models import batch, module
+
+from skipcl_lightning.backbones import BERT4Rec, SASRec
+from skipcl_lightning.heads import (
+    CombinedHead,
+    FullSoftmax,
+    OpposingSequences,
+    SampledSoftmax,
+    SkipInfoNCE,
+    SkipSoftmax,
+    SkipUnlikelihood,
+)
+
+HEADS = {
+    "none": lambda: None,
+    "contrast": SkipInfoNCE,
+    "mined": lambda: SkipInfoNCE(negatives="batch", mined_positive_weight=0.5),
+    "softmax": lambda: SkipSoftmax(num_samples=4),
+    "opposing": lambda: OpposingSequences(8),
+    "two": lambda: CombinedHead([SkipInfoNCE(), SkipSoftmax(num_samples=4)]),
+}
+
+
+def sessions():
+    mined = torch.randint(1, 10, (*batch().items.shape, 2), generator=torch.Generator().manual_seed(0))
+    return batch().replace(mined_negatives=mined, mined_positives=mined.flip(2))
+
+
+def step(one):
+    """The gradients, and how many dense ones were made of lookups."""
+    torch.manual_seed(1)
+    with torch.profiler.profile() as profile:
+        one.losses(sessions())["loss"].backward()
+    made = [event for event in profile.events() if event.name == "aten::embedding_dense_backward"]
+    return {name: parameter.grad for name, parameter in one.named_parameters()}, len(made)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
+def test_the_gradients_are_those_of_separate_lookups(backbone, head, monkeypatch):
+    part = backbone(8, max_length=12, dropout=0.0)
+    gathered = module(part, HEADS[head](), next_item_loss=SampledSoftmax(4))
+    plain = copy.deepcopy(gathered)
+    monkeypatch.setattr(plain.item_embedding, "gathered_gradients", nullcontext)
+    (found, fewer), (expected, more) = step(gathered), step(plain)
+    assert fewer < more
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    assert gathered.item_table is gathered.item_embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("loss", "head"), [(FullSoftmax, None), (lambda: SampledSoftmax(4), SkipUnlikelihood)]
+)
+def test_a_loss_over_the_whole_table_leaves_its_dense_gradient_alone(loss, head, monkeypatch):
+    one = module(SASRec(8, max_length=12), head and head(), next_item_loss=loss())
+    monkeypatch.delattr(type(one.item_embedding), "gathered_gradients")
+    one.losses(sessions())["loss"].backward()
+    assert one.item_embedding.weight.grad.any()
