@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +14,13 @@ from torch.distributed.tensor import DTensor
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
+
+
+def sharing(processes: int) -> ModelParallelStrategy:
+    return ModelParallelStrategy(
+        data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 
 def train(folder: Path, processes: int) -> None:
@@ -24,10 +31,8 @@ def train(folder: Path, processes: int) -> None:
     module = SkipCLModule(
         SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=40, embedding_size=16
     )
-    sharded = ModelParallelStrategy(
-        data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
-    trainer = quiet_trainer(max_epochs=3, strategy=sharded if processes > 1 else "auto", devices=processes)
+    strategy = sharing(processes) if processes > 1 else "auto"
+    trainer = quiet_trainer(max_epochs=3, strategy=strategy, devices=processes)
     trainer.fit(module, data)
     trainer.save_checkpoint(folder / f"{processes}.ckpt")
     if processes > 1:
@@ -40,6 +45,22 @@ def train(folder: Path, processes: int) -> None:
         torch.save(dict(trainer.callback_metrics), folder / f"{processes}.pt")
 
 
+def table_after_lookups(
+    strategy: str | ModelParallelStrategy, processes: int, *, gathered: bool
+) -> torch.Tensor:
+    """The item table after some steps whose lookups make one gradient together, or one each."""
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(simulate_sessions(64, num_items=40, num_moods=4), batch_size=16, seed=0)
+    module = SkipCLModule(
+        SASRec(16, dropout=0.0), num_items=40, embedding_size=16, next_item_loss=SampledSoftmax(8)
+    )
+    if not gathered:
+        module.item_embedding.gathered_gradients = nullcontext
+    quiet_trainer(max_steps=2, limit_val_batches=0, strategy=strategy, devices=processes).fit(module, data)
+    table = module.item_embedding.weight
+    return (table.full_tensor() if isinstance(table, DTensor) else table).detach()
+
+
 if __name__ == "__main__":
     rank, port, folder, processes = sys.argv[1:]
     os.environ |= {
@@ -50,5 +71,9 @@ if __name__ == "__main__":
         "MASTER_PORT": port,
     }
     train(Path(folder), int(processes))
+    if int(processes) > 1:
+        for make in (lambda: sharing(2), lambda: "ddp"):
+            found, expected = (table_after_lookups(make(), 2, gathered=one) for one in (True, False))
+            torch.testing.assert_close(found, expected)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
