@@ -6,9 +6,19 @@ from lightning.pytorch import Trainer
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.heads import CombinedHead, OpposingSequences, SkipInfoNCE, SkipSoftmax
 
 NUM_ITEMS = 9
 MASK = NUM_ITEMS + 1
+# Those that do nothing with the item table but look rows up.
+ROW_HEADS = {
+    "none": lambda: None,
+    "contrast": SkipInfoNCE,
+    "bank": lambda: SkipInfoNCE(bank_size=4, negatives="batch"),
+    "softmax": lambda: SkipSoftmax(num_samples=3),
+    "opposing": lambda: OpposingSequences(8),
+    "two": lambda: CombinedHead([SkipInfoNCE(bank_size=4), SkipInfoNCE(negatives="batch")]),
+}
 
 
 def module(backbone=None, head=None, **settings):

@@ -5,27 +5,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from small_models import batch, module
+from small_models import ROW_HEADS, batch, module
 
 from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.heads import (
-    CombinedHead,
     FullSoftmax,
-    OpposingSequences,
     SampledSoftmax,
-    SkipInfoNCE,
-    SkipSoftmax,
     SkipUnlikelihood,
 )
-
-HEADS = {
-    "none": lambda: None,
-    "contrast": SkipInfoNCE,
-    "mined": lambda: SkipInfoNCE(negatives="batch", mined_positive_weight=0.5),
-    "softmax": lambda: SkipSoftmax(num_samples=4),
-    "opposing": lambda: OpposingSequences(8),
-    "two": lambda: CombinedHead([SkipInfoNCE(), SkipSoftmax(num_samples=4)]),
-}
 
 
 def sessions():
@@ -42,11 +29,11 @@ def step(one):
     return {name: parameter.grad for name, parameter in one.named_parameters()}, len(made)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ROW_HEADS)
 @pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
 def test_the_gradients_are_those_of_separate_lookups(backbone, head, monkeypatch):
     part = backbone(8, max_length=12, dropout=0.0)
-    gathered = module(part, HEADS[head](), next_item_loss=SampledSoftmax(4))
+    gathered = module(part, ROW_HEADS[head](), next_item_loss=SampledSoftmax(4))
     plain = copy.deepcopy(gathered)
     monkeypatch.setattr(plain.item_embedding, "gathered_gradients", nullcontext)
     (found, fewer), (expected, more) = step(gathered), step(plain)

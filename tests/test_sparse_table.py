@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from small_models import NUM_ITEMS, batch, module, quiet_trainer
+from small_models import NUM_ITEMS, ROW_HEADS, batch, module, quiet_trainer
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import SASRec
@@ -15,22 +15,11 @@ from skipcl_lightning.functional import sampled_softmax_loss
 from skipcl_lightning.heads import (
     CombinedHead,
     FullSoftmax,
-    OpposingSequences,
     SampledSoftmax,
     SkipInfoNCE,
-    SkipSoftmax,
     SkipUnlikelihood,
 )
 from skipcl_lightning.optimizers import SparseAdamW, clip_gradients_by_norm
-
-HEADS = {
-    "none": lambda: None,
-    "contrast": SkipInfoNCE,
-    "bank": lambda: SkipInfoNCE(bank_size=4, negatives="batch"),
-    "softmax": lambda: SkipSoftmax(num_samples=3),
-    "opposing": lambda: OpposingSequences(8),
-    "two": lambda: CombinedHead([SkipInfoNCE(bank_size=4), SkipInfoNCE(negatives="batch")]),
-}
 
 
 def model(sparse, head=None, backbone=None, **settings):
@@ -47,15 +36,15 @@ def gradients(one, seed=1):
 
 
 @pytest.mark.parametrize("backbone", ["causal", "bidirectional"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ROW_HEADS)
 def test_gradients_are_those_of_the_dense_table_and_hold_only_rows_used(head, backbone):
     make = (lambda: SASRec(8, max_length=6, dropout=0.0)) if backbone == "causal" else lambda: None
     if head == "opposing" and backbone == "bidirectional":
         pytest.skip("the head has no meaning there")
     sparse = (
-        model(True, HEADS[head](), make())
+        model(True, ROW_HEADS[head](), make())
         if backbone == "causal"
-        else module(None, HEADS[head](), sparse_item_table=True, next_item_loss=SampledSoftmax(4))
+        else module(None, ROW_HEADS[head](), sparse_item_table=True, next_item_loss=SampledSoftmax(4))
     )
     dense = copy.deepcopy(sparse)
     dense.item_embedding.sparse = False
