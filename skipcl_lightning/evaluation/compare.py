@@ -14,9 +14,10 @@ _PROTOCOL = ("split", "top_k", "ties", "exclude_seen", "num_candidates", "sample
 def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
     """The differences of two reports, with intervals paired by session.
 
-    Both models are resampled together: what makes a session easy or hard for both cancels out. One metric in
-    twenty is told from noise by chance at 95 %, so decide beforehand which one counts. Sessions are what is
-    resampled: that the same training with another seed would differ, these intervals do not know.
+    Both models are resampled together, so that what makes a session easy or hard for both cancels out.
+    Sessions are resampled whole, with all their targets. At 95 % one metric in twenty differs significantly
+    by chance, so decide beforehand which one counts. The intervals do not cover the variation between
+    training runs with different seeds.
 
     Args:
         before: The model to compare with.
@@ -64,6 +65,7 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
     differences = {name: ratio - ratios[0][name] for name, ratio in ratios[1].items()}
     intervals = bootstrap(
         differences,
+        sessions=after.session_numbers(after.sessions),
         confidence=settings["confidence"],
         num_resamples=settings["num_resamples"],
         seed=settings["seed"],

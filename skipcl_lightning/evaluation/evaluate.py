@@ -45,8 +45,9 @@ def evaluate(
 ) -> EvaluationReport:
     """Rank every held-out target and report what comes of it, with intervals and by segments.
 
-    Works on the model's own device, one batch at a time; what is kept of a session is one row. The model is
-    in evaluation mode meanwhile, and without gradients.
+    Works on the model's own device, one batch at a time, and keeps one row for each target. The model is in
+    evaluation mode meanwhile, and without gradients. Intervals resample whole sessions, since the targets of
+    one session depend on each other.
 
     Args:
         model: A ``SkipCLModule``, a baseline, or anything of yours with ``session_query(batch)`` and

@@ -1,4 +1,4 @@
-"""Means over sessions with bootstrap intervals: all metrics from the same resamples."""
+"""Metrics with bootstrap intervals: sessions are resampled, all metrics share the resamples."""
 
 import warnings
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import sparse, stats
 
 __all__ = ["Quotient", "Ratio", "bootstrap", "ratio_values"]
 
@@ -19,10 +19,10 @@ _MOST_WEIGHTS = 2**24
 
 @dataclass(frozen=True)
 class Quotient:
-    """A sum over sessions divided by another, with a sign.
+    """A sum over targets divided by another, with a sign.
 
     Args:
-        numerator: [N], what each session adds above.
+        numerator: [N], what each target adds above.
         denominator: [N], what it adds below: 1 in the population, or a number of pairs.
         sign: 1, or -1 where it is subtracted.
     """
@@ -34,7 +34,7 @@ class Quotient:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A metric as a sum of quotients of sums over sessions.
+    """A metric as a sum of quotients of sums over targets.
 
     Args:
         quotients: At least one.
@@ -53,9 +53,10 @@ class Ratio:
         return cls((Quotient(numerator, denominator),))
 
     @property
-    def sessions(self) -> int:
-        """How many sessions it stands on: those that are in one of its quotients at least."""
-        return int(np.any([quotient.denominator > 0 for quotient in self.quotients], axis=0).sum())
+    def members(self) -> NDArray[np.bool_]:
+        """[N] bool: the targets that at least one of its quotients counts."""
+        counted: NDArray[np.bool_] = np.any([quotient.denominator > 0 for quotient in self.quotients], axis=0)
+        return counted
 
     def __sub__(self, other: "Ratio") -> "Ratio":
         subtracted = (Quotient(q.numerator, q.denominator, -q.sign) for q in other.quotients)
@@ -63,7 +64,7 @@ class Ratio:
 
 
 def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
-    """Each metric over all sessions; NaN of none.
+    """Return each metric over all targets; NaN where it counts none.
 
     Args:
         ratios: The metrics by name.
@@ -82,44 +83,54 @@ def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
 
 
 def bootstrap(
-    ratios: dict[str, Ratio], *, confidence: float, num_resamples: int, seed: int
+    ratios: dict[str, Ratio],
+    *,
+    sessions: NDArray[np.int64],
+    confidence: float,
+    num_resamples: int,
+    seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the metrics, sessions being drawn with replacement.
+    """Return percentile intervals of the metrics; whole sessions are drawn with replacement.
+
+    Targets of one session depend on each other: intervals from resampled targets would be too narrow.
 
     Args:
-        ratios: The metrics by name, all over the same N sessions.
+        ratios: The metrics by name, all over the same N targets.
+        sessions: [N] int64, the session of each target, numbered from 0 without gaps.
         confidence: The share of resamples within the interval, in (0, 1).
         num_resamples: How many.
         seed: Of the draws.
 
     Returns:
         The two ends of each; NaN where a metric is undefined in some resample, as happens where very few
-        sessions are in its population.
+        sessions are in its population, and where there is only one session.
 
     Reference:
-        Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3; the draws and the
-        percentiles are ``scipy.stats.bootstrap``'s.
+        Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3, for percentile
+        intervals; Davison and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8, for
+        clusters. The draws and the percentiles are ``scipy.stats.bootstrap``'s.
 
     Example:
         >>> ratio = Ratio.of(np.array([1.0, 0.0] * 50), np.ones(100))
-        >>> low, high = bootstrap({"mean": ratio}, confidence=0.9, num_resamples=200, seed=0)["mean"]
+        >>> settings = {"confidence": 0.9, "num_resamples": 200, "seed": 0}
+        >>> low, high = bootstrap({"mean": ratio}, sessions=np.arange(100), **settings)["mean"]
         >>> low < 0.5 < high
         True
     """
     if not ratios:
         return {}
-    sums = _sums(ratios)
-    sessions = sums.shape[0]
-    if sessions < 2:
+    sums = _sum_by_session(_sums(ratios), sessions)
+    num_sessions = sums.shape[0]
+    if num_sessions < 2:
         return dict.fromkeys(ratios, (np.nan, np.nan))
     with warnings.catch_warnings():
         # Of metrics that are undefined in some resample, whose ends are NaN.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
-            (np.arange(sessions),),
+            (np.arange(num_sessions),),
             _statistic(ratios, sums),
             n_resamples=num_resamples,
-            batch=max(1, min(num_resamples, _MOST_WEIGHTS // sessions)),
+            batch=max(1, min(num_resamples, _MOST_WEIGHTS // num_sessions)),
             vectorized=True,
             confidence_level=confidence,
             method="percentile",
@@ -148,6 +159,14 @@ def _sums(ratios: dict[str, Ratio]) -> Floats:
     quotients = [quotient for ratio in ratios.values() for quotient in ratio.quotients]
     columns = [q.numerator for q in quotients] + [q.denominator for q in quotients]
     return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _sum_by_session(sums: Floats, sessions: NDArray[np.int64]) -> Floats:
+    """[sessions, 2 · quotients]: the sums over each session's targets."""
+    targets = np.arange(len(sessions))
+    members = sparse.csr_array((np.ones(len(sessions)), (sessions, targets)))
+    totals: Floats = members @ sums
+    return totals
 
 
 def _divide(totals: Floats, ratios: dict[str, Ratio]) -> Floats:

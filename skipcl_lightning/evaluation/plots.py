@@ -171,7 +171,7 @@ def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift
     errors = np.nan_to_num(np.abs(np.stack([values - ends[0], ends[1] - values])))
     places = np.arange(part.height)
     axis.errorbar(values, places + shift, xerr=errors, fmt="o", color=colour, capsize=3, label=label, ms=5)
-    ticks = [f"{segment}  ({count:,})" for segment, count in part.select("segment", "sessions").iter_rows()]
+    ticks = [f"{segment}  ({count:,})" for segment, count in part.select("segment", "targets").iter_rows()]
     axis.set_yticks(places, ticks, fontsize=9)
     axis.margins(y=0.12)
     tidy_axis(axis, "x")

@@ -5,7 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from skipcl_lightning.evaluation.intervals import Ratio, bootstrap, ratio_values
 from skipcl_lightning.evaluation.segments import SEGMENTS
@@ -27,8 +29,8 @@ class EvaluationReport:
 
     Args:
         name: What the model is called.
-        sessions: A row a session: external ids, ``rank``, ``skipped``, ``repeat``, ``unscored``, and its
-            segments.
+        sessions: A row a held-out target: external ids, ``rank``, ``skipped``, ``repeat``, ``unscored``,
+            and its segments. A session has several with ``targets="every"``.
         settings: The protocol.
         coverage: The share of the catalogue that is recommended to anyone.
     """
@@ -61,16 +63,16 @@ class EvaluationReport:
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
-        """A row a metric: ``metric``, ``value``, ``low``, ``high`` and ``sessions``, how many it stands on.
+        """A row a metric: ``metric``, ``value``, ``low``, ``high``, ``targets`` and ``sessions``.
 
-        The intervals are of a bootstrap over sessions; null where there is none, as for coverage, which is
-        no mean over sessions.
+        ``targets`` and ``sessions`` count the held-out targets that the metric averages, and their sessions.
+        The intervals come from a bootstrap over whole sessions. They are null for coverage, which is not a
+        mean over sessions.
         """
         frame = self._describe(self.sessions)
         coverage = {"metric": f"coverage@{max(self.settings['top_k'])}", "value": self.coverage}
-        return pl.concat(
-            [frame, pl.DataFrame([coverage | {"sessions": self.sessions.height}])], how="diagonal"
-        )
+        counts = {"targets": self.sessions.height, "sessions": self.sessions["session_id"].n_unique()}
+        return pl.concat([frame, pl.DataFrame([coverage | counts])], how="diagonal")
 
     @cached_property
     def segments(self) -> pl.DataFrame:
@@ -90,13 +92,14 @@ class EvaluationReport:
 
     @property
     def populations(self) -> dict[str, int]:
-        """How many sessions were evaluated, and how many of each kind there are among them.
+        """The number of ``sessions`` and ``targets``, and how many targets of each kind there are.
 
-        ``unscored`` are those whose target has no score (NaN), and ranks last.
+        ``unscored`` targets have no score (NaN), and rank last.
         """
         listened = ~pl.col("skipped")
         row = self.sessions.select(
-            pl.len().alias("sessions"),
+            pl.col("session_id").n_unique().alias("sessions"),
+            pl.len().alias("targets"),
             listened.sum().alias("listened"),
             pl.col("skipped").sum(),
             (listened & pl.col("repeat")).sum().alias("repeated"),
@@ -120,6 +123,22 @@ class EvaluationReport:
             postfix=self.postfix,
         )
 
+    def session_numbers(self, sessions: pl.DataFrame) -> NDArray[np.int64]:
+        """Number the sessions of some of the rows, for ``bootstrap``.
+
+        Args:
+            sessions: Rows of ``sessions``.
+
+        Returns:
+            [N] int64, from 0 in the order of first appearance.
+        """
+        ids = sessions["session_id"]
+        first = pl.DataFrame({"session_id": ids.unique(maintain_order=True)}).with_row_index("number")
+        numbers = sessions.select("session_id").join(
+            first, on="session_id", how="left", maintain_order="left"
+        )["number"]
+        return numbers.to_numpy().astype(np.int64)
+
     def to_markdown(self) -> str:
         """The report as Markdown: the protocol, the populations, and the table of metrics.
 
@@ -127,7 +146,7 @@ class EvaluationReport:
             Text.
         """
         lines = [f"## {self.name}", "", self.describe_protocol(), ""]
-        lines += ["| metric | value | interval | sessions |", "|---|---:|---:|---:|"]
+        lines += ["| metric | value | interval | targets | sessions |", "|---|---:|---:|---:|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
         return "\n".join(lines) + "\n"
 
@@ -140,7 +159,7 @@ class EvaluationReport:
         from rich.table import Table
 
         table = Table(title=self.name, caption=self.describe_protocol())
-        for column in ("metric", "value", "interval", "sessions"):
+        for column in ("metric", "value", "interval", "targets", "sessions"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for row in self._cells():
             table.add_row(*row)
@@ -164,9 +183,9 @@ class EvaluationReport:
         return (
             f"{settings['split'].capitalize()}: ranks among {among}{seen}; ties {settings['ties']}; "
             f"{self._describe_intervals()}. "
-            f"{counts['sessions']:,} sessions: {counts['listened']:,} targets listened to "
-            f"({counts['repeated']:,} of them repeats), {counts['skipped']:,} skipped, "
-            f"{counts['unscored']:,} without a score."
+            f"{counts['targets']:,} targets of {counts['sessions']:,} sessions: "
+            f"{counts['listened']:,} listened to ({counts['repeated']:,} of them repeats), "
+            f"{counts['skipped']:,} skipped, {counts['unscored']:,} without a score."
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -206,21 +225,23 @@ class EvaluationReport:
 
     def _describe(self, sessions: pl.DataFrame) -> pl.DataFrame:
         ratios = self.ratios(sessions)
+        numbers = self.session_numbers(sessions)
         settings = self.settings
         intervals = {}
         if settings["num_resamples"]:
             intervals = bootstrap(
                 ratios,
+                sessions=numbers,
                 confidence=settings["confidence"],
                 num_resamples=settings["num_resamples"],
                 seed=settings["seed"],
             )
         schema = {"metric": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
         rows = [
-            (name, value, *intervals.get(name, (None, None)), ratios[name].sessions)
+            (name, value, *intervals.get(name, (None, None)), *_count(ratios[name].members, numbers))
             for name, value in ratio_values(ratios).items()
         ]
-        return pl.DataFrame(rows, schema={**schema, "sessions": pl.Int64}, orient="row")
+        return pl.DataFrame(rows, schema={**schema, "targets": pl.Int64, "sessions": pl.Int64}, orient="row")
 
     def _describe_intervals(self) -> str:
         if not self.settings["num_resamples"]:
@@ -228,11 +249,16 @@ class EvaluationReport:
         confidence, resamples = self.settings["confidence"], self.settings["num_resamples"]
         return f"{100 * confidence:g}% intervals from {resamples:,} resamples of the sessions"
 
-    def _cells(self) -> list[tuple[str, str, str, str]]:
+    def _cells(self) -> list[tuple[str, str, str, str, str]]:
         rows = []
-        for metric, value, low, high, sessions in self.metrics.iter_rows():
+        for metric, value, low, high, targets, sessions in self.metrics.iter_rows():
             higher = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]
             arrow = "" if higher is None else " ↑" if higher else " ↓"
             interval = "" if low is None or low != low else f"{low:.4f} to {high:.4f}"
-            rows.append((metric + arrow, f"{value:.4f}", interval, f"{sessions:,}"))
+            rows.append((metric + arrow, f"{value:.4f}", interval, f"{targets:,}", f"{sessions:,}"))
         return rows
+
+
+def _count(members: NDArray[np.bool_], numbers: NDArray[np.int64]) -> tuple[int, int]:
+    """The number of targets that a metric counts, and that of their sessions."""
+    return int(members.sum()), len(np.unique(numbers[members]))

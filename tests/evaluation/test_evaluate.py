@@ -140,8 +140,8 @@ def test_segments_part_the_sessions_in_every_way(data):
     report = evaluate(module(data), data, num_resamples=50)
     rows = report.segments.filter(pl.col("metric") == "hit_rate@10")
     for (title,), part in rows.group_by(["segmented_by"]):
-        assert part["sessions"].sum() == report.populations["listened"], title
-        hits = (part["value"].fill_nan(0) * part["sessions"]).sum()
+        assert part["targets"].sum() == report.populations["listened"], title
+        hits = (part["value"].fill_nan(0) * part["targets"]).sum()
         assert hits == pytest.approx(report["hit_rate@10"] * report.populations["listened"])
     repeat = rows.filter(pl.col("segment") == "repeat")["value"].item()
     assert repeat == pytest.approx(report["hit_rate@10/repeat"])
@@ -333,6 +333,6 @@ def test_a_population_of_nobody_is_nan_without_a_warning(data):
     assert math.isnan(report["skip_mrr@10"])
     assert math.isnan(report["delta_hit_rate@10"])
     row = report.metrics.filter(pl.col("metric") == "skip_mrr@10").row(0, named=True)
-    assert row["sessions"] == 0
+    assert row["targets"] == row["sessions"] == 0
     assert np.isnan(row["low"])
-    assert "| skip_mrr@10 ↓ | nan |  | 0 |" in report.to_markdown()
+    assert "| skip_mrr@10 ↓ | nan |  | 0 | 0 |" in report.to_markdown()
