@@ -205,8 +205,8 @@ def measure_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
     """Popularity, last-item Markov and session-KNN, under the same protocol."""
     baselines = {
         "Popularity": Popularity(data.item_counts),
-        "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
-        "Session-KNN": SessionKNN(data.train_dataloader(), num_items=data.num_items),
+        "Markov": LastItemMarkov(data),
+        "Session-KNN": SessionKNN(data),
     }
     return {
         name: evaluate(baseline, data, exclude_seen=True, num_resamples=0).values

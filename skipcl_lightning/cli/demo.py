@@ -130,7 +130,7 @@ def _train(
 def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
     baselines: dict[str, Baseline] = {
         "Popularity": Popularity(data.item_counts),
-        "Markov": LastItemMarkov(data.train_dataloader(), num_items=data.num_items),
+        "Markov": LastItemMarkov(data),
     }
     return {name: evaluate(baseline, data, num_resamples=0).values for name, baseline in baselines.items()}
 

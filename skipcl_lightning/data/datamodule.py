@@ -1,10 +1,12 @@
 """The LightningDataModule: from a log to the batches of every stage."""
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -26,6 +28,9 @@ from skipcl_lightning.data.split import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["SessionDataModule"]
+
+# Padded positions that `training_sessions` holds at once.
+_MOST_POSITIONS = 1 << 20
 
 
 class SessionDataModule(QuietDataModule):
@@ -191,6 +196,35 @@ class SessionDataModule(QuietDataModule):
             min_count=self.mining_min_count,
             skip_threshold=self.skip_threshold,
         )
+
+    def training_sessions(self) -> Iterator[SessionBatch]:
+        """Yield every training session whole, whatever ``max_length``: what counting models learn from.
+
+        Sessions come by length, shortest first, so that a batch is little more than its tracks.
+
+        Yields:
+            Batches of at most a million positions, or of one session, without targets and with
+            ``session_index``.
+
+        Example:
+            >>> from skipcl_lightning.data import simulate_sessions
+            >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), max_length=2)
+            >>> tracks = sum(int(batch.lengths.sum()) for batch in data.training_sessions())
+            >>> tracks == int(data.item_counts.sum())
+            True
+        """
+        view = self._data.views["train"]
+        dataset = SessionDataset(
+            view, max_length=self._data.longest_input, skip_threshold=self.skip_threshold
+        )
+        order = np.argsort(view.ends, kind="stable")
+        start = 0
+        while start < len(order):
+            lengths = view.ends[order[start : start + _MOST_POSITIONS]]
+            positions = lengths * np.arange(1, len(lengths) + 1)
+            stop = start + max(1, int(np.searchsorted(positions, _MOST_POSITIONS, side="right")))
+            yield dataset.__getitems__(order[start:stop].tolist())
+            start = stop
 
     @property
     def session_ids(self) -> pl.Series:

@@ -36,7 +36,7 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         >>> from skipcl_lightning.data import SessionDataModule, simulate_sessions
         >>> from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate
         >>> data = SessionDataModule(simulate_sessions(200, num_items=40, num_moods=4))
-        >>> markov = LastItemMarkov(data.train_dataloader(), num_items=data.num_items)
+        >>> markov = LastItemMarkov(data)
         >>> models = (Popularity(data.item_counts), markov)
         >>> reports = [evaluate(model, data, num_resamples=200) for model in models]
         >>> compare(*reports).filter(pl.col("metric") == "hit_rate@5")["verdict"].item()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.data import SessionDataModule, SplitBySession, simulate_sessions
 from skipcl_lightning.evaluation import (
     BPR,
     WRMF,
@@ -20,21 +20,48 @@ from skipcl_lightning.evaluation import (
 
 @pytest.fixture(scope="module")
 def data():
-    return SessionDataModule(simulate_sessions(80, num_items=30, num_moods=3), batch_size=16, max_length=20)
+    return SessionDataModule(simulate_sessions(80, num_items=30, num_moods=3), batch_size=16, max_length=4)
+
+
+def training_tracks(data):
+    """(item, feedback) of each training session by its index, from the log itself: all but the last two."""
+    log = data.log.lazy().collect() if hasattr(data.log, "lazy") else data.log
+    sessions = {}
+    for session, item, feedback in (
+        log.sort("session_id", "position").select("session_id", "item_id", "feedback").iter_rows()
+    ):
+        sessions.setdefault(session, []).append((data.vocabulary.encode([item])[0].item(), feedback))
+    return {
+        index: sessions[session][:-2] for index, session in enumerate(data.session_ids) if session in sessions
+    }
+
+
+class Counted:
+    """What a baseline reads of a data module, for sessions by hand."""
+
+    def __init__(self, items, num_items, **settings):
+        self.num_items = num_items
+        index = torch.arange(len(items))
+        self.batch = SessionBatch(items, torch.ones(items.shape), session_index=index, **settings)
+        self.session_ids = index
+        self.item_counts = torch.bincount(items.flatten(), minlength=num_items + 1)
+
+    def training_sessions(self):
+        return iter([self.batch])
 
 
 @pytest.mark.parametrize("rule", ["next", "next_listened"])
 def test_markov_counts_what_followed_in_training(data, rule):
     followed, popularity = Counter(), Counter()
-    for batch in data.train_dataloader():
-        for items, feedback in zip(batch.items.tolist(), batch.feedback.tolist(), strict=True):
-            session = [(i, f) for i, f in zip(items, feedback, strict=True) if i]
-            popularity.update(i for i, _ in session)
-            for t, (item, _) in enumerate(session):
-                later = [i for i, f in session[t + 1 :] if rule == "next" or f >= 0]
-                if later:
-                    followed[item, later[0]] += 1
-    markov = LastItemMarkov(data.train_dataloader(), num_items=data.num_items, rule=rule)
+    for session in training_tracks(data).values():
+        popularity.update(i for i, _ in session)
+        for t, (item, _) in enumerate(session):
+            later = [i for i, f in session[t + 1 :] if rule == "next" or f >= 0]
+            if later:
+                followed[item, later[0]] += 1
+    # Sessions are longer than what a model is given, and all of them counts.
+    assert max(map(len, training_tracks(data).values())) > data.max_length + 1
+    markov = LastItemMarkov(data, rule=rule)
     batch = next(iter(data.test_dataloader()))
     scores = markov.scores(batch)
     for b, length in enumerate(batch.lengths.tolist()):
@@ -79,14 +106,12 @@ def slow_neighbours(data, batch, num_neighbours):
     """The definition, session by session."""
     sessions = {}
     popularity = Counter()
-    for training in data.train_dataloader():
-        for row, index in enumerate(training.session_index.tolist()):
-            tracks = training.items[row][training.items[row] > 0].tolist()
-            sessions[index] = set(tracks)
-            popularity.update(tracks)
+    for index, session in training_tracks(data).items():
+        sessions[index] = {item for item, _ in session}
+        popularity.update(item for item, _ in session)
     scores = torch.zeros(len(batch), data.num_items + 1, dtype=torch.float64)
     for b, index in enumerate(batch.session_index.tolist()):
-        query = set(batch.items[b][batch.items[b] > 0].tolist())
+        query = set(batch.seen_items[b][batch.seen_items[b] > 0].tolist())
         similar = [
             (len(query & other) / math.sqrt(len(query) * len(other)), number)
             for number, other in sessions.items()
@@ -103,14 +128,13 @@ def slow_neighbours(data, batch, num_neighbours):
 @pytest.mark.parametrize("num_neighbours", [1, 5, 1000])
 def test_neighbours_are_scored_as_by_the_definition(data, num_neighbours):
     batch = next(iter(data.test_dataloader()))
-    knn = SessionKNN(data.train_dataloader(), num_items=data.num_items, num_neighbours=num_neighbours)
+    knn = SessionKNN(data, num_neighbours=num_neighbours)
     torch.testing.assert_close(knn.scores(batch), slow_neighbours(data, batch, num_neighbours))
 
 
 def test_factors_of_a_session_solve_the_weighted_least_squares(data):
     model = WRMF(
-        data.train_dataloader(),
-        num_items=data.num_items,
+        data,
         num_factors=4,
         regularisation=0.1,
         confidence=2.0,
@@ -119,7 +143,9 @@ def test_factors_of_a_session_solve_the_weighted_least_squares(data):
     items = torch.from_numpy(model.model.item_factors).double()
     scores = model.scores(batch)
     for b in range(len(batch)):
-        counts = torch.bincount(batch.items[b][batch.items[b] > 0], minlength=data.num_items + 1).double()
+        counts = torch.bincount(
+            batch.seen_items[b][batch.seen_items[b] > 0], minlength=data.num_items + 1
+        ).double()
         # Confidence 1 + alpha · count; preference 1 where played, 0 elsewhere.
         weight = 1 + 2.0 * counts
         matrix = items.T @ (weight[:, None] * items) + 0.1 * torch.eye(4, dtype=torch.float64)
@@ -132,27 +158,27 @@ def test_factorisations_find_the_two_halves_of_a_catalogue():
     generator = torch.Generator().manual_seed(0)
     items = torch.randint(1, 6, (40, 4), generator=generator)
     items[20:] += 5
-    sessions = SessionBatch(items, torch.ones(40, 4), session_index=torch.arange(40))
+    halves = Counted(items, num_items=10)
     models = {
-        "wrmf": WRMF([sessions], num_items=10, num_factors=2),
-        "bpr": BPR([sessions], num_items=10, num_factors=4, learning_rate=0.1, num_iterations=300),
+        "wrmf": WRMF(halves, num_factors=2),
+        "bpr": BPR(halves, num_factors=4, learning_rate=0.1, num_iterations=300),
     }
     for name, model in models.items():
-        scores = model.scores(sessions)[:, 1:]
+        scores = model.scores(halves.batch)[:, 1:]
         own_half = torch.stack([scores[:20, :5].mean(), scores[20:, 5:].mean()])
         other_half = torch.stack([scores[:20, 5:].mean(), scores[20:, :5].mean()])
         assert (own_half > other_half + 0.1).all(), name
 
 
 def test_every_baseline_is_measured_by_the_same_evaluation(data):
-    counts, train = data.item_counts, data.train_dataloader
+    counts = data.item_counts
     models = [
         Popularity(counts),
         SessionPopularity(counts),
-        LastItemMarkov(train(), num_items=data.num_items),
-        SessionKNN(train(), num_items=data.num_items),
-        WRMF(train(), num_items=data.num_items, num_factors=4),
-        BPR(train(), num_items=data.num_items, num_factors=4),
+        LastItemMarkov(data),
+        SessionKNN(data),
+        WRMF(data, num_factors=4),
+        BPR(data, num_factors=4),
     ]
     reports = [evaluate(model, data, num_resamples=0) for model in models]
     assert all(0 <= report["hit_rate@10"] <= 1 for report in reports)
@@ -161,7 +187,7 @@ def test_every_baseline_is_measured_by_the_same_evaluation(data):
 
 
 def test_sessions_of_other_data_are_not_known_to_bpr(data):
-    model = BPR(data.train_dataloader(), num_items=data.num_items, num_factors=2, num_iterations=1)
+    model = BPR(data, num_factors=2, num_iterations=1)
     batch = next(iter(data.test_dataloader()))
     with pytest.raises(ValueError, match=r"`batch` must hold the .* sessions that were trained on"):
         model.scores(batch.replace(session_index=None))
@@ -169,24 +195,38 @@ def test_sessions_of_other_data_are_not_known_to_bpr(data):
         model.scores(batch.replace(session_index=batch.session_index + 10_000))
 
 
-def test_batches_that_do_not_name_their_sessions_are_refused():
-    batch = SessionBatch(torch.tensor([[1]]), torch.ones(1, 1))
-    for build in (SessionKNN, WRMF, BPR):
-        with pytest.raises(ValueError, match="`batches` must have a `session_index`"):
-            build([batch], num_items=3)
+def test_bpr_refuses_sessions_that_were_held_out_whole():
+    log = simulate_sessions(60, num_items=30, num_moods=3)
+    held_out = SessionDataModule(log, split=SplitBySession(validation_share=0.2, test_share=0.2))
+    model = BPR(held_out, num_factors=2, num_iterations=1)
+    with pytest.raises(ValueError, match="`batch` must hold the 36 sessions that were trained on"):
+        model.scores(next(iter(held_out.test_dataloader())))
+
+
+def test_every_training_session_is_read_whole_and_once(data, monkeypatch):
+    monkeypatch.setattr("skipcl_lightning.data.datamodule._MOST_POSITIONS", 40)
+    expected = training_tracks(data)
+    found = {}
+    for batch in data.training_sessions():
+        assert batch.items.numel() <= max(40, int(batch.lengths.max()))
+        for row, index in enumerate(batch.session_index.tolist()):
+            assert index not in found
+            found[index] = list(zip(batch.items[row].tolist(), batch.feedback[row].tolist(), strict=True))
+            found[index] = [(item, pytest.approx(feedback)) for item, feedback in found[index] if item]
+    assert found == expected
 
 
 def test_the_missing_extra_is_named(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
     for build in (WRMF, BPR):
         with pytest.raises(ImportError, match=r'pip install "skipcl-lightning\[baselines\]"'):
-            build(data.train_dataloader(), num_items=data.num_items)
+            build(data)
 
 
 def test_a_track_that_nothing_followed_falls_back_on_popularity():
-    sessions = SessionBatch(torch.tensor([[1, 2, 2, 3]]), torch.ones(1, 4))
+    sessions = Counted(torch.tensor([[1, 2, 2, 3]]), num_items=3)
     ends_on_3 = SessionBatch(torch.tensor([[3]]), torch.ones(1, 1))
-    scores = LastItemMarkov([sessions], num_items=3).scores(ends_on_3)
+    scores = LastItemMarkov(sessions).scores(ends_on_3)
     assert scores[0, 1:].argmax() == 1
     assert scores.max() < 1
 

@@ -153,17 +153,15 @@ def test_segments_part_the_sessions_in_every_way(data):
 
 
 def test_intervals_are_those_of_a_mean(data):
-    report = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000)
+    report = evaluate(LastItemMarkov(data), data, num_resamples=4000)
     row = report.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
     share, sessions = row["value"], row["sessions"]
     margin = 1.96 * math.sqrt(share * (1 - share) / sessions)
     assert row["low"] == pytest.approx(share - margin, abs=0.25 * margin)
     assert row["high"] == pytest.approx(share + margin, abs=0.25 * margin)
-    again = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000)
+    again = evaluate(LastItemMarkov(data), data, num_resamples=4000)
     assert again.metrics.equals(report.metrics)
-    wider = evaluate(
-        LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=4000, confidence=0.999
-    )
+    wider = evaluate(LastItemMarkov(data), data, num_resamples=4000, confidence=0.999)
     wide = wider.metrics.filter(pl.col("metric") == "hit_rate@10").row(0, named=True)
     assert wide["low"] < row["low"] < row["high"] < wide["high"]
 

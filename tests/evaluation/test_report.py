@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(data, tmp_path):
 
 def test_a_model_with_itself_shows_no_difference_and_a_better_one_does(data):
     popularity = evaluate(Popularity(data.item_counts), data, num_resamples=500)
-    markov = evaluate(LastItemMarkov(data.train_dataloader(), num_items=40), data, num_resamples=500)
+    markov = evaluate(LastItemMarkov(data), data, num_resamples=500)
     same = compare(markov, markov)
     assert (same["difference"].fill_nan(0) == 0).all()
     assert set(same["verdict"]) == {"no difference to be told"}

@@ -1,6 +1,6 @@
 """Matrix factorisation, by the ``implicit`` package: WRMF and BPR, as in the paper."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.baselines.interactions import as_matrix, training_matrix
 
 __all__ = ["BPR", "WRMF"]
@@ -21,8 +22,8 @@ class WRMF:
     A session's factors are computed anew from its tracks so far. Needs the extra ``baselines``.
 
     Args:
-        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
-        num_items: V.
+        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+            too.
         num_factors: The length of the factors.
         regularisation: The weight of their squares, above 0.
         confidence: What a play adds to the weight of a pair, which is 1 without (the paper's alpha), above 0.
@@ -32,42 +33,40 @@ class WRMF:
     Raises:
         ImportError: ``implicit`` is not installed.
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or a batch has no ``session_index``.
+        ValueError: A setting is out of range.
 
     Reference:
         Hu, Koren, Volinsky: Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008,
         doi 10.1109/ICDM.2008.22.
 
     Example:
-        >>> items = torch.tensor([[1, 2], [1, 2], [3, 4]])
-        >>> sessions = SessionBatch(items, torch.ones(3, 2), session_index=torch.arange(3))
-        >>> model = WRMF([sessions], num_items=4, num_factors=2)
-        >>> model.scores(SessionBatch(torch.tensor([[1]]), torch.ones(1, 1)))[0, 1:].argmax() < 2
-        tensor(True)
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
+        >>> scores = WRMF(data, num_factors=2).scores(next(iter(data.test_dataloader())))
+        >>> scores.shape == (20, data.num_items + 1)
+        True
     """
 
     def __init__(
         self,
-        batches: Iterable[SessionBatch],
+        data: SessionDataModule,
         *,
-        num_items: int,
         num_factors: int = 64,
         regularisation: float = 0.01,
         confidence: float = 1.0,
         num_iterations: int = 15,
         seed: int = 0,
     ) -> None:
-        check_integer("num_items", num_items)
         check_integer("num_factors", num_factors)
         check_number("regularisation", regularisation, minimum=0, open_minimum=True)
         check_number("confidence", confidence, minimum=0, open_minimum=True)
         check_integer("num_iterations", num_iterations)
-        self.num_items = num_items
+        self.num_items = data.num_items
         self.confidence = confidence
         library = _import_implicit()
         self.model = _fit(
             library.cpu.als.AlternatingLeastSquares,
-            _weigh(training_matrix(batches, num_items), confidence),
+            _weigh(training_matrix(data), confidence),
             factors=num_factors,
             regularization=regularisation,
             alpha=1.0,
@@ -96,8 +95,8 @@ class BPR:
     ``baselines``.
 
     Args:
-        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
-        num_items: V.
+        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+            too.
         num_factors: The length of the factors.
         learning_rate: Of stochastic gradient descent, above 0.
         regularisation: The weight of the factors' squares, at least 0.
@@ -107,39 +106,40 @@ class BPR:
     Raises:
         ImportError: ``implicit`` is not installed.
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or a batch has no ``session_index``.
+        ValueError: A setting is out of range.
 
     Reference:
         Rendle, Freudenthaler, Gantner, Schmidt-Thieme: BPR: Bayesian Personalized Ranking from Implicit
         Feedback, UAI 2009, arXiv 1205.2618.
 
     Example:
-        >>> items = torch.tensor([[1, 2], [1, 2], [3, 4]])
-        >>> sessions = SessionBatch(items, torch.ones(3, 2), session_index=torch.arange(3))
-        >>> BPR([sessions], num_items=4, num_factors=2).scores(sessions).shape
-        torch.Size([3, 5])
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
+        >>> scores = BPR(data, num_factors=2).scores(next(iter(data.test_dataloader())))
+        >>> scores.shape == (20, data.num_items + 1)
+        True
     """
 
     def __init__(
         self,
-        batches: Iterable[SessionBatch],
+        data: SessionDataModule,
         *,
-        num_items: int,
         num_factors: int = 64,
         learning_rate: float = 0.01,
         regularisation: float = 0.01,
         num_iterations: int = 100,
         seed: int = 0,
     ) -> None:
-        check_integer("num_items", num_items)
         check_integer("num_factors", num_factors)
         check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
         check_number("regularisation", regularisation, minimum=0)
         check_integer("num_iterations", num_iterations)
         library = _import_implicit()
+        matrix = training_matrix(data)
+        self.trained = matrix.sum(axis=1) > 0
         self.model = _fit(
             library.cpu.bpr.BayesianPersonalizedRanking,
-            training_matrix(batches, num_items),
+            matrix,
             factors=num_factors,
             learning_rate=learning_rate,
             regularization=regularisation,
@@ -159,13 +159,12 @@ class BPR:
         Raises:
             ValueError: A session was not trained on.
         """
-        sessions = len(self.model.user_factors)
-        if batch.session_index is None or bool((batch.session_index >= sessions).any()):
+        rows = np.array([-1]) if batch.session_index is None else batch.session_index.cpu().numpy()
+        if not np.isin(rows, self.trained.nonzero()[0]).all():
             raise ValueError(
-                f"`batch` must hold the {sessions} sessions that were trained on, got others. Factors of new "
-                "sessions are not known to BPR; `WRMF` computes them."
+                f"`batch` must hold the {self.trained.sum()} sessions that were trained on, got others. BPR "
+                "has no factors of new sessions; `WRMF` computes them."
             )
-        rows = batch.session_index.cpu().numpy()
         return torch.from_numpy(self.model.user_factors[rows] @ self.model.item_factors.T)
 
 

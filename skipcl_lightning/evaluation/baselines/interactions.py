@@ -1,21 +1,21 @@
-"""The training part as a sparse matrix of sessions and items."""
+"""The training set as a sparse matrix of sessions and items."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
 
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data import SessionDataModule
 
 __all__ = ["as_matrix", "training_matrix"]
 
 
 def as_matrix(batch: SessionBatch, num_items: int) -> Any:
-    """How often each session of a batch holds each item.
+    """Count how often each session of a batch holds each item, from its first track on.
 
     Args:
-        batch: B sessions.
+        batch: B sessions; of a longer one than ``max_length``, ``seen`` holds all tracks.
         num_items: V.
 
     Returns:
@@ -26,43 +26,36 @@ def as_matrix(batch: SessionBatch, num_items: int) -> Any:
         >>> as_matrix(SessionBatch(torch.tensor([[2, 2, 0]]), torch.zeros(1, 3)), 2).toarray()
         array([[0., 0., 2.]], dtype=float32)
     """
-    mask = batch.valid_mask
+    items = batch.seen_items
+    mask = items != PADDING_INDEX
     rows = mask.nonzero()[:, 0].cpu().numpy()
-    columns = batch.items[mask].cpu().numpy()
+    columns = items[mask].cpu().numpy()
     ones = np.ones(len(rows), dtype=np.float32)
     return sparse.coo_array((ones, (rows, columns)), shape=(len(batch), num_items + 1)).tocsr()
 
 
-def training_matrix(batches: Iterable[SessionBatch], num_items: int) -> Any:
-    """How often each session of the training part holds each item, sessions by their index.
+def training_matrix(data: SessionDataModule) -> Any:
+    """Count how often each training session holds each item; rows are ``session_index``.
 
     Args:
-        batches: The training batches, with their ``session_index``; read once.
-        num_items: V.
+        data: The data module, of which the whole training set is read.
 
     Returns:
-        A [sessions, V + 1] ``scipy.sparse.csr_array`` of float32 counts.
-
-    Raises:
-        ValueError: A batch does not say which sessions it holds.
+        A [sessions, V + 1] ``scipy.sparse.csr_array`` of float32 counts. Sessions that are not trained on
+        have empty rows.
 
     Example:
-        >>> import torch
-        >>> row = torch.tensor([1])
-        >>> batch = SessionBatch(torch.tensor([[2]]), torch.zeros(1, 1), session_index=row)
-        >>> training_matrix([batch], 2).toarray()
-        array([[0., 0., 0.],
-               [0., 0., 1.]], dtype=float32)
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), max_length=2)
+        >>> matrix = training_matrix(data)
+        >>> matrix.shape == (20, data.num_items + 1), int(matrix.sum()) == int(data.item_counts.sum())
+        (True, True)
     """
     parts, indices = [], []
-    for batch in batches:
-        if batch.session_index is None:
-            raise ValueError(
-                "`batches` must have a `session_index`, got some without. `SessionDataModule` gives it."
-            )
-        parts.append(as_matrix(batch, num_items))
-        indices.append(batch.session_index.cpu().numpy())
+    for batch in data.training_sessions():
+        parts.append(as_matrix(batch, data.num_items))
+        indices.append(cast("Any", batch.session_index).numpy())
     order = np.concatenate(indices)
     stacked = sparse.vstack(parts, format="coo")
-    shape = (int(order.max()) + 1, num_items + 1)
+    shape = (len(data.session_ids), data.num_items + 1)
     return sparse.coo_array((stacked.data, (order[stacked.row], stacked.col)), shape=shape).tocsr()

@@ -1,13 +1,13 @@
 """Last-item Markov: what followed this track before."""
 
-from collections.abc import Iterable
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._checks import check_choice
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.functional import last_position, next_item_targets
 from skipcl_lightning.functional.positions import TargetRule
 
@@ -15,40 +15,43 @@ __all__ = ["LastItemMarkov"]
 
 
 class LastItemMarkov:
-    """Items by how often they follow the session's last track in the training part.
+    """Items by how often they follow the session's last track in the training set.
 
     Ties, most of all among items that never followed it, are broken by popularity.
 
     Args:
-        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
-        num_items: V.
+        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+            too.
         rule: What follows a track: the ``next`` one, or the ``next_listened`` one.
 
     Raises:
-        ValueError: ``num_items`` is below 1 or the rule is unknown.
+        ValueError: The rule is unknown.
 
     Example:
-        >>> sessions = SessionBatch(torch.tensor([[1, 2, 1, 2, 1, 3]]), torch.ones(1, 6))
-        >>> now = SessionBatch(torch.tensor([[3, 1]]), torch.ones(1, 2))
-        >>> LastItemMarkov([sessions], num_items=3).scores(now)
-        tensor([[0.0000, 0.7500, 2.5000, 1.2500]], dtype=torch.float64)
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
+        >>> scores = LastItemMarkov(data).scores(next(iter(data.test_dataloader())))
+        >>> scores.shape == (20, data.num_items + 1)
+        True
     """
 
-    def __init__(self, batches: Iterable[SessionBatch], *, num_items: int, rule: TargetRule = "next") -> None:
-        check_integer("num_items", num_items)
+    def __init__(self, data: SessionDataModule, *, rule: TargetRule = "next") -> None:
         check_choice("rule", rule, get_args(TargetRule))
-        self.width = num_items + 1
-        codes, popularity = [], torch.zeros(self.width, dtype=torch.int64)
-        for batch in batches:
+        self.width = data.num_items + 1
+        codes = []
+        for batch in data.training_sessions():
             following = next_item_targets(
-                batch.items, batch.feedback, rule=rule, skip_threshold=batch.skip_threshold
+                batch.items,
+                batch.feedback,
+                explicit_feedback=batch.explicit_feedback,
+                rule=rule,
+                skip_threshold=batch.skip_threshold,
             )
             followed = following != PADDING_INDEX
             codes.append(batch.items[followed] * self.width + following[followed])
-            items = batch.items[batch.valid_mask]
-            popularity.index_add_(0, items, torch.ones_like(items))
         # One sorted code a pair (track, follower): its memory grows with the log, not with V².
         self.codes, self.counts = torch.unique(torch.cat(codes), return_counts=True)
+        popularity = data.item_counts
         self.tie_break = popularity.double() / (popularity.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:

@@ -1,7 +1,5 @@
 """Session-KNN: what sessions with the same tracks played."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from scipy import sparse
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.baselines.interactions import as_matrix, training_matrix
 
 __all__ = ["SessionKNN"]
@@ -21,32 +20,31 @@ class SessionKNN:
     no neighbour are ordered by popularity, below all others.
 
     Args:
-        batches: The training batches, such as ``SessionDataModule.train_dataloader()``; read once.
-        num_items: V.
+        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+            too.
         num_neighbours: The most similar sessions that count.
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or a batch has no ``session_index``.
+        ValueError: A setting is out of range.
 
     Reference:
         Jannach and Ludewig: When Recurrent Neural Networks Meet the Neighborhood for Session-Based
         Recommendation, RecSys 2017, doi 10.1145/3109859.3109872.
 
     Example:
-        >>> items = torch.tensor([[1, 2], [3, 4]])
-        >>> sessions = SessionBatch(items, torch.ones(2, 2), session_index=torch.tensor([0, 1]))
-        >>> now = SessionBatch(torch.tensor([[1]]), torch.ones(1, 1))
-        >>> SessionKNN([sessions], num_items=4).scores(now)[0, 2] > 0.7
-        tensor(True)
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
+        >>> scores = SessionKNN(data, num_neighbours=5).scores(next(iter(data.test_dataloader())))
+        >>> scores.shape == (20, data.num_items + 1)
+        True
     """
 
-    def __init__(self, batches: Iterable[SessionBatch], *, num_items: int, num_neighbours: int = 100) -> None:
-        check_integer("num_items", num_items)
+    def __init__(self, data: SessionDataModule, *, num_neighbours: int = 100) -> None:
         check_integer("num_neighbours", num_neighbours)
-        self.num_items = num_items
+        self.num_items = data.num_items
         self.num_neighbours = num_neighbours
-        counts = training_matrix(batches, num_items)
+        counts = training_matrix(data)
         popularity = counts.sum(axis=0)
         self.members = _as_set(counts)
         lengths = np.sqrt(np.maximum(self.members.sum(axis=1), 1))
