@@ -8,6 +8,7 @@ import polars as pl
 import torch
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.functional import top_k_items
@@ -20,6 +21,8 @@ Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 
 class Recommender:
     """K-nearest-neighbour search over the item table: exact, by inner product, over the whole catalogue.
+
+    The module is in evaluation mode during a search only, so that its training can go on afterwards.
 
     Args:
         module: A trained module that has its item vocabulary: loaded from a checkpoint, or fitted with a
@@ -48,7 +51,7 @@ class Recommender:
                 "`module` must have finite item embeddings, got NaN or infinity. Its training diverged: "
                 "lower the learning rate, or clip gradients."
             )
-        self.module = module.eval()
+        self.module = module
         self.encoder = module.encoder
 
     @classmethod
@@ -99,7 +102,7 @@ class Recommender:
             top_k: Tracks a session, at most the catalogue's size.
             exclude_seen: Leave out every track of the session, also those before the latest
                 ``max_length``.
-            exclude_skipped: Leave out its skipped and its disliked tracks, likewise.
+            exclude_skipped: Leave out the tracks that it rejected: skipped or disliked, and not liked.
             unknown: What to do with a track that was not trained on: ``error``, or ``ignore`` it.
             batch_size: Sessions encoded at once.
 
@@ -133,7 +136,8 @@ class Recommender:
                 explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
                 unknown=unknown,
             ).to(self.module.device)
-            query = self.module.session_query(batch.latest(self.encoder.max_length))
+            with evaluation_mode(self.module):
+                query = self.module.session_query(batch.latest(self.encoder.max_length))
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
             items, scores = top_k_items(query, self.module.item_table, top_k, exclude=exclude)
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary))
@@ -145,5 +149,5 @@ def _excluded(batch: SessionBatch, *, exclude_seen: bool, exclude_skipped: bool)
     if exclude_seen:
         return batch.items
     if exclude_skipped:
-        return torch.where(batch.listened_mask, PADDING_INDEX, batch.items)
+        return torch.where(batch.rejected_mask, batch.items, PADDING_INDEX)
     return None

@@ -35,7 +35,7 @@ def recommender(**settings):
     torch.manual_seed(0)
     module = SkipCLModule(SASRec(8, max_length=4), SkipInfoNCE(), num_items=5, embedding_size=8, **settings)
     module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
-    return Recommender(module)
+    return Recommender(module.eval())
 
 
 def save(tmp_path, module):
@@ -216,3 +216,29 @@ def test_a_subclass_that_builds_its_backbone_loads_without_arguments(tmp_path):
 def test_a_missing_checkpoint_is_a_missing_file():
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Recommender.from_checkpoint(Path("nowhere.ckpt"))
+
+
+class RecordsItsMode(SASRec):
+    def forward(self, *arguments, **settings):
+        self.trained = self.training
+        return super().forward(*arguments, **settings)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_part_of_the_module_keeps_its_mode(fails):
+    module = SkipCLModule(RecordsItsMode(8, max_length=4), None, num_items=5, embedding_size=8)
+    module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
+    frozen = module.backbone.dropout.eval()
+    recommend = Recommender(module)
+    assert module.training
+    assert module.backbone.training
+    if fails:
+        module.session_query = None
+        with pytest.raises(TypeError):
+            recommend.recommend([["a"]], top_k=1)
+    else:
+        recommend.recommend([["a"]], top_k=1)
+        assert not module.backbone.trained
+    assert module.training
+    assert module.backbone.training
+    assert not frozen.training

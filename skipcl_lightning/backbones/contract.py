@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_shape
+from skipcl_lightning._modes import evaluation_mode
 
 __all__ = ["check_backbone", "clean_input", "is_causal", "takes_argument"]
 
@@ -138,18 +139,14 @@ def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
 
 @torch.no_grad()
 def _run(backbone: nn.Module, x: Tensor, valid_mask: Tensor) -> Tensor:
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
     try:
-        output = backbone(x, valid_mask)
+        with evaluation_mode(backbone):
+            output = backbone(x, valid_mask)
     except RuntimeError as error:
         raise ValueError(
             f"`backbone` must take x [B, L, D={x.shape[2]}] and valid_mask [B, L], got from "
             f"{type(backbone).__name__}: {error}. Is its embedding size the module's `embedding_size`?"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not isinstance(output, Tensor):
         raise TypeError(f"`backbone` must return a tensor [B, L, D], got {type(output).__name__}.")
     if output.shape != x.shape or not output.isfinite().all():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.backbones.attention import key_mask
 from skipcl_lightning.backbones.contract import clean_input
 
@@ -124,10 +125,8 @@ class HFBackbone(nn.Module):
         length = min(2, self.max_length or 2)
         x = torch.randn(1, length, size, generator=generator).to(like).requires_grad_()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        mode = self.model.training
         # Without dropped layers, whose parameters have no gradient by chance.
-        self.model.eval()
-        with torch.enable_grad():
+        with evaluation_mode(self.model), torch.enable_grad():
             state = self._last_hidden_state(x, torch.ones(1, length, dtype=torch.bool, device=like.device))
             # Not a plain sum: behind a layer norm that is constant.
             weights = torch.randn(state.shape, generator=generator).to(state)
@@ -136,7 +135,6 @@ class HFBackbone(nn.Module):
                 (state * weights).sum(), trained, allow_unused=True, retain_graph=True
             )
             (backwards,) = torch.autograd.grad((state * weights)[:, 0].sum(), x)
-        self.model.train(mode)
         for parameter, gradient in zip(trained, gradients, strict=True):
             if gradient is None:
                 parameter.requires_grad_(False)

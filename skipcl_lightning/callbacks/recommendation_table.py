@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.callbacks.outlets import publish_table
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_data, watched_module
@@ -148,10 +149,8 @@ class RecommendationTable(Callback):
         skipped = batch.items.gather(1, skip).squeeze(1)
         before, after = _cut(batch, positions < skip), _cut(batch, positions <= skip)
         top_k = min(self.top_k, len(module.item_table) - 1)
-        training = pl_module.training
-        pl_module.eval()
-        columns = [_ask(module, part, skipped, top_k) for part in (before, after)]
-        pl_module.train(training)
+        with evaluation_mode(pl_module):
+            columns = [_ask(module, part, skipped, top_k) for part in (before, after)]
         heard = [
             items[mask][-self.num_heard :]
             for items, mask in zip(before.items, before.valid_mask, strict=True)

@@ -1,6 +1,7 @@
 """One evaluation for every model: a trained module, a baseline, or anything with the same two methods."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.measures import (
     Baseline,
@@ -149,15 +151,8 @@ def _measure(
     device = _device(model)
     generator = torch.Generator().manual_seed(seed)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
+    with evaluation_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
         parts = [measure_batch(model, batch.to(device), protocol, generator) for batch in loader]
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
