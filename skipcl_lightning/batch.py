@@ -28,7 +28,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_number, check_shape
 
-__all__ = ["PADDING_INDEX", "SessionBatch"]
+__all__ = ["PADDING_INDEX", "SessionBatch", "is_rejected"]
 
 PADDING_INDEX = 0
 
@@ -46,8 +46,8 @@ _BY_POSITION = (
 class SessionBatch:
     """Sessions padded on the right, with what the listener did at each position.
 
-    Contents (feedback in range, padding only on the right) are checked once, where the data is
-    prepared; here only shapes and dtypes are. A batch is not changed: ``replace`` makes another. Under any
+    On a CPU, feedback outside [-1, 1] or NaN is refused; other contents (padding only on the right) are
+    checked once, where the data is prepared. A batch is not changed: ``replace`` makes another. Under any
     precision of Lightning's ``Trainer`` the feedback stays float32.
 
     Args:
@@ -55,7 +55,9 @@ class SessionBatch:
         feedback: [B, L] float32 in [-1, 1]: below ``skip_threshold`` skipped (-1: at once), else listened
             (+1: to the end); 0 is unknown, and at padding.
         target: [B] int64, the held-out item after each session; at evaluation only.
-        target_feedback: [B] float32, what the listener did with it; at evaluation only.
+        target_feedback: [B] float32, what the listener did with it; at evaluation only. The data module gives
+            -1 for a disliked target and +1 for a liked one that was skipped, so that this value alone says
+            whether the target was rejected.
         session_index: [B] int64, which session of the source each row is.
         seen: [B, S] int64, all tracks of each session so far, where ``items`` holds only the latest; 0 fills
             the rows.
@@ -74,7 +76,8 @@ class SessionBatch:
 
     Raises:
         TypeError: A tensor has the wrong dtype, or the number of tracks is no integer.
-        ValueError: Shapes disagree, only one of the two targets is given, or the threshold is out of range.
+        ValueError: Shapes disagree, only one of the two targets is given, feedback is NaN or outside
+            [-1, 1], or the threshold is out of range.
 
     Example:
         >>> batch = SessionBatch(
@@ -128,6 +131,8 @@ class SessionBatch:
             if tensor is not None:
                 check_shape(name, tensor, shape, sizes, dtype=dtype)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        for name, signal in (("feedback", feedback), ("explicit_feedback", explicit_feedback)):
+            _check_signal(name, signal)
         self.items: Final = items
         self.feedback: Final = feedback
         self.target: Final = target
@@ -161,6 +166,12 @@ class SessionBatch:
         return listened if self.explicit_feedback is None else listened & (self.explicit_feedback >= 0)
 
     @property
+    def rejected_mask(self) -> Tensor:
+        """[B, L] bool: a track stands here and was skipped or disliked, and not liked (``is_rejected``)."""
+        rejected: Tensor = is_rejected(self.feedback, self.explicit_feedback, self.skip_threshold)
+        return self.valid_mask & rejected
+
+    @property
     def lengths(self) -> Tensor:
         """[B] int64: the number of real tracks."""
         return self.valid_mask.sum(dim=1)
@@ -177,12 +188,12 @@ class SessionBatch:
         """Some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
         return self._map(lambda tensor: tensor[rows]).replace(num_tracks=None)
 
-    def rank_cold_last(self, ranks: Tensor, last: int) -> Tensor:
-        """The ranks of the targets, with those that training never saw behind all others.
+    def worst_if_cold(self, values: Tensor, worst: float) -> Tensor:
+        """Return ranks or scores of the targets, with the worst value for targets that training never saw.
 
         Args:
-            ranks: [B] int64 or float32, by score.
-            last: The rank behind all candidates, V in a whole catalogue.
+            values: [B] ranks or scores.
+            worst: V for ranks in a whole catalogue, -inf for scores.
 
         Returns:
             [B] of the same dtype.
@@ -191,10 +202,10 @@ class SessionBatch:
             >>> items = torch.tensor([[5], [2]])
             >>> cold = torch.tensor([False, True])
             >>> batch = SessionBatch(items, torch.zeros(2, 1), cold_target=cold)
-            >>> batch.rank_cold_last(torch.tensor([3, 1]), 9)
+            >>> batch.worst_if_cold(torch.tensor([3, 1]), 9)
             tensor([3, 9])
         """
-        return ranks if self.cold_target is None else ranks.masked_fill(self.cold_target, last)
+        return values if self.cold_target is None else values.masked_fill(self.cold_target, worst)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "SessionBatch":
         """The same batch on another device."""
@@ -264,3 +275,40 @@ class SessionBatch:
         return self.replace(
             num_tracks=self.num_tracks, **{name: function(tensor) for name, tensor in tensors.items()}
         )
+
+
+def _check_signal(name: str, signal: Tensor | None) -> None:
+    """Raise where feedback is no number in [-1, 1]; on a CPU only, since a look makes a host wait."""
+    if signal is None or signal.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    right = signal.abs() <= 1  # False for NaN
+    if not right.all():
+        raise ValueError(
+            f"`{name}` must hold numbers in [-1, 1], got {float(signal[~right][0])}. "
+            "Use 0 where nothing is known, and scale other feedback."
+        )
+
+
+def is_rejected(feedback: Any, explicit_feedback: Any | None, skip_threshold: float) -> Any:
+    """Return what the listener rejected: tracks that were skipped or disliked, but not liked.
+
+    Heads push from these tracks, mining counts them as skips, and evaluation counts a held-out one in the
+    metrics of skips.
+
+    Args:
+        feedback: Floating-point tensor or NumPy array of any shape, in [-1, 1].
+        explicit_feedback: The same shape, below 0 disliked and above 0 liked; None where nothing is known.
+        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+
+    Returns:
+        A bool tensor or array of the same shape.
+
+    Example:
+        >>> feedback, explicit = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([0.0, 0.0, -1.0, 1.0])
+        >>> is_rejected(feedback, explicit, 0.0)
+        tensor([False,  True,  True, False])
+    """
+    skipped = feedback < skip_threshold
+    if explicit_feedback is None:
+        return skipped
+    return (explicit_feedback < 0) | (skipped & ~(explicit_feedback > 0))

@@ -213,7 +213,15 @@ class SkipCLModule(TrainedModel):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: The batch has held-out targets.
         """
+        if batch.target is not None:
+            raise ValueError(
+                "`train_dataloaders` must give batches without a held-out target, got one with it. Pass "
+                "`SessionDataModule.train_dataloader()` or the data module, not a loader for evaluation."
+            )
         losses = self.losses(batch)
         # Lightning copies what a bar is to show to the host in every step, even where there is no bar.
         has_bar = self.trainer.progress_bar_callback is not None
@@ -264,10 +272,10 @@ class SkipCLModule(TrainedModel):
         query, table = self.session_query(batch), self.item_table
         seen = batch.seen_items if self.exclude_seen else None
         target_scores, skip_scores, skip_mask = skip_pair_scores(
-            query, table, batch.target, batch.items, batch.skip_mask
+            query, table, batch.target, batch.items, batch.rejected_mask
         )
         ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
-        ranks = batch.rank_cold_last(ranks, self.num_items)
+        ranks = batch.worst_if_cold(ranks, self.num_items)
         # Lightning computes at the end what it was once told of, and takes a millisecond a metric to be told.
         # A run that goes on in the middle of a validation begins at a later batch.
         untold = batch_idx == 0 or not any(
@@ -278,7 +286,8 @@ class SkipCLModule(TrainedModel):
             # The metrics' threshold is 0; the batch's own may be another.
             target_feedback=batch.target_feedback - batch.skip_threshold,
             target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),
-            target_scores=target_scores,
+            # A cold target ranks last, so that every skipped track outranks it.
+            target_scores=batch.worst_if_cold(target_scores, -torch.inf),
             skip_scores=skip_scores,
             skip_mask=skip_mask,
         )

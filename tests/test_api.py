@@ -18,7 +18,7 @@ PUBLIC = {
         "clean_input",
         "is_causal",
     ],
-    "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch"],
+    "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch", "is_rejected"],
     "skipcl_lightning.callbacks": [
         "CheckpointArtifact",
         "EmbeddingDiagnostics",

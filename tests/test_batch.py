@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import SessionBatch, is_rejected
 
 
 def two_sessions(**changes):
@@ -118,3 +119,23 @@ def test_the_number_of_tracks_stays_known_while_the_tracks_stay():
     assert batch[:1].num_tracks is None
     with pytest.raises(ValueError, match="`num_tracks` must be"):
         SessionBatch(items, torch.zeros(2, 3), num_tracks=-1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -2.0])
+@pytest.mark.parametrize("name", ["feedback", "explicit_feedback"])
+def test_feedback_that_is_no_number_between_minus_one_and_one_is_refused(name, value):
+    wrong = torch.tensor([[1.0, -0.5, value], [-1.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match=rf"`{name}` must hold numbers in \[-1, 1\], got {value}"):
+        two_sessions(**{name: wrong})
+
+
+def test_rejected_is_skipped_or_disliked_unless_liked():
+    feedback = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 0.0]
+    explicit = [-1.0, 0.0, 1.0, -0.1, 0.0, 1.0, 0.0]
+    items = torch.tensor([[1, 2, 3, 4, 5, 6, 0]])
+    batch = SessionBatch(items, torch.tensor([feedback]), explicit_feedback=torch.tensor([explicit]))
+    expected = [True, True, False, True, False, False, False]
+    assert batch.rejected_mask.tolist() == [expected]
+    arrays = is_rejected(np.array(feedback), np.array(explicit), 0.0)
+    assert arrays.tolist() == expected
+    assert batch.replace(explicit_feedback=None).rejected_mask.equal(batch.skip_mask)

@@ -88,3 +88,21 @@ def test_the_two_ways_differ_by_the_cold_targets_alone(log):
     )
     warm = miss.sessions.filter(pl.col("target") != 9).sort("session_id")
     assert warm.equals(drop.sessions.sort("session_id"))
+
+
+def test_a_cold_target_loses_its_pairs(log):
+    # Every session skips its third track before the held-out one.
+    skips = log.with_columns(feedback=pl.when(pl.col("position") == 2).then(-1.0).otherwise(1.0))
+    data = SessionDataModule(skips)
+    report = evaluate(FavoursTheCold(data.num_items), data, num_resamples=0)
+    cold = report.sessions.filter(pl.col("target") == 9)
+    assert cold["pairs"].sum() > 0
+    assert cold["half_points"].to_list() == [0.0, 0.0]
+    torch.manual_seed(0)
+    module = SkipCLModule(SASRec(8), None, num_items=data.num_items, embedding_size=8)
+    # By its score the cold item beats all.
+    module.item_embedding.weight.data[int(data.vocabulary.encode([9])[0])] *= 1e3
+    logged = quiet_trainer().test(module, data, verbose=False)[0]
+    by_hand = evaluate(module, data, num_resamples=0)
+    assert logged["test/pairwise_skip_accuracy"] == pytest.approx(by_hand["pairwise_skip_accuracy"])
+    assert by_hand.sessions.filter(pl.col("target") == 9)["half_points"].sum() == 0

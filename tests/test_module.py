@@ -281,6 +281,13 @@ def test_evaluation_without_targets_is_refused():
         small_module().validation_step(session_batch(target=None, target_feedback=None), 0)
 
 
+def test_training_on_batches_with_held_out_targets_is_refused(data, monkeypatch):
+    monkeypatch.setattr(data, "train_dataloader", data.val_dataloader)
+    message = "`train_dataloaders` must give batches without a held-out target"
+    with pytest.raises(ValueError, match=message):
+        quiet_trainer().fit(small_module(data), data)
+
+
 def test_a_validation_that_begins_at_a_later_batch_is_logged_whole(data):
     class Later(SkipCLModule):
         def validation_step(self, batch, batch_idx):

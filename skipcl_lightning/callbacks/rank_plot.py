@@ -201,4 +201,4 @@ def _rank_targets(module: WatchedModule, batch: SessionBatch, target: Tensor) ->
     seen = batch.seen_items if getattr(module, "exclude_seen", False) else None
     ties: Any = getattr(module, "ties", "pessimistic")
     ranks = target_ranks(module.session_query(batch), module.item_table, target, exclude=seen, ties=ties)
-    return batch.rank_cold_last(ranks, len(module.item_table) - 1)
+    return batch.worst_if_cold(ranks, len(module.item_table) - 1)

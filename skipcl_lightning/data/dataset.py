@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from skipcl_lightning._checks import check_integer, check_number
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import SessionBatch, is_rejected
 from skipcl_lightning.data.mining import MinedItems, sample_mined
 from skipcl_lightning.data.store import SessionStore
 from skipcl_lightning.data.views import SessionView
@@ -22,8 +22,9 @@ class SessionDataset(Dataset[SessionBatch]):
     """Sessions as batches, gathered all at once.
 
     A ``DataLoader`` asks for a batch's rows in one call of ``__getitems__``, so an ordinary one, with its
-    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`. A target
-    that was disliked has the feedback -1: evaluation counts it with the skipped ones.
+    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`. A disliked
+    target has the feedback -1, and a liked one that was skipped +1, so that evaluation counts the first as
+    rejected and the second as listened to.
 
     Args:
         view: Which part of which sessions.
@@ -119,7 +120,7 @@ class SessionDataset(Dataset[SessionBatch]):
         return batch.replace(
             target=target,
             cold_target=None if self.num_warm_items is None else target > self.num_warm_items,
-            target_feedback=torch.from_numpy(_target_feedback(view.store, places)),
+            target_feedback=torch.from_numpy(_target_feedback(view.store, places, self.skip_threshold)),
         )
 
     def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -134,12 +135,16 @@ class SessionDataset(Dataset[SessionBatch]):
         }
 
 
-def _target_feedback(store: SessionStore, places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What became of each target; a disliked one counts with the skipped, however long it played."""
+def _target_feedback(
+    store: SessionStore, places: NDArray[np.int64], skip_threshold: float
+) -> NDArray[np.float32]:
+    """[B] feedback below the threshold exactly where the target was rejected."""
     feedback = store.feedback[places]
     if store.explicit_feedback is None:
         return feedback
-    return np.where(store.explicit_feedback[places] < 0, np.float32(-1), feedback)
+    rejected = is_rejected(feedback, store.explicit_feedback[places], skip_threshold)
+    consistent = (feedback < skip_threshold) == rejected
+    return np.where(consistent, feedback, np.where(rejected, np.float32(-1), np.float32(1)))
 
 
 def keep_batch(batch: SessionBatch) -> SessionBatch:

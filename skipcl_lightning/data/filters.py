@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.batch import is_rejected
 from skipcl_lightning.data.ordering import run_lengths
 from skipcl_lightning.data.parts import TableParts
 from skipcl_lightning.data.progress import Progress, no_progress
@@ -37,8 +38,8 @@ class SessionFilter:
             :class:`~skipcl_lightning.data.LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
-        require_skip: Whether a session needs a skipped track. It always needs one that was neither skipped
-            nor disliked, since there is nothing to recommend from those only.
+        require_skip: Whether a session needs a skipped track. It always needs one that was not
+            rejected (skipped or disliked, and not liked), since those only say nothing to recommend.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
@@ -157,18 +158,20 @@ class SessionFilter:
 
     def _session_rules(self, table: pl.DataFrame, lengths: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
         """[sessions] which of them satisfy what, by the reason for which the others go."""
-        skipped = (table["feedback"] < self.skip_threshold).to_numpy()
-        # `reduceat` takes no start without a row.
+        # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
+        feedback = table["feedback"].to_numpy()
+        explicit = table["explicit_feedback"].to_numpy() if "explicit_feedback" in table.columns else None
         starts = (np.cumsum(lengths) - lengths).astype(np.int64)
-        num_skipped = np.add.reduceat(skipped, starts, dtype=np.int64) if len(starts) else lengths
-        num_unwanted = num_skipped
-        if "explicit_feedback" in table.columns and len(starts):
-            unwanted = skipped | (table["explicit_feedback"] < 0).to_numpy()
-            num_unwanted = np.add.reduceat(unwanted, starts, dtype=np.int64)
+
+        def count_in_sessions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+            # `reduceat` takes no start without a row.
+            return np.add.reduceat(mask, starts, dtype=np.int64) if len(starts) else lengths
+
+        rejected = is_rejected(feedback, explicit, self.skip_threshold)
         rules = {
             "sessions_too_short": lengths >= self.min_session_length,
-            "sessions_without_listened": num_unwanted < lengths,
+            "sessions_without_listened": count_in_sessions(rejected) < lengths,
         }
         if self.require_skip:
-            rules["sessions_without_skip"] = num_skipped > 0
+            rules["sessions_without_skip"] = count_in_sessions(feedback < self.skip_threshold) > 0
         return rules

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
+from skipcl_lightning.batch import is_rejected
 from skipcl_lightning.data.views import SessionView
 
 __all__ = ["MinedItems", "MiningScore", "mine_transitions", "sample_mined"]
@@ -60,7 +61,8 @@ def mine_transitions(
     Only the input of each session in the view is looked at, its first ``ends[n]`` tracks; a held-out
     track, a later one and a session outside the view are never read. With f_t the feedback on track i_t:
 
-    - j = i_{t+1} is skipped right after i = i_t where f_{t+1} < ``skip_threshold``, or where it was disliked;
+    - j = i_{t+1} is skipped right after i = i_t where it was rejected: f_{t+1} < ``skip_threshold`` or
+      disliked, unless it was liked;
     - j = i_{p(t)} is listened to after i = i_t, whatever happened at t, where
       p(t) = min {s > t : f_s ≥ ``skip_threshold``, and i_s was not disliked}.
 
@@ -182,12 +184,14 @@ class _VisibleTracks:
 
     Args:
         items: [tracks] int32.
-        skipped: [tracks] bool.
+        rejected: [tracks] bool, skipped or disliked, and not liked.
+        listened: [tracks] bool, neither skipped nor disliked.
         last: [tracks] int64, the place of the last visible track of each one's session.
     """
 
     items: NDArray[np.int32]
-    skipped: NDArray[np.bool_]
+    rejected: NDArray[np.bool_]
+    listened: NDArray[np.bool_]
     last: NDArray[np.int64]
 
 
@@ -198,11 +202,17 @@ def _visible_tracks(
     shifts = view.store.offsets[rows] - (stops - ends)
     places = np.repeat(shifts, ends) + np.arange(ends.sum())
     # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
-    skipped = view.store.feedback[places] < skip_threshold
+    feedback = view.store.feedback[places]
+    listened, explicit = feedback >= skip_threshold, None
     if view.store.explicit_feedback is not None:
-        # A track that was disliked is none to be drawn to, however long it played.
-        skipped |= view.store.explicit_feedback[places] < 0
-    return _VisibleTracks(view.store.items[places], skipped, np.repeat(stops - 1, ends))
+        explicit = view.store.explicit_feedback[places]
+        listened &= explicit >= 0
+    return _VisibleTracks(
+        view.store.items[places],
+        is_rejected(feedback, explicit, skip_threshold),
+        listened,
+        np.repeat(stops - 1, ends),
+    )
 
 
 def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
@@ -221,7 +231,7 @@ def _listened_after(view: SessionView, num_items: int, skip_threshold: float) ->
     def find(tracks: _VisibleTracks) -> Pairs:
         places = np.arange(len(tracks.last))
         # From the right, the nearest listened track at or after each place; past the end where there is none.
-        listened = np.where(tracks.skipped, len(places), places)
+        listened = np.where(tracks.listened, places, len(places))
         nearest = np.minimum.accumulate(listened[::-1])[::-1]
         following = np.append(nearest[1:], len(places))
         first = np.flatnonzero(following <= tracks.last)
@@ -253,7 +263,7 @@ def _count_pairs(
         pairs = {
             "item": tracks.items[first],
             "follower": tracks.items[second],
-            "count": tracks.skipped[second],
+            "count": tracks.rejected[second],
         }
         came = pl.DataFrame(pairs).filter(pl.col("item") != pl.col("follower"))
         counted.append(_sum_pairs(came.with_columns(pl.lit(1, dtype=pl.UInt32).alias("came"))))

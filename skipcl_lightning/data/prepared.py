@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from skipcl_lightning.batch import is_rejected
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.ordering import run_lengths
@@ -121,8 +122,8 @@ def lay_out(
         parts: The sessions, from :func:`~skipcl_lightning.data.preparation.prepare_parts`.
         report: What was dropped.
         split: What is held out.
-        cold_targets: What becomes of held-out tracks that training never saw. Skipped and disliked ones are
-            left out either way: nobody could have recommended them, so that avoiding them is no merit.
+        cold_targets: What becomes of held-out tracks that training never saw. Rejected ones are left
+            out either way: nobody could have recommended them, so that avoiding them is no merit.
         storage: Where the arrays go.
         skip_threshold: The feedback under which a track counts as skipped.
         on_progress: Told after each part.
@@ -163,7 +164,7 @@ def lay_out(
             # Cold items have the highest indices.
             warm = items[places] <= num_warm
             num_cold[name] += int((~warm).sum())
-            kept = warm if cold_targets == "drop" else warm | ~_are_skipped(part, skip_threshold)[places]
+            kept = warm if cold_targets == "drop" else warm | ~_are_rejected(part, skip_threshold)[places]
             cut[name] = (rows[kept], ends[kept])
         for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
             for array, values in zip(growing[name], seen, strict=True):
@@ -230,12 +231,11 @@ def _add_counts(counts: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame
     return pl.concat([counts, added]).group_by("item_id").agg(pl.col("in_training").sum())
 
 
-def _are_skipped(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
-    """Which tracks the listener did not want: skipped, or disliked however long they played."""
-    skipped: NDArray[np.bool_] = part["feedback"].to_numpy() < skip_threshold
-    if "explicit_feedback" in part.columns:
-        skipped = skipped | (part["explicit_feedback"].to_numpy() < 0)
-    return skipped
+def _are_rejected(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
+    """[rows] bool, the tracks that the listener rejected."""
+    explicit = part["explicit_feedback"].to_numpy() if "explicit_feedback" in part.columns else None
+    rejected: NDArray[np.bool_] = is_rejected(part["feedback"].to_numpy(), explicit, skip_threshold)
+    return rejected
 
 
 def _check_parts(views: Mapping[str, SessionView], num_cold: Mapping[str, int]) -> None:

@@ -116,20 +116,25 @@ def measure_batch(
         measured = _measure_query(model, batch, batch.target, protocol, generator)
     else:
         measured = _measure_scores(model, batch, batch.target, protocol, generator)
+    target_scores = measured.pop("target_scores")
+    # A cold target ranks last, so that every skipped track outranks it.
     half_points, pairs = pairwise_wins(
-        measured["target_scores"], measured.pop("skip_scores"), measured.pop("skip_mask"), ties=protocol.ties
+        batch.worst_if_cold(target_scores, -torch.inf),
+        measured.pop("skip_scores"),
+        measured.pop("skip_mask"),
+        ties=protocol.ties,
     )
     most = protocol.num_items if protocol.num_candidates is None else protocol.num_candidates + 1
     return measured | {
-        "rank": batch.rank_cold_last(measured["rank"], most),
-        "unscored": measured.pop("target_scores").isnan(),
+        "rank": batch.worst_if_cold(measured["rank"], most),
+        "unscored": target_scores.isnan(),
         "target": batch.target,
         # The threshold that skips are told by is the batch's own.
         "feedback": batch.target_feedback - batch.skip_threshold,
         "seen": (batch.seen_items == batch.target[:, None]).any(dim=1),
         "length": (batch.seen_items != PADDING_INDEX).sum(dim=1),
         "tracks": batch.lengths,
-        "skips": batch.skip_mask.sum(dim=1),
+        "skips": batch.rejected_mask.sum(dim=1),
         "half_points": half_points,
         "pairs": pairs,
         "session_index": torch.arange(len(batch)) if batch.session_index is None else batch.session_index,
@@ -148,7 +153,7 @@ def _measure_query(
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude = batch.seen_items if protocol.exclude_seen else None
     target_scores, skip_scores, skip_mask = skip_pair_scores(
-        query, table, target, batch.items, batch.skip_mask
+        query, table, target, batch.items, batch.rejected_mask
     )
     candidates = _draw_candidates(target, exclude, protocol, generator)
     if candidates is None:
@@ -194,7 +199,7 @@ def _measure_scores(
         "rank": ranks,
         "target_scores": own,
         "skip_scores": scores.gather(1, batch.items),
-        "skip_mask": skip_pair_mask(target, batch.items, batch.skip_mask),
+        "skip_mask": skip_pair_mask(target, batch.items, batch.rejected_mask),
         "recommended": torch.where(best.values == -torch.inf, PADDING_INDEX, best.indices + 1),
     }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_number, check_shape
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, is_rejected
 from skipcl_lightning.functional.positions import next_listened
 from skipcl_lightning.functional.precision import at_least_float32
 
@@ -36,8 +36,11 @@ class Contrast(NamedTuple):
         anchor_weight: [B, L] float32, how much each anchor counts; 0 where there is none.
         negative_mask: [B, L, L] bool, which tracks of its session are negatives of a position.
         log_weight: [B, L] float32, the logarithm of each track's weight as a negative; finite everywhere.
-        rejected_mask: [B, L] bool, tracks that were skipped or disliked, whatever else the session did.
-        listened_items: [B, L] int64, the items that the session listens to; 0 elsewhere.
+        rejected_mask: [B, L] bool, tracks that were rejected (``is_rejected``), whatever else the session
+            did.
+        kept_items: [B, L] int64, the items that the session does not reject; 0 elsewhere.
+        given_positives: [B, L] int64, the item of each positive where the caller chose the positives; None
+            for the next listened tracks, which are among ``kept_items``.
     """
 
     positive_position: Tensor
@@ -46,7 +49,8 @@ class Contrast(NamedTuple):
     negative_mask: Tensor
     log_weight: Tensor
     rejected_mask: Tensor
-    listened_items: Tensor
+    kept_items: Tensor
+    given_positives: Tensor | None
 
 
 def session_contrast(
@@ -68,7 +72,7 @@ def session_contrast(
     disliked: all of it (``session``), what stands before p(t) (``past``: no look ahead), or what was passed
     over between the listened track before p(t) and p(t) itself (``passed``). A disliked track was never
     listened to, however long it played; a liked one is never pushed away, though it may have been skipped.
-    Neither is a track that the session also listens to, the positive among them.
+    A track that the session elsewhere listens to or likes is no negative, and neither is the positive itself.
 
     A negative weighs 1 or, by ``strength``, how far its feedback is below the threshold, as a share of the
     way to -1; a disliked one that of its explicit feedback, times ``dislike_weight``.
@@ -113,31 +117,38 @@ def session_contrast(
     check_shape("explicit_feedback", explicit_feedback, "B L", sizes, floating=True)
 
     valid_mask = items != PADDING_INDEX
-    disliked = valid_mask & (explicit_feedback < 0)
-    skipped = valid_mask & (feedback < skip_threshold)
-    listened = valid_mask & ~skipped & ~disliked
+    disliked = explicit_feedback < 0
+    listened = valid_mask & (feedback >= skip_threshold) & ~disliked
+    rejected = valid_mask & is_rejected(feedback, explicit_feedback, skip_threshold)
+    kept = valid_mask & ~rejected
+    is_given = positive_position is not None
     if positive_position is None:
         positive_position = next_listened(
             feedback.masked_fill(disliked, -1.0), valid_mask, skip_threshold=skip_threshold
         )
     check_shape("positive_position", positive_position, "B L", sizes, dtype=torch.int64)
     positive = positive_position.clamp(min=0)
+    positive_items = items.gather(1, positive)
     anchor_mask = (listened if anchors == "listened" else valid_mask) & (positive_position >= 0)
 
     same_item = items[:, :, None] == items[:, None, :]
-    also_listened = (same_item & listened[:, :, None]).any(dim=1)
-    rejected = disliked | (skipped & ~(explicit_feedback > 0))
+    also_kept = (same_item & kept[:, :, None]).any(dim=1)
+    negative_mask = (rejected & ~also_kept)[:, None, :] & _within_reach(listened, positive, negatives)
+    if is_given:
+        # The session need not have listened to such a positive.
+        negative_mask = negative_mask & (items[:, None, :] != positive_items[:, :, None])
     liked_positive = (explicit_feedback > 0).gather(1, positive)
     return Contrast(
         positive_position=positive,
         anchor_mask=anchor_mask,
         anchor_weight=torch.where(liked_positive, like_weight, 1.0) * anchor_mask,
-        negative_mask=(rejected & ~also_listened)[:, None, :] & _within_reach(listened, positive, negatives),
+        negative_mask=negative_mask,
         log_weight=_log_weights(
             feedback, explicit_feedback, disliked, skip_threshold, skip_weights, dislike_weight
         ),
         rejected_mask=rejected,
-        listened_items=torch.where(listened, items, PADDING_INDEX),
+        kept_items=torch.where(kept, items, PADDING_INDEX),
+        given_positives=positive_items if is_given else None,
     )
 
 

@@ -10,7 +10,7 @@ from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.contrast import Contrast
 from skipcl_lightning.functional.similarity import cosine
 
-__all__ = ["Candidates", "candidate_similarity", "rejected_candidates", "unheard_mask"]
+__all__ = ["Candidates", "candidate_similarity", "rejected_candidates", "unkept_mask"]
 
 
 class Candidates(NamedTuple):
@@ -86,24 +86,24 @@ def candidate_similarity(
     return cosine(query, part.keys, temperature, query_mask=query_mask)
 
 
-def unheard_mask(part: Candidates, listened_items: Tensor) -> Tensor:
-    """Which candidates a session may be pushed from: those that it does not listen to itself.
+def unkept_mask(part: Candidates, kept_items: Tensor) -> Tensor:
+    """Return which candidates a session may be pushed from: those that it does not keep itself.
 
     Args:
         part: [C] or [B, L, C] candidates.
-        listened_items: [B, L] int64, the items that each session listens to; 0 elsewhere.
+        kept_items: [B, L] int64, the items that each session does not reject; 0 elsewhere.
 
     Returns:
         [B, 1, C] or [B, L, C] bool; False where there is no candidate.
 
     Example:
         >>> two = Candidates(torch.tensor([4, 5]), torch.ones(2, 3))
-        >>> unheard_mask(two, torch.tensor([[5, 1]]))
+        >>> unkept_mask(two, torch.tensor([[5, 1]]))
         tensor([[[ True, False]]])
     """
     shared = part.items.dim() == 1
-    wanted = part.items.expand(len(listened_items), -1) if shared else part.items.flatten(1)
-    listened = listened_items.sort(dim=1).values
-    place = torch.searchsorted(listened, wanted.contiguous()).clamp(max=listened.shape[1] - 1)
-    mask = (listened.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
+    wanted = part.items.expand(len(kept_items), -1) if shared else part.items.flatten(1)
+    kept = kept_items.sort(dim=1).values
+    place = torch.searchsorted(kept, wanted.contiguous()).clamp(max=kept.shape[1] - 1)
+    mask = (kept.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
     return mask[:, None, :] if shared else mask.view(part.items.shape)

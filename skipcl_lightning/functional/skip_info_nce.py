@@ -20,7 +20,7 @@ from skipcl_lightning.functional.contrast_candidates import (
     Candidates,
     candidate_similarity,
     rejected_candidates,
-    unheard_mask,
+    unkept_mask,
 )
 from skipcl_lightning.functional.similarity import cosine
 
@@ -98,7 +98,8 @@ def skip_info_nce(
         mined_negatives: [B, L, M] negatives of each position.
         mined_positives: [B, L, P] positives of each position, beside p(t); none that the session rejects.
         mined_positive_weight: β ≥ 0.
-        num_hardest: Keep of each anchor's negatives only so many, those most similar to it; None for all.
+        num_hardest: Keep only so many of each anchor's negatives, those with the largest term in the sum: the
+            most similar ones where all weigh 1, else by similarity and weight; None for all.
         reduction: ``none`` yields one value a position, ``mean`` averages over the anchors.
 
     Returns:
@@ -203,7 +204,10 @@ def skip_info_nce_terms(
         if part is not None:
             logits = candidate_similarity(name, query, part, temperature, valid_mask)
             log_weight = logits.new_zeros(1) if part.log_weight is None else part.log_weight
-            parts.append((logits, unheard_mask(part, contrast.listened_items), log_weight))
+            mask = unkept_mask(part, contrast.kept_items)
+            if contrast.given_positives is not None:
+                mask = mask & (part.items != contrast.given_positives[..., None])
+            parts.append((logits, mask, log_weight))
     negative_logit, has_negative = _sum_negatives(parts, num_hardest)
     anchor_mask = contrast.anchor_mask & has_negative
     losses = -F.logsigmoid(own_logit - negative_logit)

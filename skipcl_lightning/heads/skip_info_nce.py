@@ -43,7 +43,8 @@ class SkipInfoNCE(SessionHead):
         skip_weights: ``uniform``, or by the ``strength`` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
-        num_hardest: Push each anchor only from so many negatives, the most similar ones; None for all.
+        num_hardest: Push each anchor only from so many negatives: the most similar ones, or by similarity and
+            weight with the ``strength`` of skips or a ``dislike_weight``; None for all.
         bank_size: Push it from so many of the latest skips of earlier steps too; 0 for none. They are
             embedded anew in each step, so that none is stale.
         gather_ranks: Share the ``batch`` negatives of all processes, and take the mean over all their

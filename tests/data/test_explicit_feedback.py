@@ -163,3 +163,51 @@ def by_ids(data):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         SessionDataModule(make_log(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "explicit", "rejected"),
+    [(1.0, -1.0, True), (-1.0, 1.0, False), (-1.0, 0.0, True), (0.4, 1.0, False), (0.4, 0.0, False)],
+)
+def test_a_held_out_target_is_rejected_by_the_one_definition(feedback, explicit, rejected):
+    log = make_log(
+        feedback=[1.0, -1.0, 1.0, 1.0, feedback], explicit_feedback=[0.0, 0.5, -1.0, 0.0, explicit]
+    )
+    data = SessionDataModule(log, max_length=10)
+    report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
+    assert report.populations["skipped"] == rejected
+    target = next(iter(data.test_dataloader())).target_feedback
+    if feedback == 0.4:
+        assert target.tolist() == pytest.approx([0.4])
+
+
+def test_pairs_are_of_the_target_and_what_the_session_rejected():
+    # The input before the target d: a and c are disliked though they played long, b is a liked skip.
+    log = make_log(
+        session_id=["s"] * 6,
+        item_id=["e", "a", "b", "c", "d", "e"],
+        feedback=[1.0, 1.0, -1.0, 1.0, 1.0, 1.0],
+        explicit_feedback=[0.0, -1.0, 1.0, -1.0, 0.0, 0.0],
+        position=[1, 2, 3, 4, 5, 6],
+    )
+
+    data = SessionDataModule(log, max_length=10)
+    report = evaluate(Popularity(data.item_counts), data, split="validation", num_resamples=0)
+    row = report.sessions.row(0, named=True)
+    assert (row["target"], row["pairs"]) == ("d", 2)
+    assert row["skip_rate"] == pytest.approx(2 / 3)
+
+
+def test_a_liked_skip_is_neither_mined_as_a_skip_nor_excluded():
+    log = make_log(
+        item_id=["a", "b", "a", "d", "e"],
+        feedback=[1.0, -1.0, 1.0, 1.0, 1.0],
+        explicit_feedback=[0.0, 1.0, 0.0, 0.0, 0.0],
+    )
+    data = SessionDataModule(log, max_length=10, mined_negatives=1, mining_min_count=1)
+    assert not data.mined.skipped_after.any()
+    torch.manual_seed(0)
+    module = SkipCLModule(SASRec(8), None, num_items=5, embedding_size=8)
+    module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=10)
+    rows = Recommender(module).recommend([["a", "b"]], [[1.0, -1.0]], explicit_feedback=[[0.0, 1.0]], top_k=5)
+    assert "b" in rows["item_id"].to_list()

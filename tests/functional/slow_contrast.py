@@ -46,14 +46,14 @@ def slow_anchors(  # noqa: C901 - the definitions, one after the other, as a rea
             elif heard[s] < threshold and opinion[s] == 0:
                 strength = (threshold - heard[s]) / (threshold + 1)
                 rejected[s] = strength if skip_weights == "strength" else 1.0
-        heard_items = {session[t] for t in listened}
+        kept_items = {session[t] for t in real if t not in rejected}
         for t in listened if anchors == "listened" else real:
             later = [s for s in listened if s > t] if positives is None else [int(positives[b, t])]
             if not later or later[0] < 0:
                 continue
             p = later[0]
             before = max((s for s in listened if s < p), default=-1)
-            chosen = {s: w for s, w in rejected.items() if session[s] not in heard_items}
+            chosen = {s: w for s, w in rejected.items() if session[s] not in {*kept_items, session[p]}}
             if negatives == "past":
                 chosen = {s: w for s, w in chosen.items() if s < p}
             if negatives == "passed":

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from slow_contrast import random_sessions, slow_anchors
 
 from skipcl_lightning.functional import next_item_targets, session_contrast, target_positions
+from skipcl_lightning.functional.contrast import weighted_mean
 
 SWITCHES = {
     "anchors": st.sampled_from(["listened", "all"]),
@@ -48,7 +49,28 @@ def test_unknown_is_neither_liked_nor_disliked():
     _, _, items, feedback, _ = random_sessions(3)
     without = session_contrast(items, feedback)
     unknown = session_contrast(items, feedback, explicit_feedback=torch.zeros_like(feedback))
-    assert all(torch.equal(*pair) for pair in zip(without, unknown, strict=True))
+    assert without.given_positives is unknown.given_positives is None
+    assert all(torch.equal(*pair) for pair in zip(without[:-1], unknown[:-1], strict=True))
+
+
+def test_what_stands_at_padding_is_not_rejected():
+    items = torch.tensor([[1, 2, 0]])
+    said = torch.tensor([[0.0, -1.0, -1.0]])
+    contrast = session_contrast(items, torch.tensor([[1.0, 1.0, -1.0]]), explicit_feedback=said)
+    assert contrast.rejected_mask.tolist() == [[False, True, False]]
+    assert contrast.kept_items.tolist() == [[1, 0, 0]]
+
+
+def test_a_track_that_is_elsewhere_liked_is_not_pushed_away():
+    items, feedback = torch.tensor([[1, 2, 2, 3]]), torch.tensor([[1.0, -1.0, -1.0, 1.0]])
+    said = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    contrast = session_contrast(items, feedback, explicit_feedback=said)
+    assert contrast.rejected_mask.tolist() == [[False, True, False, False]]
+    assert not contrast.negative_mask.any()
+
+
+def test_a_mean_of_weights_below_one_is_a_mean():
+    assert weighted_mean(torch.tensor([2.0, 6.0]), torch.tensor([0.1, 0.3])).item() == pytest.approx(5.0)
 
 
 def test_a_liked_skip_is_neither_pushed_away_nor_a_target():

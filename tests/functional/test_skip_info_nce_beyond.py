@@ -48,23 +48,27 @@ def slow_mean(
     total, count = 0.0, 0.0
     for (b, t), (p, weight, chosen) in slow_anchors(items, feedback, said, **switches).items():
         session, q = items[b].tolist(), query[b, t]
-        heard = {session[s] for s in range(7) if session[s] and feedback[b, s] >= 0 and said[b, s] >= 0}
         rejected = {
             session[s]
             for s in range(7)
             if session[s] and (said[b, s] < 0 or (feedback[b, s] < 0 and said[b, s] == 0))
         }
-        sums = [w * similarity(q, table[session[s]]) for s, w in chosen.items()] if own_session else []
+        kept = {
+            session[s]
+            for s in range(7)
+            if session[s] and (said[b, s] > 0 or (feedback[b, s] >= 0 and said[b, s] == 0))
+        }
+        found = [w * similarity(q, table[session[s]]) for s, w in chosen.items()] if own_session else []
         for place, item in enumerate(list(shared)):
-            if item and item not in heard:
+            if item and item not in kept:
                 scale = 1.0 if shared_weights is None else shared_weights[place]
-                sums.append(scale * similarity(q, table[item]))
+                found.append(scale * similarity(q, table[item]))
         if mined is not None:
             own_mined = mined[b, t].tolist()
-            sums += [similarity(q, table[item]) for item in own_mined if item and item not in heard]
-        if not sums:
+            found += [similarity(q, table[item]) for item in own_mined if item and item not in kept]
+        if not found:
             continue
-        sums = sorted(sums, reverse=True)[:hardest]
+        sums = sorted(found, reverse=True)[:hardest]
         wanted = [(session[p], 1.0)]
         if positives is not None:
             wanted += [(item, beta) for item in positives[b, t].tolist() if item and item not in rejected]
@@ -189,6 +193,67 @@ def test_bad_arguments_are_named(change, message):
     query, table, items, feedback, _ = random_sessions(0)
     with pytest.raises(ValueError, match=message):
         skip_info_nce(query, table[items], items, feedback, **change)
+
+
+def test_the_batch_s_candidates_can_be_replaced():
+    query, table, items, feedback, said = random_sessions(5)
+    shared = torch.tensor([1, 4, 8])
+    loss = skip_info_nce(
+        query,
+        table[items],
+        items,
+        feedback,
+        explicit_feedback=said,
+        negatives="batch",
+        candidates=Candidates(shared, table[shared]),
+        temperature=TAU,
+    )
+    expected = slow_mean(query, table, items, feedback, said, shared=shared.tolist(), own_session=False)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("skip_weights", ["uniform", "strength"])
+def test_the_hardest_negatives_have_the_largest_terms_weight_included(skip_weights):
+    query = torch.tensor([[[1.0, 0.0]]]).expand(1, 4, 2)
+    # The positive stands last; the second track is near and barely skipped, the third far and surely skipped.
+    keys = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.0, 1.0]]])
+    items, feedback = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1.0, -0.01, -1.0, 1.0]])
+    losses = skip_info_nce(
+        query,
+        keys,
+        items,
+        feedback,
+        skip_weights=skip_weights,
+        temperature=1.0,
+        num_hardest=1,
+        reduction="none",
+    )
+    near, far = math.exp(1 / math.sqrt(1.01)), math.exp(-1.0)
+    # The positive is at a right angle to the query: its term is exp(0) = 1.
+    hardest = {"uniform": max(near, far), "strength": max(0.01 * near, far)}[skip_weights]
+    assert losses[0, 0].item() == pytest.approx(math.log(1 + hardest), rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["session", "batch"])
+def test_a_positive_at_a_skipped_track_is_never_its_own_negative(negatives):
+    items, feedback = torch.tensor([[1, 2, 3, 2]]), torch.tensor([[1.0, -1.0, -1.0, -1.0]])
+    keys = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    mined = torch.tensor([[[2, 3]] * 4])
+    positive_position = torch.tensor([[1, -1, -1, -1]])
+    losses = skip_info_nce(
+        keys,
+        keys,
+        items,
+        feedback,
+        negatives=negatives,
+        positive_position=positive_position,
+        mined_negatives=Candidates(mined, keys[:, [1, 2]][:, None].expand(1, 4, 2, 5)),
+        temperature=TAU,
+        reduction="none",
+    )
+    own, other = similarity(keys[0, 0], keys[0, 1]), similarity(keys[0, 0], keys[0, 2])
+    # Item 3 twice, as a skip and as a mined track; item 2 not at all.
+    assert losses[0, 0].item() == pytest.approx(-math.log(own / (own + 2 * other)))
 
 
 def test_places_without_a_candidate_change_nothing():
