@@ -1,7 +1,7 @@
 """Argument checks that name the argument, what came, what was expected and the way out.
 
-They look at shapes, dtypes and Python values, never at a tensor's contents: a look inside would make
-the host wait for the device in every step.
+They look at shapes, dtypes and Python values. Only `check_indices` looks at a tensor's contents, and only on
+a CPU: elsewhere a look inside would make the host wait for the device in every step.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_integer", "check_number", "check_shape"]
+__all__ = ["check_choice", "check_indices", "check_integer", "check_number", "check_shape"]
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -32,6 +32,35 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_indices(name: str, indices: Tensor, num_items: int) -> None:
+    """Raise unless all indices are real items; on a CPU only, and not while compiling.
+
+    Elsewhere nothing is looked at: an accelerator's own kernels refuse such an index.
+
+    Args:
+        name: The argument's name.
+        indices: [...] int64.
+        num_items: V, the largest item.
+
+    Raises:
+        ValueError: An index is below 1 or above V.
+
+    Example:
+        >>> check_indices("target", torch.tensor([3, -1]), 9)
+        Traceback (most recent call last):
+            ...
+        ValueError: `target` must hold items in 1..9, got -1. ...
+    """
+    if indices.device.type != "cpu" or not indices.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (int(end) for end in indices.aminmax())
+    if low < 1 or high > num_items:
+        raise ValueError(
+            f"`{name}` must hold items in 1..{num_items}, got {low if low < 1 else high}. "
+            "Use 0 for positions without one where the argument allows it, and check `num_items`."
+        )
 
 
 def check_integer(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning._checks import check_indices, check_integer, check_shape
 from skipcl_lightning.functional.chunked_softmax import add_product, normalised_weights
 from skipcl_lightning.functional.look_up import look_up
 from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
@@ -56,7 +56,7 @@ def chunked_sampled_softmax_loss(
 
     Raises:
         TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
-        ValueError: Shapes disagree or ``chunk_size`` is below 1.
+        ValueError: Shapes disagree, a target is not in 1..V, or ``chunk_size`` is below 1.
 
     Example:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
@@ -67,6 +67,7 @@ def chunked_sampled_softmax_loss(
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
+    check_indices("target", target, len(item_embeddings) - 1)
     sizes = check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
     correction = None
     if negative_log_probability is not None:

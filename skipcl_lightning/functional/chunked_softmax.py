@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning._checks import check_indices, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
 from skipcl_lightning.functional.softmax import full_softmax_loss
@@ -56,7 +56,7 @@ def chunked_softmax_loss(
 
     Raises:
         TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
-        ValueError: Shapes disagree or ``chunk_size`` is below 1.
+        ValueError: Shapes disagree, a target is not in 1..V, or ``chunk_size`` is below 1.
 
     Reference:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025, arXiv 2411.09009,
@@ -70,6 +70,7 @@ def chunked_softmax_loss(
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
+    check_indices("target", target, len(item_embeddings) - 1)
     if weight is not None:
         check_shape("weight", weight, "N", sizes, floating=True)
     if chunk_size is None:
@@ -193,7 +194,7 @@ class _ByBound:
         if not bool((total > _LEAST_TOTAL).all()):
             return False
         target = sums.target[rows]
-        own = sums.items[target]
+        own = F.embedding(target, sums.items)
         logits = (queries * own).sum(dim=1, keepdim=True)
         sums.loss += ((bound + total.log() - logits) * shares).sum()
         factor = shares / total

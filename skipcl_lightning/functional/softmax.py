@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning._checks import check_choice, check_indices, check_integer, check_shape
 from skipcl_lightning.functional.look_up import look_up
 
 __all__ = ["Sampler", "full_softmax_loss", "sample_items", "sampled_softmax_loss", "sampling_log_probability"]
@@ -33,7 +33,7 @@ def full_softmax_loss(query: Tensor, item_embeddings: Tensor, target: Tensor) ->
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree.
+        ValueError: Shapes disagree, or a target is not in 1..V.
 
     Example:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
@@ -79,7 +79,7 @@ def sampled_softmax_loss(
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree.
+        ValueError: Shapes disagree, or a target is not in 1..V.
 
     Reference:
         Bengio and Senécal: Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic
@@ -179,3 +179,4 @@ def _check_arguments(query: Tensor, item_embeddings: Tensor, target: Tensor) -> 
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
+    check_indices("target", target, len(item_embeddings) - 1)

@@ -99,7 +99,7 @@ def softmax_by_attention(
     log_total = log_totals.logsumexp(dim=0)
     of_part = (log_totals - log_total).exp()[..., None]  # [parts, N, 1]
     mean = (attended.detach().view(parts, num_queries, -1)[..., :size] * of_part).sum(dim=0)
-    own, shares = items[target].to(share.dtype), share[:, None]
+    own, shares = F.embedding(target, items).to(share.dtype), share[:, None]
     loss = ((log_total - (queries * own).sum(dim=1)) * share).sum()
     query_gradient = (mean - own) * shares
     if not wants_table:

@@ -68,7 +68,7 @@ class FullSoftmax(nn.Module):
             A scalar; exactly 0, with a zero gradient, without targets.
 
         Raises:
-            ValueError: Shapes disagree.
+            ValueError: Shapes disagree, or a target is not in 0..V.
         """
         query, target, weight = real_positions(query, target, weight, most_targets)
         return chunked_softmax_loss(query, item_embeddings, target, weight, chunk_size=self.chunk_size)
@@ -130,7 +130,7 @@ class SampledSoftmax(nn.Module):
             A scalar; exactly 0, with a zero gradient, without targets.
 
         Raises:
-            ValueError: Shapes disagree, or as many negatives as items are asked for.
+            ValueError: Shapes disagree, a target is not in 0..V, or there are not fewer negatives than items.
         """
         query, target, weight = real_positions(query, target, weight, most_targets)
         num_items = len(item_embeddings) - 1

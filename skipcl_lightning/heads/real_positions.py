@@ -52,7 +52,8 @@ def real_positions(
         query, target, share = query.index_select(0, places), target[places], share[places] * mask
     # Whatever stands there, NaN included, must not reach the sum through a zero factor.
     query = torch.where(mask[:, None], query, 0)
-    return query, target.clamp(min=PADDING_INDEX + 1), share
+    # Not clamped: a negative target stays wrong, for the index kernels to refuse.
+    return query, torch.where(target == PADDING_INDEX, PADDING_INDEX + 1, target), share
 
 
 def _few_places(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:

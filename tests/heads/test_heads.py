@@ -1,10 +1,19 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
+from skipcl_lightning.functional import (
+    chunked_sampled_softmax_loss,
+    chunked_softmax_loss,
+    full_softmax_loss,
+    sample_items,
+    sampled_softmax_loss,
+    skip_info_nce,
+)
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, real_positions
 
 
@@ -96,6 +105,37 @@ def test_corrected_sampled_softmax_is_near_the_full_one_on_average():
     head = SampledSoftmax(99, sampler="log_uniform", correct_sampling=True)
     mean = torch.stack([head(query, table, target) for _ in range(200)]).mean()
     torch.testing.assert_close(mean, FullSoftmax()(query, table, target), rtol=0, atol=0.05)
+
+
+def test_log_uniform_samples_are_corrected_by_their_own_probability():
+    generator = torch.Generator().manual_seed(3)
+    query, table = torch.randn(1, 1, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    head = SampledSoftmax(5, sampler="log_uniform", correct_sampling=True)
+    torch.manual_seed(1)
+    loss = head(query, table, torch.tensor([[2]]))
+    torch.manual_seed(1)
+    drawn = sample_items(5, 6, sampler="log_uniform").tolist()
+    own = math.exp(float(query[0, 0] @ table[2]))
+    total = own
+    for item in drawn:
+        if item != 2:
+            probability = math.log((item + 1) / item) / math.log(7)
+            total += math.exp(float(query[0, 0] @ table[item])) / (5 * probability)
+    assert loss.item() == pytest.approx(-math.log(own / total), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [-1, 6])
+@pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3)])
+def test_a_target_that_is_no_item_is_refused(head, wrong):
+    target = torch.tensor([[1, 0, wrong]])
+    with pytest.raises(ValueError, match=rf"`target` must hold items in 1..5, got {wrong}"):
+        head(torch.ones(1, 3, 2), torch.ones(6, 2), target)
+    for loss in (full_softmax_loss, chunked_softmax_loss):
+        with pytest.raises(ValueError, match="`target` must hold items"):
+            loss(torch.ones(2, 2), torch.ones(6, 2), target[0, ::2])
+    for loss in (sampled_softmax_loss, chunked_sampled_softmax_loss):
+        with pytest.raises(ValueError, match="`target` must hold items"):
+            loss(torch.ones(2, 2), torch.ones(6, 2), target[0, ::2], torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize(
