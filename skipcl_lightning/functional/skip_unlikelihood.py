@@ -35,7 +35,7 @@ def skip_unlikelihood(
         \ell_{t,s} = -\log(1 - p(i_s \mid t))
 
     With samples the sum over the catalogue is estimated: that of the other items is V - 1 times the mean of
-    exp r over the samples that are not i_s.
+    exp r over the samples that are not i_s. A track for which all samples are i_s contributes nothing.
 
     Args:
         query: [B, L, D] floating point, q_t.
@@ -78,8 +78,11 @@ def skip_unlikelihood(
             log_probability = scores - _log_totals(query, item_embeddings, anchor_mask)[..., None]
         else:
             rows = item_embeddings[samples].to(scores.dtype)
-            others = _log_sum_of_others(query @ rows.T, samples, items, sizes["V+1"] - 2)
+            usable = items[:, :, None] != samples  # [B, L, K]
+            others = _log_sum_of_others(query @ rows.T, usable, sizes["V+1"] - 2)
             log_probability = scores - torch.logaddexp(scores, others)
+            # Without a usable sample nothing is known of the other items.
+            contrast = contrast._replace(negative_mask=contrast.negative_mask & usable.any(dim=2)[:, None, :])
     return mean_over_negatives(-_log_complement(log_probability.clamp(max=_MOST_LOG_PROBABILITY)), contrast)
 
 
@@ -92,9 +95,9 @@ def _log_totals(query: Tensor, item_embeddings: Tensor, anchor_mask: Tensor) -> 
     return log_partition(query.flatten(0, 1), item_embeddings).view(anchor_mask.shape)
 
 
-def _log_sum_of_others(logits: Tensor, samples: Tensor, items: Tensor, num_others: int) -> Tensor:
+def _log_sum_of_others(logits: Tensor, usable: Tensor, num_others: int) -> Tensor:
     """[B, L, L]: at each position, for each track of the session, the estimated sum of all other items."""
-    others = (items[:, :, None] != samples).to(logits.dtype)  # [B, L, K]
+    others = usable.to(logits.dtype)  # [B, L, K]
     largest = logits.amax(dim=2, keepdim=True).detach()
     total = (logits - largest).exp() @ others.transpose(1, 2)  # no subtraction, which would lose digits
     mean = total / others.sum(dim=2)[:, None, :].clamp(min=1)

@@ -218,3 +218,32 @@ def test_bad_settings_are_named(settings, message):
     query, table, items, feedback, _ = random_sessions(0)
     with pytest.raises(ValueError, match=message):
         skip_margin(query, table[items], items, session_contrast(items, feedback), **settings)
+
+
+def test_a_skip_without_a_usable_sample_contributes_nothing():
+    items, feedback = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1.0, -1.0, -1.0, 1.0]])
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    query = torch.randn(1, 4, 5, generator=generator, dtype=torch.float64)
+    contrast = session_contrast(items, feedback)
+    # All samples are the first skip: only the second one has other items to compare with.
+    losses, weights = skip_unlikelihood(
+        query, table[items], items, contrast, table, samples=torch.tensor([2, 2])
+    )
+    skip, sample = (math.exp(dot(query[0, 0], table[item])) for item in (3, 2))
+    # V - 1 = 4 other items are estimated by the one sample.
+    assert losses[0, 0].item() == pytest.approx(-math.log(1 - skip / (skip + 4 * sample)))
+    assert weights[0, 0] == 1
+    only = session_contrast(items[:, [0, 1, 3]], feedback[:, [0, 1, 3]])
+    losses, weights = skip_unlikelihood(
+        query[:, :3],
+        table[items[:, [0, 1, 3]]],
+        items[:, [0, 1, 3]],
+        only,
+        table,
+        samples=torch.tensor([2, 2]),
+    )
+    assert not losses.any()
+    assert not weights.any()
+    losses.sum().backward()
+    assert not table.grad.any()

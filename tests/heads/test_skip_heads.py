@@ -180,6 +180,27 @@ def test_a_bank_keeps_the_latest_skips_and_pushes_from_them_in_later_steps():
         head(query, table[sessions.items], sessions)
 
 
+def test_a_bank_keeps_nothing_of_an_evaluation():
+    query, table = tensors()
+    head = SkipInfoNCE(bank_size=3).eval()
+    head(query, table[batch().items], batch(), table)
+    assert not head.bank.any()
+
+
+@pytest.mark.parametrize("head", [SkipSoftmax(num_samples=2), SkipUnlikelihood(num_samples=2)])
+def test_every_item_of_the_catalogue_can_be_sampled(head):
+    items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
+    sessions = SessionBatch(items, feedback)
+    reached = torch.zeros(5, dtype=torch.bool)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        table = torch.randn(5, 8).requires_grad_()
+        head(torch.randn(1, 3, 8), table.detach()[items], sessions, table).backward()
+        reached |= table.grad.any(dim=1)
+    # Item 4, the last, is in no session: only a sample reaches it.
+    assert reached[4]
+
+
 def test_fixed_weights_add_up_and_warm_up_each_for_itself():
     query, table = tensors()
     sessions = batch()
@@ -204,6 +225,11 @@ def test_uncertainty_weighs_each_loss_by_what_is_learned():
     losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
     by_hand = torch.tensor(0.2 * 2.0 * 2.718281828459045**-0.5 + 0.25 + 0.5 * 3.0 * 2.718281828459045 - 0.5)
     torch.testing.assert_close(head.combine(losses), by_hand)
+    # Each loss is divided by its learned variance.
+    weights = list(head.weights_at(10**6).values())
+    torch.testing.assert_close(
+        torch.stack(weights), torch.tensor([0.2, 0.5]) * torch.tensor([-0.5, 1.0]).exp()
+    )
     head.combine(losses).backward()
     # The gradient is zero where exp(s) is twice the weighted loss.
     torch.testing.assert_close(head.log_variance.grad[0], torch.tensor(0.5 - 0.4 * 2.718281828459045**-0.5))
