@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.data import SessionDataModule, recommendation_frame
 from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_items
 from skipcl_lightning.functional.positions import TargetRule
 from skipcl_lightning.functional.ranks import TieRule
@@ -203,6 +203,12 @@ class SkipCLModule(TrainedModel):
             table = (self.item_table,) if getattr(self.skip_head, "uses_item_table", False) else ()
             parts["skip_loss"] = self.skip_head(query, keys, batch, *table)
         return parts
+
+    def on_fit_start(self) -> None:
+        """Warn if there is a skip head, and the data module's log has nothing for it."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.skip_head is not None and isinstance(data, SessionDataModule):
+            data.warn_without_rejected()
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """The loss of a batch; all its parts are logged.

@@ -1,4 +1,7 @@
+import warnings
+
 import lightning
+import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -286,6 +289,47 @@ def test_training_on_batches_with_held_out_targets_is_refused(data, monkeypatch)
     message = "`train_dataloaders` must give batches without a held-out target"
     with pytest.raises(ValueError, match=message):
         quiet_trainer().fit(small_module(data), data)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "explicit", "head", "warns"),
+    [
+        ([1.0, 1.0], None, SkipInfoNCE(), True),
+        ([0.0, 0.0], [1.0, 0.0], SkipInfoNCE(), True),
+        ([1.0, 1.0], [-1.0, 0.0], SkipInfoNCE(), False),
+        ([1.0, -1.0], None, SkipInfoNCE(), False),
+        ([1.0, 1.0], None, None, False),
+    ],
+)
+def test_a_skip_head_without_a_rejected_track_warns_once(feedback, explicit, head, warns):
+    log = pl.DataFrame(
+        {
+            "session_id": ["s"] * 6,
+            "item_id": ["a", "b"] * 3,
+            "feedback": feedback * 3,
+            "position": range(6),
+        }
+    )
+    if explicit is not None:
+        log = log.with_columns(explicit_feedback=pl.Series(explicit * 3))
+    data = SessionDataModule(log, max_length=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer(max_epochs=2).fit(small_module(data, head), data)
+    found = [warning for warning in caught if "No track of the log was skipped" in str(warning.message)]
+    assert len(found) == warns
+
+
+def test_feedback_that_varies_above_the_threshold_is_left_to_the_preparation():
+    columns = {"session_id": ["s"] * 6, "item_id": ["a", "b"] * 3, "position": range(6)}
+    varied = pl.DataFrame({**columns, "feedback": [0.0, 1.0] * 3})
+    low = pl.DataFrame({**columns, "feedback": [-0.2, 1.0] * 3})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SessionDataModule(varied).warn_without_rejected()
+        assert not [warning for warning in caught if "No track of the log was" in str(warning.message)]
+        SessionDataModule(low, skip_threshold=-0.5).warn_without_rejected()
+    assert len([warning for warning in caught if "No track of the log was" in str(warning.message)]) == 1
 
 
 def test_a_validation_that_begins_at_a_later_batch_is_logged_whole(data):

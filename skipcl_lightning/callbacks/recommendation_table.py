@@ -128,7 +128,7 @@ class RecommendationTable(Callback):
         chosen: list[SessionBatch] = []
         missing = self.num_sessions
         for batch in self._searched:
-            rows = batch.skip_mask[:, 1:].any(dim=1).nonzero().squeeze(1)[:missing]
+            rows = batch.rejected_mask[:, 1:].any(dim=1).nonzero().squeeze(1)[:missing]
             if len(rows) and batch.session_index is not None:
                 chosen.append(batch[rows])
                 missing -= len(rows)
@@ -145,7 +145,7 @@ class RecommendationTable(Callback):
     def _recommend(self, trainer: Trainer, pl_module: LightningModule, batch: SessionBatch) -> pl.DataFrame:
         module, data = watched_module(pl_module, self), watched_data(_data_of(trainer), self)
         positions = torch.arange(batch.items.shape[1], device=batch.items.device)
-        skip = (batch.skip_mask * positions).amax(dim=1, keepdim=True)  # [B, 1], the last one
+        skip = (batch.rejected_mask * positions).amax(dim=1, keepdim=True)  # [B, 1], the last one
         skipped = batch.items.gather(1, skip).squeeze(1)
         before, after = _cut(batch, positions < skip), _cut(batch, positions <= skip)
         top_k = min(self.top_k, len(module.item_table) - 1)

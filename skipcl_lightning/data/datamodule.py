@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -259,6 +259,20 @@ class SessionDataModule(QuietDataModule):
         """
         _ = self._data
         silence_run_warnings(self.num_workers)
+
+    def warn_without_rejected(self) -> None:
+        """Warn where no track of the log was skipped or disliked, so that a skip head has nothing to learn.
+
+        Feedback in [0, 1] that varies says nothing here: the preparation warned of it.
+        """
+        feedback, explicit = self._data.store.feedback, self._data.store.explicit_feedback
+        if self.drop_report.share_skipped or (explicit is not None and (explicit < 0).any()):
+            return
+        if feedback.min() < 0 or feedback.min() == feedback.max():
+            rank_zero_warn(
+                "No track of the log was skipped or disliked, so the skip head has nothing to learn. Check the "
+                "`feedback` column and `skip_threshold`, or train without a skip head."
+            )
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
         """Batches of the training part, in a new order each epoch; without targets."""

@@ -38,8 +38,8 @@ class SessionFilter:
             :class:`~skipcl_lightning.data.LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
-        require_skip: Whether a session needs a skipped track. It always needs one that was not
-            rejected (skipped or disliked, and not liked), since those only say nothing to recommend.
+        require_skip: Whether a session needs a rejected track: skipped or disliked, and not liked. It always
+            needs one that was not, since there is nothing to recommend from rejected ones alone.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
@@ -173,5 +173,5 @@ class SessionFilter:
             "sessions_without_listened": count_in_sessions(rejected) < lengths,
         }
         if self.require_skip:
-            rules["sessions_without_skip"] = count_in_sessions(feedback < self.skip_threshold) > 0
+            rules["sessions_without_skip"] = count_in_sessions(rejected) > 0
         return rules

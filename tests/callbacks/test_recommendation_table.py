@@ -36,6 +36,18 @@ def test_rows_are_what_the_recommender_says_before_and_after_the_skip():
             assert row[f"rank_{column}"] == rank
 
 
+def test_dislikes_are_shown_as_skips_and_liked_skips_are_not():
+    log = small_data().log.collect()
+    disliked = log.with_columns(feedback=1.0, explicit_feedback=pl.when(pl.col("feedback") < 0).then(-1.0))
+    liked = log.with_columns(explicit_feedback=pl.when(pl.col("feedback") < 0).then(1.0).otherwise(-1.0))
+    for sessions in (disliked, liked):
+        data = type(small_data())(sessions, batch_size=16, max_length=10)
+        frame = shown(small_module(data), data, RecommendationTable(num_sessions=8))
+        told = sessions.filter(pl.col("explicit_feedback") == -1).select("session_id", skipped="item_id")
+        assert frame.height == 8
+        assert frame.join(told, on=["session_id", "skipped"], how="semi").height == 8
+
+
 def test_the_same_sessions_are_shown_in_each_epoch():
     data = small_data()
     frame = shown(small_module(data), data, RecommendationTable(num_sessions=20), max_epochs=3)
@@ -77,10 +89,10 @@ def test_a_second_run_with_the_same_callback_starts_anew():
 def test_a_log_without_skips_is_told_once_and_trains_on(tmp_path):
     log = small_data().log.with_columns(feedback=pl.lit(1.0))
     data = type(small_data())(log, batch_size=16, max_length=10)
+    module = small_module(data)
+    module.skip_head = None
     with pytest.warns(UserWarning, match="RecommendationTable stays empty: none of the first 40") as told:
-        frame = shown(
-            small_module(data), data, RecommendationTable(), max_epochs=2, logger=CSVLogger(tmp_path)
-        )
+        frame = shown(module, data, RecommendationTable(), max_epochs=2, logger=CSVLogger(tmp_path))
     assert len([one for one in told if "stays empty" in str(one.message)]) == 1
     assert frame.is_empty()
 

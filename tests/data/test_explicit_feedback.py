@@ -11,6 +11,7 @@ from skipcl_lightning.data import (
     ItemVocabulary,
     SessionDataModule,
     SessionEncoder,
+    SessionFilter,
     prepare_sessions,
     read_table,
     simulate_sessions,
@@ -211,3 +212,18 @@ def test_a_liked_skip_is_neither_mined_as_a_skip_nor_excluded():
     module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=10)
     rows = Recommender(module).recommend([["a", "b"]], [[1.0, -1.0]], explicit_feedback=[[0.0, 1.0]], top_k=5)
     assert "b" in rows["item_id"].to_list()
+
+
+def test_a_required_skip_is_a_rejected_track():
+    log = pl.DataFrame(
+        {
+            "session_id": ["disliked"] * 2 + ["liked skip"] * 2 + ["skipped"] * 2,
+            "item_id": ["a", "b"] * 3,
+            "feedback": [1.0, 1.0, 1.0, -1.0, 1.0, -1.0],
+            "explicit_feedback": [0.0, -1.0, 0.0, 1.0, 0.0, 0.0],
+            "position": [1, 2] * 3,
+        }
+    )
+    table, report = prepare_sessions(log, SessionFilter(min_session_length=2, require_skip=True))
+    assert table["session_id"].unique(maintain_order=True).to_list() == ["disliked", "skipped"]
+    assert report.sessions_without_skip == 1
