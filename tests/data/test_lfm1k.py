@@ -97,7 +97,10 @@ def test_users_may_be_spread_over_several_files(tmp_path):
         (line() + "\tmore", "6 fields .* in every line"),
         (line().rsplit("\t", 2)[0], "6 fields .* in every line"),
         (line(user=""), "a text in column 'user'.*got ''"),
-        (line().replace("T", " "), "a time as in '2009-05-04T23:08:57Z' in column 'time'.*got '2009-05-04 "),
+        (
+            line().replace("2009-05-04T", "04/05/2009 "),
+            "ISO 8601 in column 'time'.*'04/05/2009 .* in row 2 ",
+        ),
         (line().replace("-05-", "-13-"), "column 'time'.*got '2009-13-04"),
     ],
 )
@@ -131,7 +134,8 @@ def read_by_hand(text: str) -> list[tuple[str, str | None, datetime]]:
     for each in text.split("\n"):
         if each.rstrip("\r"):
             user, time, _, artist, track_id, track = each.rstrip("\r").split("\t")
-            item = track_id or (artist + DASH + track if artist and track else None)
+            item = track_id.strip() and track_id
+            item = item or (artist + DASH + track if artist.strip() and track.strip() else None)
             rows.append((user, item, datetime.fromisoformat(time)))
     return rows
 

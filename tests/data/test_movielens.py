@@ -92,6 +92,26 @@ def test_a_wrong_value_is_an_error_with_its_file_and_column(tmp_path, name, row,
         read_movielens(file).collect()
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_blanks_around_numbers_and_whole_numbers_as_floats_are_read(tmp_path, name):
+    rows = [("1", "2", "4.0", "964982703 "), (" 1.0", "2.0", " 4.0", "964982703.0")]
+    assert read_movielens(write(tmp_path, name, rows)).collect().rows() == [(1, 2, 0.5, 964982703)] * 2
+    file = write(tmp_path, name, [*rows, ("1", "2", "4", "964982703.5")])
+    row = 3 + (name == "ratings.csv")
+    with pytest.raises(
+        ValueError, match=rf"an integer in column 'timestamp'.*703\.5' in row {row} of .*{name}"
+    ):
+        read_movielens(file).collect()
+
+
+def test_a_row_with_a_field_too_many_is_an_error_with_its_file_and_row(tmp_path):
+    for name in FORMS:
+        file = write(tmp_path, name, [*ROWS, ("1", "2", "3", "4", "5")])
+        row = 4 + (name == "ratings.csv")
+        with pytest.raises(ValueError, match=rf"fields.* in row {row} of '[^']*{name}'\. .*again\.$"):
+            read_movielens(file).collect()
+
+
 def test_files_of_no_form_are_errors_at_once(tmp_path):
     for content, message in [
         ("1\t2\t3\n", "4 fields"),
@@ -155,7 +175,8 @@ def test_any_file_gives_what_plain_python_reads_or_a_value_error(tmp_path_factor
     expected = []
     for line in text.split("\n")[1 if header else 0 :]:
         user, item, stars, time = line.split(separator)
-        expected.append((int(user), int(item), max(-1.0, (float(stars) - 3) / 2), int(time)))
+        whole = [int(float(text)) for text in (user, item, time)]
+        expected.append((whole[0], whole[1], max(-1.0, (float(stars) - 3) / 2), whole[2]))
     assert found == expected
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import prepare_sessions, read_mssd
+from skipcl_lightning.data import prepare_sessions, prepare_store, read_mssd
 
 HEADER = "session_id,session_position,session_length,track_id_clean,skip_1,skip_2,skip_3,not_skipped,premium"
 FLAGS = {
@@ -73,12 +73,42 @@ def test_names_with_wildcard_letters_are_files_and_not_patterns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "named"), [("yes", "'yes'"), ("TRUE", "'TRUE'"), ("1", "'1'"), ("", "None"), ("null", "'null'")]
+    ("value", "named"), [("yes", "'yes'"), ("2", "'2'"), ("", "None"), ("null", "'null'")]
 )
 def test_any_other_word_for_a_flag_is_an_error_that_names_column_value_and_file(tmp_path, value, named):
     file = write(tmp_path / "log.csv", [row(1, f"False,{value},False,True")])
-    with pytest.raises(ValueError, match=rf"'skip_2'.*got {named}.*log\.csv"):
+    with pytest.raises(ValueError, match=rf"'skip_2'.*got {named} in row 2 of .*log\.csv"):
         read_mssd(file).collect()
+
+
+@pytest.mark.parametrize(
+    ("false", "true"), [("FALSE", "TRUE"), ("0", "1"), ("false", "True"), (" 0.0", "1.0 ")]
+)
+def test_flags_of_logs_that_were_saved_again_are_read(tmp_path, false, true):
+    flags = [f"{false},{true},{true},{false}", f"{false},{false},{false},{true}"]
+    file = write(tmp_path / "log.csv", [f"s,{n}.0,5,t{n},{each},True" for n, each in enumerate(flags)])
+    assert read_mssd(file).collect().rows() == [("s", "t0", -1.0, 0), ("s", "t1", 1.0, 1)]
+
+
+@pytest.mark.parametrize("last", [4, 9000])
+def test_a_row_with_a_field_too_many_is_an_error_with_its_file_and_row(tmp_path, last):
+    for name in "abc":
+        rows = [row(n, FLAGS["never"]) for n in range(last)]
+        write(tmp_path / f"{name}.csv", [*rows, row(last, FLAGS["never"]) + (",x" if name == "b" else "")])
+    wrong = rf"a field more, 'x', in row {last + 2} of '[^']*b\.csv'\. Correct or remove that row, .*again\.$"
+    with pytest.raises(ValueError, match=wrong):
+        read_mssd(tmp_path).collect()
+    with pytest.raises(ValueError, match=wrong):
+        read_mssd(tmp_path).collect(engine="streaming")
+    with pytest.raises(ValueError, match=wrong):
+        prepare_sessions(read_mssd(tmp_path))
+    with pytest.raises(ValueError, match=wrong):
+        prepare_store(read_mssd(tmp_path), tmp_path / "store", rows_in_memory=100)
+
+
+def test_an_empty_field_after_the_last_column_is_left_out(tmp_path):
+    file = write(tmp_path / "log.csv", [row(1, FLAGS["never"]) + ","])
+    assert read_mssd(file).collect().height == 1
 
 
 def test_a_flag_that_the_label_does_not_use_is_checked_all_the_same(tmp_path):
@@ -151,7 +181,7 @@ def test_a_gzip_file_that_was_cut_short_is_told_at_the_preparation(tmp_path):
         prepare_sessions(read_mssd(tmp_path))
 
 
-WORD = st.sampled_from(["True", "False", "true", "false", "", "1", "yes", '"', "a,b"])
+WORD = st.sampled_from(["True", "False", "TRUE", "false", "", "1", "yes", '"', "a,b"])
 LINE = st.tuples(
     st.sampled_from(["s", "t", "", "é"]),
     st.sampled_from(["1", "2", "3", "-1", "x", "", "9" * 30]),

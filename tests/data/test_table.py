@@ -1,10 +1,14 @@
 import gzip
-from datetime import datetime
+import json
+from datetime import UTC, date, datetime
+from functools import partial
 
 import polars as pl
 import pytest
 
-from skipcl_lightning.data import prepare_sessions, read_table
+from skipcl_lightning.data import prepare_sessions, prepare_store, read_table
+
+utc = partial(datetime, tzinfo=UTC)
 
 
 def test_columns_are_mapped_to_their_canonical_names_and_the_rest_is_left_out():
@@ -40,7 +44,7 @@ def test_csv_files_keep_ids_as_strings_and_parse_dates(tmp_path, suffix):
     table = read_table(tmp_path, item="track", session="session", timestamp="when", separator="\t").collect()
     assert table["item_id"].to_list() == ["007", "8"]
     assert table["session_id"].to_list() == ["01", "01"]
-    assert table["timestamp"].to_list() == [datetime(2024, 5, 1, 10), datetime(2024, 5, 1, 10, 3)]
+    assert table["timestamp"].to_list() == [utc(2024, 5, 1, 10), utc(2024, 5, 1, 10, 3)]
 
 
 def test_parquet_files_are_read_one_after_the_other(tmp_path):
@@ -75,11 +79,17 @@ def test_a_missing_column_is_an_error_that_lists_those_there_are(tmp_path):
         ({"session": "s"}, "`timestamp` or `position` must name a column"),
         ({"session": "s", "timestamp": "n", "gap_minutes": 3.0}, "`gap_minutes` must be None"),
         ({"timestamp": "n", "gap_minutes": -3.0}, "`gap_minutes` must be in"),
-        ({"timestamp": "t", "gap_minutes": 3.0}, "`timestamp` must be a Datetime or a number"),
+        ({"timestamp": "b", "gap_minutes": 3.0}, "`timestamp` must be a Datetime or a number"),
+        ({"session": "s", "position": "n", "time_format": "%Y"}, "`time_format` must be None without"),
+        ({"session": "s", "timestamp": "t", "time_format": "Y"}, "`time_format` must be a format"),
+        (
+            {"session": "s", "timestamp": "n", "time_format": "%Y"},
+            "`time_format` must be None where column 'n'",
+        ),
     ],
 )
 def test_settings_that_leave_sessions_or_order_open_are_errors(settings, message):
-    log = pl.DataFrame({"s": [1], "t": ["a"], "n": [1]})
+    log = pl.DataFrame({"s": [1], "t": ["a"], "n": [1], "b": [True]})
     with pytest.raises(ValueError, match=message):
         read_table(log, item="t", **settings)
 
@@ -95,11 +105,255 @@ def test_sources_that_are_no_tables_are_errors(tmp_path):
         read_table(tmp_path / "log.parquet", item="t", session="s", position="n")
 
 
-def test_a_value_that_breaks_the_guessed_type_is_told_at_the_preparation(tmp_path):
-    rows = [f"1,a,{n}" for n in range(10_001)]
-    (tmp_path / "log.csv").write_text("\n".join(["s,t,n", *rows, "1,a,late"]))
-    with pytest.raises(ValueError, match="to its last row"):
-        prepare_sessions(read_table(tmp_path, item="t", session="s", position="n"))
+def write_rows(folder, rows, header="s,t,n,x"):
+    (folder / "log.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "log.csv"
+
+
+@pytest.mark.parametrize(
+    ("role", "late", "value"),
+    [("timestamp", "90.5", 90.5), ("feedback", "0.5", 0.5), ("position", " 90.0", 90)],
+)
+def test_numbers_are_read_whatever_the_first_rows_look_like(tmp_path, role, late, value):
+    rows = [f"s,a,{n},{n % 2}" for n in range(10_001)]
+    file = write_rows(tmp_path, [*rows, f"s,a,5,{late}"])
+    settings = {"position": "n"} | {role: "x"}
+    table = read_table(file, item="t", session="s", **settings).collect()
+    assert table[role][-1] == value
+    assert table[role].is_null().sum() == 0
+
+
+@pytest.mark.parametrize("wrong", ["late", "nan", "inf", "True", "2024-05-01"])
+@pytest.mark.parametrize(
+    "role", ["position", "timestamp", "feedback", "explicit_feedback", "played", "duration"]
+)
+def test_a_wrong_number_is_an_error_with_its_file_row_and_column(tmp_path, role, wrong):
+    file = write_rows(tmp_path, [f"s,a,{n},1" for n in range(10_001)] + [f"s,b,1,{wrong}"])
+    settings = {"position": "n"} | ({"played": "n"} if role == "duration" else {}) | {role: "x"}
+    log = read_table(file, item="t", session="s", **settings)
+    message = rf"in column 'x' of every row, got '{wrong}' in row 10003 of '[^']*log\.csv'\. [^\n]*\.$"
+    with pytest.raises(ValueError, match=message):
+        log.collect()
+    with pytest.raises(ValueError, match=message):
+        prepare_store(log, tmp_path / "store", rows_in_memory=500)
+
+
+def test_a_row_with_a_field_too_many_is_an_error_with_its_row(tmp_path):
+    file = write_rows(tmp_path, ["s,a,1,1", "s,b,2,1,oops"])
+    with pytest.raises(ValueError, match=r"a field more, 'oops', in row 3 of '[^']*log\.csv'"):
+        read_table(file, item="t", session="s", position="n").collect()
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+def test_blank_ids_are_null_and_dropped_and_counted(tmp_path, form):
+    ids = ["", "  ", "a", "b", "c"]
+    frame = pl.DataFrame({"s": ["s"] * 5, "t": ids, "n": range(5), "x": [1.0] * 5})
+    source = (
+        frame
+        if form == "frame"
+        else write_rows(tmp_path, [f's,"{item}",{n},1' for n, item in enumerate(ids)])
+    )
+    log = read_table(source, item="t", session="s", position="n", feedback="x")
+    assert log.collect()["item_id"].to_list() == [None, None, "a", "b", "c"]
+    table, report = prepare_sessions(log)
+    assert table["item_id"].to_list() == ["a", "b", "c"]
+    assert report.rows_read == 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True, False],
+        ["True", "False"],
+        ["0", "1"],
+        ["0.5", "-1"],
+        [[1.0], [0.0]],
+        [{"a": 1}, {"a": 0}],
+        [date.min] * 2,
+    ],
+)
+@pytest.mark.parametrize("role", ["feedback", "explicit_feedback"])
+def test_feedback_that_is_no_number_is_an_error_with_the_cure(values, role):
+    log = pl.DataFrame({"t": ["a", "b"], "s": [1, 1], "n": [1, 2], "x": values})
+    cures = [r"pl\.when\(\.\.\.\)\.then\(1\.0\)\.otherwise\(-1\.0\)"] + ["`skipped`.*`played`"] * (
+        role == "feedback"
+    )
+    for cure in cures:
+        with pytest.raises(ValueError, match=rf"`{role}` must name a column of numbers in \[-1, 1\].*{cure}"):
+            read_table(log, item="t", session="s", position="n", **{role: "x"})
+
+
+@pytest.mark.parametrize("word", ["True", "false"])
+def test_flags_in_a_feedback_column_of_a_file_are_an_error_with_the_cure(tmp_path, word):
+    file = write_rows(tmp_path, [f"s,a,1,{word}"])
+    with pytest.raises(ValueError, match=r"`skipped`.*`played`.*pl\.when"):
+        read_table(file, item="t", session="s", position="n", feedback="x").collect()
+
+
+FLAGS = [
+    ["True", "False", ""],
+    ["TRUE", "FALSE", ""],
+    ["true", "false", ""],
+    ["1", "0", ""],
+    ["1.0", "0.0", " "],
+]
+
+
+@pytest.mark.parametrize(
+    "flags", [*FLAGS, [True, False, None], [1, 0, None], [1.0, 0.0, None]], ids=json.dumps
+)
+def test_a_flag_of_skips_becomes_feedback(tmp_path, flags):
+    log = pl.DataFrame({"t": ["a", "b", "c"], "s": [1] * 3, "n": [1, 2, 3], "x": flags})
+    sources = [log]
+    if flags in FLAGS:
+        sources.append(write_rows(tmp_path, [f"s,a,{n},{flag}" for n, flag in enumerate(flags)]))
+    for source in sources:
+        table = read_table(source, item="t", session="s", position="n", skipped="x").collect()
+        assert table["feedback"].to_list() == [-1, 1, 0]
+
+
+@pytest.mark.parametrize("flag", ["2", "yes"])
+def test_any_other_flag_of_skips_is_an_error(tmp_path, flag):
+    log = pl.DataFrame({"t": ["a"], "s": [1], "n": [1], "x": [flag]})
+    for source in (log, write_rows(tmp_path, [f"s,a,1,{flag}"])):
+        with pytest.raises(ValueError, match=rf"true or false.* column 'x'.*got '{flag}' in row [12]"):
+            read_table(source, item="t", session="s", position="n", skipped="x").collect()
+    with pytest.raises(ValueError, match="`skipped` must name a column of true and false, got 'x' of List"):
+        read_table(log.with_columns(x=[True]), item="t", session="s", position="n", skipped="x")
+
+
+def graded_by_hand(played, length, skip_ratio):
+    if played is None or length is None or played < 0 or length <= 0:
+        return 0.0
+    part = played / length
+    if part <= skip_ratio:
+        return -1 + part / skip_ratio
+    return min(1.0, (part - skip_ratio) / (1 - skip_ratio))
+
+
+@pytest.mark.parametrize("skip_ratio", [None, 0.25])
+@pytest.mark.parametrize("form", ["csv", "frame"])
+def test_the_played_part_of_a_track_becomes_graded_feedback(tmp_path, form, skip_ratio):
+    played = [0, 50, 100, 150, 200, 300, None, 100, -5, 7]
+    lengths = [200] * 7 + [None, 200, 0]
+    log = pl.DataFrame({"t": "a", "s": 1, "n": range(10), "p": played, "d": lengths})
+    source = log
+    if form == "csv":
+        source = tmp_path / "log.csv"
+        log.write_csv(source)
+    table = read_table(
+        source, item="t", session="s", position="n", played="p", duration="d", skip_ratio=skip_ratio
+    ).collect()
+    expected = [graded_by_hand(*pair, skip_ratio or 0.5) for pair in zip(played, lengths, strict=True)]
+    assert table["feedback"].to_list() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [-1, -1, 1, 1, 0, 0]),
+        ({"skip_seconds": 10}, [-1, 1, 1, 1, 0, 0]),
+        ({"unit": "seconds"}, [-1, -1, 1, 1, 0, 0]),
+        ({"unit": "milliseconds"}, [-1, -1, -1, 1, 0, 0]),
+        ({"unit": "milliseconds", "skip_seconds": 0.03}, [-1, -1, 1, 1, 0, 0]),
+    ],
+)
+def test_the_played_time_alone_becomes_feedback_by_a_threshold(settings, expected):
+    log = pl.DataFrame({"t": "a", "s": 1, "n": range(6), "p": [0, 30, 31, 30_001, None, -1]})
+    table = read_table(log, item="t", session="s", position="n", played="p", **settings).collect()
+    assert table["feedback"].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feedback": "n", "skipped": "n"}, "got 'feedback' and 'skipped'"),
+        ({"feedback": "n", "played": "n"}, "got 'feedback' and 'played'"),
+        ({"skipped": "n", "played": "n"}, "got 'skipped' and 'played'"),
+        ({"duration": "n"}, "`duration` must only be given with `played`"),
+        ({"skipped": "n", "unit": "seconds"}, "`unit` must only be given with `played`"),
+        ({"played": "n", "skip_ratio": 0.5}, "`skip_ratio` must only be given with `duration`"),
+        ({"skip_seconds": 3}, "`skip_seconds` must only be given with `played` without `duration`"),
+        ({"played": "n", "duration": "n", "skip_seconds": 3}, "`skip_seconds` must only be given"),
+        ({"played": "n", "skip_seconds": 0}, "`skip_seconds` must be in"),
+        ({"played": "n", "duration": "n", "skip_ratio": 1}, "`skip_ratio` must be in"),
+        ({"played": "n", "unit": "hours"}, "`unit` must be one of"),
+        ({"played": "t"}, "`played` must name a column of numbers, got 't' of String"),
+    ],
+)
+def test_settings_of_feedback_that_exclude_each_other_or_are_unused_are_errors(settings, message):
+    log = pl.DataFrame({"t": ["a"], "s": [1], "n": [1]})
+    with pytest.raises(ValueError, match=message):
+        read_table(log, item="t", session="s", position="n", **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2024-02-01", utc(2024, 2, 1)),
+        ("2024-02-01T10:04", utc(2024, 2, 1, 10, 4)),
+        ("2024-02-01 10:04:05", utc(2024, 2, 1, 10, 4, 5)),
+        ("2024-02-01T10:04:05.25", utc(2024, 2, 1, 10, 4, 5, 250_000)),
+        ("2024-02-01T10:04:05,123456789Z", utc(2024, 2, 1, 10, 4, 5, 123_456)),
+        ("2024-02-01 10:04:05 UTC", utc(2024, 2, 1, 10, 4, 5)),
+        ("2024-02-01T10:04:05+02:30", utc(2024, 2, 1, 7, 34, 5)),
+        ("2024-02-01T10:04:05-0230", utc(2024, 2, 1, 12, 34, 5)),
+        ("2024-02-01T10:04:05+01", utc(2024, 2, 1, 9, 4, 5)),
+        (" 2024-02-01T10:04:05 ", utc(2024, 2, 1, 10, 4, 5)),
+    ],
+)
+def test_times_in_iso_8601_are_in_utc(tmp_path, text, time):
+    rows = [f's,a,"{text}",1', "s,b,2024-02-01T00:00:00Z,1", "s,c,,1"]
+    frame = pl.DataFrame({"s": [1] * 3, "t": ["a"] * 3, "n": [text, "2024-02-01T00:00:00Z", None]})
+    for source in (write_rows(tmp_path, rows), frame):
+        table = read_table(source, item="t", session="s", timestamp="n").collect()
+        assert table["timestamp"].to_list() == [time, utc(2024, 2, 1), None]
+
+
+@pytest.mark.parametrize(
+    "text", ["01/02/2024 10:00:00", "2024-13-01", "2024-02-01T25:00:00", "1. Feb. 2024", "x"]
+)
+def test_any_other_time_is_an_error_that_shows_how_to_give_its_format(tmp_path, text):
+    file = write_rows(tmp_path, [f"s,a,{text},1"])
+    log = read_table(file, item="t", session="s", timestamp="n")
+    with pytest.raises(ValueError, match=r'ISO 8601 .*in row 2 of .* `time_format="%d/%m/%Y %H:%M:%S"`'):
+        log.collect()
+
+
+def test_times_are_read_in_a_stated_format(tmp_path):
+    file = write_rows(tmp_path, ["s,a,01/02/2024 10:00:00,1"])
+    for time_format, time in [
+        ("%d/%m/%Y %H:%M:%S", utc(2024, 2, 1, 10)),
+        ("%m/%d/%Y %H:%M:%S", utc(2024, 1, 2, 10)),
+    ]:
+        table = read_table(file, item="t", session="s", timestamp="n", time_format=time_format).collect()
+        assert table["timestamp"].to_list() == [time]
+    file = write_rows(tmp_path, ["s,a,01.02.2024 10:00 +0200,1"])
+    table = read_table(file, item="t", session="s", timestamp="n", time_format="%d.%m.%Y %H:%M %z").collect()
+    assert table["timestamp"].to_list() == [utc(2024, 2, 1, 8)]
+    with pytest.raises(
+        ValueError, match=r"a time in the format '%d/%m/%Y %H:%M:%S'.*'01\.02\.2024 10:00 \+0200'"
+    ):
+        read_table(file, item="t", session="s", timestamp="n", time_format="%d/%m/%Y %H:%M:%S").collect()
+
+
+def test_dates_of_a_frame_are_times():
+    log = pl.DataFrame({"s": [1], "t": ["a"], "n": [date(2024, 2, 1)]})
+    table = read_table(log, item="t", session="s", timestamp="n").collect()
+    assert table["timestamp"].to_list() == [datetime(2024, 2, 1)]
+
+
+def test_a_tab_may_be_written_as_the_shell_hands_it_over(tmp_path):
+    (tmp_path / "log.csv").write_text("s\tt\tn\n1\ta\t1\n")
+    assert read_table(tmp_path, item="t", session="s", position="n", separator="\\t").collect().height == 1
+
+
+@pytest.mark.parametrize("separator", ["", "::", "\n", '"', "ä"])
+def test_a_separator_that_is_not_one_character_is_an_error(tmp_path, separator):
+    with pytest.raises(ValueError, match="`separator` must be one ASCII character"):
+        read_table(
+            write_rows(tmp_path, ["s,a,1,1"]), item="t", session="s", position="n", separator=separator
+        )
 
 
 @pytest.mark.real_data

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import polars as pl
 
+from skipcl_lightning.data.readers.columns import parse_columns, text_column, time_column
 from skipcl_lightning.data.readers.files import Paths, list_files
-from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, parse_times, require_text, scan_fields
+from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, scan_fields
 from skipcl_lightning.data.sessions import label_and_cut
 
 __all__ = ["read_lfm1k"]
@@ -64,11 +65,14 @@ def read_lfm1k(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
 
 def _scan(file: Path) -> pl.LazyFrame:
     """One file as a plain history."""
-    named = pl.when(pl.col("artist") != "", pl.col("track") != "").then(
-        pl.concat_str("artist", "track", separator=ARTIST_TRACK_DASH)
-    )
-    return scan_fields(file, _COLUMNS, "\t").select(
-        require_text("user", file).alias("user_id"),
-        pl.when(pl.col("track_id") != "").then("track_id").otherwise(named).alias("item_id"),
-        parse_times("time", file, "%Y-%m-%dT%H:%M:%SZ", "2009-05-04T23:08:57Z").alias("timestamp"),
+    named = pl.concat_str("artist", "track", separator=ARTIST_TRACK_DASH)  # null where one is null
+    columns = [
+        text_column("user"),
+        time_column("time"),
+        *(text_column(name, optional=True) for name in ("track_id", "artist", "track")),
+    ]
+    return parse_columns(scan_fields(file, _COLUMNS, "\t"), file, columns).select(
+        pl.col("user").alias("user_id"),
+        pl.coalesce("track_id", named).alias("item_id"),
+        pl.col("time").alias("timestamp"),
     )

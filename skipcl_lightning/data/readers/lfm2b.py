@@ -4,8 +4,13 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.readers.files import Paths, list_files, read_header
-from skipcl_lightning.data.readers.parsing import parse_integers, parse_times
+from skipcl_lightning.data.readers.columns import (
+    integer_column,
+    parse_columns,
+    scan_csv_text,
+    time_column,
+)
+from skipcl_lightning.data.readers.files import Paths, list_files
 from skipcl_lightning.data.sessions import label_and_cut
 
 __all__ = ["read_lfm2b"]
@@ -55,17 +60,12 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
         [('7/0', 10, 1.0), ('7/0', 11, 0.0)]
     """
     files = list_files(paths, ["listening_events*.tsv", "listening_events*.tsv.gz"])
-    history = pl.concat([_scan(file, read_header(file, _COLUMNS, separator="\t")) for file in files])
+    history = pl.concat([_scan(file) for file in files])
     return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
-def _scan(file: Path, header: list[str]) -> pl.LazyFrame:
+def _scan(file: Path) -> pl.LazyFrame:
     """One file as a plain history."""
-    text = pl.scan_csv(
-        file, separator="\t", quote_char=None, schema=dict.fromkeys(header, pl.String), glob=False
-    )
-    return text.select(
-        parse_integers("user_id", file),
-        parse_integers("track_id", file).alias("item_id"),
-        parse_times("timestamp", file, "%Y-%m-%d %H:%M:%S", "2019-01-01 00:00:13"),
-    )
+    text = scan_csv_text(file, _COLUMNS, separator="\t", quote_char=None)
+    columns = [integer_column("user_id"), integer_column("track_id"), time_column("timestamp")]
+    return parse_columns(text, file, columns).rename({"track_id": "item_id"})

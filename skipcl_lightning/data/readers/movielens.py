@@ -1,12 +1,21 @@
 """The reader of the MovieLens ratings, in all their forms."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, read_header, scan_parquet
-from skipcl_lightning.data.readers.parsing import parse_integers, parse_numbers, scan_fields
+from skipcl_lightning.data.readers.columns import (
+    Column,
+    integer_column,
+    number_column,
+    parse_columns,
+    scan_csv_text,
+)
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_parquet
+from skipcl_lightning.data.readers.parsing import scan_fields
 
 __all__ = ["RATING_LABELS", "read_movielens"]
 
@@ -45,7 +54,7 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
         TypeError: ``like_from`` is no number.
         ValueError: A path does not exist, a folder has no ratings, a file is empty, or is of none of the
             forms, or a setting is wrong. When collected: an id or a time is no integer, or a rating no
-            number in [0.5, 5]; the message names the file, the column and the value.
+            number in [0.5, 5]; the message names the file, the row, the column and the value.
 
     Reference:
         Harper, Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015, doi
@@ -68,23 +77,26 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
 
 def _scan(file: Path) -> pl.LazyFrame:
     """One file with its columns as numbers."""
-    integers = [parse_integers(column, file) for column in ("user_id", "item_id", "timestamp")]
-    rating = parse_numbers("rating", file, minimum=_LEAST, maximum=_MOST)
-    return _scan_form(file).select(*integers, rating)
-
-
-def _scan_form(file: Path) -> pl.LazyFrame:
-    """One file as it is written."""
     if file.suffix == ".parquet":
-        return scan_parquet(file, ["user_id", "item_id", "timestamp"], ["rating"])
+        table = scan_parquet(file, ["user_id", "item_id", "timestamp"], ["rating"])
+        return parse_columns(table, file, _columns(_COLUMNS))
     first = read_first_line(file)
-    if "::" in first:
-        return scan_fields(file, _COLUMNS, "::")
-    if "\t" in first:
-        return scan_fields(file, _COLUMNS, "\t")
-    header = read_header(file, _HEADER)
-    text = pl.scan_csv(file, schema=dict.fromkeys(header, pl.String), glob=False)
-    return text.select(pl.col(name).alias(column) for name, column in zip(_HEADER, _COLUMNS, strict=True))
+    for separator in ("::", "\t"):
+        if separator in first:
+            return parse_columns(scan_fields(file, _COLUMNS, separator), file, _columns(_COLUMNS))
+    return parse_columns(scan_csv_text(file, _HEADER), file, _columns(_HEADER))
+
+
+def _columns(names: Sequence[str]) -> list[Column]:
+    """The user, the item, the rating and the time, in their names in a file."""
+    user, item, rating, timestamp = names
+    columns = [
+        integer_column(user),
+        integer_column(item),
+        number_column(rating, minimum=_LEAST, maximum=_MOST),
+        integer_column(timestamp),
+    ]
+    return [replace(column, output=name) for column, name in zip(columns, _COLUMNS, strict=True)]
 
 
 def _feedback(label: str, like_from: float) -> pl.Expr:

@@ -5,15 +5,20 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice
-from skipcl_lightning.data.readers.files import Paths, list_files, read_header
-from skipcl_lightning.data.readers.parsing import parse_column, parse_integers
+from skipcl_lightning.data.readers.columns import (
+    flag_column,
+    integer_column,
+    parse_columns,
+    scan_csv_text,
+    text_column,
+)
+from skipcl_lightning.data.readers.files import Paths, list_files
 
 __all__ = ["MSSD_LABELS", "read_mssd"]
 
 MSSD_LABELS = ("skip_1", "skip_2", "skip_3", "graded")
 _FLAGS = ("skip_1", "skip_2", "skip_3", "not_skipped")
 _COLUMNS = ("session_id", "session_position", "track_id_clean", *_FLAGS)
-_TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
 
 def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
@@ -34,8 +39,8 @@ def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
 
     Raises:
         ValueError: A path does not exist, a folder has no logs, a log is empty or lacks a column, or
-            ``label`` is unknown. When collected: a flag is neither true nor false, or a position is no
-            integer; the message names the file, the column and the value.
+            ``label`` is unknown. When collected: a flag is not true or false (in any case) or 1 or 0, or a
+            position is no integer; the message names the file, the row, the column and the value.
 
     Reference:
         Brost, Mehrotra, Jehan, "The Music Streaming Sessions Dataset", WWW 2019, doi
@@ -54,17 +59,18 @@ def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
     check_choice("label", label, MSSD_LABELS)
     files = list_files(paths, ["*.csv", "*.csv.gz"])
     # One scan a file: a shared one would demand the same order of columns in all of them.
-    return pl.concat([_scan(file, read_header(file, _COLUMNS), label) for file in files])
+    return pl.concat([_scan(file, label) for file in files])
 
 
-def _scan(file: Path, header: list[str], label: str) -> pl.LazyFrame:
+def _scan(file: Path, label: str) -> pl.LazyFrame:
     """One log as a canonical table."""
-    flags = [parse_column(name, file, _to_flags, pl.Boolean, "true or false") for name in _FLAGS]
-    position = parse_integers("session_position", file)
-    # Every column as a string first: a type guessed from one file's first rows may not fit the next file.
-    # With a schema given, asking for the columns does not unpack the file.
-    text = pl.scan_csv(file, schema=dict.fromkeys(header, pl.String), glob=False).select(_COLUMNS)
-    return text.with_columns(*flags, position).select(
+    columns = [
+        text_column("session_id", optional=True),
+        text_column("track_id_clean", optional=True),
+        integer_column("session_position"),
+        *map(flag_column, _FLAGS),
+    ]
+    return parse_columns(scan_csv_text(file, _COLUMNS), file, columns).select(
         "session_id",
         pl.col("track_id_clean").alias("item_id"),
         _feedback(label).cast(pl.Float32).alias("feedback"),
@@ -83,7 +89,3 @@ def _feedback(label: str) -> pl.Expr:
             .otherwise(0.0)
         )  # fmt: skip
     return pl.when(label).then(-1.0).when(pl.any_horizontal(_FLAGS)).then(1.0).otherwise(0.0)
-
-
-def _to_flags(values: pl.Series) -> pl.Series:
-    return values.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)

@@ -1,17 +1,36 @@
 """The reader of any other log: a table whose columns are mapped to the canonical names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
-from skipcl_lightning.data.readers.files import Paths, list_files, read_header
+from skipcl_lightning._checks import check_choice, check_number
+from skipcl_lightning.data.readers.columns import (
+    Column,
+    cast_column,
+    flag_column,
+    integer_column,
+    number_column,
+    parse_columns,
+    scan_csv_text,
+    text_column,
+    time_column,
+)
+from skipcl_lightning.data.readers.files import Paths, list_files
+from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
 from skipcl_lightning.data.sessions import sessionise
 
 __all__ = ["read_table"]
 
-_INFERRED_ROWS = 10_000
+Unit = Literal["seconds", "milliseconds"]
+_PER_SECOND = {"seconds": 1, "milliseconds": 1000}
+_GRADE = "Grade a flag yourself with `pl.when(...).then(1.0).otherwise(-1.0)`."
+_FEEDBACK_CURE = f"Name a flag of skips as `skipped`, or the played time as `played`. {_GRADE}"
+_TIME_CURE = 'Give another format as in `time_format="%d/%m/%Y %H:%M:%S"`.'
 
 
 def read_table(
@@ -20,8 +39,15 @@ def read_table(
     item: str,
     session: str | None = None,
     feedback: str | None = None,
+    skipped: str | None = None,
+    played: str | None = None,
+    duration: str | None = None,
+    unit: Unit | None = None,
+    skip_ratio: float | None = None,
+    skip_seconds: float | None = None,
     explicit_feedback: str | None = None,
     timestamp: str | None = None,
+    time_format: str | None = None,
     position: str | None = None,
     user: str | None = None,
     separator: str = ",",
@@ -29,30 +55,46 @@ def read_table(
 ) -> pl.LazyFrame:
     r"""Map a table's columns to the canonical names, and cut sessions where it has none.
 
-    Ids from a CSV file stay strings, so that "007" is not 7; the types of its other columns are guessed
-    from the first 10,000 rows. Parquet files and frames keep their types.
+    Ids from a CSV file stay strings, so that "007" is not 7. Its other columns are parsed strictly: a wrong
+    value is an error that names the file and the row. Parquet files and frames keep their numeric types.
+    A blank id is null.
 
     Args:
         source: CSV files (gzipped or not), Parquet files, a folder with either, or a polars frame.
         item: The column with the track's id.
         session: The column with the session's id; without it ``timestamp`` and ``gap_minutes`` are needed.
-        feedback: The column with what the listener did, in [-1, 1]; null becomes 0, unknown. Without it
-            all is unknown: next-track learning only.
-        explicit_feedback: The column with what the listener said, in [-1, 1]: below 0 disliked, above 0
-            liked; null becomes 0, unknown.
-        timestamp: The column with the time, Datetime or a number of SECONDS.
+        feedback: The column with what the listener did, a number in [-1, 1]; null becomes 0, unknown.
+            Without it, ``skipped`` and ``played`` all is unknown: next-track learning only.
+        skipped: In place of ``feedback``, the column that says whether the track was skipped, as true and
+            false or 1 and 0: true becomes -1, false +1, null 0.
+        played: In place of ``feedback``, the column with the time that was played: at most ``skip_seconds``
+            becomes -1, more +1. Null or less than 0 becomes 0, unknown.
+        duration: The column with the track's length in the unit of ``played``. The feedback then grows with
+            the part that was played: nothing is -1, ``skip_ratio`` 0, all of it +1.
+        unit: The unit of ``played`` and ``duration``; ``seconds`` if None.
+        skip_ratio: With ``duration``, the part below which a track counts as skipped, in (0, 1); 0.5 if None.
+        skip_seconds: With ``played`` but no ``duration``, the longest time of a skip in seconds, above 0; 30
+            if None.
+        explicit_feedback: The column with what the listener said, a number in [-1, 1]: below 0 disliked,
+            above 0 liked; null becomes 0, unknown.
+        timestamp: The column with the time: Datetime, a number of SECONDS, or text in ISO 8601, as in
+            ``2024-05-01T10:00:00Z``. Text without an offset is in UTC.
+        time_format: How the time is written as text, as in ``"%d/%m/%Y %H:%M:%S"``; ISO 8601 if None.
         position: The column with the order within a session.
         user: The column with the listener's id.
-        separator: What stands between the columns of a CSV file, as in ``"\t"``.
+        separator: The character between the columns of a CSV file; ``"\t"`` is a tab, also if a shell hands
+            over its two characters.
         gap_minutes: The longest pause within a session, where sessions are cut here.
 
     Returns:
         A canonical table.
 
     Raises:
-        TypeError: ``source`` is neither paths nor a frame.
-        ValueError: A column is missing (the message lists those there are), CSV and Parquet are mixed, a
-            path does not exist, or the settings leave the sessions or their order open.
+        TypeError: ``source`` is neither paths nor a frame, or a number is none.
+        ValueError: A column is missing (the message lists the columns) or has a type that cannot be used,
+            CSV and Parquet are mixed, a path does not exist, settings exclude each other or are unused, or
+            they leave the sessions or their order open. When collected: a value is wrong; the message names
+            the file, the row, the column and the value.
 
     Example:
         >>> log = pl.DataFrame(
@@ -62,33 +104,57 @@ def read_table(
         ...     log, item="track", user="who", timestamp="time", feedback="stars", gap_minutes=30
         ... ).collect().rows()
         [('u/0', 'a', 1.0, 0, 'u'), ('u/0', 'b', 0.0, 60, 'u')]
+        >>> log = pl.DataFrame({"track": ["a", "b"], "list": [1, 1], "n": [1, 2], "skip": [True, False]})
+        >>> read_table(log, item="track", session="list", position="n", skipped="skip").collect().rows()
+        [(1, 'a', -1.0, 1), (1, 'b', 1.0, 2)]
     """
     _check_order(session, timestamp, position, gap_minutes)
-    names = {
+    _check_time_format(timestamp, time_format)
+    _check_signals(feedback, skipped, played, duration, unit, skip_ratio, skip_seconds)
+    roles = {
         "session_id": session,
         "item_id": item,
+        "feedback": feedback,
+        "skipped": skipped,
+        "played": played,
+        "duration": duration,
+        "explicit_feedback": explicit_feedback,
         "position": position,
         "timestamp": timestamp,
         "user_id": user,
     }
-    wanted = {canonical: name for canonical, name in names.items() if name is not None}
-    ids = [name for canonical, name in wanted.items() if canonical.endswith("_id")]
-    needed = list(
-        dict.fromkeys([*wanted.values(), *(name for name in (feedback, explicit_feedback) if name)])
-    )
-    log = _scan(source, needed, ids, separator)
-    signals = {"feedback": pl.lit(0.0) if feedback is None else pl.col(feedback)}
+    given = {role: name for role, name in roles.items() if name is not None}
+    log = _scan(source, given, time_format, _to_separator(separator))
+    signals = {"feedback": _feedback(given, unit, skip_ratio, skip_seconds)}
     if explicit_feedback is not None:
-        signals["explicit_feedback"] = pl.col(explicit_feedback)
-    columns = [pl.col(name).alias(canonical) for canonical, name in wanted.items()]
-    mapped = log.select(
-        *columns, *(signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items())
+        signals["explicit_feedback"] = pl.col("explicit_feedback")
+    mapped = log.with_columns(
+        signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items()
     )
     if gap_minutes is not None:
         mapped = sessionise(mapped, gap_minutes=gap_minutes)
     return mapped.select(
-        name for name in CANONICAL_COLUMNS if name == "session_id" or name in wanted or name in signals
+        name for name in CANONICAL_COLUMNS if name == "session_id" or name in given or name in signals
     )
+
+
+def _feedback(
+    given: Mapping[str, str], unit: Unit | None, skip_ratio: float | None, skip_seconds: float | None
+) -> pl.Expr:
+    """The feedback from the columns that are given for it."""
+    if "feedback" in given:
+        return pl.col("feedback")
+    if "skipped" in given:
+        return pl.when("skipped").then(-1.0).when(~pl.col("skipped")).then(1.0).otherwise(0.0)
+    if "played" not in given:
+        return pl.lit(0.0)
+    played = pl.col("played").cast(pl.Float64)
+    if "duration" in given:
+        ratio = played / pl.col("duration").cast(pl.Float64)
+        return feedback_from_ratio(ratio, label="ratio", skip_ratio=0.5 if skip_ratio is None else skip_ratio)
+    longest = (30 if skip_seconds is None else skip_seconds) * _PER_SECOND[unit or "seconds"]
+    known = pl.when(played <= longest).then(-1.0).otherwise(1.0)
+    return pl.when(played.is_finite() & (played >= 0)).then(known).otherwise(0.0)
 
 
 def _check_order(
@@ -110,48 +176,187 @@ def _check_order(
         )
 
 
+def _check_time_format(timestamp: str | None, time_format: str | None) -> None:
+    """Raise where the format of the times cannot be used."""
+    if time_format is None:
+        return
+    if timestamp is None:
+        raise ValueError(f"`time_format` must be None without `timestamp`, got {time_format!r}. Drop it.")
+    if "%" not in time_format:
+        raise ValueError(
+            f"`time_format` must be a format with fields such as %Y, got {time_format!r}. "
+            'Write it as in `time_format="%d/%m/%Y %H:%M:%S"`.'
+        )
+
+
+def _check_signals(
+    feedback: str | None,
+    skipped: str | None,
+    played: str | None,
+    duration: str | None,
+    unit: Unit | None,
+    skip_ratio: float | None,
+    skip_seconds: float | None,
+) -> None:
+    """Raise where the feedback comes from two places, or a setting is unused."""
+    several = {"feedback": feedback, "skipped": skipped, "played": played}
+    named = [name for name, column in several.items() if column is not None]
+    if len(named) > 1:
+        raise ValueError(
+            "`feedback`, `skipped` and `played` must not be given together, got "
+            f"{' and '.join(map(repr, named))}. Keep one of them."
+        )
+    for name, value, needed, fits in (
+        ("duration", duration, "with `played`", played is not None),
+        ("unit", unit, "with `played`", played is not None),
+        ("skip_ratio", skip_ratio, "with `duration`", duration is not None),
+        ("skip_seconds", skip_seconds, "with `played` without `duration`", played and duration is None),
+    ):
+        if value is not None and not fits:
+            raise ValueError(f"`{name}` must only be given {needed}, got {value!r}. Drop it.")
+    if unit is not None:
+        check_choice("unit", unit, _PER_SECOND)
+    if skip_seconds is not None:
+        check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
+
+
+def _to_separator(separator: str) -> str:
+    r"""Return the separator, a tab where it is written as ``\t``."""
+    character = "\t" if separator == "\\t" else separator
+    if len(character) != 1 or not character.isascii() or character in '\r\n"':
+        raise ValueError(
+            f"`separator` must be one ASCII character other than a quotation mark or a line break, got "
+            f"{separator!r}. Convert a file with a longer separator first."
+        )
+    return character
+
+
 def _scan(
-    source: Paths | pl.LazyFrame | pl.DataFrame, needed: Sequence[str], ids: Sequence[str], separator: str
+    source: Paths | pl.LazyFrame | pl.DataFrame,
+    given: Mapping[str, str],
+    time_format: str | None,
+    separator: str,
 ) -> pl.LazyFrame:
-    """The source as one lazy table with the needed columns."""
+    """Return the source as one lazy table, whose columns are named after their roles."""
     if isinstance(source, pl.LazyFrame | pl.DataFrame):
-        return _select(source.lazy(), needed, "`source`")
+        return _select(source.lazy(), None, given, time_format)
     if not isinstance(source, str | Path | Sequence):
         raise TypeError(
             f"`source` must be paths or a polars frame, got {type(source).__name__}. "
             "`polars.from_pandas` and the like convert other tables."
         )
-    files = list_files(source, ["*.csv", "*.csv.gz", "*.parquet"])
+    files = list_files(source, ["*.csv", "*.csv.gz", "*.parquet"], name="source")
     parquet = {file.suffix == ".parquet" for file in files}
     if len(parquet) == 2:
         raise ValueError("`source` must hold CSV or Parquet files, got both. Read them one kind at a time.")
     if True in parquet:
         return pl.concat(
-            [_select(pl.scan_parquet(file, glob=False), needed, repr(str(file))) for file in files]
+            [_select(pl.scan_parquet(file, glob=False), file, given, time_format) for file in files]
         )
-    return pl.concat([_scan_csv(file, needed, ids, separator) for file in files], how="vertical_relaxed")
+    tables = [scan_csv_text(file, list(given.values()), separator=separator) for file in files]
+    columns = _csv_columns(given, tables[0], time_format)
+    return pl.concat(
+        [
+            parse_columns(table, file, columns, name="source")
+            for table, file in zip(tables, files, strict=True)
+        ]
+    )
 
 
-def _scan_csv(file: Path, needed: Sequence[str], ids: Sequence[str], separator: str) -> pl.LazyFrame:
-    """One CSV file, its ids as strings."""
-    read_header(file, needed, separator=separator)
-    return pl.scan_csv(
-        file,
-        separator=separator,
-        schema_overrides=dict.fromkeys(ids, pl.String),
-        infer_schema_length=_INFERRED_ROWS,
-        try_parse_dates=True,
-        glob=False,
-    ).select(needed)
+def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str | None) -> list[Column]:
+    """Return how the columns of CSV files are parsed; the first time decides whether times are numbers."""
+    columns = []
+    for role, name in given.items():
+        if role == "timestamp" and time_format is None and _starts_with_number(table, name):
+            columns.append(number_column(name, optional=True))
+        elif role in ("feedback", "explicit_feedback"):
+            cure = _FEEDBACK_CURE if role == "feedback" else _GRADE
+            columns.append(number_column(name, minimum=-1, maximum=1, optional=True, cure=cure))
+        elif role in ("played", "duration"):
+            columns.append(number_column(name, optional=True))
+        elif role == "position":
+            columns.append(integer_column(name, optional=True))
+        else:
+            columns.append(_text_role(role, name, time_format))
+    return _named_after_roles(columns, given)
 
 
-def _select(frame: pl.LazyFrame, needed: Sequence[str], where: str) -> pl.LazyFrame:
-    """The needed columns of a frame."""
+def _text_role(role: str, name: str, time_format: str | None) -> Column:
+    """Return how a column of text is parsed, in a file or a frame."""
+    if role == "skipped":
+        return flag_column(name, optional=True)
+    if role == "timestamp":
+        return time_column(name, time_format, optional=True, cure=_TIME_CURE)
+    return text_column(name, optional=True)
+
+
+def _named_after_roles(columns: Sequence[Column], given: Mapping[str, str]) -> list[Column]:
+    return [replace(column, output=role) for column, role in zip(columns, given, strict=True)]
+
+
+def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
+    """Return whether the first value of a text column that is not blank is a number."""
+    text = pl.col(name).str.strip_chars()
+    try:
+        first = table.select(text).filter(pl.col(name) != "").head(1).collect()
+    except (pl.exceptions.PolarsError, OSError):
+        return False  # The file is damaged: its rows are read, and the error raised, later.
+    return first.height == 1 and first[name].cast(pl.Float64, strict=False)[0] is not None
+
+
+def _select(
+    frame: pl.LazyFrame, file: Path | None, given: Mapping[str, str], time_format: str | None
+) -> pl.LazyFrame:
+    """Return the needed columns of a frame, or of a Parquet file, named after their roles."""
     schema = resolve_schema("source", frame)
-    missing = [name for name in needed if name not in schema]
+    missing = [name for name in given.values() if name not in schema]
     if missing:
+        where = "`source`" if file is None else repr(str(file))
         raise ValueError(
             f"`source` must have the column {', '.join(map(repr, missing))}, got {describe_columns(schema)} "
             f"in {where}. Name one of these instead."
         )
-    return frame.select(needed)
+    _check_time_type(given, schema, time_format)
+    columns = [_typed_column(role, name, schema[name], time_format) for role, name in given.items()]
+    if all(schema[column.name] == column.dtype != pl.String for column in columns):
+        return frame.select(pl.col(name).alias(role) for role, name in given.items())
+    return parse_columns(
+        frame.select(list(dict.fromkeys(given.values()))),
+        file,
+        _named_after_roles(columns, given),
+        name="source",
+    )
+
+
+def _check_time_type(given: Mapping[str, str], schema: pl.Schema, time_format: str | None) -> None:
+    """Raise where a format is given for times that are no text."""
+    if time_format is not None and schema[given["timestamp"]] != pl.String:
+        name = given["timestamp"]
+        raise ValueError(
+            f"`time_format` must be None where column {name!r} is {schema[name]}, "
+            f"got {time_format!r}. Only text has a format."
+        )
+
+
+def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | None) -> Column:
+    """Return how a column of a frame is parsed."""
+    text = dtype == pl.String
+    if role in ("feedback", "explicit_feedback", "played", "duration"):
+        if not (dtype.is_numeric() or dtype == pl.Null):
+            numbers = "numbers in [-1, 1]" if role.endswith("feedback") else "numbers"
+            cure = {"feedback": _FEEDBACK_CURE, "explicit_feedback": _GRADE}.get(
+                role, "Convert it, for example with `pl.col(...).cast(pl.Float64)`."
+            )
+            raise ValueError(f"`{role}` must name a column of {numbers}, got {name!r} of {dtype}. {cure}")
+    elif role == "skipped":
+        if not (text or dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
+            raise ValueError(
+                f"`skipped` must name a column of true and false, got {name!r} of {dtype}. "
+                "Convert it to Boolean."
+            )
+        return flag_column(name, optional=True)
+    elif role == "timestamp" and dtype == pl.Date:
+        return cast_column(name, pl.Datetime("us"))
+    elif text and role != "position":
+        return _text_role(role, name, time_format)
+    return cast_column(name, dtype)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
+from skipcl_lightning.data.readers.columns import Column, cast_column, parse_columns
 from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
-from skipcl_lightning.data.readers.parsing import parse_column
 from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS
 from skipcl_lightning.data.sessions import sessionise
@@ -134,16 +134,15 @@ def _scan_opinions(given: Mapping[str, Paths]) -> pl.LazyFrame | None:
 def _scan_file(file: Path, name: str, numbers: Sequence[str] = ()) -> pl.LazyFrame:
     """One file in the canonical names and one type, with its ``event`` where it tells it."""
     table = scan_parquet(file, _INTEGERS, numbers, name=name)
-    keys = [
-        pl.col(column).cast(pl.Int64).alias(canonical)
+    columns = [
+        cast_column(column, pl.Int64, output=canonical)
         for canonical, column in zip(("user_id", "item_id", "timestamp"), _INTEGERS, strict=True)
     ]
-    events = []
+    columns += [cast_column(column, pl.Float64) for column in numbers]
     if numbers and "event_type" in table.collect_schema():
         wanted = f"one of {', '.join(_EVENTS)}"
-        event = parse_column("event_type", file, _to_events, pl.String, wanted, name=name)
-        events.append(event.alias("event"))
-    return table.select(*keys, *(pl.col(column).cast(pl.Float64) for column in numbers), *events)
+        columns.append(Column("event_type", _to_events, pl.String, wanted, output="event"))
+    return parse_columns(table.select(column.name for column in columns), file, columns, name=name)
 
 
 def _to_events(values: pl.Series) -> pl.Series:
