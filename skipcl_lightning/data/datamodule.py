@@ -23,6 +23,7 @@ from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitio
 from skipcl_lightning.data.prepared import ColdTargets, PreparedData
 from skipcl_lightning.data.run_warnings import QuietDataModule, silence_run_warnings
 from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data.schema import Table
 from skipcl_lightning.data.source import make_source
 from skipcl_lightning.data.split import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
@@ -46,10 +47,10 @@ class SessionDataModule(QuietDataModule):
     part of Lightning's checkpoints.
 
     Args:
-        log: A canonical table, as the readers give it, which is prepared in memory; or the folder of a store
-            that :func:`~skipcl_lightning.data.prepare_store` or ``skipcl prepare`` made, whose batches are
-            mapped from disk. How a store was prepared is settled: ``split``, ``cold_targets`` and the filter
-            must then be left alone.
+        log: A canonical table (polars, pandas, Arrow, or a list of dictionaries), which is prepared in
+            memory; or the folder of a store that :func:`~skipcl_lightning.data.prepare_store` or
+            ``skipcl prepare`` made, whose batches are mapped from disk. How a store was prepared is settled:
+            ``split``, ``cold_targets`` and the filter must then be left alone.
         batch_size: Sessions in a batch, on each device.
         max_length: The most tracks of a session that a model looks at; the latest are kept. Batches of
             training hold a track more, to be predicted from so many. No session is longer than the longest
@@ -76,7 +77,7 @@ class SessionDataModule(QuietDataModule):
         pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
 
     Raises:
-        TypeError: ``log`` is neither a polars frame nor a path, or a setting has another type.
+        TypeError: ``log`` is neither a table nor a path, or a setting has another type.
         ValueError: A column is missing, a setting is out of range, or one is given that a store has settled.
             At the first use of the data: the contents are wrong, nothing is left, or a store is damaged.
 
@@ -96,7 +97,7 @@ class SessionDataModule(QuietDataModule):
 
     def __init__(
         self,
-        log: pl.LazyFrame | pl.DataFrame | str | Path,
+        log: Table | str | Path,
         *,
         batch_size: int = 256,
         max_length: int = 50,
@@ -270,8 +271,8 @@ class SessionDataModule(QuietDataModule):
             return
         if feedback.min() < 0 or feedback.min() == feedback.max():
             rank_zero_warn(
-                "No track of the log was skipped or disliked, so the skip head has nothing to learn. Check the "
-                "`feedback` column and `skip_threshold`, or train without a skip head."
+                "No track of the log was skipped or disliked, so the skip head has nothing to learn. Check "
+                "the `feedback` column and `skip_threshold`, or train without a skip head."
             )
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:

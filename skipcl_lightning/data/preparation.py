@@ -14,7 +14,7 @@ from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.ordering import drop_repeated, order_rows, run_lengths
 from skipcl_lightning.data.parts import TableParts, arrange_parts, read_chunks
 from skipcl_lightning.data.progress import Progress, no_progress
-from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
@@ -74,7 +74,7 @@ class HistoryRules:
 
 
 def prepare_sessions(
-    log: pl.LazyFrame | pl.DataFrame, session_filter: SessionFilter | None = None
+    log: Table, session_filter: SessionFilter | None = None
 ) -> tuple[pl.DataFrame, DropReport]:
     """Read a log, check its contents once, sort it and keep the sessions that satisfy the filter.
 
@@ -92,7 +92,7 @@ def prepare_sessions(
         The kept rows with the canonical columns, and the report of what was dropped.
 
     Raises:
-        TypeError: ``log`` is no polars frame.
+        TypeError: ``log`` is no table.
         ValueError: A column is missing or of another type, a file cannot be read, a session, position or
             timestamp is null, feedback is NaN or outside [-1, 1], two rows of a session share a position,
             a session belongs to two users, or nothing is left.
@@ -106,7 +106,7 @@ def prepare_sessions(
         >>> table["item_id"].to_list(), report.rows_without_item
         (['a', 'b', 'c'], 1)
     """
-    parts, report = prepare_parts(log, session_filter or SessionFilter())
+    parts, report = prepare_parts(to_frame("log", log), session_filter or SessionFilter())
     (table,) = parts
     return table, report
 

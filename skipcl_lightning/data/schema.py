@@ -5,7 +5,7 @@ column          type                          meaning
 =============== ============================= ==================================================
 ``session_id``  String or integer             which session the row belongs to
 ``item_id``     String or integer             the track; null where the source names none
-``feedback``    Float32 in [-1, 1]            below 0 skipped (-1: at once), above 0 listened, 0 unknown
+``feedback``    Float32 in [-1, 1]            below 0 skipped (-1: at once), above 0 listened; 0: see below
 ``position``    integer                       the order within a session, where the source has one
 ``timestamp``   Datetime, or seconds          else the order: by time, equal times in the row order
 ``user_id``     String or integer, optional   who listened
@@ -13,20 +13,40 @@ column          type                          meaning
 
 A column ``explicit_feedback`` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
 liked, 0 or null unknown. Other columns are allowed and left aside.
+
+Feedback of 0 is unknown: counted as listened, never as skipped. Null feedback is 0. Only a ``skip_threshold``
+above 0 changes this: all feedback below the threshold is then a skip, 0 included.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import polars as pl
 
 __all__ = [
     "CANONICAL_COLUMNS",
+    "GRADE_FLAG",
+    "ArrowTable",
+    "Table",
     "check_log_columns",
     "describe_columns",
+    "describe_polars_error",
     "name_unreadable",
     "resolve_schema",
+    "to_frame",
 ]
+
+
+class ArrowTable(Protocol):
+    """Any table that exports itself through Arrow's C stream: pandas, pyarrow, DuckDB, Ibis and others."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return a capsule with the stream of rows."""
+        ...
+
+
+Table = pl.LazyFrame | pl.DataFrame | ArrowTable | Sequence[Mapping[str, Any]]
 
 CANONICAL_COLUMNS = (
     "session_id",
@@ -39,13 +59,18 @@ CANONICAL_COLUMNS = (
 )
 _REQUIRED = ("session_id", "item_id", "feedback")
 _HISTORY = ("item_id", "timestamp")
+_QUERY = "This error occurred"  # polars describes the query from here on
+GRADE_FLAG = (
+    'Grade a flag with `pl.when(pl.col("listened")).then(1.0).otherwise(-1.0)`, or map one of skips with '
+    "`read_table(..., skipped=...)`."
+)
 
 
 def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
     """Look at the columns of a canonical table, not yet at its rows.
 
     Args:
-        log: The table.
+        log: The table, a polars frame (``to_frame``).
         history: Whether its sessions are still to be cut: it then needs ``timestamp``, has no ``session_id``,
             and may have no ``feedback``; without ``user_id`` it is one listener's.
 
@@ -53,7 +78,6 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
         The canonical columns that it has, in the canonical order.
 
     Raises:
-        TypeError: ``log`` is no polars frame.
         ValueError: A needed column is missing or a column has another type; the message lists the columns.
 
     Example:
@@ -88,7 +112,8 @@ def name_unreadable() -> Iterator[None]:
     """Say what to do where a table cannot be read to its end.
 
     Raises:
-        ValueError: In place of polars' error, or the operating system's.
+        ValueError: In place of polars' error, or the operating system's; a reader's own one is kept, without
+            what polars adds to it.
 
     Example:
         >>> with name_unreadable():
@@ -100,11 +125,33 @@ def name_unreadable() -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = " ".join(str(error).split("\n\n")[0].split())
         raise ValueError(
-            f"`log` must be readable to its last row, got {type(error).__name__}: {reason}. "
+            f"`log` must be readable to its last row, got {describe_polars_error(error)}. "
             "A file is cut short, damaged, or not what its first rows say; read them one by one to find it."
         ) from error
+    except ValueError as error:
+        # A reader's own message, to which polars adds the expression that was computed.
+        message, _, query = str(error).partition(_QUERY)
+        if query:
+            raise ValueError(message.rstrip()) from error
+        raise
+
+
+def describe_polars_error(error: Exception) -> str:
+    r"""Return the type of an error and what it says, without polars' account of the query.
+
+    Args:
+        error: The error of polars or of the operating system.
+
+    Returns:
+        One line without a full stop at its end.
+
+    Example:
+        >>> describe_polars_error(ValueError("no such column.\n\nThis error occurred in the following"))
+        'ValueError: no such column'
+    """
+    reason = str(error).split("\n\n", maxsplit=1)[0].split(_QUERY, maxsplit=1)[0]
+    return f"{type(error).__name__}: {' '.join(reason.split()).rstrip('.')}"
 
 
 def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
@@ -138,24 +185,57 @@ def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
         Its schema.
 
     Raises:
-        TypeError: ``frame`` is no polars frame.
         ValueError: Its columns cannot be told: a file is damaged or gone, or an expression is wrong.
 
     Example:
         >>> resolve_schema("log", pl.DataFrame({"item_id": [7]})).names()
         ['item_id']
     """
-    if not isinstance(frame, pl.LazyFrame | pl.DataFrame):
-        raise TypeError(
-            f"`{name}` must be a polars LazyFrame or DataFrame, got {type(frame).__name__}. "
-            "`read_table` makes one from CSV or parquet files."
-        )
     try:
         return frame.lazy().collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(
-            f"`{name}` must be a table whose columns can be read, got {type(error).__name__}: {error}. "
+            f"`{name}` must be a table whose columns can be read, got {describe_polars_error(error)}. "
             "Check the files that it scans and the expressions on top of them."
+        ) from error
+
+
+def to_frame(name: str, table: Table) -> pl.LazyFrame | pl.DataFrame:
+    """Return a table of any supported kind as a polars frame; polars frames stay as they are.
+
+    NaN in a column of pandas is null: pandas marks missing numbers so. The index of pandas is left out.
+
+    Args:
+        name: The argument's name, as the caller wrote it.
+        table: A polars frame, a pandas DataFrame, a pyarrow Table, anything else with ``__arrow_c_stream__``,
+            or a list of dictionaries, one a row.
+
+    Returns:
+        The frame.
+
+    Raises:
+        TypeError: ``table`` is none of these.
+        ValueError: It cannot be converted: a column mixes types, or pyarrow is not installed for the text
+            columns of pandas.
+
+    Example:
+        >>> to_frame("log", [{"item_id": 7}, {"item_id": 8}])["item_id"].to_list()
+        [7, 8]
+    """
+    if isinstance(table, pl.LazyFrame | pl.DataFrame):
+        return table
+    rows = isinstance(table, list | tuple) and all(isinstance(row, Mapping) for row in table)
+    if not rows and not (hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series | type)):
+        raise TypeError(
+            f"`{name}` must be a polars, pandas or Arrow table or a list of dictionaries, got "
+            f"{type(table).__name__}. `read_table` reads CSV and Parquet files."
+        )
+    try:
+        return pl.DataFrame(cast("Any", table), nan_to_null=True, infer_schema_length=None)
+    except Exception as error:  # Whatever pandas, pyarrow or polars raises.
+        raise ValueError(
+            f"`{name}` must be a table that polars can convert, got {describe_polars_error(error)}. Give "
+            "each column one type; text columns of pandas also need pyarrow: `pip install pyarrow`."
         ) from error
 
 
@@ -174,7 +254,8 @@ def _check_types(schema: pl.Schema) -> None:
         else:
             fits, wanted = dtype.is_numeric(), "a number in [-1, 1]"
         if not fits:
+            cure = "Convert it with `log.with_columns(...)` or `.cast(...)` first."
             raise ValueError(
                 f"`log` must have {wanted} in column {column!r}, got {dtype}. "
-                "Convert it with `log.with_columns(...)` or `.cast(...)` first."
+                f"{GRADE_FLAG if column.endswith('feedback') else cure}"
             )

@@ -3,16 +3,14 @@
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_columns, resolve_schema, to_frame
 
 __all__ = ["cut_at_gaps", "label_and_cut", "label_by_next_play", "sessionise", "to_microseconds"]
 
 _MICROSECONDS = 1_000_000
 
 
-def sessionise(
-    frame: pl.LazyFrame | pl.DataFrame, *, gap_minutes: float, duration: str | None = None
-) -> pl.LazyFrame:
+def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None) -> pl.LazyFrame:
     """Number the sessions of a history: a pause longer than ``gap_minutes`` starts a new one.
 
     With a ``user_id`` each user's plays are cut on their own and a session is called ``"user/number"``, so
@@ -30,7 +28,7 @@ def sessionise(
         a ``user_id``, else Int64 from 0.
 
     Raises:
-        TypeError: ``frame`` is no polars frame or ``gap_minutes`` no number.
+        TypeError: ``frame`` is no table or ``gap_minutes`` no number.
         ValueError: A column is missing, ``timestamp`` has another type, the table has a ``session_id``
             already, or ``gap_minutes`` is not above 0.
 
@@ -39,7 +37,8 @@ def sessionise(
         >>> sessionise(plays, gap_minutes=20).collect()["session_id"].to_list()
         [0, 0, 1]
     """
-    schema = resolve_schema("frame", frame)
+    ordered = to_frame("frame", frame).lazy()
+    schema = resolve_schema("frame", ordered)
     _check_timestamp(schema, duration)
     if "session_id" in schema:
         raise ValueError(
@@ -48,10 +47,10 @@ def sessionise(
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
     length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
     by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
-    return cut_at_gaps(frame.lazy().sort(by, maintain_order=True), start, start + length, gap_minutes, schema)
+    return cut_at_gaps(ordered.sort(by, maintain_order=True), start, start + length, gap_minutes, schema)
 
 
-def label_by_next_play(frame: pl.LazyFrame | pl.DataFrame, *, skip_seconds: float) -> pl.LazyFrame:
+def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     """Tell skips in a log that has only starts: a track was skipped if the next one began soon after it.
 
     The next play is the same user's, of any session: a track before a long pause counts as listened to. The
@@ -68,7 +67,7 @@ def label_by_next_play(frame: pl.LazyFrame | pl.DataFrame, *, skip_seconds: floa
         skipped, +1 listened to, 0 unknown.
 
     Raises:
-        TypeError: ``frame`` is no polars frame or ``skip_seconds`` no number.
+        TypeError: ``frame`` is no table or ``skip_seconds`` no number.
         ValueError: ``timestamp`` is missing or has another type, the table has a ``feedback`` already, or
             ``skip_seconds`` is not above 0.
 
@@ -78,7 +77,8 @@ def label_by_next_play(frame: pl.LazyFrame | pl.DataFrame, *, skip_seconds: floa
         [-1.0, 0.0, 0.0]
     """
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
-    schema = resolve_schema("frame", frame)
+    ordered = to_frame("frame", frame).lazy()
+    schema = resolve_schema("frame", ordered)
     _check_timestamp(schema)
     if "feedback" in schema:
         raise ValueError(
@@ -91,7 +91,7 @@ def label_by_next_play(frame: pl.LazyFrame | pl.DataFrame, *, skip_seconds: floa
         pause = pl.when(pl.col(user).eq_missing(pl.col(user).shift(-1))).then(pause)
     skipped = pause <= round(skip_seconds * _MICROSECONDS)
     feedback = pl.when(skipped.is_null()).then(0.0).when(skipped).then(-1.0).otherwise(1.0)
-    ordered = frame.lazy().sort([*users, "timestamp"], maintain_order=True)
+    ordered = ordered.sort([*users, "timestamp"], maintain_order=True)
     return ordered.with_columns(feedback.cast(pl.Float32).alias("feedback"))
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.prepared import ColdTargets, PreparedData
-from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
 from skipcl_lightning.data.store_on_disk import open_store, read_settings
 
@@ -56,7 +56,7 @@ class _Store:
 
 
 def make_source(
-    log: pl.LazyFrame | pl.DataFrame | str | Path,
+    log: Table | str | Path,
     *,
     split: Split | None,
     cold_targets: ColdTargets | None,
@@ -103,10 +103,11 @@ def make_source(
         return _Store(
             Path(log).expanduser().absolute(), float(read_settings(log)["filter"]["skip_threshold"])
         )
-    columns = check_log_columns(log)
+    frame = to_frame("log", log)
+    columns = check_log_columns(frame)
     session_filter = SessionFilter(**{name: value for name, value in settings.items() if value is not None})
     split = LeaveOneOut() if split is None else split
     check_split(split, session_filter.min_session_length, columns)
     cold_targets = "miss" if cold_targets is None else cold_targets
     check_choice("cold_targets", cold_targets, get_args(ColdTargets))
-    return _Log(log, session_filter, split, cold_targets)
+    return _Log(frame, session_filter, split, cold_targets)

@@ -7,8 +7,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
-import polars as pl
-
 from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
@@ -17,7 +15,7 @@ from skipcl_lightning.data.manifest import MANIFEST, Manifest, describe_files, r
 from skipcl_lightning.data.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepared import SPLIT_NAMES, ColdTargets, PreparedData, lay_out
 from skipcl_lightning.data.progress import Progress, no_progress
-from skipcl_lightning.data.schema import check_log_columns
+from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
 from skipcl_lightning.data.storage import FolderStorage, map_array, read_column
 from skipcl_lightning.data.store import SessionStore
@@ -31,7 +29,7 @@ _MOST_ATTEMPTS = 50
 
 
 def prepare_store(
-    log: pl.LazyFrame | pl.DataFrame,
+    log: Table,
     folder: str | Path,
     *,
     split: Split | None = None,
@@ -80,7 +78,7 @@ def prepare_store(
         The store, opened; ``SessionDataModule(folder)`` opens it for training.
 
     Raises:
-        TypeError: ``log`` is no polars frame or a setting has the wrong type.
+        TypeError: ``log`` is no table or a setting has the wrong type.
         ValueError: A setting is out of range, the log has something wrong (as for
             :func:`~skipcl_lightning.data.prepare_sessions`), ``folder`` holds something else, or the store in
             it is damaged.
@@ -104,6 +102,7 @@ def prepare_store(
             "A log with sessions has feedback of its own."
         )
     history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
+    log = to_frame("log", log)
     columns = check_log_columns(log, history=history is not None)
     check_split(split, session_filter.min_session_length, columns)
     if not isinstance(rebuild, bool):

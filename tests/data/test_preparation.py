@@ -194,7 +194,7 @@ def test_tables_of_another_form_are_errors(log, message):
 
 
 def test_a_table_that_is_no_polars_frame_is_an_error():
-    with pytest.raises(TypeError, match="`log` must be a polars LazyFrame or DataFrame, got dict"):
+    with pytest.raises(TypeError, match=r"`log` must be a polars, pandas or Arrow table .*, got dict"):
         prepare_sessions({"session_id": [1]})
 
 

@@ -64,7 +64,7 @@ def test_columns_that_are_missing_wrong_or_there_already_are_errors():
         sessionise(frame.with_columns(session_id=1), gap_minutes=1)
     with pytest.raises(ValueError, match="`timestamp` must be a Datetime or a number"):
         sessionise(frame.select(pl.col("text").alias("timestamp")), gap_minutes=1)
-    with pytest.raises(TypeError, match="`frame` must be a polars LazyFrame or DataFrame, got list"):
+    with pytest.raises(TypeError, match=r"`frame` must be a polars, pandas or Arrow table .*, got list"):
         sessionise([1], gap_minutes=1)
     with pytest.raises(ValueError, match="`gap_minutes` must be in"):
         sessionise(frame, gap_minutes=0)
