@@ -1,6 +1,7 @@
 """Train the backbones on a public data set with the published protocol, and print the published figures.
 
 python examples/reproduce.py ml-1m ml-1m/ratings.dat
+python examples/reproduce.py ml-1m ml-1m.txt              # lines of "user item" in the order of time
 python examples/reproduce.py beauty beauty.txt --models [SASRec,BERT4Rec] --accelerator gpu
 python examples/reproduce.py ml-100k ml-100k/u.data --jobs 2
 python examples/reproduce.py ml-1m --smoke true           # seconds, on a simulated file
@@ -43,28 +44,22 @@ MAX_LENGTH = {"ml-100k": 100, "ml-1m": 200, "beauty": 50}
 Dataset = Literal["ml-100k", "ml-1m", "beauty"]
 
 
-def read_interactions(dataset: Dataset, path: Path) -> pl.LazyFrame:
+def read_interactions(path: Path) -> pl.LazyFrame:
     """Read a data set's usual file as a canonical table, every row as listened to.
 
     Args:
-        dataset: `ml-100k` or `ml-1m` (any file that `read_movielens` reads), or `beauty` (lines of
-            "user item" in the order of time).
-        path: The file.
+        path: Any file that `read_movielens` reads: ratings, or lines of "user item" in the order of time.
 
     Returns:
         One session a user; rows of one time stay in the order of the file.
     """
-    if dataset == "beauty":
-        lines = pl.scan_csv(path, separator=" ", has_header=False, new_columns=["session_id", "item_id"])
-        time = pl.int_range(pl.len()).alias("timestamp")
-        return lines.select("session_id", "item_id", time, pl.lit(1.0).alias("feedback"))
     return read_movielens(path, label="watched")
 
 
 def make_data(dataset: Dataset, path: Path, batch_size: int) -> SessionDataModule:
     """The data of the published protocol."""
     return SessionDataModule(
-        read_interactions(dataset, path),
+        read_interactions(path),
         batch_size=batch_size,
         max_length=MAX_LENGTH[dataset],
         min_session_length=5,

@@ -113,6 +113,43 @@ def test_a_split_by_time_takes_dates(run, tmp_path):
     assert "leak" not in printed
 
 
+@pytest.fixture
+def plays(tmp_path):
+    rows = [f"u{user}\tt{n % 7}\t{n * 100}\t{n % 3 == 0}" for user in range(9) for n in range(12)]
+    (tmp_path / "plays.tsv").write_text("\n".join(["user\ttrack\ttime\tskip", *rows]) + "\n")
+    return tmp_path / "plays.tsv"
+
+
+OF_PLAYS = ("--item", "track", "--session", "user", "--timestamp", "time", "--skipped", "skip")
+
+
+def test_a_table_of_ones_own_is_prepared_with_a_tab_as_a_shell_hands_it_over(run, plays, tmp_path):
+    printed = run("prepare", "table", plays, *OF_PLAYS, "--separator", r"\t", "--folder", tmp_path / "store")
+    assert "Read 108 " in printed
+    found = open_store(tmp_path / "store").drop_report
+    assert found.share_skipped == pytest.approx(4 / 12)
+    again = run("prepare", "table", plays, *OF_PLAYS, "--separator", "\t", "--folder", tmp_path / "store")
+    assert "Nothing to do: it was prepared before." in again
+
+
+@pytest.mark.parametrize("separator", ["::", ""])
+def test_a_separator_that_is_not_one_character_is_said_in_one_line(run, plays, tmp_path, separator):
+    with pytest.raises(
+        SystemExit, match="skipcl prepare table: `separator` must be one ASCII char"
+    ) as raised:
+        run("prepare", "table", plays, *OF_PLAYS, "--separator", separator, "--folder", tmp_path / "store")
+    assert "\n" not in str(raised.value.code)
+
+
+def test_the_played_time_of_a_table_is_a_setting_of_the_command(run, tmp_path):
+    rows = [f"u{user},t{n % 7},{n},{n * 10_000}" for user in range(9) for n in range(12)]
+    (tmp_path / "plays.csv").write_text("\n".join(["user,track,n,ms", *rows]))
+    settings = ["--item", "track", "--session", "user", "--position", "n", "--played", "ms"]
+    settings += ["--unit", "milliseconds", "--skip_seconds", 20, "--folder", tmp_path / "store"]
+    run("prepare", "table", tmp_path / "plays.csv", *settings)
+    assert open_store(tmp_path / "store").drop_report.share_skipped == pytest.approx(3 / 12)
+
+
 def wrong_files(folder):
     header = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,not_skipped"
     row = "s,1,t,False,False,False,True"

@@ -17,7 +17,7 @@ def test_every_backbone_has_a_configuration_for_every_data_set():
         for name in NAMES
     }
     assert built == set(BACKBONES)
-    assert {"mssd", "lfm2b", "lfm1k", "ml-1m", "simulated"} == set(DATASETS)
+    assert {"mssd", "lfm2b", "lfm1k", "ml-1m", "simulated", "table"} == set(DATASETS)
     assert len(NAMES) == len(DATASETS) * len(BACKBONE_NAMES)
 
 

@@ -112,6 +112,26 @@ def test_a_row_with_a_field_too_many_is_an_error_with_its_file_and_row(tmp_path)
             read_movielens(file).collect()
 
 
+def test_lines_of_user_and_item_are_read_in_their_order_without_feedback(tmp_path):
+    (tmp_path / "ml-1m.txt").write_text("1 30\n1 10\n2 20\n1 20\n")
+    (tmp_path / "more.txt").write_text("2 10\n")
+    table = read_movielens(tmp_path / "ml-1m.txt").collect()
+    assert table.rows() == [(1, 30, 0.0, 0), (1, 10, 0.0, 1), (2, 20, 0.0, 2), (1, 20, 0.0, 3)]
+    assert table.schema["position"] == pl.Int64
+    files = [tmp_path / "ml-1m.txt", tmp_path / "more.txt"]
+    assert read_movielens(files).collect()["position"].to_list() == [0, 1, 2, 3, 4]
+    watched = read_movielens(files, label="watched")
+    assert watched.collect()["feedback"].to_list() == [1.0] * 5
+    prepared = prepare_sessions(watched)[0].filter(pl.col("session_id") == 1)
+    assert prepared["item_id"].to_list() == [30, 10, 20]
+    (tmp_path / "more.txt").write_text("2 10\n2 x\n")
+    with pytest.raises(ValueError, match=r"an integer in column 'item_id'.*'x' in row 2 of .*more\.txt"):
+        read_movielens(files).collect()
+    write(tmp_path, "u.data", ROWS)
+    with pytest.raises(ValueError, match="`paths` must hold ratings or lines of `user item`, got both"):
+        read_movielens([*files, tmp_path / "u.data"])
+
+
 def test_files_of_no_form_are_errors_at_once(tmp_path):
     for content, message in [
         ("1\t2\t3\n", "4 fields"),

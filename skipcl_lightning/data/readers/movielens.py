@@ -1,5 +1,6 @@
 """The reader of the MovieLens ratings, in all their forms."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ _NAMES = [
 ] + ["ratings.parquet"]  # fmt: skip
 _COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 _HEADER = ("userId", "movieId", "rating", "timestamp")
+_PAIR = re.compile(r"\d+ \d+$")
 _LEAST, _MOST = 0.5, 5.0
 
 
@@ -40,7 +42,9 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
         paths: ``u.data`` (100K: user, item, rating, time with a tab between), ``ratings.dat`` (1M and 10M:
             the same with ``::``), ``ratings.csv`` (20M and later: ``userId,movieId,rating,timestamp``), each
             gzipped or not, or a Parquet file with ``user_id``, ``item_id``, ``rating``, ``timestamp``; or a
-            folder that is searched for these names. The form is told from the first line, not the name.
+            folder that is searched for these names. Also a text file of ``user item`` lines in the order of
+            time, as papers share `ml-1m.txt` and `beauty.txt`: its ``feedback`` is unknown (+1 if
+            ``watched``). The first line decides the form, not the name.
         label: ``graded``: the rating less 3, halved, and at least -1: 1 gives -1, 2 gives -0.5, 3 gives 0
             (neither), 5 gives +1, so that 2.5 and less counts as skipped. ``binary``: +1 from ``like_from``
             on, else -1. ``watched``: +1 for all, for next-item learning only.
@@ -48,13 +52,15 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
 
     Returns:
         A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
-        ``timestamp`` (Int64, seconds since 1970).
+        ``timestamp`` (Int64, seconds since 1970); from ``user item`` lines ``position`` (Int64), the order of
+        the lines, in place of ``timestamp``.
 
     Raises:
         TypeError: ``like_from`` is no number.
         ValueError: A path does not exist, a folder has no ratings, a file is empty, or is of none of the
-            forms, or a setting is wrong. When collected: an id or a time is no integer, or a rating no
-            number in [0.5, 5]; the message names the file, the row, the column and the value.
+            forms, ``user item`` lines and ratings are mixed, or a setting is wrong. When collected: an id or
+            a time is no integer, or a rating no number in [0.5, 5]; the message names the file, the row, the
+            column and the value.
 
     Reference:
         Harper, Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015, doi
@@ -70,9 +76,28 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
     """
     check_choice("label", label, RATING_LABELS)
     check_number("like_from", like_from, minimum=_LEAST, maximum=_MOST)
-    feedback = _feedback(label, like_from).cast(pl.Float32).alias("feedback")
-    ratings = pl.concat([_scan(file) for file in list_files(paths, _NAMES)])
-    return ratings.select(pl.col("user_id").alias("session_id"), "item_id", feedback, "timestamp")
+    files = list_files(paths, _NAMES)
+    pairs = [file.suffix != ".parquet" and _PAIR.match(read_first_line(file)) is not None for file in files]
+    if all(pairs):
+        plays = pl.concat([_scan_pairs(file) for file in files]).with_row_index("order")
+        feedback = pl.lit(1.0 if label == "watched" else 0.0)
+        order = pl.col("order").cast(pl.Int64).alias("position")
+    elif any(pairs):
+        raise ValueError(
+            "`paths` must hold ratings or lines of `user item`, got both. Read them one kind at a time."
+        )
+    else:
+        plays = pl.concat([_scan(file) for file in files])
+        feedback, order = _feedback(label, like_from), pl.col("timestamp")
+    return plays.select(
+        pl.col("user_id").alias("session_id"), "item_id", feedback.cast(pl.Float32).alias("feedback"), order
+    )
+
+
+def _scan_pairs(file: Path) -> pl.LazyFrame:
+    """One file of ``user item`` lines."""
+    names = _COLUMNS[:2]
+    return parse_columns(scan_fields(file, names, " "), file, [integer_column(name) for name in names])
 
 
 def _scan(file: Path) -> pl.LazyFrame:
