@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -17,6 +18,7 @@ from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
 from skipcl_lightning.heads.sparse import look_rows_up_alone, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
+from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.trained_model import TrainedModel
 
 __all__ = ["SkipCLModule"]
@@ -27,7 +29,7 @@ class SkipCLModule(TrainedModel):
 
     Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
     each track; the loss is L = L_next + λ · L_skip. Validation and test rank each held-out track among the
-    whole catalogue and log every metric of ``session_metrics``.
+    whole catalogue and log the metrics of ``session_metrics`` whose population is not empty.
 
     Pass another backbone or loss, or subclass and override ``build_backbone``, ``embed``, ``losses``, a step
     or ``configure_optimizers``; a subclass's arguments are kept in ``hparams`` without a call of its own.
@@ -145,6 +147,7 @@ class SkipCLModule(TrainedModel):
         self.save_hyperparameters(self.describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+        self._left_out = ""
 
     def losses(self, batch: SessionBatch) -> dict[str, Tensor]:
         """The loss of a batch, whole and by parts.
@@ -235,13 +238,21 @@ class SkipCLModule(TrainedModel):
             self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
         return losses["loss"]
 
-    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
         """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
-        return {"ranks": self._evaluate(batch, batch_idx, self.val_metrics)}
+        return {"ranks": self._evaluate(batch, self.val_metrics)}
 
-    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
         """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
-        return {"ranks": self._evaluate(batch, batch_idx, self.test_metrics)}
+        return {"ranks": self._evaluate(batch, self.test_metrics)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all validation targets; an override must call it."""
+        self._log_metrics(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all test targets; an override must call it."""
+        self._log_metrics(self.test_metrics)
 
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
         """The best next tracks of each session, as many as the largest cut-off of the metrics.
@@ -272,7 +283,20 @@ class SkipCLModule(TrainedModel):
         weight_at = getattr(self.skip_head, "weight_at", None)
         return 1.0 if weight_at is None else weight_at(self.global_step)
 
-    def _evaluate(self, batch: SessionBatch, batch_idx: int, metrics: MetricCollection) -> Tensor:
+    def _log_metrics(self, metrics: MetricCollection) -> None:
+        # Over all processes, which so log the same keys.
+        values = metrics.compute()
+        metrics.reset()
+        undefined = torch.stack(list(values.values())).isnan().tolist()
+        kept = {name: value for (name, value), nan in zip(values.items(), undefined, strict=True) if not nan}
+        # The maximum of equal values is exact on any number of processes; their mean is not.
+        self.log_dict(kept, sync_dist=True, reduce_fx="max")
+        left_out = describe_left_out(name for name in values if name not in kept)
+        if left_out != self._left_out and not self.trainer.sanity_checking:
+            self._left_out = left_out
+            rank_zero_info(left_out)
+
+    def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
         query, table = self.session_query(batch), self.item_table
@@ -282,11 +306,6 @@ class SkipCLModule(TrainedModel):
         )
         ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
         ranks = batch.worst_if_cold(ranks, self.num_items)
-        # Lightning computes at the end what it was once told of, and takes a millisecond a metric to be told.
-        # A run that goes on in the middle of a validation begins at a later batch.
-        untold = batch_idx == 0 or not any(
-            metric.update_called for metric in metrics.values(copy_state=False)
-        )
         metrics.update(
             ranks=ranks,
             # The metrics' threshold is 0; the batch's own may be another.
@@ -297,8 +316,6 @@ class SkipCLModule(TrainedModel):
             skip_scores=skip_scores,
             skip_mask=skip_mask,
         )
-        if untold:
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
         return ranks
 
 

@@ -1,6 +1,7 @@
 """``skipcl demo``: the skip-contrastive head against the plain model, on a simulated log."""
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,7 +146,8 @@ def _table(results: Results) -> Table:
     for name in results:
         table.add_column(name, justify="right")
     for label, key in ROWS.items():
-        cells = [[run[key] for run in runs_of_model] for runs_of_model in results.values()]
+        # A small log may hold no rejected target: that cell is then NaN.
+        cells = [[run.get(key, math.nan) for run in runs_of_model] for runs_of_model in results.values()]
         arrow = "↓" if label in LOWER_IS_BETTER else "↑"
         table.add_row(
             f"{label} {arrow}",

@@ -36,7 +36,10 @@ def describe_results(results: Results, *, plain: str, contrastive: str) -> str:
         ("pairwise skip accuracy", "pairwise_skip_accuracy"),
     ):
         pairs = zip(results[plain], results[contrastive], strict=True)
-        differences = [after[key] - before[key] for before, after in pairs]
+        # A small log may hold no rejected target, and then has no such metric.
+        differences = [after[key] - before[key] for before, after in pairs if key in before and key in after]
+        if len(differences) < runs:
+            continue
         mean = statistics.mean(differences)
         margin = _student(runs - 1) * statistics.stdev(differences) / runs**0.5
         lower_is_better = key == "skip_mrr@10"

@@ -1,5 +1,7 @@
 """Two models on the same sessions: which differences can be told from noise."""
 
+import math
+
 import polars as pl
 
 from skipcl_lightning.evaluation.intervals import bootstrap, ratio_values
@@ -27,7 +29,7 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         A row a metric: ``metric``, ``before``, ``after``, ``difference`` (after less before), ``low``,
         ``high``, and ``verdict``: "better", "worse" or, where the interval holds 0, "no difference to be
         told"; "higher" or "lower" for a metric that has no better side; "undefined" where a population is
-        empty in some resample.
+        empty in some resample. Metrics whose population is empty in the reports are left out.
 
     Raises:
         ValueError: The reports are of other sessions or another protocol, or have no resamples.
@@ -70,15 +72,16 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         num_resamples=settings["num_resamples"],
         seed=settings["seed"],
     )
+    defined = [name for name in differences if not math.isnan(values[0][name] + values[1][name])]
     rows = [
         (name, values[0][name], values[1][name], values[1][name] - values[0][name], *intervals[name])
-        for name in differences
+        for name in defined
     ]
     columns = ["metric", "before", "after", "difference", "low", "high"]
     frame = pl.DataFrame(
         rows, schema={columns[0]: pl.String} | dict.fromkeys(columns[1:], pl.Float64), orient="row"
     )
-    verdicts = [_verdict(name, *intervals[name]) for name in differences]
+    verdicts = [_verdict(name, *intervals[name]) for name in defined]
     return frame.with_columns(pl.Series("verdict", verdicts))
 
 

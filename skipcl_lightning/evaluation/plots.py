@@ -71,11 +71,11 @@ def save_segment_plot(
     axes = figure.subplots(1, len(SEGMENTS), sharex=True)
     colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
     for number, report in enumerate(reports):
-        rows = report.segments.filter(pl.col("metric") == metric + report.postfix)
-        if not rows.height:
+        if metric + report.postfix not in report.ratios(report.sessions):
             raise ValueError(f"`metric` must be one of the reports', got {metric!r}. See `report.values`.")
+        rows = report.segments.filter(pl.col("metric") == metric + report.postfix)
         for axis, title in zip(axes, SEGMENTS.values(), strict=True):
-            part = rows.filter((pl.col("segmented_by") == title) & pl.col("value").is_not_nan())
+            part = rows.filter(pl.col("segmented_by") == title)
             shift = 0.24 * (number - (len(reports) - 1) / 2)
             _draw_segments(axis, part, colours[number % len(colours)], report.name, shift)
             axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)

@@ -1,5 +1,6 @@
 """What an evaluation found: figures with intervals, by segments, as tables and as pictures."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from skipcl_lightning.evaluation.intervals import Ratio, bootstrap, ratio_values
 from skipcl_lightning.evaluation.segments import SEGMENTS
 from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER, session_ratios
+from skipcl_lightning.metrics.session_metrics import describe_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,9 @@ class EvaluationReport:
 
     ``report["ndcg@10"]`` is one figure, ``metrics`` all of them with intervals, ``segments`` the same for
     parts of the sessions, ``sessions`` what they are computed from. MAP@k is MRR@k where there is one
-    target, and is not listed apart. Novelty is the mean over sessions of each list's own mean.
+    target, and is not listed apart. Metrics whose population is empty are left out of ``values`` and of all
+    tables, and ``left_out`` names them; ``report[name]`` is NaN then. Novelty is the mean
+    over sessions of each list's own mean.
 
     Args:
         name: What the model is called.
@@ -41,7 +45,7 @@ class EvaluationReport:
     coverage: float
 
     def __getitem__(self, metric: str) -> float:
-        return self.values[metric]
+        return self._all_values[metric]
 
     @property
     def postfix(self) -> str:
@@ -57,7 +61,16 @@ class EvaluationReport:
 
     @cached_property
     def values(self) -> dict[str, float]:
-        """Every metric by name; NaN where its population is empty."""
+        """Every metric by name whose population is not empty."""
+        return {name: value for name, value in self._all_values.items() if not math.isnan(value)}
+
+    @property
+    def left_out(self) -> str:
+        """One line that names the metrics whose population is empty; empty if there is none."""
+        return describe_left_out(name for name in self._all_values if name not in self.values)
+
+    @cached_property
+    def _all_values(self) -> dict[str, float]:
         values = ratio_values(self.ratios(self.sessions))
         return {**values, f"coverage@{max(self.settings['top_k'])}": self.coverage}
 
@@ -148,6 +161,7 @@ class EvaluationReport:
         lines = [f"## {self.name}", "", self.describe_protocol(), ""]
         lines += ["| metric | value | interval | targets | sessions |", "|---|---:|---:|---:|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
+        lines += ["", self.left_out] if self.left_out else []
         return "\n".join(lines) + "\n"
 
     def table(self) -> Any:
@@ -158,7 +172,8 @@ class EvaluationReport:
         """
         from rich.table import Table
 
-        table = Table(title=self.name, caption=self.describe_protocol())
+        caption = f"{self.describe_protocol()} {self.left_out}".rstrip()
+        table = Table(title=self.name, caption=caption)
         for column in ("metric", "value", "interval", "targets", "sessions"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for row in self._cells():
@@ -240,6 +255,7 @@ class EvaluationReport:
         rows = [
             (name, value, *intervals.get(name, (None, None)), *_count(ratios[name].members, numbers))
             for name, value in ratio_values(ratios).items()
+            if not math.isnan(value)
         ]
         return pl.DataFrame(rows, schema={**schema, "targets": pl.Int64, "sessions": pl.Int64}, orient="row")
 

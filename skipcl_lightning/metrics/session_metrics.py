@@ -1,6 +1,7 @@
 """Ready collections of metrics, which rank each batch once."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,14 +12,15 @@ from skipcl_lightning.metrics.delta_hit_rate import DeltaHitRate
 from skipcl_lightning.metrics.pairwise_skip_accuracy import PairwiseSkipAccuracy
 from skipcl_lightning.metrics.skip_rank_percentile import SkipRankPercentile
 from skipcl_lightning.metrics.target_count import TargetCount
-from skipcl_lightning.metrics.top_k import MAP, MRR, NDCG, HitRate, SkipHitRate, SkipMRR
+from skipcl_lightning.metrics.top_k import MRR, NDCG, HitRate, SkipHitRate, SkipMRR
 
-__all__ = ["RankingMetrics", "SkipRankMetrics", "session_metrics"]
+__all__ = ["RankingMetrics", "SkipRankMetrics", "describe_left_out", "session_metrics"]
 
 Metrics = dict[str, Metric | MetricCollection]
 TopKMetrics = dict[str, Callable[..., Metric]]
 
-RANKING_METRICS: TopKMetrics = {"hit_rate": HitRate, "ndcg": NDCG, "mrr": MRR, "map": MAP}
+# Without MAP, which equals MRR where each row has one target.
+RANKING_METRICS: TopKMetrics = {"hit_rate": HitRate, "ndcg": NDCG, "mrr": MRR}
 SKIP_METRICS: TopKMetrics = {
     "skip_hit_rate": SkipHitRate,
     "skip_mrr": SkipMRR,
@@ -78,9 +80,9 @@ class _RankedCollection(MetricCollection):
 
 
 class RankingMetrics(_RankedCollection):
-    """HitRate, NDCG, MRR and MAP of the listened targets, at several cut-offs, from one ranking.
+    """HitRate, NDCG and MRR of the listened targets, at several cut-offs, from one ranking.
 
-    Keys are ``hit_rate@k``, ``ndcg@k``, ``mrr@k`` and ``map@k`` (equal to ``mrr@k``), and
+    Keys are ``hit_rate@k``, ``ndcg@k`` and ``mrr@k`` (which MAP@k equals, since each row has one target), and
     ``num_listened``, how many targets they stand on.
 
     Args:
@@ -214,6 +216,23 @@ def session_metrics(
         metrics[f"hit_rate@{k}/repeat"] = HitRate(k, **settings, among="repeat")
         metrics[f"hit_rate@{k}/explore"] = HitRate(k, **settings, among="explore")
     return MetricCollection(metrics, prefix=prefix or None)
+
+
+def describe_left_out(names: Iterable[str]) -> str:
+    """Return one line that names the metrics without a value.
+
+    Args:
+        names: The names of metrics whose population is empty.
+
+    Returns:
+        A sentence with each name once, whatever its cut-offs; empty without names.
+
+    Example:
+        >>> describe_left_out(["skip_mrr@1", "skip_mrr@5", "skip_rank_percentile"])
+        'Left out, as their population is empty: skip_mrr, skip_rank_percentile.'
+    """
+    families = dict.fromkeys(re.sub(r"@\d+", "", name) for name in names)
+    return f"Left out, as their population is empty: {', '.join(families)}." if families else ""
 
 
 def _ranking_metrics(top_k: Sequence[int], *, ties: TieRule, skip_threshold: float) -> Metrics:

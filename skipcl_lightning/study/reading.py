@@ -29,7 +29,7 @@ def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
 
     Returns:
         A row a run and metric: ``dataset``, ``backbone``, ``variant``, ``weight`` (null without a head),
-        ``seed``, ``metric``, and ``value``, null where its population is empty.
+        ``seed``, ``metric``, and ``value``. A metric whose population is empty has no row.
 
     Raises:
         ValueError: A run is not finished.
@@ -37,7 +37,7 @@ def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
     rows = []
     for run in runs:
         metrics = _record(run, folder)["metrics"]
-        rows += [(*_names(run), metric, metrics[metric]) for metric in METRICS]
+        rows += [(*_names(run), metric, metrics[metric]) for metric in METRICS if metric in metrics]
     schema = {**_NAMES, "metric": pl.String, "value": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 

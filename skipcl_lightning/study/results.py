@@ -19,14 +19,14 @@ __all__ = [
     "higher_is_better",
 ]
 
-# By the name in a report, what tables call it. MAP@10 is MRR@10 where there is one target.
+# By the name in a report, what tables call it.
 METRICS: Mapping[str, str] = MappingProxyType(
     {
         "hit_rate@1": "HR@1",
         "hit_rate@5": "HR@5",
         "hit_rate@10": "HR@10",
         "hit_rate@20": "HR@20",
-        "mrr@10": "MAP@10",
+        "mrr@10": "MRR@10",
         "skip_mrr@10": "SkipMRR@10",
         "skip_hit_rate@10": "SkipHR@10",
         "skip_rank_percentile": "SkipPercentile",

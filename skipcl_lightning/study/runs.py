@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -139,11 +138,8 @@ def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = No
     # Before the training, so that a login that fails costs nothing.
     with tracked(tracking, run.key, run.settings) as log:
         report, facts = _measure(run)
-        metrics = {name: None if math.isnan(value) else value for name, value in report.values.items()}
-        # One target a session: the two are the same figure.
-        metrics["map@10"] = metrics["mrr@10"]
-        log(metrics)
-    record = {"settings": run.settings, "metrics": metrics, "populations": report.populations, **facts}
+        log(report.values)
+    record = {"settings": run.settings, "metrics": report.values, "populations": report.populations, **facts}
     text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
     path = folder / "runs" / run.key
     write_whole(_with_ending(path, ".parquet"), report.sessions.write_parquet)

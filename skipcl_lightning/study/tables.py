@@ -1,11 +1,12 @@
 """The results of the study in words and tables: Markdown, and for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
 from rich.table import Table
 
+from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.study.results import METRICS, higher_is_better
 from skipcl_lightning.study.variants import PLAIN
 
@@ -32,6 +33,8 @@ def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[di
     for (dataset, backbone), part in summary.group_by("dataset", "backbone", maintain_order=True):
         lines += ["", f"## {dataset}, {backbone}", "", "Mean over seeds (change in %):", ""]
         lines += _metric_grid(part.filter(pl.col("compared_with") == PLAIN), _level)
+        left_out = describe_left_out(metric for metric in METRICS if metric not in _present(METRICS, part))
+        lines += ["", left_out] if left_out else []
         for (against,), compared in part.group_by("compared_with", maintain_order=True):
             others = compared.filter(pl.col("difference").is_not_null())
             if others.height:
@@ -59,10 +62,11 @@ def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
             title=f"{dataset}, {backbone}: means of {PLAIN}, differences to it by seed",
             caption="* told from noise at 95 %, by the seeds",
         )
-        for column in ("", "λ", *(_head(metric) for metric in _TERMINAL)):
+        metrics = _present(_TERMINAL, part)
+        for column in ("", "λ", *map(_head, metrics)):
             table.add_column(column, justify="right" if column else "left", no_wrap=True)
         for variant, weight, cells in _models(part):
-            row = [_for_terminal(cells.get(metric)) for metric in _TERMINAL]
+            row = [_for_terminal(cells.get(metric)) for metric in metrics]
             table.add_row(variant, weight, *row)
         yield table
 
@@ -84,11 +88,18 @@ def _explain(summary: pl.DataFrame) -> list[str]:
 
 
 def _metric_grid(part: pl.DataFrame, form: Any) -> list[str]:
+    metrics = _present(METRICS, part)
     rows = [
-        [f"`{variant}`", weight, *(_bold(cells.get(metric), form) for metric in METRICS)]
+        [f"`{variant}`", weight, *(_bold(cells.get(metric), form) for metric in metrics)]
         for variant, weight, cells in _models(part)
     ]
-    return _grid(["variant", "λ", *map(_head, METRICS)], rows)
+    return _grid(["variant", "λ", *map(_head, metrics)], rows)
+
+
+def _present(metrics: Iterable[str], part: pl.DataFrame) -> list[str]:
+    """The metrics that some run has; the others have no population in this data set."""
+    known = set(part["metric"])
+    return [metric for metric in metrics if metric in known]
 
 
 def _segment_grid(gains: pl.DataFrame) -> list[str]:

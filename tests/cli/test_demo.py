@@ -68,3 +68,12 @@ def test_the_words_follow_the_figures():
     mixed = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.1, 0.3]), plain="plain", contrastive="head")
     # By hand: differences 0.1, -0.1, 0; standard deviation 0.1; 4.30 · 0.1 / √3 = 0.248.
     assert "HitRate@10: +0.000 ± 0.248, not distinguishable" in mixed
+
+
+def test_a_metric_that_a_run_lacks_is_not_compared():
+    results = results_of([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
+    for runs in results.values():
+        del runs[0]["skip_mrr@10"]
+    words = describe_results(results, plain="plain", contrastive="head")
+    assert "SkipMRR" not in words
+    assert "HitRate@10: +0.100" in words

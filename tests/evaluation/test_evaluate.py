@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -324,13 +323,28 @@ def test_bad_settings_are_named(data, change, error, message):
         evaluate(arguments.pop("model"), arguments.pop("data"), **arguments)
 
 
-def test_a_population_of_nobody_is_nan_without_a_warning(data):
+def test_metrics_of_an_empty_population_are_left_out_with_one_line():
     log = simulate_sessions(20, num_items=10, num_moods=2).with_columns(feedback=pl.lit(1.0))
     heard = SessionDataModule(log)
     report = evaluate(Popularity(heard.item_counts), heard, num_resamples=20)
     assert math.isnan(report["skip_mrr@10"])
     assert math.isnan(report["delta_hit_rate@10"])
-    row = report.metrics.filter(pl.col("metric") == "skip_mrr@10").row(0, named=True)
-    assert row["targets"] == row["sessions"] == 0
-    assert np.isnan(row["low"])
-    assert "| skip_mrr@10 ↓ | nan |  | 0 | 0 |" in report.to_markdown()
+    with pytest.raises(KeyError, match="skip_mmr@10"):
+        report["skip_mmr@10"]
+    for names in (report.values, report.metrics["metric"], report.segments["metric"]):
+        assert not any("skip" in name or "delta" in name for name in names)
+        assert "hit_rate@10" in names
+    assert not any(math.isnan(value) for value in report.values.values())
+    assert not report.segments["value"].is_nan().any()
+    line = (
+        "Left out, as their population is empty: skip_hit_rate, skip_mrr, delta_hit_rate, "
+        "skip_rank_percentile, pairwise_skip_accuracy."
+    )
+    text = report.to_markdown()
+    assert report.left_out == line
+    assert text.count("Left out") == 1
+    assert text.endswith(f"\n\n{line}\n")
+    assert "nan" not in text
+    assert str(report.table().caption).endswith(line)
+    assert report.table().row_count == report.metrics.height == len(report.values)
+    assert not any("skip" in name for name in compare(report, report)["metric"])

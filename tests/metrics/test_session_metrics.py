@@ -103,7 +103,6 @@ def test_one_call_feeds_every_metric_as_it_would_alone():
         "hit_rate": HitRate,
         "ndcg": NDCG,
         "mrr": MRR,
-        "map": MAP,
         "skip_hit_rate": SkipHitRate,
         "skip_mrr": SkipMRR,
         "delta_hit_rate": DeltaHitRate,

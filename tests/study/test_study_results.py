@@ -151,12 +151,27 @@ def test_the_markdown_holds_the_figures_and_makes_bold_what_is_told_from_noise()
     )
     assert "| `session` | 0.3 | +.1000 ± .2484 | +.1000 ± .2484 | +.0200 ± .0248 |" in text
     assert "SkipMRR@10 ↓" in text
-    assert "MAP@10 ↑" in text
+    assert "MRR@10 ↑" in text
+    assert "Left out" not in text
 
 
-def test_a_metric_without_a_population_is_an_empty_cell():
+def test_a_metric_without_a_population_in_any_run_is_one_line():
     frame = full_metrics().filter(pl.col("metric") != "skip_mrr@10")
     text = make_markdown(compare_all(frame), gains_by_skip_rate("none", hit_rows()), [{"runs": 6}])
+    assert "SkipMRR@10" not in text
+    assert text.count("Left out, as their population is empty: skip_mrr.") == 1
+    (table,) = make_terminal_tables(compare_all(frame))
+    assert [column.header for column in table.columns][2:4] == ["HR@10 ↑", "MRR@10 ↑"]
+    assert not any("SkipMRR" in str(column.header) for column in table.columns)
+
+
+def test_a_metric_without_a_population_in_one_run_is_an_empty_cell():
+    lacking = (pl.col("metric") == "skip_mrr@10") & (pl.col("variant") == "session")
+    text = make_markdown(
+        compare_all(full_metrics().filter(~lacking)),
+        gains_by_skip_rate("none", hit_rows()),
+        [{"runs": 6}],
+    )
     assert " – |" in text  # noqa: RUF001 - the dash of an empty cell
 
 
