@@ -11,6 +11,8 @@ from skipcl_lightning._checks import check_integer
 from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
+from skipcl_lightning.data.encoder import session_lengths
+from skipcl_lightning.data.ids import to_ids
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.module import SkipCLModule
 
@@ -119,16 +121,17 @@ class Recommender:
             "top_k", top_k, maximum=self.module.num_items, cure="The catalogue holds no more than that."
         )
         check_integer("batch_size", batch_size)
-        names = pl.Series(range(len(sessions)) if session_ids is None else session_ids)
+        lengths = session_lengths(sessions)
+        names = to_ids("session_ids", range(len(sessions)) if session_ids is None else session_ids)
         if len(names) != len(sessions):
             raise ValueError(
                 f"`session_ids` must name each session, got {len(names)} for {len(sessions)}. Give one each."
             )
         # What is excluded counts from the first track on, however few of them the model looks at.
-        longest = max((len(session) for session in sessions), default=1)
-        whole = SessionEncoder(self.encoder.vocabulary, max(longest, 1), self.encoder.skip_threshold)
+        longest = int(lengths.max())
+        whole = SessionEncoder(self.encoder.vocabulary, longest, self.encoder.skip_threshold)
         frames = []
-        for start in range(0, max(len(sessions), 1), batch_size):
+        for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
             batch = whole.encode(
                 sessions[rows],

@@ -150,6 +150,22 @@ def test_bad_requests_are_named(arguments, message):
         recommender().recommend(**{"sessions": [["a"]], "top_k": 2, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sessions": [{"a", "b"}]}, "`sessions` must hold sequences of ids in the order of listening"),
+        ({"sessions": ["a"]}, "got 'a' as session 0"),
+        ({"sessions": [1]}, "got 1 as session 0"),
+        ({"session_ids": [1.5]}, "`session_ids` must be all strings or all integers, got float"),
+        ({"feedback": [[True]]}, "`feedback` must be numbers .*1.0 if listened else -1.0"),
+        ({"explicit_feedback": [["liked"]]}, "`explicit_feedback` must be numbers"),
+    ],
+)
+def test_requests_of_another_type_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        recommender().recommend(**{"sessions": [["a"]], "top_k": 2, **arguments})
+
+
 def test_embeddings_that_are_not_finite_are_refused():
     module = recommender().module
     module.item_embedding.weight.data[2, 1] = torch.nan

@@ -1,6 +1,7 @@
 """How sessions from outside, in external ids, become a batch."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data.store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 
-__all__ = ["SessionEncoder"]
+__all__ = ["SessionEncoder", "session_lengths"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 
@@ -75,7 +76,8 @@ class SessionEncoder:
             A batch of B rows in the order given, with ``session_index`` 0 to B - 1.
 
         Raises:
-            TypeError: An id is not of the vocabulary's type, or a session is a string.
+            TypeError: An id is not of the vocabulary's type, a session is no sequence, or feedback is no
+                number: a bool could mean skipped or listened.
             ValueError: There are no sessions, one is empty (or has only ignored tracks), has an unknown
                 track, or its feedback has another length, is NaN or outside [-1, 1]. The message gives the
                 session's number, counted from 0.
@@ -86,7 +88,7 @@ class SessionEncoder:
             tensor([[1, 2]])
         """
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
-        lengths = _session_lengths(sessions)
+        lengths = session_lengths(sessions)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         signals = (
             np.zeros(len(owner), dtype=np.float32)
@@ -171,15 +173,35 @@ class SessionEncoder:
         return cls(vocabulary, state["max_length"], state["skip_threshold"])
 
 
-def _session_lengths(sessions: Sessions) -> NDArray[np.int64]:
-    """[B] the number of tracks of each session."""
+def session_lengths(sessions: Sessions) -> NDArray[np.int64]:
+    """Return the number of tracks of each session.
+
+    Args:
+        sessions: B sessions of external ids.
+
+    Returns:
+        [B] int64, at least 1 each.
+
+    Raises:
+        TypeError: ``sessions`` or one of them has no order, as a set, or is a single id.
+        ValueError: There are no sessions, or one is empty.
+
+    Example:
+        >>> session_lengths([["a", "b"], ["a"]])
+        array([2, 1])
+    """
+    if not _is_ordered(sessions):
+        raise TypeError(
+            f"`sessions` must be a sequence of sessions, got {type(sessions).__name__}. "
+            "Make it a list of lists of ids."
+        )
     if not len(sessions):
         raise ValueError("`sessions` must hold at least one session, got none. There is nothing to encode.")
     for number, session in enumerate(sessions):
-        if isinstance(session, str | int):
+        if not _is_ordered(session):
             raise TypeError(
-                f"`sessions` must hold sequences of ids, got {session!r} as session {number}. "
-                "Put a single session into a list: `[session]`."
+                f"`sessions` must hold sequences of ids in the order of listening, got {session!r} as "
+                f"session {number}. Make each a list; put a single session into a list: `[session]`."
             )
         if not len(session):
             raise ValueError(
@@ -188,25 +210,56 @@ def _session_lengths(sessions: Sessions) -> NDArray[np.int64]:
     return np.array([len(session) for session in sessions], dtype=np.int64)
 
 
+def _is_ordered(values: object) -> bool:
+    """Return whether values have a length and an order; a string is one id."""
+    return hasattr(values, "__len__") and not isinstance(values, str | bytes | AbstractSet | Mapping)
+
+
 def _flatten(
     name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """The feedback of all tracks in one row, checked against the sessions."""
+    if not _is_ordered(feedback):
+        raise TypeError(
+            f"`{name}` must be a sequence with the numbers of each session, got {type(feedback).__name__}. "
+            "Make it a list of lists."
+        )
     if len(feedback) != len(lengths):
         raise ValueError(
             f"`{name}` must have one sequence a session, got {len(feedback)} for {len(lengths)}. "
             "Use 0 for tracks without feedback."
         )
+    flat = []
     for number, (signals, length) in enumerate(zip(feedback, lengths, strict=True)):
+        values = _to_numbers(name, signals, number)
         if len(signals) != length:
             raise ValueError(
                 f"`{name}` must have one value a track, got {len(signals)} for {length} in session "
                 f"{number}. Use 0 for tracks without feedback."
             )
-        values = np.asarray(signals, dtype=np.float64)
         if not np.all((values >= -1) & (values <= 1)):
             raise ValueError(
                 f"`{name}` must be in [-1, 1], got {list(signals)} in session {number}. "
                 "Below 0 is a skip or a dislike, above 0 a play or a like."
             )
-    return np.concatenate([np.asarray(signals, dtype=np.float32) for signals in feedback])
+        flat.append(values.astype(np.float32))
+    return np.concatenate(flat)
+
+
+def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any]:
+    """The feedback of one session, when all of it is numbers."""
+    # numpy would make 1.0 of True beside other numbers.
+    flags = isinstance(signals, list | tuple) and any(isinstance(value, bool | np.bool_) for value in signals)
+    try:
+        values = np.asarray(signals)
+    except ValueError:  # Lists of different lengths.
+        values = np.empty((0, 0))
+    if not values.size and values.ndim == 1:
+        return values
+    if flags or values.ndim != 1 or values.dtype.kind not in "iuf":
+        got = values.tolist() if values.size else signals
+        raise TypeError(
+            f"`{name}` must be numbers in [-1, 1], got {got!r} in session {number}. Grade a flag first: "
+            "`1.0 if listened else -1.0`; use 0 for tracks without feedback."
+        )
+    return values

@@ -1,6 +1,7 @@
 """External ids: strings or 64-bit integers, and nothing else."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,7 +24,7 @@ def to_ids(
 
     Raises:
         TypeError: Values are neither strings nor integers, of both types, or not of ``dtype``.
-        ValueError: A value is null or does not fit into 64 bits.
+        ValueError: A value is null, does not fit into 64 bits, or is no valid text (a lone surrogate).
 
     Example:
         >>> to_ids("items", [3, 1]).dtype
@@ -54,18 +55,30 @@ def _sequence_to_series(
     if not kinds:
         return pl.Series([], dtype=dtype or pl.String)
     if all(issubclass(kind, str) for kind in kinds):
-        return pl.Series(values, dtype=pl.String)
+        return _to_strings(name, values)
     # bool is a kind of int, and no id.
     if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise TypeError(
-            f"`{name}` must be all strings or all integers, got {names}. Convert them to one type."
+            f"`{name}` must be all strings or all integers, got {names}. Convert them with `str(...)` or "
+            "`int(...)`, and leave missing ones (None, NaN) out."
         )
     try:
         return pl.Series([int(value) for value in values], dtype=pl.Int64)
     except (OverflowError, TypeError) as error:
         raise ValueError(
             f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
+        ) from error
+
+
+def _to_strings(name: str, values: Sequence[Any]) -> pl.Series:
+    """Python strings as a series."""
+    try:
+        return pl.Series(list(values), dtype=pl.String)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{name}` must be valid Unicode text, got {error.object!r} with a lone surrogate. It was "
+            "decoded with the wrong encoding: read it as UTF-8, or with `errors='replace'`."
         ) from error
 
 

@@ -234,7 +234,12 @@ class ItemVocabulary:
 
     def __contains__(self, item: object) -> bool:
         of_type = str if self._table["id"].dtype == pl.String else int
-        return type(item) is of_type and bool((self._table["id"] == item).any())
+        if type(item) is not of_type:
+            return False
+        try:
+            return bool((self._table["id"] == item).any())
+        except (UnicodeEncodeError, OverflowError):  # No valid text or no 64-bit integer, so no id.
+            return False
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ItemVocabulary):

@@ -1,6 +1,8 @@
 import io
 import math
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -64,7 +66,18 @@ def test_an_encoder_comes_back_whole_from_a_checkpoint(encoder):
         ([["a"], ["b"]], [[1], [1, 0]], ValueError, "got 2 for 1 in session 1"),
         ([["a"], ["b"]], [[1], [1.5]], ValueError, r"got \[1.5\] in session 1"),
         ([["a"]], [[math.nan]], ValueError, r"got \[nan\] in session 0"),
+        ([["a"]], [[None]], TypeError, r"must be numbers in \[-1, 1\], got \[None\] in session 0"),
+        ([["a"]], [0.5], TypeError, "got 0.5 in session 0"),
+        ([["a"]], 0.5, TypeError, "numbers of each session, got float"),
         (["a"], None, TypeError, "got 'a' as session 0"),
+        ([{"a", "b"}], None, TypeError, "in the order of listening, got .* as session 0"),
+        ([{"a": 1}], None, TypeError, "in the order of listening, got .* as session 0"),
+        ({("a",), ("b",)}, None, TypeError, "a sequence of sessions, got set"),
+        ("ab", None, TypeError, "a sequence of sessions, got str"),
+        ([["a", math.nan]], None, TypeError, r"got float, str\. .*leave missing ones \(None, NaN\) out"),
+        ([[1.5]], None, TypeError, r"got float\. Convert them with `str"),
+        ([["a", None]], None, TypeError, "got NoneType, str"),
+        ([["a", "\ud800"]], None, ValueError, r"got '\\ud800' with a lone surrogate"),
         ([1], None, TypeError, "got 1 as session 0"),
         ([[1]], None, TypeError, "String as in the vocabulary"),
     ],
@@ -83,3 +96,35 @@ def test_settings_that_make_no_encoder_are_errors():
         SessionEncoder(ItemVocabulary(IDS), max_length=0)
     with pytest.raises(ValueError, match="`unknown` must be one of"):
         SessionEncoder(ItemVocabulary(IDS), max_length=3).encode([["a"]], unknown="drop")
+
+
+@pytest.mark.parametrize("name", ["feedback", "explicit_feedback"])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [True, False],
+        [True, 0.5],
+        [np.True_, 0.5],
+        np.array([True, False]),
+        pl.Series([True, False]),
+        torch.tensor([True, False]),
+        ["1", "-1"],
+        [[1.0], [1.0]],
+        [[1.0], 1.0],
+    ],
+    ids=repr,
+)
+def test_feedback_of_a_session_that_is_no_number_is_refused_with_the_cure(encoder, name, signals):
+    with pytest.raises(
+        TypeError, match=f"`{name}` must be numbers .* in session 1. .*1.0 if listened else -1.0"
+    ):
+        encoder.encode([["c"], ["a", "b"]], **{name: [[1.0], signals]})
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [(1, -0.5), np.array([1, -0.5]), pl.Series([1.0, -0.5]), torch.tensor([1, -0.5]), [np.float32(1), -0.5]],
+    ids=repr,
+)
+def test_feedback_of_a_session_may_be_any_sequence_of_numbers(encoder, signals):
+    assert encoder.encode([["a", "b"]], [signals]).feedback.tolist() == [[1, -0.5]]

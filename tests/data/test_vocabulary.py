@@ -1,4 +1,5 @@
 import io
+import math
 from collections import Counter
 
 import numpy as np
@@ -124,3 +125,18 @@ def test_a_training_mark_for_other_rows_is_an_error():
 
 def test_a_long_vocabulary_is_shown_by_its_first_items():
     assert repr(ItemVocabulary(range(9))) == "ItemVocabulary(9 items: 0, 1, 2, 3, 4, ...)"
+
+
+def test_text_with_a_lone_surrogate_is_our_own_error_and_no_member():
+    with pytest.raises(
+        ValueError, match=r"`ids` must be valid Unicode text, got 'a\\ud800' with a lone surrogate"
+    ):
+        ItemVocabulary(["b", "a\ud800"])
+    assert "a\ud800" not in ItemVocabulary(["b"])
+    assert 2**70 not in ItemVocabulary([1])
+
+
+@pytest.mark.parametrize("ids", [[1.0], [math.nan, "a"], [math.inf], [None, 1], [True]])
+def test_ids_that_are_neither_text_nor_integers_are_refused_with_the_cure(ids):
+    with pytest.raises(TypeError, match=r"Convert them with `str\(\.\.\.\)` or `int\(\.\.\.\)`"):
+        ItemVocabulary(ids)
