@@ -4,6 +4,7 @@ from datetime import UTC, date, datetime
 from functools import partial
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from skipcl_lightning.data import prepare_sessions, prepare_store, read_table
@@ -21,6 +22,16 @@ def test_columns_are_mapped_to_their_canonical_names_and_the_rest_is_left_out():
     assert table.columns == ["session_id", "item_id", "feedback", "position", "timestamp", "user_id"]
     assert table.row(0) == (1, "a", 0.5, 4, 9.5, "u")
     assert table.schema["feedback"] == pl.Float32
+
+
+def test_any_table_is_read(tmp_path):
+    rows = [{"s": "1", "t": "a", "n": 4}, {"s": "1", "t": "", "n": 5}]
+    expected = read_table(pl.DataFrame(rows), item="t", session="s", position="n").collect()
+    assert expected["item_id"].to_list() == ["a", None]
+    for source in (rows, pa.table(pl.DataFrame(rows).to_dict(as_series=False)), pl.LazyFrame(rows)):
+        assert read_table(source, item="t", session="s", position="n").collect().equals(expected)
+    with pytest.raises(ValueError, match="at least one file"):
+        read_table([], item="t", session="s", position="n")
 
 
 def test_feedback_that_is_null_or_absent_is_unknown():
@@ -95,7 +106,7 @@ def test_settings_that_leave_sessions_or_order_open_are_errors(settings, message
 
 
 def test_sources_that_are_no_tables_are_errors(tmp_path):
-    with pytest.raises(TypeError, match="`source` must be paths or a polars frame"):
+    with pytest.raises(TypeError, match="`source` must be a polars, pandas or Arrow table"):
         read_table(3, item="t", session="s", position="n")
     (tmp_path / "log.csv").write_text("s,t,n\n1,a,1\n")
     (tmp_path / "log.parquet").write_bytes(b"no parquet")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import polars as pl
 
@@ -21,7 +21,13 @@ from skipcl_lightning.data.readers.columns import (
 )
 from skipcl_lightning.data.readers.files import Paths, list_files
 from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
-from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns, resolve_schema
+from skipcl_lightning.data.schema import (
+    CANONICAL_COLUMNS,
+    Table,
+    describe_columns,
+    resolve_schema,
+    to_frame,
+)
 from skipcl_lightning.data.sessions import sessionise
 
 __all__ = ["read_table"]
@@ -34,7 +40,7 @@ _TIME_CURE = 'Give another format as in `time_format="%d/%m/%Y %H:%M:%S"`.'
 
 
 def read_table(
-    source: Paths | pl.LazyFrame | pl.DataFrame,
+    source: Paths | Table,
     *,
     item: str,
     session: str | None = None,
@@ -60,7 +66,8 @@ def read_table(
     A blank id is null.
 
     Args:
-        source: CSV files (gzipped or not), Parquet files, a folder with either, or a polars frame.
+        source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars,
+            pandas or Arrow, or a list of dictionaries.
         item: The column with the track's id.
         session: The column with the session's id; without it ``timestamp`` and ``gap_minutes`` are needed.
         feedback: The column with what the listener did, a number in [-1, 1]; null becomes 0, unknown.
@@ -90,7 +97,7 @@ def read_table(
         A canonical table.
 
     Raises:
-        TypeError: ``source`` is neither paths nor a frame, or a number is none.
+        TypeError: ``source`` is neither paths nor a table, or a number is none.
         ValueError: A column is missing (the message lists the columns) or has a type that cannot be used,
             CSV and Parquet are mixed, a path does not exist, settings exclude each other or are unused, or
             they leave the sessions or their order open. When collected: a value is wrong; the message names
@@ -232,20 +239,16 @@ def _to_separator(separator: str) -> str:
 
 
 def _scan(
-    source: Paths | pl.LazyFrame | pl.DataFrame,
+    source: Paths | Table,
     given: Mapping[str, str],
     time_format: str | None,
     separator: str,
 ) -> pl.LazyFrame:
     """Return the source as one lazy table, whose columns are named after their roles."""
-    if isinstance(source, pl.LazyFrame | pl.DataFrame):
-        return _select(source.lazy(), None, given, time_format)
-    if not isinstance(source, str | Path | Sequence):
-        raise TypeError(
-            f"`source` must be paths or a polars frame, got {type(source).__name__}. "
-            "`polars.from_pandas` and the like convert other tables."
-        )
-    files = list_files(source, ["*.csv", "*.csv.gz", "*.parquet"], name="source")
+    rows = isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], Mapping)
+    if rows or not isinstance(source, str | Path | Sequence):
+        return _select(to_frame("source", cast("Table", source)).lazy(), None, given, time_format)
+    files = list_files(cast("Paths", source), ["*.csv", "*.csv.gz", "*.parquet"], name="source")
     parquet = {file.suffix == ".parquet" for file in files}
     if len(parquet) == 2:
         raise ValueError("`source` must hold CSV or Parquet files, got both. Read them one kind at a time.")
