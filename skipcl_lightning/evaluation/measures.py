@@ -108,9 +108,17 @@ def measure_batch(
         By name, tensors of B rows: ``rank``, ``target``, ``feedback``, ``seen`` (the session already held
         the target), ``length``, ``skips``, ``half_points`` and ``pairs`` (of ``pairwise_wins``),
         ``unscored`` (the target's score is NaN), ``session_index``, and ``recommended`` [B, list_length].
+
+    Raises:
+        ValueError: The batch has no targets or no ``session_index``.
     """
     if batch.target is None or batch.target_feedback is None:
         raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+    if batch.session_index is None:
+        raise ValueError(
+            "`batch` must have `session_index`, got None. Intervals resample whole sessions, so each row "
+            "must say which session it is of."
+        )
     measured: dict[str, Tensor]
     if is_query_model(model):
         measured = _measure_query(model, batch, batch.target, protocol, generator)
@@ -137,7 +145,7 @@ def measure_batch(
         "skips": batch.rejected_mask.sum(dim=1),
         "half_points": half_points,
         "pairs": pairs,
-        "session_index": torch.arange(len(batch)) if batch.session_index is None else batch.session_index,
+        "session_index": batch.session_index,
     }
 
 

@@ -73,10 +73,7 @@ def test_intervals_resample_whole_sessions():
     report = evaluate(FirstItem(data), data, top_k=(1,), num_resamples=300, confidence=0.9, seed=7)
     row = of(report, "hit_rate@1")
     low, high = slow_interval(report.sessions, 0.9, 300, 7)
-    # Both draw from the same distribution, but not the same sessions.
-    width = high - low
-    assert row["low"] == pytest.approx(low, abs=0.15 * width)
-    assert row["high"] == pytest.approx(high, abs=0.15 * width)
+    assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
     share = row["value"]
     of_targets = 2 * 1.645 * np.sqrt(share * (1 - share) / row["targets"])
     assert row["high"] - row["low"] > 1.5 * of_targets
@@ -121,3 +118,28 @@ def test_with_one_target_a_session_both_counts_agree():
     report = evaluate(Popularity(data.item_counts), data, num_resamples=0)
     frame = report.metrics
     assert frame["targets"].equals(frame["sessions"])
+
+
+def test_rows_of_unknown_sessions_are_refused(monkeypatch):
+    data = make_data()
+    batches = [batch.replace(session_index=None) for batch in data.test_dataloader()]
+    monkeypatch.setattr(data, "test_dataloader", lambda: batches)
+    with pytest.raises(ValueError, match="`batch` must have `session_index`, got None"):
+        evaluate(Popularity(data.item_counts), data, num_resamples=0)
+
+
+def test_segments_resample_whole_sessions_too():
+    data = sessions_that_differ("every", seed=3)
+    report = evaluate(FirstItem(data), data, top_k=(1,), num_resamples=300, confidence=0.9)
+    rows = report.segments.filter((pl.col("metric") == "hit_rate@1") & (pl.col("targets") >= 100))
+    column = {"session length": "length_segment", "skip rate of the session": "skip_segment"}
+    checked = 0
+    for row in rows.filter(pl.col("segmented_by").is_in(list(column))).iter_rows(named=True):
+        part = report.sessions.filter(pl.col(column[row["segmented_by"]]).cast(str) == row["segment"])
+        assert row["sessions"] == part["session_id"].n_unique()
+        if row["sessions"] < 50:
+            continue
+        low, high = slow_interval(part, 0.9, 300, 0)
+        assert row["high"] - row["low"] == pytest.approx(high - low, abs=1e-12)
+        checked += 1
+    assert checked
