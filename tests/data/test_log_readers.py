@@ -16,6 +16,9 @@ from skipcl_lightning.data import (
     read_movielens,
 )
 
+# The few plays of these logs hold no skip, which is a warning of the preparation.
+pytestmark = pytest.mark.filterwarnings("ignore:The column 'feedback' lies in")
+
 
 def lfm1k(n):
     return f"u\t2009-05-04T23:{n % 60:02}:57Z\tm\tArtist\tt{n}\tTrack"

@@ -116,6 +116,40 @@ def test_sources_that_are_no_tables_are_errors(tmp_path):
         read_table(tmp_path / "log.parquet", item="t", session="s", position="n")
 
 
+@pytest.mark.parametrize("user", ["u", None])
+@pytest.mark.parametrize("form", ["csv", "frame", "parquet"])
+def test_rows_of_one_time_come_in_the_order_of_listening_whichever_way_the_log_runs(tmp_path, form, user):
+    heard = [
+        ("v", "x", 70),
+        ("v", "y", 70),
+        ("v", "z", 80),
+        ("u", "a", 10),
+        ("u", "b", 40),
+        ("u", "c", 40),
+        ("u", "d", 60),
+    ]
+    oldest = pl.DataFrame(heard, schema=["u", "t", "when"], orient="row")
+    found = []
+    for log in (oldest, oldest.reverse()):
+        source = log
+        if form != "frame":
+            source = tmp_path / f"log.{form}"
+            getattr(log, f"write_{form}")(source)
+        table = read_table(source, item="t", session="u", user=user, timestamp="when")
+        found.append(prepare_sessions(table)[0]["item_id"].to_list())
+    assert found == [["a", "b", "c", "d", "x", "y", "z"]] * 2
+
+
+def test_an_unsorted_log_and_one_with_positions_keep_the_order_of_their_rows():
+    log = pl.DataFrame({"u": 1, "t": list("abcd"), "when": [40, 10, 40, 10], "n": [4, 3, 3, 1]})
+    unsorted = read_table(log, item="t", session="u", timestamp="when")
+    assert prepare_sessions(unsorted)[0]["item_id"].to_list() == ["b", "d", "a", "c"]
+    assert (
+        read_table(log[:2], item="t", session="u", timestamp="when", position="n").collect()["item_id"][0]
+        == "a"
+    )
+
+
 def write_rows(folder, rows, header="s,t,n,x"):
     (folder / "log.csv").write_text("\n".join([header, *rows]) + "\n")
     return folder / "log.csv"
@@ -314,11 +348,11 @@ def test_settings_of_feedback_that_exclude_each_other_or_are_unused_are_errors(s
     ],
 )
 def test_times_in_iso_8601_are_in_utc(tmp_path, text, time):
-    rows = [f's,a,"{text}",1', "s,b,2024-02-01T00:00:00Z,1", "s,c,,1"]
-    frame = pl.DataFrame({"s": [1] * 3, "t": ["a"] * 3, "n": [text, "2024-02-01T00:00:00Z", None]})
+    rows = [f's,a,"{text}",1', "s,b,2025-02-01T00:00:00Z,1", "s,c,,1"]
+    frame = pl.DataFrame({"s": [1] * 3, "t": ["a"] * 3, "n": [text, "2025-02-01T00:00:00Z", None]})
     for source in (write_rows(tmp_path, rows), frame):
         table = read_table(source, item="t", session="s", timestamp="n").collect()
-        assert table["timestamp"].to_list() == [time, utc(2024, 2, 1), None]
+        assert table["timestamp"].to_list() == [time, utc(2025, 2, 1), None]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from skipcl_lightning.data.sessions import sessionise
 __all__ = ["read_table"]
 
 Unit = Literal["seconds", "milliseconds"]
+_FIRST_ROWS = 10_000
 _PER_SECOND = {"seconds": 1, "milliseconds": 1000}
 _GRADE = "Grade a flag yourself with `pl.when(...).then(1.0).otherwise(-1.0)`."
 _FEEDBACK_CURE = f"Name a flag of skips as `skipped`, or the played time as `played`. {_GRADE}"
@@ -63,7 +64,8 @@ def read_table(
 
     Ids from a CSV file stay strings, so that "007" is not 7. Its other columns are parsed strictly: a wrong
     value is an error that names the file and the row. Parquet files and frames keep their numeric types.
-    A blank id is null.
+    A blank id is null. Rows of equal time stay in the order of the source; a source that runs from the newest
+    row to the oldest is reversed first, in memory.
 
     Args:
         source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars,
@@ -132,6 +134,8 @@ def read_table(
     }
     given = {role: name for role, name in roles.items() if name is not None}
     log = _scan(source, given, time_format, _to_separator(separator))
+    if position is None and _runs_backwards(log, "user_id" if user is not None else "session_id"):
+        log = log.reverse()
     signals = {"feedback": _feedback(given, unit, skip_ratio, skip_seconds)}
     if explicit_feedback is not None:
         signals["explicit_feedback"] = pl.col("explicit_feedback")
@@ -305,6 +309,21 @@ def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
     except (pl.exceptions.PolarsError, OSError):
         return False  # The file is damaged: its rows are read, and the error raised, later.
     return first.height == 1 and first[name].cast(pl.Float64, strict=False)[0] is not None
+
+
+def _runs_backwards(log: pl.LazyFrame, key: str) -> bool:
+    """Return whether a log runs from the newest row to the oldest: its times fall and never rise.
+
+    The first 10,000 rows decide. Rows of one time then stand in reverse too.
+    """
+    key = key if key in log.collect_schema() else ""
+    pause = pl.col("timestamp").diff()
+    rows = log.select("timestamp", *([key] if key else [])).head(_FIRST_ROWS)
+    try:
+        times = rows.select(pause.over(key) if key else pause).collect()["timestamp"].to_physical()
+    except (pl.exceptions.PolarsError, OSError, ValueError):
+        return False  # A wrong value is an error once the log is collected.
+    return bool((times < 0).any()) and not bool((times > 0).any())
 
 
 def _select(
