@@ -55,7 +55,8 @@ def check_indices(name: str, indices: Tensor, num_items: int) -> None:
     """
     if indices.device.type != "cpu" or not indices.numel() or torch.compiler.is_compiling():
         return
-    low, high = (int(end) for end in indices.aminmax())
+    values = indices.numpy()  # the tensor's own memory
+    low, high = int(values.min()), int(values.max())
     if low < 1 or high > num_items:
         raise ValueError(
             f"`{name}` must hold items in 1..{num_items}, got {low if low < 1 else high}. "

@@ -281,10 +281,11 @@ def _check_signal(name: str, signal: Tensor | None) -> None:
     """Raise where feedback is no number in [-1, 1]; on a CPU only, since a look makes a host wait."""
     if signal is None or signal.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    right = signal.abs() <= 1  # False for NaN
+    values = signal.detach().numpy()  # the tensor's own memory
+    right = abs(values) <= 1  # False for NaN
     if not right.all():
         raise ValueError(
-            f"`{name}` must hold numbers in [-1, 1], got {float(signal[~right][0])}. "
+            f"`{name}` must hold numbers in [-1, 1], got {float(values[~right][0])}. "
             "Use 0 where nothing is known, and scale other feedback."
         )
 
