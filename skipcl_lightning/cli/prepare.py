@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
+from skipcl_lightning.data.run_warnings import FeedbackWarning
 from skipcl_lightning.data.split import Split, Targets
 
 __all__ = ["add_prepare", "make_split", "run_prepare"]
@@ -158,15 +160,17 @@ def run_prepare(settings: Namespace) -> None:
         if source in HISTORIES:
             store_settings |= _take_history(values)
         log = reader(paths[0] if len(paths) == 1 else paths, **values)
-        with _progress(console) as tell:
+        with _progress(console) as tell, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FeedbackWarning)
             data = prepare_store(log, folder, split=split, on_progress=tell, **store_settings)
     except (ValueError, OSError, pl.exceptions.PolarsError) as error:
         # What is wrong with a file or a setting is told by the message; a traceback would bury it.
         raise SystemExit(f"skipcl prepare {source}: {error}") from error
     size = sum(file.stat().st_size for file in folder.iterdir())
     again = "" if tell.steps else "Nothing to do: it was prepared before. "
+    cautions = "".join(f"Warning: {warning.message}\n" for warning in caught)
     console.print(
-        f"{data}\n{again}{size / 1e6:,.1f} MB: {folder}",
+        f"{data}\n{cautions}{again}{size / 1e6:,.1f} MB: {folder}",
         markup=False,
         highlight=False,
         soft_wrap=True,

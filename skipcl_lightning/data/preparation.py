@@ -14,6 +14,7 @@ from skipcl_lightning.data.filters import SessionFilter
 from skipcl_lightning.data.ordering import drop_repeated, order_rows, run_lengths
 from skipcl_lightning.data.parts import TableParts, arrange_parts, read_chunks
 from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.run_warnings import warn_without_sign
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 
@@ -168,16 +169,15 @@ def prepare_parts(
     filtered = session_filter.apply_to_parts(parts, on_progress=on_progress)
     # Sessions in which no row had an item end as too short ones: they have no track at all.
     filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
-    report = DropReport(
-        **dropped,
-        **filtered,
-        **_describe_kept(parts, session_filter.skip_threshold),
-    )
+    kept = _describe_kept(parts, session_filter.skip_threshold)
+    feedback_range = kept.pop("feedback_range")
+    report = DropReport(**dropped, **filtered, **kept)
     if not report.rows_kept:
         raise ValueError(
             f"`log` must have at least one session that satisfies the filter, got none.\n{report}\n"
             "Loosen the filter, or check how the sessions were made."
         )
+    warn_without_sign(*feedback_range, session_filter.skip_threshold)
     return parts, report
 
 
@@ -220,14 +220,18 @@ def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.Da
 
 
 def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:
-    """The report's figures of what is left."""
+    """The report's figures of what is left, and the least and the greatest feedback."""
     rows = sessions = skipped = unknown = 0
+    lowest, highest = 1.0, -1.0
     items: pl.Series | None = None
     for part in parts:
         rows += part.height
         sessions += len(run_lengths(part["session_id"]))
         skipped += int((part["feedback"] < skip_threshold).sum())
         unknown += int((part["feedback"] == 0).sum())
+        if part.height:
+            low, high = part.select(low=pl.col("feedback").min(), high=pl.col("feedback").max()).row(0)
+            lowest, highest = min(lowest, low), max(highest, high)
         items = part["item_id"].unique() if items is None else items.append(part["item_id"]).unique()
     return {
         "rows_kept": rows,
@@ -235,6 +239,7 @@ def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:
         "items_kept": 0 if items is None else len(items),
         "share_skipped": skipped / max(rows, 1),
         "share_unknown": unknown / max(rows, 1),
+        "feedback_range": (lowest, highest),
     }
 
 

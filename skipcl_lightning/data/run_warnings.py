@@ -1,11 +1,23 @@
-"""Warnings of Lightning that tell a user nothing, kept quiet for the time of a run."""
+"""Warnings of runs: those of Lightning that say nothing are silenced, and our own of suspicious feedback."""
 
 import warnings
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
-__all__ = ["QuietDataModule", "restore_run_warnings", "silence_run_warnings"]
+__all__ = [
+    "FeedbackWarning",
+    "QuietDataModule",
+    "restore_run_warnings",
+    "silence_run_warnings",
+    "warn_without_sign",
+]
+
+
+class FeedbackWarning(UserWarning):
+    """A log's feedback holds no skip, although it seems to record them."""
+
 
 # Given whatever a batch costs; here it is one gather from memory.
 _WORKER_ADVICE = r"The '\w+_dataloader' does not have many workers"
@@ -39,6 +51,27 @@ def restore_run_warnings() -> None:
     filters = cast("list[Any]", warnings.filters)
     ours = (_WORKER_ADVICE, _OLD_QUESTION)
     filters[:] = [entry for entry in filters if getattr(entry[1], "pattern", None) not in ours]
+
+
+def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0) -> None:
+    """Warn where feedback varies within [0, 1], as a flag or a share does, so that nothing is a skip.
+
+    Args:
+        lowest: The least feedback of a log, in [-1, 1].
+        highest: The greatest.
+        skip_threshold: The feedback under which a track counts as skipped.
+
+    Example:
+        >>> warn_without_sign(-1.0, 1.0)
+        >>> warn_without_sign(1.0, 1.0)
+    """
+    if max(0, skip_threshold) <= lowest < highest:
+        rank_zero_warn(
+            f"The column 'feedback' lies in [{lowest:g}, {highest:g}], so it has no skip: "
+            f"only feedback below {skip_threshold:g} is one. Map a flag with `read_table(..., skipped=...)`, "
+            "played time with `played=...`, and a share of listening x with `2 * x - 1`.",
+            category=FeedbackWarning,
+        )
 
 
 class QuietDataModule(LightningDataModule):

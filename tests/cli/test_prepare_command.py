@@ -132,6 +132,16 @@ def test_a_table_of_ones_own_is_prepared_with_a_tab_as_a_shell_hands_it_over(run
     assert "Nothing to do: it was prepared before." in again
 
 
+def test_feedback_that_looks_like_a_flag_is_one_plain_line_of_the_output(run, tmp_path, recwarn):
+    rows = [f"u{user},{n % 7},{n},{n % 2}" for user in range(9) for n in range(12)]
+    (tmp_path / "plays.csv").write_text("\n".join(["user,track,place,heard", *rows]) + "\n")
+    columns = ("--item", "track", "--session", "user", "--position", "place", "--feedback", "heard")
+    printed = run("prepare", "table", tmp_path / "plays.csv", *columns, "--folder", tmp_path / "store")
+    (line,) = [line for line in printed.splitlines() if line.startswith("Warning: ")]
+    assert "'feedback' lies in [0, 1], so it has no skip" in line
+    assert not recwarn
+
+
 @pytest.mark.parametrize("separator", ["::", ""])
 def test_a_separator_that_is_not_one_character_is_said_in_one_line(run, plays, tmp_path, separator):
     with pytest.raises(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import DropReport, SessionFilter, prepare_sessions
+from skipcl_lightning.data import DropReport, SessionFilter, prepare_sessions, prepare_store
+from skipcl_lightning.data.run_warnings import FeedbackWarning
 
 ROW = st.tuples(st.integers(0, 5), st.integers(0, 6), st.sampled_from([-1.0, -0.5, 0.0, 1.0]))
 
@@ -46,6 +47,7 @@ def filter_by_hand(
         rows = [row for row in rows if row[0] != bad[-1]]
 
 
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.run_warnings.FeedbackWarning")
 @given(
     rows=st.lists(ROW, max_size=60),
     rarest=st.integers(1, 4),
@@ -226,3 +228,25 @@ def test_a_time_that_never_comes_is_an_error():
 def test_a_user_who_is_unknown_in_a_part_of_a_session_is_another_one():
     with pytest.raises(ValueError, match="one value in a session in column 'user_id'"):
         prepare_sessions(make_log(user_id=[1, None, 1]))
+
+
+@pytest.mark.parametrize("feedback", [[0.0, 1.0, 1.0], [0.2, 0.9, 1.0], [None, 1.0, 1.0], [1, 0, 1]])
+def test_feedback_that_varies_within_0_and_1_is_warned_of_once_with_the_cure(feedback, tmp_path):
+    log = make_log(feedback=pl.Series(feedback, dtype=pl.Float64))
+    cure = r"no skip: only feedback below 0 is one\. .*skipped=.*played=.*`2 \* x - 1`"
+    with pytest.warns(FeedbackWarning, match=cure) as caught:
+        prepare_sessions(log)
+    assert len(caught) == 1
+    with pytest.warns(FeedbackWarning, match=cure) as caught:
+        prepare_store(log, tmp_path / "store", rows_in_memory=1)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("feedback", [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, -0.1]])
+def test_constant_feedback_and_feedback_with_a_skip_are_not_warned_of(feedback):
+    prepare_sessions(make_log(feedback=feedback))  # pytest makes every warning an error
+
+
+def test_feedback_below_a_threshold_above_0_is_a_skip_and_not_warned_of():
+    _, report = prepare_sessions(make_log(feedback=[0.0, 1.0, 1.0]), SessionFilter(skip_threshold=0.5))
+    assert report.share_skipped == pytest.approx(1 / 3)
