@@ -63,8 +63,17 @@ class WholeCheckpoint(LightningModule):
             ValueError: The checkpoint's catalogue is not that of the data.
         """
         state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
-        if state is not None:
-            self._adopt(SessionEncoder.from_state_dict(state))
+        if state is None:
+            return
+        encoder = SessionEncoder.from_state_dict(state)
+        if self.encoder is not None and self.encoder.vocabulary != encoder.vocabulary:
+            _refuse_other_items(trained_on=encoder, data=self.encoder)
+        if len(encoder.vocabulary) != self.num_items:
+            raise ValueError(
+                f"`num_items` must be the checkpoint's {len(encoder.vocabulary)}, got {self.num_items}. "
+                "Leave it out, or build the module with the checkpoint's own."
+            )
+        self.encoder = self.encoder or encoder
 
     def describe_parts(self) -> dict[str, Any]:
         """The parts by name and settings.
@@ -79,15 +88,22 @@ class WholeCheckpoint(LightningModule):
         }
 
     def _adopt(self, encoder: SessionEncoder) -> None:
+        """Take the data's encoder, or check that it is that of training."""
         vocabulary = encoder.vocabulary
+        if self.encoder is not None and self.encoder.vocabulary != vocabulary:
+            _refuse_other_items(trained_on=self.encoder, data=encoder)
         if len(vocabulary) != self.num_items:
             raise ValueError(
                 f"`num_items` must be the data's {len(vocabulary)}, got {self.num_items}. "
                 "Build the module with `num_items=datamodule.num_items`."
             )
-        if self.encoder is not None and self.encoder.vocabulary != vocabulary:
-            raise ValueError(
-                f"The data must have the items that the model was trained on, got {vocabulary} for "
-                f"{self.encoder.vocabulary}. Train anew, or use `Recommender` for sessions from elsewhere."
-            )
         self.encoder = self.encoder or encoder
+
+
+def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
+    """Say which vocabulary is whose."""
+    raise ValueError(
+        "The data must have the items that the model was trained on, got data with "
+        f"{data.vocabulary} for a model trained on {trained_on.vocabulary}. Prepare the same log in the same "
+        "way, train anew, or use `Recommender` for sessions from elsewhere."
+    )

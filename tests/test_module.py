@@ -279,6 +279,23 @@ def test_data_with_another_catalogue_is_refused(data):
         quiet_trainer().test(module, other, verbose=False)
 
 
+def test_data_and_checkpoint_of_different_sizes_are_each_named_as_what_they_are(data, tmp_path):
+    module = small_module(data)
+    trainer = quiet_trainer(limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    larger = SessionDataModule(simulate_sessions(100, num_items=90, num_moods=6), max_length=20)
+    sizes = rf"data with ItemVocabulary\({larger.num_items} .*trained on ItemVocabulary\(60 items"
+    with pytest.raises(ValueError, match=sizes):
+        quiet_trainer().test(small_module(larger), larger, ckpt_path=tmp_path / "small.ckpt", verbose=False)
+    with pytest.raises(ValueError, match=sizes):
+        quiet_trainer().test(
+            SkipCLModule.load_from_checkpoint(tmp_path / "small.ckpt"), larger, verbose=False
+        )
+    with pytest.raises(ValueError, match=r"`num_items` must be the checkpoint's 60, got 7"):
+        SkipCLModule.load_from_checkpoint(tmp_path / "small.ckpt", num_items=7)
+
+
 def test_evaluation_without_targets_is_refused():
     with pytest.raises(ValueError, match="`batch` must have targets, got none"):
         small_module().validation_step(session_batch(target=None, target_feedback=None), 0)

@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.parser import TrainingParser, shorten_error
@@ -112,7 +114,10 @@ class TrainingCLI(LightningCLI):
         # own choice depends on what else is installed.
         if settings["logger"] is None:
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.limit_val_batches == 0:
+            _watch_nothing(trainer)
+        return trainer
 
     def _check_num_items(self) -> None:
         given = self._get(self.config, "model").get("init_args", {}).get("num_items")
@@ -127,6 +132,20 @@ class TrainingCLI(LightningCLI):
         # Lightning would overlay the configuration with the checkpoint's hyperparameters, in a form that only
         # its own `load_from_checkpoint_support` writes. The weights are loaded all the same.
         pass
+
+
+def _watch_nothing(trainer: Trainer) -> None:
+    """Drop early stopping by, and the choice of checkpoints by, metrics that no validation computes."""
+    kept: list[Any] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
+        monitor = getattr(callback, "monitor", None) or ""
+        if isinstance(callback, EarlyStopping) and monitor.startswith("val/"):
+            continue
+        if isinstance(callback, ModelCheckpoint) and monitor.startswith("val/"):
+            callback.monitor = None
+        kept.append(callback)
+    trainer.callbacks = kept  # type: ignore[attr-defined]
+    rank_zero_info("Validation is off: training does not stop early, and the latest checkpoint is kept.")
 
 
 def run_training(arguments: Sequence[str]) -> Any:

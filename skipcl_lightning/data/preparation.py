@@ -170,14 +170,14 @@ def prepare_parts(
     # Sessions in which no row had an item end as too short ones: they have no track at all.
     filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
     kept = _describe_kept(parts, session_filter.skip_threshold)
-    feedback_range = kept.pop("feedback_range")
+    lowest, highest = kept.pop("feedback_range")
     report = DropReport(**dropped, **filtered, **kept)
     if not report.rows_kept:
         raise ValueError(
             f"`log` must have at least one session that satisfies the filter, got none.\n{report}\n"
             "Loosen the filter, or check how the sessions were made."
         )
-    warn_without_sign(*feedback_range, session_filter.skip_threshold)
+    warn_without_sign(lowest, highest, session_filter.skip_threshold)
     return parts, report
 
 

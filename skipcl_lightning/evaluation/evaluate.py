@@ -96,8 +96,8 @@ def evaluate(
     encoder = getattr(model, "encoder", None)
     if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
         raise ValueError(
-            f"`data` must have the items that the model was trained on, got {data.vocabulary} for "
-            f"{encoder.vocabulary}. Indices of other items mean nothing to it."
+            f"`data` must have the items that the model was trained on, got data with {data.vocabulary} for "
+            f"a model trained on {encoder.vocabulary}. Indices of other items mean nothing to it."
         )
     check_choice("split", split, get_args(Split))
     check_choice("sampler", sampler, get_args(CandidateSampler))

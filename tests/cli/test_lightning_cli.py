@@ -92,6 +92,12 @@ def trained(skipcl):
     return ["--config", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/best.ckpt"]
 
 
+def test_a_ready_configuration_trains_without_validation_and_keeps_the_latest_checkpoint(skipcl, tmp_path):
+    skipcl("fit", *SMALL, "--trainer.limit_val_batches", 0)
+    checkpoint = torch.load(tmp_path / RUN / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["global_step"] > 0
+
+
 def test_a_checkpoint_of_the_command_line_is_whole(trained):
     checkpoint = torch.load(trained[-1], weights_only=True)
     settings = checkpoint["hyper_parameters"]
