@@ -131,8 +131,9 @@ class SessionBatch:
             if tensor is not None:
                 check_shape(name, tensor, shape, sizes, dtype=dtype)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-        for name, signal in (("feedback", feedback), ("explicit_feedback", explicit_feedback)):
-            _check_signal(name, signal)
+        _check_signal("feedback", feedback)
+        _check_signal("explicit_feedback", explicit_feedback)
+        _check_signal("target_feedback", target_feedback)
         self.items: Final = items
         self.feedback: Final = feedback
         self.target: Final = target

@@ -129,6 +129,11 @@ def test_feedback_that_is_no_number_between_minus_one_and_one_is_refused(name, v
         two_sessions(**{name: wrong})
 
 
+def test_feedback_of_targets_is_checked_too():
+    with pytest.raises(ValueError, match=r"`target_feedback` must hold numbers in .* got nan"):
+        two_sessions(target=torch.tensor([1, 2]), target_feedback=torch.tensor([1.0, float("nan")]))
+
+
 def test_rejected_is_skipped_or_disliked_unless_liked():
     feedback = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 0.0]
     explicit = [-1.0, 0.0, 1.0, -0.1, 0.0, 1.0, 0.0]
