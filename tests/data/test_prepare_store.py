@@ -105,6 +105,7 @@ def test_a_store_holds_what_preparation_in_memory_gives_however_little_memory_it
     assert nothing_beside(folder)
 
 
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.run_warnings.FeedbackWarning")
 @given(
     plays=st.lists(
         st.tuples(

@@ -137,7 +137,7 @@ def test_how_a_history_is_cut_makes_another_store(tmp_path, one, other):
     rows = {
         "user_id": [1] * 40,
         "item_id": [n % 7 for n in range(40)],
-        "timestamp": [n * 400 for n in range(40)],
+        "timestamp": [n * 400 for n in range(39)] + [38 * 400 + 5],
     }
     history = pl.DataFrame(rows)
     prepare_store(history, tmp_path / "store", **one)
