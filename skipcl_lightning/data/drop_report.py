@@ -22,7 +22,8 @@ class DropReport:
         rows_of_rare_items: Rows of items that occur less often than asked.
         rows_of_dropped_sessions: Rows that went with their session.
         sessions_too_short: Sessions with fewer tracks than asked, perhaps after other drops.
-        sessions_without_listened: Sessions in which every track was rejected (skipped or disliked, not liked).
+        sessions_without_listened: Sessions in which every track was rejected (skipped or disliked, and not
+            liked).
         sessions_without_skip: Sessions in which none was, where `require_skip` is set.
         rows_kept: Rows left.
         sessions_kept: Sessions left.

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-__all__ = ["drop_repeated", "order_rows", "run_lengths"]
+__all__ = ["drop_repeated", "order_rows", "restore_order", "run_lengths"]
 
 
 def run_lengths(values: pl.Series) -> NDArray[np.int64]:
@@ -21,6 +21,24 @@ def run_lengths(values: pl.Series) -> NDArray[np.int64]:
         array([2, 1])
     """
     return values.rle().struct.field("len").to_numpy().astype(np.int64)
+
+
+def restore_order(table: pl.DataFrame) -> pl.DataFrame:
+    """Put rows into the order of listening, where a source that runs newest first says it.
+
+    Args:
+        table: The rows, perhaps with a column ``tie_order``.
+
+    Returns:
+        The rows in the order of ``tie_order``, without that column.
+
+    Example:
+        >>> restore_order(pl.DataFrame({"item": ["b", "a"], "tie_order": [0, -1]}))["item"].to_list()
+        ['a', 'b']
+    """
+    if "tie_order" not in table.columns:
+        return table
+    return table.sort("tie_order", maintain_order=True).drop("tie_order")
 
 
 def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import polars as pl
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.drop_report import DropReport
 from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.ordering import drop_repeated, order_rows, run_lengths
+from skipcl_lightning.data.ordering import drop_repeated, order_rows, restore_order, run_lengths
 from skipcl_lightning.data.parts import TableParts, arrange_parts, read_chunks
 from skipcl_lightning.data.progress import Progress, no_progress
 from skipcl_lightning.data.run_warnings import warn_without_sign
@@ -198,15 +198,16 @@ def _read_checked(
 def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.DataFrame, dict[str, int]]:
     """Whole sessions in their order, and the counts of what went."""
     order = "position" if "position" in part.columns else "timestamp"
+    part = restore_order(part)
     if history is None:
         read = order_rows(part, "session_id", order)
         with_item = read.filter(pl.col("item_id").is_not_null())
-        kept = drop_repeated(with_item, "session_id", order)
+        kept = drop_repeated(with_item, "session_id", order).drop("copy_key", strict=False)
         repeated = with_item.height - kept.height
         _check_order(kept)
     else:
         # Before sessions are cut: a row that comes twice would seem to end its own play at once.
-        read = history.apply(part.unique(maintain_order=True))
+        read = history.apply(part.unique(maintain_order=True).drop("copy_key", strict=False))
         kept = read.filter(pl.col("item_id").is_not_null())
         repeated = part.height - read.height
     sessions = len(run_lengths(read["session_id"]))

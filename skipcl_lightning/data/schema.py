@@ -9,10 +9,15 @@ column          type                          meaning
 ``position``    integer                       the order within a session, where the source has one
 ``timestamp``   Datetime, or seconds          else the order: by time, equal times in the row order
 ``user_id``     String or integer, optional   who listened
+``tie_order``   integer, optional             the order of equal times, where it is not the row order
+``copy_key``    any type, optional            what tells plays apart that are equal in all other columns
 =============== ============================= ==================================================
 
 A column ``explicit_feedback`` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
-liked, 0 or null unknown. Other columns are allowed and left aside.
+liked, 0 or null unknown. Other columns are allowed and left aside. Readers add ``tie_order`` for files that
+run from the newest play to the oldest, and ``copy_key`` where the source tells more of a play than the other
+columns do: rows are copies of one play if they are equal in all columns. The preparation uses both and drops
+them.
 
 Feedback of 0 is unknown: counted as listened, never as skipped. Null feedback is 0. Only a ``skip_threshold``
 above 0 changes this: all feedback below the threshold is then a skip, 0 included.
@@ -56,6 +61,8 @@ CANONICAL_COLUMNS = (
     "position",
     "timestamp",
     "user_id",
+    "tie_order",
+    "copy_key",
 )
 _REQUIRED = ("session_id", "item_id", "feedback")
 _HISTORY = ("item_id", "timestamp")

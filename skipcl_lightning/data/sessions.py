@@ -1,13 +1,29 @@
 """Sessions cut from a listening history at its pauses, and skips told from them."""
 
+import warnings
+from collections.abc import Sequence
+
 import polars as pl
 
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_columns, resolve_schema, to_frame
 
-__all__ = ["cut_at_gaps", "label_and_cut", "label_by_next_play", "sessionise", "to_microseconds"]
+__all__ = [
+    "cut_at_gaps",
+    "join_histories",
+    "label_and_cut",
+    "label_by_next_play",
+    "sessionise",
+    "times_fall",
+    "to_microseconds",
+]
 
 _MICROSECONDS = 1_000_000
+_PLACE = "(place)"
+# Rows of a file at most, so that those of the next one come after them.
+_MOST_ROWS = 1 << 40
+_ROWS_LOOKED_AT = 10_000
+_FEWEST_FALLS = 3
 
 
 def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None) -> pl.LazyFrame:
@@ -99,7 +115,8 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
     """What a reader of a log of starts hands over: labelled sessions, or the history as it is.
 
     Args:
-        history: The plays with ``item_id``, ``timestamp`` and perhaps ``user_id``.
+        history: The plays with ``item_id``, ``timestamp`` and perhaps ``user_id`` and ``tie_order``. Rows
+            that repeat another are copies, and are dropped before labels are made.
         skip_seconds: As for ``label_by_next_play``.
         gap_minutes: As for ``sessionise``; None leaves the history unlabelled, uncut and in its order.
 
@@ -113,11 +130,73 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
         return history
-    labelled = label_by_next_play(history, skip_seconds=skip_seconds)
+    if "tie_order" in history.collect_schema():
+        history = history.sort("tie_order", maintain_order=True).drop("tie_order")
+    # Before labels are made: a copy would seem to end its own play at once.
+    plays = history.unique(maintain_order=True)
+    labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
     schema = labelled.collect_schema()
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
     cut = cut_at_gaps(labelled, start, start, gap_minutes, schema)
     return cut.select(name for name in CANONICAL_COLUMNS if name == "session_id" or name in schema)
+
+
+def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Concatenate the histories of several files, so that equal times stay in the order of listening.
+
+    A file runs newest first if, among its first 10,000 rows, times fall three times at least, and more than
+    nine times as often as they rise; its equal times then come in reverse.
+
+    Args:
+        histories: One table a file, with ``timestamp``.
+
+    Returns:
+        All rows in the order of the files, with ``tie_order`` if one of them runs newest first.
+
+    Example:
+        >>> history = pl.LazyFrame({"item_id": [*"edcba"], "timestamp": [9, 5, 5, 2, 1]})
+        >>> join_histories([history]).collect()["tie_order"].to_list()
+        [0, -1, -2, -3, -4]
+    """
+    newest_first = [_runs_newest_first(history) for history in histories]
+    if not any(newest_first):
+        return pl.concat(histories)
+    numbered = []
+    for number, (history, backwards) in enumerate(zip(histories, newest_first, strict=True)):
+        place = pl.col(_PLACE).cast(pl.Int64)
+        order = number * _MOST_ROWS + (-place if backwards else place)
+        numbered.append(history.with_row_index(_PLACE).with_columns(order.alias("tie_order")).drop(_PLACE))
+    return pl.concat(numbered)
+
+
+def _runs_newest_first(history: pl.LazyFrame) -> bool:
+    """Whether times fall in the first rows; a look at them only."""
+    with warnings.catch_warnings():
+        # Whatever is wrong with the rows is said when all of them are read.
+        warnings.simplefilter("ignore")
+        try:
+            first = history.select("timestamp").head(_ROWS_LOOKED_AT).collect(engine="streaming")
+        except (ValueError, OSError, pl.exceptions.PolarsError):
+            return False
+    return times_fall(first["timestamp"])
+
+
+def times_fall(times: pl.Series) -> bool:
+    """Return whether a series of times runs from the newest to the oldest.
+
+    Args:
+        times: [N] times, numbers or ISO 8601 texts.
+
+    Returns:
+        True if times fall three times at least, and more than nine times as often as they rise.
+
+    Example:
+        >>> times_fall(pl.Series([9, 5, 5, 2, 1])), times_fall(pl.Series([9, 5, 8, 2, 1]))
+        (True, False)
+    """
+    before = times.shift(1)
+    falls, rises = int((times < before).sum()), int((times > before).sum())
+    return falls >= _FEWEST_FALLS and falls > 9 * rises
 
 
 def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:

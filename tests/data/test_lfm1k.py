@@ -1,11 +1,19 @@
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import label_by_next_play, prepare_sessions, read_lfm1k, sessionise
+from skipcl_lightning.data import (
+    label_by_next_play,
+    prepare_sessions,
+    prepare_store,
+    read_lfm1k,
+    sessionise,
+)
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 START = datetime(2009, 5, 4, 23, 8, 57, tzinfo=UTC)
 DASH = " \N{EN DASH} "
@@ -107,7 +115,62 @@ def test_users_may_be_spread_over_several_files(tmp_path):
 def test_a_wrong_line_is_an_error_with_its_file_and_value(tmp_path, wrong, message):
     file = write(tmp_path, line(), wrong)
     with pytest.raises(ValueError, match=rf"(?s){message}.*log\.tsv"):
-        read_lfm1k(file).collect()
+        read_lfm1k(file, max_damaged=0).collect()
+
+
+def test_damaged_lines_are_dropped_and_named_in_one_warning(tmp_path):
+    lines = [line(200 * n, f"m{n}") for n in range(20)]
+    lines.insert(7, line(1, "x") + "\tmore")
+    lines.insert(15, "cut in two")
+    file = write(tmp_path, *lines)
+    with pytest.warns(DamagedLinesWarning, match=r"2 of 22 lines of .*log\.tsv' are damaged.*rows 8, 16\."):
+        table = read_lfm1k(file).collect()
+    assert table["item_id"].to_list() == [f"m{n}" for n in range(20)]
+
+
+def test_too_many_damaged_lines_are_one_error_with_their_rows(tmp_path):
+    lines = [line(n, f"m{n}") for n in range(30)] + ["cut"] * 11
+    message = r"got 11 others among 41 in .*log\.tsv': rows 31, 32, 33, 34, 35, …\. .*`max_damaged`, 0.001"
+    with pytest.raises(ValueError, match=message):
+        read_lfm1k(write(tmp_path, *lines)).collect()
+    with pytest.warns(DamagedLinesWarning, match="11 of 41"):
+        assert read_lfm1k(write(tmp_path, *lines), max_damaged=0.3).collect().height == 30
+    with pytest.raises(ValueError, match=r"`max_damaged` must be in \[0, 1\)"):
+        read_lfm1k(write(tmp_path, *lines), max_damaged=1.0)
+
+
+def test_a_file_that_runs_newest_first_gives_the_same_sessions(tmp_path):
+    heard = [line(0, "a"), line(200, "b"), line(400, "a"), line(400, "b"), line(420, "a")]
+    expected, reports = [], []
+    for lines in (heard, heard[::-1]):
+        file = write(tmp_path, *lines)
+        table, report = prepare_sessions(read_lfm1k(file))
+        expected.append(table.select("item_id", "feedback").rows())
+        reports.append(report)
+        folder = tmp_path / f"store{len(reports)}"
+        history = read_lfm1k(file, gap_minutes=None)
+        stored = prepare_store(history, folder, gap_minutes=20, skip_seconds=30, rows_in_memory=2)
+        names = stored.vocabulary.decode(stored.store.items)
+        assert list(names) == ["a", "b", "a", "b", "a"]
+        assert stored.store.feedback.tolist() == [1, 1, -1, -1, 0]
+    assert expected[0] == expected[1] == [("a", 1), ("b", 1), ("a", -1), ("b", -1), ("a", 0)]
+
+
+def test_placeholders_of_ids_and_names_are_not_known(tmp_path):
+    file = write(
+        tmp_path, line(0, "None"), line(60, "", "Song", artist="Unknown Artist"), line(120, "", "None")
+    )
+    assert read_lfm1k(file).collect()["item_id"].to_list() == [
+        f"Artist{DASH}Track",
+        None,
+        f"Artist{DASH}None",
+    ]
+
+
+def test_copies_go_before_labels_are_made(tmp_path):
+    plays = [line(200 * n, f"m{n}") for n in range(5)]
+    table = read_lfm1k(write(tmp_path, *plays, *plays[2:])).collect()
+    assert table["feedback"].to_list() == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_settings_out_of_range_are_errors(tmp_path):
@@ -151,7 +214,8 @@ def test_any_file_gives_what_plain_python_reads_or_a_value_error(tmp_path_factor
     text = text[: len(text) - cut]
     file.write_bytes(text.encode())
     try:
-        rows = read_lfm1k(file, gap_minutes=None).collect().rows()
+        history = read_lfm1k(file, gap_minutes=None, max_damaged=0).collect()
+        rows = history.select("user_id", "item_id", "timestamp").rows()
     except ValueError:
         return
     assert rows == read_by_hand(text)
@@ -161,7 +225,12 @@ def test_any_file_gives_what_plain_python_reads_or_a_value_error(tmp_path_factor
 def test_any_right_file_becomes_the_sessions_of_a_plain_loop(tmp_path_factory, lines, seconds):
     file = write(tmp_path_factory.mktemp("right"), *lines)
     expected = []
-    plays = sorted(read_by_hand("\n".join(lines)), key=lambda row: (row[0], row[2]))
+    rows = read_by_hand("\n".join(lines))
+    steps = [later[2] - row[2] for row, later in pairwise(rows)]
+    falls, rises = (sum(s < timedelta() for s in steps), sum(s > timedelta() for s in steps))
+    if falls >= 3 and falls > 9 * rises:
+        rows.reverse()  # newest first
+    plays = sorted(dict.fromkeys(rows), key=lambda row: (row[0], row[2]))
     number = 0
     for place, (user, item, time) in enumerate(plays):
         before, after = plays[place - 1] if place else None, plays[place + 1 : place + 2]

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from datetime import UTC, datetime
 
 import polars as pl
@@ -169,12 +170,41 @@ def test_any_file_gives_what_plain_python_reads_or_a_value_error(tmp_path_factor
         told = each["track_metadata"]
         mapped = (told["mbid_mapping"] or {}).get("recording_mbid")
         names = [told["artist_name"], told["track_name"]]
-        item = (
-            mapped or told["additional_info"]["recording_mbid"] or (DASH.join(names) if all(names) else None)
-        )
+        submitted = told["additional_info"]["recording_mbid"]
+        known = [value and value.strip() and value for value in (mapped, submitted)]
+        named = all(name and name.strip() for name in names)
+        item = known[0] or known[1] or (DASH.join(names) if named else None)
         expected.append((item, datetime.fromtimestamp(each["listened_at"], UTC)))
-    assert read_listenbrainz(file, gap_minutes=None).collect().rows() == expected
-    assert read_listenbrainz(file).collect().height == len(listens)
+    history = read_listenbrainz(file, gap_minutes=None).collect()
+    assert history.select("item_id", "timestamp").rows() == expected
+    assert read_listenbrainz(file).collect().height == len(set(expected))
+
+
+def test_a_placeholder_in_place_of_an_id_falls_back_on_the_names(tmp_path):
+    file = write(tmp_path, *[listen(NOON + 60 * n, track=f"T{n}", submitted="None") for n in range(3)])
+    items = read_listenbrainz(file).collect()["item_id"].to_list()
+    assert items == [f"Artist{DASH}T{n}" for n in range(3)]
+
+
+def test_listens_of_two_exports_that_overlap_count_once_and_are_no_skips(tmp_path):
+    may = [listen(NOON + 240 * n, track=f"T{n}") for n in range(10)]
+    june = [listen(NOON + 240 * n, track=f"T{n}") for n in range(5, 15)]
+    files = [write(tmp_path, *may, name="may/1.jsonl"), write(tmp_path, *june, name="june/1.jsonl")]
+    table = read_listenbrainz(files).collect()
+    assert table.height == 15
+    assert table["feedback"].to_list() == [1.0] * 14 + [0.0]
+
+
+def test_an_export_may_stay_in_its_archive(tmp_path):
+    lines = "".join(json.dumps(listen(NOON + 60 * n, track=f"T{n}")) + "\n" for n in range(3))
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("user.json", "{}")
+        archive.writestr("feedback.jsonl", "{}")
+        archive.writestr("listens/2024/5.jsonl", lines)
+    assert read_listenbrainz(tmp_path / "export.zip").collect().height == 3
+    (tmp_path / "wrong.zip").write_bytes((tmp_path / "export.zip").read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"wrong\.zip"):
+        read_listenbrainz(tmp_path / "wrong.zip")
 
 
 def test_nameless_tracks_are_counted_at_the_preparation(tmp_path):

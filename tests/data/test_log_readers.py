@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from skipcl_lightning.data import (
     read_listenbrainz,
     read_movielens,
 )
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 # The few plays of these logs hold no skip, which is a warning of the preparation.
 pytestmark = pytest.mark.filterwarnings("ignore:The column 'feedback' lies in")
@@ -89,7 +91,9 @@ def test_several_files_are_one_log_and_empty_lines_at_the_end_do_no_harm_without
     for place in ("a", "b"):
         (tmp_path / f"{place}-{name}").write_text(text_of(header, row) + ("" if header else "\n\n"))
     files = [tmp_path / f"{place}-{name}" for place in ("a", "b")]
-    assert read(files).collect().height == 18
+    # Readers that make labels from the next play drop copies before.
+    labels = name.startswith(("userid-", "listening_events", "1.jsonl"))
+    assert read(files).collect().height == (9 if labels else 18)
 
 
 @given(
@@ -106,11 +110,13 @@ def test_a_file_with_any_one_character_wrong_gives_a_table_or_a_value_error(
     file = tmp_path_factory.mktemp("fuzz") / title
     file.write_text(text[:place] + new + text[place + 1 :], newline="")
     try:
-        _, report = prepare_sessions(read(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DamagedLinesWarning)
+            _, report = prepare_sessions(read(file))
     except ValueError:
         return
-    # A line break is one row more at most; one lost joins two.
-    assert 8 <= report.rows_read <= 10
+    # A line break is one row more at most; one lost joins two, which may make a damaged one.
+    assert 7 <= report.rows_read <= 10
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,39 @@
 
 import csv
 import gzip
+import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO, cast
 
 import polars as pl
 
 from skipcl_lightning.data.schema import describe_columns, resolve_schema
 
-__all__ = ["Paths", "list_files", "read_first_line", "read_header", "scan_parquet"]
+__all__ = ["Paths", "list_files", "read_bytes", "read_first_line", "read_header", "scan_parquet"]
 
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_LINE = 1 << 24
+# What a listener's own export never reaches.
+_MOST_UNPACKED = 1 << 32
 
 
-def list_files(paths: Paths, patterns: Sequence[str], *, name: str = "paths") -> list[Path]:
-    """The files that ``paths`` stands for, always in the same order.
+def list_files(
+    paths: Paths, patterns: Sequence[str], *, name: str = "paths", archives: bool = False
+) -> list[Path]:
+    """Return the files that ``paths`` stands for, always in the same order.
 
     Args:
         paths: A file, a folder that is searched with its sub-folders, or several of them. A file that is
             named itself is taken whatever its name.
         patterns: The names to look for in folders, as in ``"*.csv"``.
         name: The argument's name, as the caller wrote it.
+        archives: Whether ZIP archives are accepted.
 
     Returns:
-        The files, each folder's sorted by path, none twice.
+        The files, each folder's sorted by path with numbers in their order (2 before 10), none twice.
 
     Raises:
         TypeError: Something is no path.
@@ -48,7 +55,77 @@ def list_files(paths: Paths, patterns: Sequence[str], *, name: str = "paths") ->
         if not isinstance(path, str | Path):
             raise TypeError(f"`{name}` must hold strings or `pathlib.Path`s, got {type(path).__name__}.")
         files.update(dict.fromkeys(_expand(Path(path), patterns, name)))
+    for file in files:
+        if not archives and zipfile.is_zipfile(file):
+            raise ValueError(
+                f"`{name}` must hold the files themselves, got the ZIP archive {str(file)!r}. "
+                "Unpack it first."
+            )
     return list(files)
+
+
+def read_bytes(file: Path, patterns: Sequence[str], *, name: str = "paths") -> list[tuple[str, bytes]]:
+    """Read a small file whole: as it is, gzipped, or the matching members of a ZIP archive.
+
+    Nothing is unpacked to disk.
+
+    Args:
+        file: The file.
+        patterns: The names to look for in an archive, as in ``"*.json"``.
+        name: The argument's name, as the caller wrote it.
+
+    Returns:
+        The contents, each with a name for messages; members in the order of ``list_files``.
+
+    Raises:
+        ValueError: The file is damaged, an archive has no such member, or it unpacks to more than 4 GiB.
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            return _read_members(file, patterns, name)
+        with file.open("rb") as stream:
+            gzipped = stream.read(2) == b"\x1f\x8b"
+        with gzip.open(file, "rb") if gzipped else file.open("rb") as opened:
+            content = opened.read(_MOST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"`{name}` must hold readable files, got {str(file)!r}: {error}. Download it again if it is cut "
+            "short, or unpack it."
+        ) from error
+    _check_unpacked(len(content), file, name)
+    return [(str(file), content)]
+
+
+def _read_members(file: Path, patterns: Sequence[str], name: str) -> list[tuple[str, bytes]]:
+    """The matching members of an archive, whose sizes are checked before and while they are read."""
+    with zipfile.ZipFile(file) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if any(PurePosixPath(member.filename).match(pattern) for pattern in patterns)
+        ]
+        if not members:
+            raise ValueError(
+                f"`{name}` must hold files named {' or '.join(patterns)}, got the archive {str(file)!r} "
+                "without. Unpack it, and name the files themselves."
+            )
+        _check_unpacked(sum(member.file_size for member in members), file, name)
+        members.sort(key=lambda member: _natural(member.filename))
+        # `read` stops at the size that the archive states, and checks the contents' checksum.
+        return [(f"{file}/{member.filename}", archive.read(member)) for member in members]
+
+
+def _check_unpacked(size: int, file: Path, name: str) -> None:
+    if size > _MOST_UNPACKED:
+        raise ValueError(
+            f"`{name}` must unpack to at most {_MOST_UNPACKED / 2**30:g} GiB, got more in {str(file)!r}. "
+            "Unpack it first."
+        )
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers in texts by their value: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
@@ -59,7 +136,8 @@ def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
         raise ValueError(
             f"`{name}` must exist, got {str(path)!r}. Check the spelling and the working folder."
         )
-    found = sorted({file for pattern in patterns for file in path.rglob(pattern) if file.is_file()})
+    matching = {file for pattern in patterns for file in path.rglob(pattern) if file.is_file()}
+    found = sorted(matching, key=lambda file: [_natural(part) for part in file.parts])
     if not found:
         raise ValueError(
             f"`{name}` must hold files named {' or '.join(patterns)}, got the folder {str(path)!r} without. "

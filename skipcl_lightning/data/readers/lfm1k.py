@@ -6,15 +6,28 @@ import polars as pl
 
 from skipcl_lightning.data.readers.columns import parse_columns, text_column, time_column
 from skipcl_lightning.data.readers.files import Paths, list_files
-from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, scan_fields
-from skipcl_lightning.data.sessions import label_and_cut
+from skipcl_lightning.data.readers.parsing import (
+    ARTIST_TRACK_DASH,
+    PLACEHOLDER_IDS,
+    PLACEHOLDER_NAMES,
+    check_max_damaged,
+    known,
+    scan_fields,
+)
+from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_lfm1k"]
 
 _COLUMNS = ("user", "time", "artist_id", "artist", "track_id", "track")
 
 
-def read_lfm1k(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float | None = 20.0) -> pl.LazyFrame:
+def read_lfm1k(
+    paths: Paths,
+    *,
+    skip_seconds: float = 30.0,
+    gap_minutes: float | None = 20.0,
+    max_damaged: float = 0.001,
+) -> pl.LazyFrame:
     r"""Read the Last.fm dataset of 1,000 users: who played what, and when it started.
 
     The log has no skip flag: a track is skipped (-1) if the same user's next one starts within
@@ -30,11 +43,15 @@ def read_lfm1k(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
             history, which polars can stream: ``label_by_next_play`` and ``sessionise`` then do the rest.
+        max_damaged: The largest share of lines with another number of fields, in [0, 1), of those that are
+            read at once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning
+            (the data set as published has nine).
 
     Returns:
         A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (String),
         ``feedback``, ``timestamp`` (Datetime in UTC), ``user_id`` (String). With ``gap_minutes=None`` only
-        ``user_id``, ``item_id``, ``timestamp``, in the order of the files.
+        ``user_id``, ``item_id``, ``timestamp``, in the order of the files, and ``tie_order`` for files that
+        run newest first, as the data set does.
 
     Raises:
         TypeError: A setting is no number.
@@ -59,20 +76,22 @@ def read_lfm1k(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
     files = list_files(
         paths, [f"userid-timestamp-artid-artname-traid-traname.tsv{end}" for end in ("", ".gz")]
     )
-    history = pl.concat([_scan(file) for file in files])
+    check_max_damaged(max_damaged)
+    history = join_histories([_scan(file, max_damaged) for file in files])
     return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
-def _scan(file: Path) -> pl.LazyFrame:
+def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
     """One file as a plain history."""
-    named = pl.concat_str("artist", "track", separator=ARTIST_TRACK_DASH)  # null where one is null
+    names = [known(name, PLACEHOLDER_NAMES) for name in ("artist", "track")]
+    named = pl.concat_str(names, separator=ARTIST_TRACK_DASH)  # null where one is null
     columns = [
         text_column("user"),
         time_column("time"),
         *(text_column(name, optional=True) for name in ("track_id", "artist", "track")),
     ]
-    return parse_columns(scan_fields(file, _COLUMNS, "\t"), file, columns).select(
+    return parse_columns(scan_fields(file, _COLUMNS, "\t", max_damaged=max_damaged), file, columns).select(
         pl.col("user").alias("user_id"),
-        pl.coalesce("track_id", named).alias("item_id"),
+        pl.coalesce(known("track_id", PLACEHOLDER_IDS), named).alias("item_id"),
         pl.col("time").alias("timestamp"),
     )

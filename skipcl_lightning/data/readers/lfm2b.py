@@ -10,8 +10,8 @@ from skipcl_lightning.data.readers.columns import (
     scan_csv_text,
     time_column,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files
-from skipcl_lightning.data.sessions import label_and_cut
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line
+from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_lfm2b"]
 
@@ -60,12 +60,14 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
         [('7/0', 10, 1.0), ('7/0', 11, 0.0)]
     """
     files = list_files(paths, ["listening_events*.tsv", "listening_events*.tsv.gz"])
-    history = pl.concat([_scan(file) for file in files])
+    history = join_histories([_scan(file) for file in files])
     return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
 def _scan(file: Path) -> pl.LazyFrame:
     """One file as a plain history."""
-    text = scan_csv_text(file, _COLUMNS, separator="\t", quote_char=None)
+    # Some copies quote the header and the times; elsewhere a quotation mark is a character like any other.
+    quote_char = '"' if '"' in read_first_line(file) else None
+    text = scan_csv_text(file, _COLUMNS, separator="\t", quote_char=quote_char)
     columns = [integer_column("user_id"), integer_column("track_id"), time_column("timestamp")]
     return parse_columns(text, file, columns).rename({"track_id": "item_id"})

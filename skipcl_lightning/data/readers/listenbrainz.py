@@ -2,15 +2,26 @@
 
 import json
 import math
+import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line
-from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, parse_lines, require
-from skipcl_lightning.data.sessions import label_and_cut
+from skipcl_lightning.data.readers.columns import ROW
+from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes, read_first_line
+from skipcl_lightning.data.readers.parsing import (
+    ARTIST_TRACK_DASH,
+    PLACEHOLDER_IDS,
+    PLACEHOLDER_NAMES,
+    is_placeholder,
+    parse_frame,
+    parse_lines,
+    require,
+)
+from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_listenbrainz"]
 
@@ -21,7 +32,10 @@ _LATEST = 253_402_300_799  # the end of the year 9999
 
 
 def read_listenbrainz(
-    paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float | None = 20.0
+    paths: Paths,
+    *,
+    skip_seconds: float = 30.0,
+    gap_minutes: float | None = 20.0,
 ) -> pl.LazyFrame:
     r"""Read listens that ListenBrainz exports: one listener's, or a dump of many.
 
@@ -33,7 +47,8 @@ def read_listenbrainz(
     Args:
         paths: Files with one JSON object a line, gzipped or not, with ``listened_at`` (when it started, in
             seconds since 1970), ``track_metadata`` and perhaps ``user_name``; or a folder that is searched
-            for ``1.jsonl`` and so on (an export: ``listens/2024/1.jsonl``) and ``1.listens`` (a dump).
+            for ``1.jsonl`` and so on (an export: ``listens/2024/1.jsonl``) and ``1.listens`` (a dump); or the
+            ZIP archive of an export, of at most 4 GiB unpacked.
         skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
@@ -63,27 +78,62 @@ def read_listenbrainz(
         ...     read_listenbrainz(folder).select("session_id", "item_id", "feedback").collect().rows()
         [(0, 'm', -1.0), (0, 'm', 0.0)]
     """
-    files = list_files(paths, _NAMES)
-    named = [_names_user(file) for file in files]
-    tables = [
-        parse_lines(file, partial(_parse_listen, named=names), _LISTEN)
-        for file, names in zip(files, named, strict=True)
-    ]
+    sources = _list_sources(paths)
+    named = [_names_user(first) for _, first, _ in sources]
     if len(set(named)) == 2:
         raise ValueError(
             "`paths` must hold listens that all name their user, or none, got "
-            f"{str(files[named.index(True)])!r} with a 'user_name' and {str(files[named.index(False)])!r} "
+            f"{sources[named.index(True)][0]!r} with a 'user_name' and {sources[named.index(False)][0]!r} "
             "without. Read them one by one."
         )
-    listens = pl.concat(tables).unnest("line")
-    timed = listens.with_columns(pl.from_epoch("timestamp", time_unit="us").dt.replace_time_zone("UTC"))
-    history = timed if named[0] else timed.drop("user_id")
+    parse = partial(_parse_listen, named=named[0])
+    time = pl.from_epoch("timestamp", time_unit="us").dt.replace_time_zone("UTC")
+    tables = [scan(parse).unnest("line").with_columns(time) for _, _, scan in sources]
+    history = join_histories(tables if named[0] else [table.drop("user_id") for table in tables])
     return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
-def _names_user(file: Path) -> bool:
+_Scan = Callable[[Callable[[str], Any]], pl.LazyFrame]
+
+
+def _list_sources(paths: Paths) -> list[tuple[str, str, _Scan]]:
+    """The name and the first line of each file or member of an archive, and how it is parsed."""
+    sources: list[tuple[str, str, _Scan]] = []
+    for file in list_files(paths, _NAMES, archives=True):
+        if not zipfile.is_zipfile(file):
+            sources.append((str(file), read_first_line(file), partial(_scan_file, file)))
+            continue
+        for name, content in read_bytes(file, _NAMES[::2]):
+            lines = _to_lines(name, content)
+            if lines.height:
+                sources.append((name, lines["line"][0], partial(_scan_lines, lines, name)))
+    if not sources:
+        raise ValueError(f"`paths` must hold at least one listen, got none in {paths!r}. Download it again.")
+    return sources
+
+
+def _to_lines(name: str, content: bytes) -> pl.DataFrame:
+    try:
+        texts = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`paths` must hold readable text files in UTF-8, got {name!r}: {error}. Download it again."
+        ) from error
+    rows = [(row, text) for row, text in enumerate(texts, start=1) if text.strip("\r")]
+    return pl.DataFrame(rows, schema={ROW: pl.UInt32, "line": pl.String}, orient="row")
+
+
+def _scan_file(file: Path, parse: Callable[[str], Any]) -> pl.LazyFrame:
+    return parse_lines(file, parse, _LISTEN)
+
+
+def _scan_lines(lines: pl.DataFrame, name: str, parse: Callable[[str], Any]) -> pl.LazyFrame:
+    """The listens of a member of an archive, which is in memory."""
+    return parse_frame(lines, parse=parse, file=name, dtype=_LISTEN).lazy()
+
+
+def _names_user(first: str) -> bool:
     """Whether the first listen says whose it is; the rest must do likewise."""
-    first = read_first_line(file)
     try:
         listen = json.loads(first)
     except (ValueError, RecursionError):
@@ -109,10 +159,13 @@ def _find_item(track: dict[str, Any]) -> str | None:
         told = track.get(part) or {}
         require(isinstance(told, dict), f"its {part!r} is no JSON object")
         found = _to_text(told, "recording_mbid")
-        if found:
+        if not is_placeholder(found, PLACEHOLDER_IDS):
             return found
     artist, name = _to_text(track, "artist_name"), _to_text(track, "track_name")
-    return artist + ARTIST_TRACK_DASH + name if artist and name else None
+    if artist is None or name is None:
+        return None
+    is_known = not any(is_placeholder(text, PLACEHOLDER_NAMES) for text in (artist, name))
+    return artist + ARTIST_TRACK_DASH + name if is_known else None
 
 
 def _to_text(told: dict[str, Any], field: str) -> str | None:

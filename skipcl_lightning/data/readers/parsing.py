@@ -1,5 +1,6 @@
 """Lines read as text and parsed strictly: an error shows a wrong line with its file and its row."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,33 +8,103 @@ from typing import Any
 
 import polars as pl
 
+from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.readers.columns import ROW
 from skipcl_lightning.data.readers.files import read_first_line
 
 __all__ = [
     "ARTIST_TRACK_DASH",
+    "PLACEHOLDER_IDS",
+    "PLACEHOLDER_NAMES",
+    "DamagedLinesWarning",
+    "check_max_damaged",
     "describe_wrong",
+    "is_placeholder",
+    "known",
+    "parse_frame",
     "parse_lines",
     "require",
     "scan_fields",
 ]
 
 ARTIST_TRACK_DASH = " \N{EN DASH} "
+# What exports write for "not known", in lower case. A track may really be called "None" or "Unknown".
+PLACEHOLDER_IDS = ("", "none", "null", "nan", "undefined", "unknown")
+PLACEHOLDER_NAMES = ("", "unknown artist", "unknown track", "<unknown>", "[unknown]", "[untitled]")
+# Lines that may always be damaged, however few a file has.
+_FEW_LINES = 10
+_MOST_NUMBERS = 5
 _MOST_QUOTED = 60
 _LINE = "line"
 
 
-def scan_fields(file: Path, columns: Sequence[str], separator: str) -> pl.LazyFrame:
+class DamagedLinesWarning(UserWarning):
+    """Lines of a file that could not be read were dropped."""
+
+
+def check_max_damaged(max_damaged: float) -> None:
+    """Raise unless the share of damaged lines is in [0, 1).
+
+    Args:
+        max_damaged: The share.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
+    """
+    check_number("max_damaged", max_damaged, minimum=0, maximum=1, open_maximum=True)
+
+
+def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
+    """Return whether an export's text says that the value is not known.
+
+    Args:
+        text: The text.
+        placeholders: ``PLACEHOLDER_IDS`` or ``PLACEHOLDER_NAMES``.
+
+    Returns:
+        True for None, blank texts and placeholders in any case.
+
+    Example:
+        >>> is_placeholder(" None", PLACEHOLDER_IDS), is_placeholder("None", PLACEHOLDER_NAMES)
+        (True, False)
+    """
+    return text is None or text.strip().lower() in placeholders
+
+
+def known(column: str, placeholders: Sequence[str]) -> pl.Expr:
+    """Return a column of texts with null for what is not known: the expression of ``is_placeholder``.
+
+    Args:
+        column: The column's name.
+        placeholders: ``PLACEHOLDER_IDS`` or ``PLACEHOLDER_NAMES``.
+
+    Returns:
+        A String expression.
+
+    Example:
+        >>> pl.DataFrame({"id": ["m1", "None"]}).select(known("id", PLACEHOLDER_IDS))["id"].to_list()
+        ['m1', None]
+    """
+    text = pl.col(column)
+    return pl.when(~text.str.strip_chars().str.to_lowercase().is_in(placeholders)).then(text).alias(column)
+
+
+def scan_fields(
+    file: Path, columns: Sequence[str], separator: str, *, max_damaged: float = 0.0
+) -> pl.LazyFrame:
     r"""A file without a header, whose lines all have the same number of fields.
 
     Quotation marks are characters like any other. Empty lines are left out. A field that is there but empty
-    is an empty text. The first line is looked at now; a later one with another number of fields is a
-    ValueError once it is collected.
+    is an empty text. The first line is looked at now; later ones with another number of fields are damaged.
+    Damaged lines are dropped with a ``DamagedLinesWarning``, or are a ValueError once they are collected.
 
     Args:
         file: The file, which may be gzipped.
         columns: The names of the fields.
         separator: What stands between them, one character or several.
+        max_damaged: The largest share of damaged lines among those that are read at once, in [0, 1); 10 of
+            them are always accepted. 0 accepts none.
 
     Returns:
         A lazy table of String columns, and the number of the row, for `parse_columns`.
@@ -45,13 +116,22 @@ def scan_fields(file: Path, columns: Sequence[str], separator: str) -> pl.LazyFr
     first = read_first_line(file)
     if first.count(separator) != len(columns) - 1:
         raise ValueError(describe_wrong(first, file, 1, wanted))
-    split = partial(_split_fields, file=file, columns=tuple(columns), separator=separator, wanted=wanted)
+    split = partial(
+        _split_fields,
+        file=file,
+        columns=tuple(columns),
+        separator=separator,
+        wanted=wanted,
+        max_damaged=max_damaged,
+    )
     schema = {ROW: pl.UInt32, **dict.fromkeys(columns, pl.String)}
     return _scan_lines(file).map_batches(split, schema=schema, streamable=True)
 
 
 def parse_lines(
-    file: Path, parse: Callable[[str], Any], dtype: pl.DataType | type[pl.DataType]
+    file: Path,
+    parse: Callable[[str], Any],
+    dtype: pl.DataType | type[pl.DataType],
 ) -> pl.LazyFrame:
     """A file of which plain Python parses each line; empty ones are left out.
 
@@ -59,7 +139,7 @@ def parse_lines(
 
     Args:
         file: The file, which may be gzipped.
-        parse: From a line to a value; a ValueError of it is told with the file and the line.
+        parse: A function from a line to a value; its ValueError becomes one that names the file and the row.
         dtype: The type of the values.
 
     Returns:
@@ -68,7 +148,7 @@ def parse_lines(
     Raises:
         ValueError: The file is empty or no text, or its first line cannot be parsed.
     """
-    parse_each = partial(_parse_each, parse=parse, file=file, dtype=dtype)
+    parse_each = partial(parse_frame, parse=parse, file=file, dtype=dtype)
     parse_each(pl.DataFrame({ROW: [1], _LINE: [read_first_line(file)]}))
     return _scan_lines(file).map_batches(parse_each, schema={_LINE: dtype}, streamable=True)
 
@@ -125,20 +205,48 @@ def _scan_lines(file: Path) -> pl.LazyFrame:
 
 
 def _split_fields(
-    lines: pl.DataFrame, *, file: Path, columns: Sequence[str], separator: str, wanted: str
+    lines: pl.DataFrame,
+    *,
+    file: Path,
+    columns: Sequence[str],
+    separator: str,
+    wanted: str,
+    max_damaged: float,
 ) -> pl.DataFrame:
+    is_damaged = lines[_LINE].str.count_matches(separator, literal=True) != len(columns) - 1
+    damaged = lines.filter(is_damaged)
+    if damaged.height:
+        if max_damaged == 0:
+            row, first = damaged.select(ROW, _LINE).row(0)
+            raise ValueError(describe_wrong(first, file, row, wanted))
+        _report_damaged(damaged[ROW].to_list(), lines.height, file, max_damaged, f"lines with {wanted}")
+        lines = lines.filter(~is_damaged)
     line = lines[_LINE]
-    wrong = lines.filter(line.str.count_matches(separator, literal=True) != len(columns) - 1)
-    if wrong.height:
-        row, first = wrong.select(ROW, _LINE).row(0)
-        raise ValueError(describe_wrong(first, file, row, wanted))
     fields = line.str.split_exact(separator, len(columns) - 1).struct.rename_fields(columns)
     return lines.select(ROW).hstack(fields.struct.unnest())
 
 
-def _parse_each(
-    lines: pl.DataFrame, *, parse: Callable[[str], Any], file: Path, dtype: pl.DataType | type[pl.DataType]
+def parse_frame(
+    lines: pl.DataFrame,
+    *,
+    parse: Callable[[str], Any],
+    file: Path | str,
+    dtype: pl.DataType | type[pl.DataType],
 ) -> pl.DataFrame:
+    """Parse lines that are in memory: what ``parse_lines`` does with each part of a file.
+
+    Args:
+        lines: The number of each row, and the ``line``.
+        parse: As for ``parse_lines``.
+        file: What the messages call the file.
+        dtype: As for ``parse_lines``.
+
+    Returns:
+        A table with the one column ``line``.
+
+    Raises:
+        ValueError: A line cannot be parsed.
+    """
     parsed = []
     for row, line in lines.select(ROW, _LINE).iter_rows():
         try:
@@ -149,3 +257,20 @@ def _parse_each(
                 f"{row} of {str(file)!r}: {error}. Correct or remove that line, or download the file again."
             ) from error
     return pl.DataFrame({_LINE: pl.Series(parsed, dtype=dtype)})
+
+
+def _report_damaged(rows: list[int], total: int, file: Path, max_damaged: float, wanted: str) -> None:
+    """Warn of damaged lines that are dropped, or raise where there are too many."""
+    shown = ", ".join(f"{row:,}" for row in rows[:_MOST_NUMBERS])
+    shown += ", …" if len(rows) > _MOST_NUMBERS else ""
+    if len(rows) > max(_FEW_LINES, max_damaged * total):
+        raise ValueError(
+            f"`paths` must hold {wanted}, got {len(rows):,} others among {total:,} in {str(file)!r}: rows "
+            f"{shown}. Download the file again, or raise `max_damaged`, {max_damaged:g} now."
+        )
+    warnings.warn(
+        f"{len(rows):,} of {total:,} lines of {str(file)!r} are damaged and were dropped: rows {shown}. "
+        "`max_damaged=0` refuses them.",
+        DamagedLinesWarning,
+        stacklevel=2,
+    )

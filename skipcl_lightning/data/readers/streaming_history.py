@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.readers.files import Paths, list_files
-from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH
-from skipcl_lightning.data.sessions import cut_at_gaps, to_microseconds
+from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes
+from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, PLACEHOLDER_NAMES, known
+from skipcl_lightning.data.sessions import cut_at_gaps, times_fall, to_microseconds
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]
 
@@ -22,12 +22,15 @@ _NAMES = (
     "StreamingHistory_music_*.json",
     "StreamingHistory[0-9]*.json",
 )
+_PATTERNS = (*_NAMES, *(f"{name}.gz" for name in _NAMES), "*.zip")
 _EXTENDED: Mapping[str, type[pl.DataType]] = {
     "ts": pl.String,
     "ms_played": pl.Int64,
     "spotify_track_uri": pl.String,
-    "reason_end": pl.String,
-    "skipped": pl.Boolean,
+}
+_RULE_FIELDS: Mapping[str, tuple[str, type[pl.DataType]]] = {
+    "skipped": ("skipped", pl.Boolean),
+    "fwdbtn": ("reason_end", pl.String),
 }
 _BASIC: Mapping[str, type[pl.DataType]] = {
     "endTime": pl.String,
@@ -35,6 +38,17 @@ _BASIC: Mapping[str, type[pl.DataType]] = {
     "trackName": pl.String,
     "msPlayed": pl.Int64,
 }
+# The fields that describe a play, by which copies are told from plays that are alike. Others, such as the
+# country or the platform, may differ between two exports of one account.
+_PLAY = (
+    *("ts", "ms_played", "spotify_track_uri", "reason_start", "reason_end", "shuffle", "skipped"),
+    *("offline", "offline_timestamp", "incognito_mode"),
+)
+_LONG_PLAY = 60_000
+# No play was recorded before the service began, in October 2008.
+_FIRST_PLAY = 1_222_819_200_000_000
+# A number of seconds below it, a number of milliseconds from it on.
+_LEAST_MILLISECONDS = 10**11
 
 
 def read_streaming_history(
@@ -46,15 +60,25 @@ def read_streaming_history(
 ) -> pl.LazyFrame:
     """Read one listener's extended or basic streaming history and cut it into sessions.
 
-    The clock of an export is the END of a play, to the second or the minute, and it is kept as the
+    The clock of an export is the END of a play, to the second or the minute, and the reader keeps it as the
     ``timestamp``: starts, computed from it, would put short plays in the wrong order. The pause that ends a
     session is counted from the end of one play to the start (end less length) of the next. Podcasts and
-    lost tracks have no id and, like rows that two files share, are dropped and counted at the preparation.
+    lost tracks have no id and, like plays that two files share, are dropped and counted at the preparation.
+    Two plays are the same if all fields that describe them are equal.
+
+    Extended export: a play made offline carries the time when the device was online again. Its
+    ``offline_timestamp`` says when it began, from which the reader computes the end. It is ignored where the
+    play would end after ``ts``, or begin before October 2008.
+
+    Basic export: the clock has minutes only. A play of 60 s or more began before the minute in which it
+    ended, so it comes before the shorter plays of that minute. The order among several short plays of one
+    minute is not known; they stay in the order of the file.
 
     Args:
         folder_or_paths: A folder that is searched for ``Streaming_History_Audio_*.json``,
             ``endsong_*.json`` (extended), ``StreamingHistory_music_*.json`` and ``StreamingHistory0.json``
-            and so on (basic), or the files. All must be of the same export, extended or basic.
+            and so on (basic), gzipped or not, and for ``*.zip``, in which the same names are looked for; or
+            the files. All must be of the same export, extended or basic.
         skip_rule: ``skipped``: the export's own flag, which also holds where the listener stopped, and is
             null (feedback 0, unknown) in old exports; ``fwdbtn``: the play ended with the forward button;
             ``ms_played``: it was shorter than ``skip_seconds``, the only rule for the basic export. A skip
@@ -64,12 +88,13 @@ def read_streaming_history(
 
     Returns:
         A canonical table, in the order of time: ``session_id`` (Int64), ``item_id`` (String: the track's
-        uri, or artist and track with an en dash between), ``feedback``, ``timestamp`` (Datetime in UTC).
+        uri, or artist and track with an en dash between), ``feedback``, ``timestamp`` (Datetime in UTC),
+        ``copy_key`` (UInt64).
 
     Raises:
         TypeError: A setting is no number.
-        ValueError: A file is no JSON list of plays, lacks a field or has it in another type, both exports
-            are mixed, nothing is in them, or the rule needs a field that the basic export lacks.
+        ValueError: A file is no JSON list of plays, lacks a field that is needed or has it in another type,
+            both exports are mixed, nothing is in them, or the rule needs a field that the basic export lacks.
 
     Example:
         >>> import tempfile
@@ -82,17 +107,17 @@ def read_streaming_history(
     """
     check_choice("skip_rule", skip_rule, SKIP_RULES)
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
-    files = list_files(folder_or_paths, _NAMES)
-    plays, extended = _read_plays(files)
+    files = list_files(folder_or_paths, _PATTERNS, name="folder_or_paths", archives=True)
+    plays, extended = _read_plays(files, skip_rule)
     if not extended and skip_rule != "ms_played":
         raise ValueError(
             f"`skip_rule` must be 'ms_played' for the basic export, got {skip_rule!r}. "
             "It says neither what was skipped nor why a play ended; the extended export does."
         )
     table = _to_extended(plays) if not extended else plays
-    # A clock of whole minutes says too little for starts; the basic export's own order says more.
-    order = ["timestamp", "start"] if extended else ["timestamp"]
-    timed = _parse_time(table).sort(order, maintain_order=True)
+    # A clock of whole minutes says too little for starts, but long plays of a minute come before short ones.
+    within = pl.col("start") if extended else pl.col("ms_played") < _LONG_PLAY
+    timed = _parse_time(table).sort(pl.col("timestamp"), within, maintain_order=True)
     cut = cut_at_gaps(
         timed.lazy(),
         pl.col("start"),
@@ -105,19 +130,26 @@ def read_streaming_history(
         pl.col("spotify_track_uri").alias("item_id"),
         _feedback(skip_rule, skip_seconds).cast(pl.Float32).alias("feedback"),
         "timestamp",
+        "copy_key",
     )
 
 
-def _read_plays(files: Sequence[Path]) -> tuple[pl.DataFrame, bool]:
+def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bool]:
     """All files' plays in one table, and whether they are of the extended export."""
     tables: dict[bool, list[pl.DataFrame]] = {}
-    for file in files:
-        records = _load(file)
+    for name, content in (
+        part for file in files for part in read_bytes(file, _NAMES, name="folder_or_paths")
+    ):
+        records = _load(content, name)
         if records:
             extended = "endTime" not in records[0]
-            tables.setdefault(extended, []).append(
-                _to_table(records, _EXTENDED if extended else _BASIC, file)
-            )
+            fields = dict(_EXTENDED if extended else _BASIC)
+            if extended and skip_rule in _RULE_FIELDS:
+                fields |= [_RULE_FIELDS[skip_rule]]
+            table = _to_table(records, fields, name)
+            # Equal times stay in the order of listening, whichever way the file runs.
+            backwards = times_fall(table["ts" if extended else "endTime"])
+            tables.setdefault(extended, []).append(table.reverse() if backwards else table)
     if not tables:
         raise ValueError(
             "`folder_or_paths` must hold at least one play, got only empty lists. Fetch it again."
@@ -131,45 +163,59 @@ def _read_plays(files: Sequence[Path]) -> tuple[pl.DataFrame, bool]:
     return pl.concat(found), extended
 
 
-def _load(file: Path) -> list[dict[str, Any]]:
+def _load(content: bytes, name: str) -> list[dict[str, Any]]:
     """The records of one file."""
     try:
-        records = json.loads(file.read_text(encoding="utf-8-sig"))
+        records = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`folder_or_paths` must hold JSON files, got {str(file)!r}: {error}. "
+            f"`folder_or_paths` must hold JSON files, got {name!r}: {error}. "
             "Fetch it again if it was cut short."
         ) from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(
-            f"`folder_or_paths` must hold JSON lists of plays, got something else in {str(file)!r}. "
+            f"`folder_or_paths` must hold JSON lists of plays, got something else in {name!r}. "
             "Name only the history files of the export."
         )
     return records
 
 
 def _to_table(
-    records: Sequence[Mapping[str, Any]], fields: Mapping[str, type[pl.DataType]], file: Path
+    records: Sequence[Mapping[str, Any]], fields: Mapping[str, type[pl.DataType]], name: str
 ) -> pl.DataFrame:
     """The wanted fields of one file's records."""
     missing = [field for field in fields if not all(field in record for record in records)]
     if missing:
         raise ValueError(
             f"`folder_or_paths` must hold plays with {', '.join(map(repr, missing))}, got some without "
-            f"in {str(file)!r}. Name only the music history files of the export."
+            f"in {name!r}. Name only the music history files of the export."
         )
     try:
-        return pl.DataFrame(
+        table = pl.DataFrame(
             {
                 field: pl.Series([record[field] for record in records], dtype=dtype)
                 for field, dtype in fields.items()
             }
         )
-    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        # UnicodeEncodeError: JSON can escape half a character, which no table can hold.
+    except (TypeError, OverflowError, UnicodeEncodeError, pl.exceptions.PolarsError) as error:
         raise ValueError(
-            f"`folder_or_paths` must hold plays of the export's own types, got another in {str(file)!r}: "
+            f"`folder_or_paths` must hold plays of the export's own types, got another in {name!r}: "
             f"{error}. Fetch the file again."
         ) from error
+    described = _PLAY if "ts" in fields else tuple(fields)
+    keys = pl.Series([json.dumps([record.get(field) for field in described]) for record in records])
+    began = pl.Series([_offline_start(record) for record in records], dtype=pl.Int64)
+    return table.with_columns(keys.hash().alias("copy_key"), began.alias("began"))
+
+
+def _offline_start(record: Mapping[str, Any]) -> int | None:
+    """When an offline play began, in microseconds, where the export says it in seconds or milliseconds."""
+    began = record.get("offline_timestamp")
+    if record.get("offline") is not True or isinstance(began, bool) or not isinstance(began, int | float):
+        return None
+    microseconds = began * (1_000_000 if began < _LEAST_MILLISECONDS else 1000)
+    return int(microseconds) if 0 < microseconds < 2**62 else None
 
 
 def _to_extended(plays: pl.DataFrame) -> pl.DataFrame:
@@ -178,7 +224,12 @@ def _to_extended(plays: pl.DataFrame) -> pl.DataFrame:
         pl.col("endTime").alias("ts"),
         pl.col("msPlayed").alias("ms_played"),
         # Null, and so dropped and counted, where either name is.
-        pl.concat_str("artistName", "trackName", separator=ARTIST_TRACK_DASH).alias("spotify_track_uri"),
+        pl.concat_str(
+            [known(name, PLACEHOLDER_NAMES) for name in ("artistName", "trackName")],
+            separator=ARTIST_TRACK_DASH,
+        ).alias("spotify_track_uri"),
+        "copy_key",
+        "began",
     )
 
 
@@ -195,8 +246,14 @@ def _parse_time(plays: pl.DataFrame) -> pl.DataFrame:
             f"'2024-05-01 10:00' (basic), and a length in milliseconds, got {time!r} and {played!r}. "
             "Mend or remove that play."
         )
-    start = pl.col("timestamp").dt.epoch("us") - pl.col("ms_played") * 1000
-    return timed.with_columns(pl.col("timestamp").dt.replace_time_zone("UTC"), start.alias("start"))
+    clock, length = pl.col("timestamp").dt.epoch("us"), pl.col("ms_played") * 1000
+    end_offline = pl.col("began") + length
+    plausible = (pl.col("began") >= _FIRST_PLAY) & (end_offline <= clock)
+    end = pl.when(plausible).then(end_offline).otherwise(clock)
+    return timed.with_columns(
+        pl.from_epoch(end, time_unit="us").dt.replace_time_zone("UTC").alias("timestamp"),
+        (end - length).alias("start"),
+    )
 
 
 def _feedback(skip_rule: str, skip_seconds: float) -> pl.Expr:
