@@ -1,10 +1,12 @@
+import gzip
 import json
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from skipcl_lightning.data import prepare_sessions, read_streaming_history
+from skipcl_lightning.data import prepare_sessions, read_mssd, read_streaming_history
 
 
 def play(
@@ -144,3 +146,137 @@ def test_the_real_histories_have_the_counted_sessions_and_skips(real_data):
     assert (lengths >= 5).sum() == 343
     old = read_streaming_history(folder / "endsong_0.json").collect()
     assert (old["feedback"] == 0).mean() > 0.9
+
+
+def offline(end, played, uri, began):
+    return play(end, played, uri, offline=True, offline_timestamp=began)
+
+
+NOON = 1_714_564_800  # 2024-05-01T12:00:00Z
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_an_offline_play_is_placed_where_it_began(tmp_path, scale):
+    synced = [offline("18:00:00", 180_000, f"o{n}", (NOON + 180 * n) * scale) for n in range(3)]
+    write(tmp_path, [*synced, play("17:58:00", 60_000, "online")])
+    table = read_streaming_history(tmp_path).collect()
+    assert table["item_id"].to_list() == ["o0", "o1", "o2", "online"]
+    assert table["timestamp"][0] == datetime(2024, 5, 1, 12, 3, tzinfo=UTC)
+    assert table["session_id"].to_list() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("began", [0, None, 3, NOON + 10**6, True, "soon", -NOON])
+def test_an_implausible_start_of_an_offline_play_is_ignored(tmp_path, began):
+    write(tmp_path, [offline("18:00:00", 180_000, "a", began)])
+    assert read_streaming_history(tmp_path).collect()["timestamp"][0] == datetime(2024, 5, 1, 18, tzinfo=UTC)
+
+
+def test_the_time_of_an_online_play_is_its_clock(tmp_path):
+    write(tmp_path, [play("18:00:00", uri="a", offline=False, offline_timestamp=NOON)])
+    assert read_streaming_history(tmp_path).collect()["timestamp"][0] == datetime(2024, 5, 1, 18, tzinfo=UTC)
+
+
+def test_plays_that_differ_in_any_field_are_no_copies(tmp_path):
+    starts = [basic("10:05", played, track="Hook") for played in (1_200, 4_900, 800)]
+    plays = [basic("10:00", track="One"), *starts, basic("10:09", track="Three")]
+    write(tmp_path, plays, "StreamingHistory_music_0.json")
+    write(tmp_path, plays[2:], "StreamingHistory_music_1.json")
+    table, report = prepare_sessions(read_streaming_history(tmp_path, skip_rule="ms_played"))
+    assert report.duplicate_rows == 3
+    assert table.height == 5
+    assert "copy_key" not in table.columns
+    extended = [play("10:00:00", uri="a", reason_start="fwdbtn"), play("10:00:00", uri="a", reason_start="x")]
+    again = [play("10:00:00", uri="a", reason_start="x", platform="other"), play("10:03:00", 9, uri="b")]
+    folder = tmp_path / "extended"
+    folder.mkdir()
+    write(folder, [*extended, play("10:02:00", 9, uri="c", skipped=True)])
+    write(folder, again, "endsong_0.json")
+    assert prepare_sessions(read_streaming_history(folder))[1].duplicate_rows == 1
+
+
+def test_within_a_minute_long_plays_come_before_short_ones(tmp_path):
+    lengths = {"short": 5_000, "shorter": 2_000, "long": 60_000}
+    plays = [basic("10:05", played, track=track) for track, played in lengths.items()]
+    write(tmp_path, plays, "StreamingHistory_music_0.json")
+    items = read_streaming_history(tmp_path, skip_rule="ms_played").collect()["item_id"].to_list()
+    assert [item.split()[-1] for item in items] == ["long", "short", "shorter"]
+
+
+def test_a_file_that_runs_newest_first_keeps_the_order_of_listening(tmp_path):
+    heard = [*(play(f"10:0{n}:00", uri=f"p{n}") for n in range(4)), play("10:03:00", uri="p4")]
+    write(tmp_path, heard[::-1])
+    items = read_streaming_history(tmp_path).collect()["item_id"].to_list()
+    assert items == ["p0", "p1", "p2", "p3", "p4"]
+
+
+def test_numbered_files_come_in_the_order_of_their_numbers(tmp_path):
+    for n in range(12):
+        write(tmp_path, [basic("10:00", 1_000, track=f"T{n:02}")], f"StreamingHistory{n}.json")
+    items = read_streaming_history(tmp_path, skip_rule="ms_played").collect()["item_id"].to_list()
+    assert items == sorted(items)
+
+
+def test_names_that_are_not_known_are_null(tmp_path):
+    names = [("", ""), ("Unknown Artist", "Unknown Track"), ("A", " "), ("A", "None")]
+    plays = [basic(f"10:0{n}", 1_000 + n, artist, track) for n, (artist, track) in enumerate(names)]
+    write(tmp_path, plays, "StreamingHistory0.json")
+    items = read_streaming_history(tmp_path, skip_rule="ms_played").collect()["item_id"].to_list()
+    assert items[:3] == [None] * 3
+    assert items[3].endswith("None")
+
+
+def test_only_the_fields_of_the_rule_are_needed(tmp_path):
+    bare = {"ts": "2024-05-01T10:00:00Z", "ms_played": 5, "spotify_track_uri": "a"}
+    write(tmp_path, [bare])
+    assert read_streaming_history(tmp_path, skip_rule="ms_played").collect()["feedback"].to_list() == [-1]
+    for rule, field in (("skipped", "skipped"), ("fwdbtn", "reason_end")):
+        with pytest.raises(ValueError, match=f"must hold plays with '{field}'"):
+            read_streaming_history(tmp_path, skip_rule=rule)
+
+
+def test_exports_are_read_from_archives_and_gzip_files(tmp_path):
+    plays = [play(f"10:0{n}:00", uri=f"p{n}") for n in range(3)]
+    text = json.dumps(plays)
+    for place in ("zip", "gz", "folder"):
+        (tmp_path / place).mkdir()
+    with zipfile.ZipFile(tmp_path / "zip" / "my_spotify_data.zip", "w") as archive:
+        archive.writestr("Spotify Extended Streaming History/ReadMe.pdf", b"no json")
+        archive.writestr("Spotify Extended Streaming History/Streaming_History_Audio_0.json", text)
+        # Read in memory alone: a name that would leave the folder is only a name.
+        archive.writestr("../../endsong_0.json", text)
+    (tmp_path / "gz" / "endsong_0.json.gz").write_bytes(gzip.compress(text.encode()))
+    write(tmp_path / "folder", plays)
+    for source, copies in (("zip/my_spotify_data.zip", 2), ("zip", 2), ("gz", 1), ("folder", 1)):
+        table = read_streaming_history(tmp_path / source).collect()
+        assert table["item_id"].unique(maintain_order=True).to_list() == ["p0", "p1", "p2"]
+        assert table.height == 3 * copies
+
+
+def test_archives_without_plays_too_large_or_damaged_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "data.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("endsong_0.json", b" " * 10_000)
+    monkeypatch.setattr("skipcl_lightning.data.readers.files._MOST_UNPACKED", 9_999)
+    with pytest.raises(ValueError, match=r"`folder_or_paths` must unpack to at most .*data\.zip"):
+        read_streaming_history(file)
+    (tmp_path / "endsong_1.json.gz").write_bytes(gzip.compress(b" " * 10_000))
+    with pytest.raises(ValueError, match=r"must unpack to at most .*endsong_1"):
+        read_streaming_history(tmp_path / "endsong_1.json.gz")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("other.txt", b"x")
+    with pytest.raises(ValueError, match=r"`folder_or_paths` must hold files named .* got the archive"):
+        read_streaming_history(file)
+    with pytest.raises(ValueError, match=r"`paths` must hold the files themselves, got the ZIP archive"):
+        read_mssd(file)
+
+
+def test_half_a_character_in_a_name_is_an_error_of_ours(tmp_path):
+    file = tmp_path / "StreamingHistory0.json"
+    file.write_text(json.dumps([basic("10:00", track="\ud800")]))
+    with pytest.raises(ValueError, match="`folder_or_paths` must hold plays of the export's own types"):
+        read_streaming_history(file, skip_rule="ms_played")
+
+
+def test_an_empty_folder_is_named_by_the_argument(tmp_path):
+    with pytest.raises(ValueError, match=r"^`folder_or_paths` must hold files named"):
+        read_streaming_history(tmp_path)
