@@ -41,8 +41,9 @@ def test_plays_become_sessions_of_a_user(tmp_path):
         "feedback": pl.Float32,
         "timestamp": pl.Int64,
         "user_id": pl.Int64,
+        "copy_key": pl.Float64,
     }
-    assert table.rows() == [
+    assert table.drop("copy_key").rows() == [
         ("1/0", 7, 1.0, 0, 1),
         ("1/0", 8, -1.0, 1200, 1),
         ("1/1", 9, 1.0, 2405, 1),
@@ -65,12 +66,18 @@ def test_each_label_reads_the_part_that_was_played_as_stated(tmp_path, settings,
     assert table["feedback"].to_list() == pytest.approx(expected)
 
 
+def test_plays_of_one_step_of_the_clock_are_copies_only_if_as_much_was_played(tmp_path):
+    rows = [(1, 7, 0, 3), (1, 7, 0, 3), (1, 7, 0, 5), (1, 8, 5, 90), (1, 9, 300, 90)]
+    table, report = prepare_sessions(read_yambda(write_plays(tmp_path, rows)))
+    assert (table.height, report.duplicate_rows) == (4, 1)
+
+
 def test_the_plain_history_keeps_the_order_of_the_file_and_streams(tmp_path):
     file = write_plays(tmp_path, [(2, 7, 100, 90), (1, 8, 50, 10), (2, 7, 5, 90)])
     likes = write_opinions(tmp_path, "likes", [(2, 7, 50)])
     plain = read_yambda(file, gap_minutes=None).collect(engine="streaming")
-    assert plain.columns == ["user_id", "item_id", "timestamp", "feedback"]
-    assert plain.rows() == [(2, 7, 100, 1.0), (1, 8, 50, -1.0), (2, 7, 5, 1.0)]
+    assert plain.columns == ["user_id", "item_id", "timestamp", "feedback", "copy_key"]
+    assert plain.rows() == [(2, 7, 100, 1.0, 90), (1, 8, 50, -1.0, 10), (2, 7, 5, 1.0, 90)]
     told = read_yambda(file, likes=likes, gap_minutes=None).collect(engine="streaming")
     assert told.columns == [*plain.columns, "explicit_feedback"]
     assert told["explicit_feedback"].to_list() == [1, 0, 0]
@@ -134,7 +141,7 @@ def test_opinions_of_all_events_in_one_file_are_those_of_a_plain_loop(tmp_path_f
             last = {"like": 1.0, "dislike": -1.0}.get(event, last)
         opinion = last if liked and disliked else 1.0 if liked else -1.0 if disliked else 0.0
         expected.append((user, item, time, 1.0, opinion))
-    history = read_yambda(file, gap_minutes=None)
+    history = read_yambda(file, gap_minutes=None).drop("copy_key")
     assert history.collect().rows() == expected
     assert history.collect(engine="streaming").rows() == expected
 

@@ -40,7 +40,7 @@ def read_30music(paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5
 
     Returns:
         A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
-        ``timestamp`` (Int64, seconds since 1970), ``user_id`` (Int64).
+        ``timestamp`` (Int64, seconds since 1970), ``user_id`` (Int64), ``copy_key`` (the play ratio).
 
     Raises:
         TypeError: ``skip_ratio`` is no number.
@@ -60,12 +60,14 @@ def read_30music(paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5
         ...     file = Path(folder) / "sessions.idomaar"
         ...     _ = file.write_text(f"event.session\t8\t1400000000\t{{}} {json.dumps(told)}\n")
         ...     read_30music(folder).collect().rows()
-        [(8, 5, -1.0, 1400000060, 3)]
+        [(8, 5, -1.0, 1400000060, 3, 0.05)]
     """
     feedback = feedback_from_ratio(pl.col("play_ratio"), label=label, skip_ratio=skip_ratio).alias("feedback")
     files = list_files(paths, ["sessions.idomaar", "sessions.idomaar.gz", "sessions*.parquet"])
     plays = pl.concat([_scan(file) for file in files])
-    return plays.select("session_id", "item_id", feedback, "timestamp", "user_id")
+    return plays.select(
+        "session_id", "item_id", feedback, "timestamp", "user_id", pl.col("play_ratio").alias("copy_key")
+    )
 
 
 def _scan(file: Path) -> pl.LazyFrame:

@@ -54,7 +54,8 @@ def read_yambda(
     Returns:
         A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (Int64),
         ``feedback``, with opinions ``explicit_feedback`` (+1 liked, -1 disliked, 0 neither), ``timestamp``
-        (Int64, seconds), ``user_id`` (Int64); without ``session_id`` for ``gap_minutes=None``.
+        (Int64, seconds), ``user_id`` (Int64), ``copy_key`` (the percentage played); without ``session_id``
+        for ``gap_minutes=None``.
 
     Raises:
         TypeError: A setting is no number.
@@ -83,7 +84,9 @@ def read_yambda(
     given = {"like": likes, "dislike": dislikes, "unlike": unlikes, "undislike": undislikes}
     _check_undone(given)
     plays, opinions = _scan(listens, {event: paths for event, paths in given.items() if paths is not None})
-    history = plays.select("user_id", "item_id", "timestamp", feedback)
+    # The clock has steps of 5 s: plays of one step are copies only if as much of the track was played.
+    copy_key = pl.col("played_ratio_pct").alias("copy_key")
+    history = plays.select("user_id", "item_id", "timestamp", feedback, copy_key)
     if opinions is not None:
         history = _add_opinions(history, opinions)
     if gap_minutes is None:
@@ -167,6 +170,7 @@ def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
         "item_id",
         "timestamp",
         "feedback",
+        "copy_key",
         opinion.fill_null(0).cast(pl.Float32).alias("explicit_feedback"),
     )
 
