@@ -10,6 +10,7 @@ from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_colu
 
 __all__ = [
     "cut_at_gaps",
+    "in_listening_order",
     "join_histories",
     "label_and_cut",
     "label_by_next_play",
@@ -130,8 +131,7 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
         return history
-    if "tie_order" in history.collect_schema():
-        history = history.sort("tie_order", maintain_order=True).drop("tie_order")
+    history = in_listening_order(history)
     # Before labels are made: a copy would seem to end its own play at once.
     plays = history.unique(maintain_order=True)
     labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
@@ -169,23 +169,46 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     return pl.concat(numbered)
 
 
+def in_listening_order(history: pl.LazyFrame) -> pl.LazyFrame:
+    """Sort plays by ``tie_order`` where there is one, and drop it.
+
+    Args:
+        history: The plays, as from ``join_histories``.
+
+    Returns:
+        The plays; equal times are in the order of listening.
+
+    Example:
+        >>> history = pl.LazyFrame({"item_id": ["b", "a"], "tie_order": [0, -1]})
+        >>> in_listening_order(history).collect()["item_id"].to_list()
+        ['a', 'b']
+    """
+    if "tie_order" not in history.collect_schema():
+        return history
+    return history.sort("tie_order", maintain_order=True).drop("tie_order")
+
+
 def _runs_newest_first(history: pl.LazyFrame) -> bool:
-    """Whether times fall in the first rows; a look at them only."""
+    """Whether times fall in the first rows, of each listener or session by itself; a look at them only."""
+    schema = history.collect_schema()
+    keys = [key for key in ("user_id", "session_id") if key in schema][:1]
     with warnings.catch_warnings():
         # Whatever is wrong with the rows is said when all of them are read.
         warnings.simplefilter("ignore")
         try:
-            first = history.select("timestamp").head(_ROWS_LOOKED_AT).collect(engine="streaming")
+            rows = history.select("timestamp", *keys).head(_ROWS_LOOKED_AT)
+            first = rows.collect(engine="streaming")
         except (ValueError, OSError, pl.exceptions.PolarsError):
             return False
-    return times_fall(first["timestamp"])
+    return times_fall(first["timestamp"], first[keys[0]] if keys else None)
 
 
-def times_fall(times: pl.Series) -> bool:
+def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
     """Return whether a series of times runs from the newest to the oldest.
 
     Args:
         times: [N] times, numbers or ISO 8601 texts.
+        owners: [N] the listener or the session of each time; only neighbours of one owner are compared.
 
     Returns:
         True if times fall three times at least, and more than nine times as often as they rise.
@@ -195,7 +218,11 @@ def times_fall(times: pl.Series) -> bool:
         (True, False)
     """
     before = times.shift(1)
-    falls, rises = int((times < before).sum()), int((times > before).sum())
+    falling, rising = times < before, times > before
+    if owners is not None:
+        together = owners == owners.shift(1)
+        falling, rising = falling & together, rising & together
+    falls, rises = int(falling.sum()), int(rising.sum())
     return falls >= _FEWEST_FALLS and falls > 9 * rises
 
 

@@ -28,12 +28,11 @@ from skipcl_lightning.data.schema import (
     resolve_schema,
     to_frame,
 )
-from skipcl_lightning.data.sessions import sessionise
+from skipcl_lightning.data.sessions import in_listening_order, join_histories, sessionise
 
 __all__ = ["read_table"]
 
 Unit = Literal["seconds", "milliseconds"]
-_FIRST_ROWS = 10_000
 _PER_SECOND = {"seconds": 1, "milliseconds": 1000}
 _GRADE = "Grade a flag yourself with `pl.when(...).then(1.0).otherwise(-1.0)`."
 _FEEDBACK_CURE = f"Name a flag of skips as `skipped`, or the played time as `played`. {_GRADE}"
@@ -134,8 +133,8 @@ def read_table(
     }
     given = {role: name for role, name in roles.items() if name is not None}
     log = _scan(source, given, time_format, _to_separator(separator))
-    if position is None and _runs_backwards(log, "user_id" if user is not None else "session_id"):
-        log = log.reverse()
+    if position is None:
+        log = join_histories([log])
     signals = {"feedback": _feedback(given, unit, skip_ratio, skip_seconds)}
     if explicit_feedback is not None:
         signals["explicit_feedback"] = pl.col("explicit_feedback")
@@ -143,10 +142,9 @@ def read_table(
         signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items()
     )
     if gap_minutes is not None:
-        mapped = sessionise(mapped, gap_minutes=gap_minutes)
-    return mapped.select(
-        name for name in CANONICAL_COLUMNS if name == "session_id" or name in given or name in signals
-    )
+        mapped = sessionise(in_listening_order(mapped), gap_minutes=gap_minutes)
+    made = {*signals, "session_id", "tie_order"} & set(mapped.collect_schema())
+    return mapped.select(name for name in CANONICAL_COLUMNS if name in given or name in made)
 
 
 def _feedback(
@@ -309,21 +307,6 @@ def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
     except (pl.exceptions.PolarsError, OSError):
         return False  # The file is damaged: its rows are read, and the error raised, later.
     return first.height == 1 and first[name].cast(pl.Float64, strict=False)[0] is not None
-
-
-def _runs_backwards(log: pl.LazyFrame, key: str) -> bool:
-    """Return whether a log runs from the newest row to the oldest: its times fall and never rise.
-
-    The first 10,000 rows decide. Rows of one time then stand in reverse too.
-    """
-    key = key if key in log.collect_schema() else ""
-    pause = pl.col("timestamp").diff()
-    rows = log.select("timestamp", *([key] if key else [])).head(_FIRST_ROWS)
-    try:
-        times = rows.select(pause.over(key) if key else pause).collect()["timestamp"].to_physical()
-    except (pl.exceptions.PolarsError, OSError, ValueError):
-        return False  # A wrong value is an error once the log is collected.
-    return bool((times < 0).any()) and not bool((times > 0).any())
 
 
 def _select(
