@@ -63,8 +63,8 @@ def read_table(
 
     Ids from a CSV file stay strings, so that "007" is not 7. Its other columns are parsed strictly: a wrong
     value is an error that names the file and the row. Parquet files and frames keep their numeric types.
-    A blank id is null. Rows of equal time stay in the order of the source; a source that runs from the newest
-    row to the oldest is reversed first, in memory.
+    A blank id is null. Rows of equal time stay in the order of the source, and come in reverse if the source
+    runs from the newest row to the oldest.
 
     Args:
         source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars,
