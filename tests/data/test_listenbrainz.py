@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import prepare_sessions, read_listenbrainz
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 NOON = 1_714_560_000
 DASH = " \N{EN DASH} "
@@ -102,7 +103,6 @@ def test_files_with_and_without_users_do_not_go_together(tmp_path):
 
 
 WRONG = [
-    ("{", "Expecting"),
     ("[1]", "'track_metadata'"),
     ("null", "'track_metadata'"),
     (json.dumps({"listened_at": NOON}), "'track_metadata'"),
@@ -119,6 +119,19 @@ WRONG = [
     ('{"listened_at": 1, "track_metadata": {"mbid_mapping": "m"}}', "'mbid_mapping' is no JSON object"),
     ("[" * 100_000, "recursion"),
 ]
+
+
+def test_lines_that_are_no_json_are_dropped_and_named_in_one_warning(tmp_path):
+    listens = [json.dumps(listen(NOON + 60 * n, track=f"T{n}")) for n in range(4)]
+    listens.insert(2, listens[1][:50])
+    (tmp_path / "1.jsonl").write_text("\n".join(listens))
+    with pytest.warns(DamagedLinesWarning, match=r"1 of \d lines of .*1\.jsonl' are damaged.*rows 3\."):
+        assert read_listenbrainz(tmp_path).collect().height == 4
+    with pytest.raises(ValueError, match=r"must hold lines.* in row 3 of .*1\.jsonl.*Unterminated"):
+        read_listenbrainz(tmp_path, max_damaged=0).collect()
+    (tmp_path / "1.jsonl").write_text("{\n" + listens[0])
+    with pytest.raises(ValueError, match=r"must hold lines.* in row 1 of .*1\.jsonl.*Expecting"):
+        read_listenbrainz(tmp_path)
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
@@ -163,7 +176,7 @@ def test_any_file_gives_what_plain_python_reads_or_a_value_error(tmp_path_factor
     file.write_text(text[: len(text) - cut])
     if cut == 2:
         with pytest.raises(ValueError, match="must hold lines"):
-            read_listenbrainz(file).collect()
+            read_listenbrainz(file, max_damaged=0).collect()
         return
     expected = []
     for each in listens:

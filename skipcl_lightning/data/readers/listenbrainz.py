@@ -16,6 +16,7 @@ from skipcl_lightning.data.readers.parsing import (
     ARTIST_TRACK_DASH,
     PLACEHOLDER_IDS,
     PLACEHOLDER_NAMES,
+    check_max_damaged,
     is_placeholder,
     parse_frame,
     parse_lines,
@@ -36,6 +37,7 @@ def read_listenbrainz(
     *,
     skip_seconds: float = 30.0,
     gap_minutes: float | None = 20.0,
+    max_damaged: float = 0.001,
 ) -> pl.LazyFrame:
     r"""Read listens that ListenBrainz exports: one listener's, or a dump of many.
 
@@ -53,6 +55,8 @@ def read_listenbrainz(
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
             history, which polars can stream: ``label_by_next_play`` and ``sessionise`` then do the rest.
+        max_damaged: The largest share of lines that are no JSON, in [0, 1), of those that are read at once;
+            10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
         A canonical table, sorted by user and time: ``session_id`` (String, or Int64 without users),
@@ -78,6 +82,7 @@ def read_listenbrainz(
         ...     read_listenbrainz(folder).select("session_id", "item_id", "feedback").collect().rows()
         [(0, 'm', -1.0), (0, 'm', 0.0)]
     """
+    check_max_damaged(max_damaged)
     sources = _list_sources(paths)
     named = [_names_user(first) for _, first, _ in sources]
     if len(set(named)) == 2:
@@ -88,12 +93,12 @@ def read_listenbrainz(
         )
     parse = partial(_parse_listen, named=named[0])
     time = pl.from_epoch("timestamp", time_unit="us").dt.replace_time_zone("UTC")
-    tables = [scan(parse).unnest("line").with_columns(time) for _, _, scan in sources]
+    tables = [scan(parse, max_damaged).unnest("line").with_columns(time) for _, _, scan in sources]
     history = join_histories(tables if named[0] else [table.drop("user_id") for table in tables])
     return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
-_Scan = Callable[[Callable[[str], Any]], pl.LazyFrame]
+_Scan = Callable[[Callable[[str], Any], float], pl.LazyFrame]
 
 
 def _list_sources(paths: Paths) -> list[tuple[str, str, _Scan]]:
@@ -123,13 +128,15 @@ def _to_lines(name: str, content: bytes) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={ROW: pl.UInt32, "line": pl.String}, orient="row")
 
 
-def _scan_file(file: Path, parse: Callable[[str], Any]) -> pl.LazyFrame:
-    return parse_lines(file, parse, _LISTEN)
+def _scan_file(file: Path, parse: Callable[[str], Any], max_damaged: float) -> pl.LazyFrame:
+    return parse_lines(file, parse, _LISTEN, max_damaged=max_damaged)
 
 
-def _scan_lines(lines: pl.DataFrame, name: str, parse: Callable[[str], Any]) -> pl.LazyFrame:
+def _scan_lines(
+    lines: pl.DataFrame, name: str, parse: Callable[[str], Any], max_damaged: float
+) -> pl.LazyFrame:
     """The listens of a member of an archive, which is in memory."""
-    return parse_frame(lines, parse=parse, file=name, dtype=_LISTEN).lazy()
+    return parse_frame(lines, parse=parse, file=name, dtype=_LISTEN, max_damaged=max_damaged).lazy()
 
 
 def _names_user(first: str) -> bool:

@@ -1,5 +1,6 @@
 """Lines read as text and parsed strictly: an error shows a wrong line with its file and its row."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -132,15 +133,19 @@ def parse_lines(
     file: Path,
     parse: Callable[[str], Any],
     dtype: pl.DataType | type[pl.DataType],
+    *,
+    max_damaged: float = 0.0,
 ) -> pl.LazyFrame:
-    """A file of which plain Python parses each line; empty ones are left out.
+    """Scan a file of which plain Python parses each line; empty ones are left out.
 
-    The first line is parsed now, to see what file it is, the others once they are collected.
+    The first line is parsed now, to see what file it is, the others once they are collected. Lines that are
+    no JSON are damaged: they are dropped with a ``DamagedLinesWarning``, or are a ValueError.
 
     Args:
         file: The file, which may be gzipped.
         parse: A function from a line to a value; its ValueError becomes one that names the file and the row.
         dtype: The type of the values.
+        max_damaged: As for ``scan_fields``.
 
     Returns:
         A lazy table with the one column ``line``.
@@ -150,7 +155,8 @@ def parse_lines(
     """
     parse_each = partial(parse_frame, parse=parse, file=file, dtype=dtype)
     parse_each(pl.DataFrame({ROW: [1], _LINE: [read_first_line(file)]}))
-    return _scan_lines(file).map_batches(parse_each, schema={_LINE: dtype}, streamable=True)
+    parse_part = partial(parse_each, max_damaged=max_damaged)
+    return _scan_lines(file).map_batches(parse_part, schema={_LINE: dtype}, streamable=True)
 
 
 def require(right: bool, wrong: str) -> None:
@@ -232,6 +238,7 @@ def parse_frame(
     parse: Callable[[str], Any],
     file: Path | str,
     dtype: pl.DataType | type[pl.DataType],
+    max_damaged: float = 0.0,
 ) -> pl.DataFrame:
     """Parse lines that are in memory: what ``parse_lines`` does with each part of a file.
 
@@ -240,26 +247,32 @@ def parse_frame(
         parse: As for ``parse_lines``.
         file: What the messages call the file.
         dtype: As for ``parse_lines``.
+        max_damaged: As for ``scan_fields``.
 
     Returns:
         A table with the one column ``line``.
 
     Raises:
-        ValueError: A line cannot be parsed.
+        ValueError: A line cannot be parsed, or more lines are damaged than accepted.
     """
-    parsed = []
+    parsed, damaged = [], []
     for row, line in lines.select(ROW, _LINE).iter_rows():
         try:
             parsed.append(parse(line))
         except (ValueError, OverflowError, RecursionError) as error:
+            if max_damaged and isinstance(error, json.JSONDecodeError):
+                damaged.append(row)
+                continue
             raise ValueError(
                 f"`paths` must hold lines of the data set's own form, got {line[:_MOST_QUOTED]!r} in row "
                 f"{row} of {str(file)!r}: {error}. Correct or remove that line, or download the file again."
             ) from error
+    if damaged:
+        _report_damaged(damaged, lines.height, file, max_damaged, "lines of JSON")
     return pl.DataFrame({_LINE: pl.Series(parsed, dtype=dtype)})
 
 
-def _report_damaged(rows: list[int], total: int, file: Path, max_damaged: float, wanted: str) -> None:
+def _report_damaged(rows: list[int], total: int, file: Path | str, max_damaged: float, wanted: str) -> None:
     """Warn of damaged lines that are dropped, or raise where there are too many."""
     shown = ", ".join(f"{row:,}" for row in rows[:_MOST_NUMBERS])
     shown += ", …" if len(rows) > _MOST_NUMBERS else ""

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
-from skipcl_lightning.data.readers.parsing import parse_lines, require
+from skipcl_lightning.data.readers.parsing import check_max_damaged, parse_lines, require
 from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 
 __all__ = ["read_30music"]
@@ -20,7 +20,9 @@ _DECODER = json.JSONDecoder()
 _LARGEST = 2**62  # a start and a time after it still add up to an Int64
 
 
-def read_30music(paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5) -> pl.LazyFrame:
+def read_30music(
+    paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5, max_damaged: float = 0.001
+) -> pl.LazyFrame:
     r"""Read 30Music's sessions: who played what, and which part of each track.
 
     Few plays of the data set are short, and many do not say how long they were: it suits next-track
@@ -37,6 +39,8 @@ def read_30music(paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5
             distance from ``skip_ratio``, from -1 for nothing to +1 for the whole. A ratio that is missing
             or below 0 gives 0, unknown.
         skip_ratio: The largest part of a track that still counts as skipped, in (0, 1).
+        max_damaged: The largest share of lines whose JSON is broken, in [0, 1), of those that are read at
+            once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
         A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
@@ -64,19 +68,22 @@ def read_30music(paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5
     """
     feedback = feedback_from_ratio(pl.col("play_ratio"), label=label, skip_ratio=skip_ratio).alias("feedback")
     files = list_files(paths, ["sessions.idomaar", "sessions.idomaar.gz", "sessions*.parquet"])
-    plays = pl.concat([_scan(file) for file in files])
+    check_max_damaged(max_damaged)
+    plays = pl.concat([_scan(file, max_damaged) for file in files])
     return plays.select(
         "session_id", "item_id", feedback, "timestamp", "user_id", pl.col("play_ratio").alias("copy_key")
     )
 
 
-def _scan(file: Path) -> pl.LazyFrame:
+def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
     """One file's plays."""
     if file.suffix == ".parquet":
         table = scan_parquet(file, _COLUMNS, ["play_ratio"])
         return table.select(pl.col(_COLUMNS).cast(pl.Int64), pl.col("play_ratio").cast(pl.Float64))
     return (
-        parse_lines(file, _parse_session, pl.List(_PLAY)).explode("line", empty_as_null=False).unnest("line")
+        parse_lines(file, _parse_session, pl.List(_PLAY), max_damaged=max_damaged)
+        .explode("line", empty_as_null=False)
+        .unnest("line")
     )
 
 
