@@ -1,8 +1,12 @@
-"""Checkpoints that load without data or arguments: settings, parts and item vocabulary in plain values."""
+"""Checkpoints that load without data or arguments: parts and item vocabulary in plain values.
 
+Lightning keeps a module's plain arguments, not the modules among them; and an item's index means nothing
+without the vocabulary.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from skipcl_lightning._settings import describe_part
@@ -10,94 +14,93 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
-__all__ = ["WholeCheckpoint"]
+__all__ = ["describe_parts", "load_encoder", "match_encoder", "save_encoder"]
 
-CHECKPOINT_KEY = "skipcl_lightning"
+_KEY = "skipcl_lightning"
 
 
-class WholeCheckpoint(LightningModule):
-    """A LightningModule whose checkpoints hold its item vocabulary and describe its parts.
+def describe_parts(
+    backbone: nn.Module | None, skip_head: nn.Module | None, next_item_loss: nn.Module
+) -> dict[str, Any]:
+    """Describe the parts of a module by name and settings.
 
-    Lightning keeps a module's plain arguments, not the modules among them; and an item's index means
-    nothing without the vocabulary.
+    Args:
+        backbone: The backbone; None if ``build_backbone`` makes it again.
+        skip_head: The skip head, or None.
+        next_item_loss: The next-item loss.
+
+    Returns:
+        Plain values by argument name.
     """
+    return {
+        "backbone": None if backbone is None else describe_part(backbone, BACKBONES),
+        "skip_head": None if skip_head is None else describe_part(skip_head, SKIP_HEADS),
+        "next_item_loss": describe_part(next_item_loss, NEXT_ITEM_LOSSES),
+    }
 
-    num_items: int
-    backbone: nn.Module
-    next_item_loss: nn.Module
-    skip_head: nn.Module | None
-    builds_backbone: bool
-    encoder: SessionEncoder | None = None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
-        """Take the item vocabulary from the data module, or check that it is the one trained on.
+def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None) -> None:
+    """Add the item vocabulary to a checkpoint, in plain values.
 
-        Args:
-            stage: Lightning's stage; all begin alike.
+    Args:
+        checkpoint: The dictionary that Lightning is about to write.
+        encoder: What knows the vocabulary; None if it is not known.
+    """
+    checkpoint[_KEY] = {"encoder": None if encoder is None else encoder.state_dict()}
 
-        Raises:
-            ValueError: The data has another catalogue.
-        """
-        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
-        if isinstance(encoder, SessionEncoder):
-            self._adopt(encoder)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the vocabulary, in plain values.
+def load_encoder(
+    checkpoint: Mapping[str, Any], known: SessionEncoder | None, num_items: int
+) -> SessionEncoder | None:
+    """Read the item vocabulary of a checkpoint.
 
-        Args:
-            checkpoint: What Lightning is about to write.
-        """
-        # A subclass that saves its own arguments would put modules here.
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY].update(self.describe_parts())
-        encoder = None if self.encoder is None else self.encoder.state_dict()
-        checkpoint[CHECKPOINT_KEY] = {"encoder": encoder}
+    Args:
+        checkpoint: The dictionary that Lightning has read.
+        known: The module's encoder, if it has one already.
+        num_items: The module's V.
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the vocabulary back.
+    Returns:
+        ``known``, or else the checkpoint's encoder; None if neither is there.
 
-        Args:
-            checkpoint: What Lightning has read.
+    Raises:
+        ValueError: The checkpoint has other items than the data, or another number than the module.
+    """
+    state = checkpoint.get(_KEY, {}).get("encoder")
+    if state is None:
+        return known
+    encoder = SessionEncoder.from_state_dict(state)
+    if known is not None and known.vocabulary != encoder.vocabulary:
+        _refuse_other_items(trained_on=encoder, data=known)
+    if len(encoder.vocabulary) != num_items:
+        raise ValueError(
+            f"`num_items` must be the checkpoint's {len(encoder.vocabulary)}, got {num_items}. "
+            "Leave it out, or build the module with the checkpoint's own."
+        )
+    return known or encoder
 
-        Raises:
-            ValueError: The checkpoint's catalogue is not that of the data.
-        """
-        state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
-        if state is None:
-            return
-        encoder = SessionEncoder.from_state_dict(state)
-        if self.encoder is not None and self.encoder.vocabulary != encoder.vocabulary:
-            _refuse_other_items(trained_on=encoder, data=self.encoder)
-        if len(encoder.vocabulary) != self.num_items:
-            raise ValueError(
-                f"`num_items` must be the checkpoint's {len(encoder.vocabulary)}, got {self.num_items}. "
-                "Leave it out, or build the module with the checkpoint's own."
-            )
-        self.encoder = self.encoder or encoder
 
-    def describe_parts(self) -> dict[str, Any]:
-        """The parts by name and settings.
+def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items: int) -> SessionEncoder:
+    """Take the encoder of the data, or check that its items are those of the module.
 
-        Returns:
-            Plain values by argument name; a backbone of ``build_backbone`` is None, and built again.
-        """
-        return {
-            "backbone": None if self.builds_backbone else describe_part(self.backbone, BACKBONES),
-            "skip_head": None if self.skip_head is None else describe_part(self.skip_head, SKIP_HEADS),
-            "next_item_loss": describe_part(self.next_item_loss, NEXT_ITEM_LOSSES),
-        }
+    Args:
+        data: The encoder of the data module.
+        known: The module's encoder, if it has one already.
+        num_items: The module's V.
 
-    def _adopt(self, encoder: SessionEncoder) -> None:
-        """Take the data's encoder, or check that it is that of training."""
-        vocabulary = encoder.vocabulary
-        if self.encoder is not None and self.encoder.vocabulary != vocabulary:
-            _refuse_other_items(trained_on=self.encoder, data=encoder)
-        if len(vocabulary) != self.num_items:
-            raise ValueError(
-                f"`num_items` must be the data's {len(vocabulary)}, got {self.num_items}. "
-                "Build the module with `num_items=datamodule.num_items`."
-            )
-        self.encoder = self.encoder or encoder
+    Returns:
+        ``known``, or else that of the data.
+
+    Raises:
+        ValueError: The data has other items.
+    """
+    if known is not None and known.vocabulary != data.vocabulary:
+        _refuse_other_items(trained_on=known, data=data)
+    if len(data.vocabulary) != num_items:
+        raise ValueError(
+            f"`num_items` must be the data's {len(data.vocabulary)}, got {num_items}. "
+            "Build the module with `num_items=datamodule.num_items`."
+        )
+    return known or data
 
 
 def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:

@@ -1,30 +1,61 @@
 """The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import polars as pl
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
-from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.data import SessionDataModule, recommendation_frame
-from skipcl_lightning.functional import skip_pair_scores, target_ranks, top_k_items
-from skipcl_lightning.functional.positions import TargetRule
+from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.checkpoint import describe_parts, load_encoder, match_encoder, save_encoder
+from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
+from skipcl_lightning.functional import draw_cloze_mask, skip_pair_scores, target_ranks, top_k_items
+from skipcl_lightning.functional.positions import (
+    TargetRule,
+    possible_targets,
+    target_weights,
+    training_targets,
+)
 from skipcl_lightning.functional.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
 from skipcl_lightning.heads.sparse import look_rows_up_alone, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
-from skipcl_lightning.trained_model import TrainedModel
+from skipcl_lightning.model import SessionModel
+from skipcl_lightning.optimizers import clip_gradients, make_adamw, may_fuse
 
-__all__ = ["SkipCLModule"]
+__all__ = ["SkipCLModule", "TrainingStates"]
+
+MASK_PROBABILITY = 0.2
+LAST_MASK_PROBABILITY = 0.1
+_DEFAULT_SIZE = 64
 
 
-class SkipCLModule(TrainedModel):
+class TrainingStates(NamedTuple):
+    """What a training step computes before any weight: the states that losses compare, and their losses.
+
+    Attributes:
+        keys: [B, L, D] the embeddings of the batch's items.
+        query: [B, L, D] the backbone's output.
+        parts: Scalars: ``next_item_loss`` and, with a head, ``skip_loss``; of a ``CombinedHead`` one by each
+            class's name instead.
+    """
+
+    keys: Tensor
+    query: Tensor
+    parts: dict[str, Tensor]
+
+
+class SkipCLModule(LightningModule):
     """Learns what a listener plays next, and what not, from sessions with skips.
 
     Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
@@ -49,7 +80,7 @@ class SkipCLModule(TrainedModel):
             bidirectional backbone it must take its anchors from ``batch.cloze_mask``, and say so with a
             method ``check_cloze()``.
         num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
-        embedding_size: D.
+        embedding_size: D; None for the backbone's own ``embedding_size``, and 64 for ``build_backbone``.
         next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``. With a
             ``like_weight`` other than 1 it is given weights [B, L] as a fourth argument; with an attribute
             ``takes_most_targets`` that is true, the batch's ``num_tracks`` as ``most_targets`` too.
@@ -87,7 +118,7 @@ class SkipCLModule(TrainedModel):
         >>> import torch
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.heads import SkipInfoNCE
-        >>> module = SkipCLModule(SASRec(16), SkipInfoNCE(weight=0.3), num_items=100, embedding_size=16)
+        >>> module = SkipCLModule(SASRec(16), SkipInfoNCE(weight=0.3), num_items=100)
         >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
         >>> module(batch).shape
         torch.Size([1, 3, 16])
@@ -99,7 +130,7 @@ class SkipCLModule(TrainedModel):
         skip_head: Part | None = None,
         *,
         num_items: int,
-        embedding_size: int = 64,
+        embedding_size: int | None = None,
         next_item_loss: Part | None = None,
         target_rule: TargetRule = "next_listened",
         feedback_input: bool = True,
@@ -118,15 +149,29 @@ class SkipCLModule(TrainedModel):
         check_number("weight_decay", weight_decay, minimum=0)
         check_integer("warmup_steps", warmup_steps, minimum=0)
         check_number("like_weight", like_weight, minimum=0, open_minimum=True)
-        super().__init__(
-            backbone,
+        check_choice("target_rule", target_rule, get_args(TargetRule))
+        super().__init__()
+        if backbone is None and embedding_size is None:
+            embedding_size = _DEFAULT_SIZE
+        # Before the backbone is built, since `build_backbone` reads a subclass's settings from them.
+        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
+        self.save_hyperparameters({"embedding_size": embedding_size})
+        self.builds_backbone = backbone is None
+        self.model = SessionModel(
+            self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES),
             num_items=num_items,
             embedding_size=embedding_size,
-            target_rule=target_rule,
             feedback_input=feedback_input,
-            mask_probability=mask_probability,
-            last_mask_probability=last_mask_probability,
             sparse_item_table=sparse_item_table,
+        )
+        self.save_hyperparameters({"embedding_size": self.model.embedding_size})
+        if type(self).embed is not SkipCLModule.embed:
+            self.model.embed_override = self.embed
+        self.encoder: SessionEncoder | None = None
+        self.target_rule: TargetRule = target_rule
+        self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
+        self.last_mask_probability = self._cloze_setting(
+            "last_mask_probability", last_mask_probability, LAST_MASK_PROBABILITY
         )
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
@@ -140,26 +185,128 @@ class SkipCLModule(TrainedModel):
             else build_part("next_item_loss", next_item_loss, NEXT_ITEM_LOSSES)
         )
         self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
-        if self.skip_head is not None and not self.causal:
+        if self.skip_head is not None and not self.model.causal:
             _check_cloze(self.skip_head)
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
-        self.save_hyperparameters(self.describe_parts())
+        self._looks_rows_up = look_rows_up_alone(self.next_item_loss, self.skip_head)
+        self.save_hyperparameters(self._describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         self._left_out = ""
 
-    def losses(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """The loss of a batch, whole and by parts.
+    def build_backbone(self) -> nn.Module:
+        """Return the backbone where none is passed: override it, and checkpoints load without arguments.
+
+        Returns:
+            The backbone; ``self.hparams`` holds the settings of the subclass as well.
+
+        Raises:
+            ValueError: It is not overridden.
+        """
+        raise ValueError("`backbone` must be given, got None. Pass a module, or override `build_backbone`.")
+
+    @property
+    def num_items(self) -> int:
+        """V, the number of items."""
+        return self.model.num_items
+
+    @property
+    def item_table(self) -> Tensor:
+        """[V + 1, D], the candidates: row 0 is padding."""
+        return self.model.item_table
+
+    def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        """Return the backbone's input; override it to add inputs of your own.
+
+        Args:
+            batch: B sessions, without what is hidden from a bidirectional backbone.
+            keys: [B, L, D] the embeddings of their items.
+
+        Returns:
+            [B, L, D].
+        """
+        return self.model.embed(batch, keys)
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        """Return the backbone's output at each position: ``SessionModel.forward``."""
+        output: Tensor = self.model(batch)
+        return output
+
+    def session_query(self, batch: SessionBatch) -> Tensor:
+        """Return the sessions as known after all their tracks: ``SessionModel.session_query``."""
+        return self.model.session_query(batch)
+
+    def prepare_training(self, batch: SessionBatch) -> SessionBatch:
+        """Return the batch that a step is trained on.
 
         Args:
             batch: B sessions.
 
         Returns:
+            The latest positions that the backbone takes, and for a causal backbone one track more, the
+            target of the last of them; for a bidirectional one with a ``cloze_mask`` drawn anew.
+        """
+        if self.model.causal:
+            return self.model.shorten(batch, more=1)
+        batch = self.model.shorten(batch)
+        mask = draw_cloze_mask(
+            possible_targets(batch, self.target_rule),
+            probability=self.mask_probability,
+            last_probability=self.last_mask_probability,
+        )
+        return batch.replace(cloze_mask=mask)
+
+    def part_losses(self, batch: SessionBatch) -> TrainingStates:
+        """Compute the states of a step and its losses before any weight; this can be compiled whole.
+
+        ``module.part_losses = torch.compile(module.part_losses, dynamic=True)`` gives one graph for batches
+        of any size, but for backbones that torch itself cannot compile so: it takes no GRU, and compiles
+        ``Caser`` anew for each length. A sparse item table is not for compilers.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            The states and the parts of the loss.
+        """
+        batch = self.prepare_training(batch)
+        # A compiler finds its own way.
+        if torch.compiler.is_compiling() or not self._looks_rows_up:
+            return self._part_losses(batch)
+        with self.model.item_embedding.gathered_gradients():
+            return self._part_losses(batch)
+
+    def _part_losses(self, batch: SessionBatch) -> TrainingStates:
+        table = self.item_table
+        keys = self.model.embed_items(batch.items)
+        query = self.model.encode(batch, keys)
+        positions = training_targets(batch, self.target_rule)
+        target = torch.where(positions >= 0, batch.items.gather(1, positions.clamp(min=0)), PADDING_INDEX)
+        weights = () if self.like_weight == 1 else (target_weights(batch, positions, self.like_weight),)
+        takes_most = getattr(self.next_item_loss, "takes_most_targets", False)
+        known = {"most_targets": batch.num_tracks} if takes_most else {}
+        parts: dict[str, Tensor] = {
+            "next_item_loss": self.next_item_loss(query, table, target, *weights, **known)
+        }
+        if isinstance(self.skip_head, CombinedHead):
+            parts |= self.skip_head.losses(query, keys, batch, table)
+        elif self.skip_head is not None:
+            extra = (table,) if getattr(self.skip_head, "uses_item_table", False) else ()
+            parts["skip_loss"] = self.skip_head(query, keys, batch, *extra)
+        return TrainingStates(keys, query, parts)
+
+    def losses(self, states: TrainingStates) -> dict[str, Tensor]:
+        """Weigh the parts of a step's loss; override it to add a loss on the same states.
+
+        Args:
+            states: What ``part_losses`` computed.
+
+        Returns:
             Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight; of a
             ``CombinedHead`` its weighted sum, and each part as ``skip_loss/<its class>``.
         """
-        parts = self.part_losses(batch)
+        parts = states.parts
         if self.skip_head is None:
             return {"loss": parts["next_item_loss"], **parts}
         if isinstance(self.skip_head, CombinedHead):
@@ -171,41 +318,67 @@ class SkipCLModule(TrainedModel):
         loss = parts["next_item_loss"] + self._skip_weight() * skip_loss
         return {"loss": loss, "next_item_loss": parts["next_item_loss"], "skip_loss": skip_loss, **named}
 
-    def part_losses(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """What a training step computes, before any weight; it can be compiled whole.
-
-        ``module.part_losses = torch.compile(module.part_losses, dynamic=True)`` gives one graph for batches
-        of any size, but for backbones that torch itself cannot compile so: it takes no GRU, and compiles
-        ``Caser`` anew for each length. A sparse item table is not for compilers.
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Take the item vocabulary from the data module, or check that it is the one trained on.
 
         Args:
-            batch: B sessions.
+            stage: Lightning's stage; all begin alike.
+
+        Raises:
+            ValueError: The data has another catalogue.
+        """
+        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
+        if isinstance(encoder, SessionEncoder):
+            self.encoder = match_encoder(encoder, self.encoder, self.num_items)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add parts and vocabulary, in plain values, to what Lightning writes."""
+        # A subclass that saves its own arguments would put modules here.
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY].update(self._describe_parts())
+        save_encoder(checkpoint, self.encoder)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the vocabulary back; a catalogue that is not that of the data is a ``ValueError``."""
+        self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
+
+    def configure_model(self) -> None:
+        """Shard all weights under Lightning's ``ModelParallelStrategy``; other strategies need nothing.
+
+        Its ``data_parallel_size`` is how many processes share the weights and what optimizers keep of them;
+        each step gathers them while it runs.
+        """
+        if self.device_mesh is not None:
+            from skipcl_lightning.sharding import shard
+
+            shard(self, self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW with a linear warm-up; ``SparseAdamW`` with ``sparse_item_table``.
 
         Returns:
-            Scalars: ``next_item_loss`` and, with a head, ``skip_loss``; of a ``CombinedHead`` one by each
-            class's name instead.
+            Lightning's dictionary of optimizer and schedule.
         """
-        batch = self.prepare_training(batch)
-        # A compiler finds its own way.
-        if torch.compiler.is_compiling() or not look_rows_up_alone(self.next_item_loss, self.skip_head):
-            return self._losses_of(batch)
-        with self.item_embedding.gathered_gradients():
-            return self._losses_of(batch)
+        table = self.model.item_embedding.weight
+        optimizer = make_adamw(
+            [parameter for parameter in self.parameters() if parameter is not table],
+            table,
+            sparse=self.model.item_embedding.sparse,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=may_fuse(self),
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warm_up, steps=self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _losses_of(self, batch: SessionBatch) -> dict[str, Tensor]:
-        keys = self.embed_items(batch.items)
-        query = self.encode(batch, keys)
-        weights = () if self.like_weight == 1 else (self.target_weights(batch, self.like_weight),)
-        takes_most = getattr(self.next_item_loss, "takes_most_targets", False)
-        known = {"most_targets": batch.num_tracks} if takes_most else {}
-        next_item_loss = self.next_item_loss(query, self.item_table, self.targets(batch), *weights, **known)
-        parts: dict[str, Tensor] = {"next_item_loss": next_item_loss}
-        if isinstance(self.skip_head, CombinedHead):
-            return parts | self.skip_head.losses(query, keys, batch, self.item_table)
-        if self.skip_head is not None:
-            table = (self.item_table,) if getattr(self.skip_head, "uses_item_table", False) else ()
-            parts["skip_loss"] = self.skip_head(query, keys, batch, *table)
-        return parts
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says: ``optimizers.clip_gradients``."""
+        sparse = self.model.item_embedding.sparse
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
     def on_fit_start(self) -> None:
         """Warn if there is a skip head, and the data module's log has nothing for it."""
@@ -231,7 +404,7 @@ class SkipCLModule(TrainedModel):
                 "`train_dataloaders` must give batches without a held-out target, got one with it. Pass "
                 "`SessionDataModule.train_dataloader()` or the data module, not a loader for evaluation."
             )
-        losses = self.losses(batch)
+        losses = self.losses(self.part_losses(batch))
         # Lightning copies what a bar is to show to the host in every step, even where there is no bar.
         has_bar = self.trainer.progress_bar_callback is not None
         for name, value in losses.items():
@@ -279,6 +452,21 @@ class SkipCLModule(TrainedModel):
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary)
 
+    def _describe_parts(self) -> dict[str, Any]:
+        backbone = None if self.builds_backbone else self.model.backbone
+        return describe_parts(backbone, self.skip_head, self.next_item_loss)
+
+    def _cloze_setting(self, name: str, value: float | None, default: float) -> float:
+        if value is None:
+            return default
+        if self.model.causal:
+            raise ValueError(
+                f"`{name}` must be None for a causal backbone, got {value!r}. Nothing is hidden from "
+                f"{type(self.model.backbone).__name__}, which sees no later track anyway."
+            )
+        check_number(name, value, minimum=0, maximum=1, open_minimum=name == "mask_probability")
+        return value
+
     def _skip_weight(self) -> float:
         weight_at = getattr(self.skip_head, "weight_at", None)
         return 1.0 if weight_at is None else weight_at(self.global_step)
@@ -317,6 +505,11 @@ class SkipCLModule(TrainedModel):
             skip_mask=skip_mask,
         )
         return ranks
+
+
+def _warm_up(step: int, *, steps: int) -> float:
+    """The share of the learning rate at an optimizer step; a function by name, so that it can be pickled."""
+    return min(1.0, (step + 1) / max(1, steps))
 
 
 def _check_cloze(head: nn.Module) -> None:

@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, SparseAdam
 
-__all__ = ["SparseAdamW", "clip_gradients_by_norm", "make_adamw"]
+__all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adamw", "may_fuse"]
 
 
 class SparseAdamW(Optimizer):
@@ -171,3 +174,54 @@ def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) 
     for gradient in gradients:
         gradient.detach().mul_(scale.to(gradient.device))
     return norm
+
+
+def clip_gradients(
+    module: LightningModule,
+    optimizer: Optimizer,
+    value: float | None,
+    algorithm: str | None,
+    *,
+    sparse: bool,
+) -> None:
+    """Clip as Lightning does, for a sparse item table and for a fused optimizer in bfloat16 too.
+
+    Args:
+        module: The module that is trained.
+        optimizer: Its optimizer.
+        value: The Trainer's ``gradient_clip_val``; None for no clipping.
+        algorithm: ``norm`` (None), or ``value``, which a sparse table does not take.
+        sparse: Whether the item table has sparse gradients.
+
+    Raises:
+        ValueError: Gradients of a sparse table are to be clipped by value.
+    """
+    if sparse and value:
+        if algorithm == "value":
+            raise ValueError(
+                "`gradient_clip_algorithm` must be 'norm' beside `sparse_item_table`, got 'value'. Leave it "
+                "out."
+            )
+        clip_gradients_by_norm(module.parameters(), value)
+        return
+    plugin = module.trainer.precision_plugin
+    if value and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        # Lightning refuses a fused optimizer here, as if there were a scale that it undoes later.
+        Precision.clip_gradients(plugin, optimizer, value, GradClipAlgorithmType(algorithm or "norm"))
+    else:
+        module.clip_gradients(optimizer, value, algorithm)
+
+
+def may_fuse(module: LightningModule) -> bool:
+    """Return whether AdamW may run as one kernel.
+
+    Args:
+        module: The module that is trained.
+
+    Returns:
+        False on devices without that kernel, and where a GradScaler must unscale gradients before clipping.
+    """
+    trainer = module._trainer
+    if module.device.type not in ("cpu", "cuda"):
+        return False
+    return trainer is None or trainer.precision != "16-mixed" or not trainer.gradient_clip_val

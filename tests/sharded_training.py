@@ -37,7 +37,7 @@ def train(folder: Path, processes: int) -> None:
     trainer.save_checkpoint(folder / f"{processes}.ckpt")
     if processes > 1:
         optimizer = trainer.optimizers[0]
-        moments = optimizer.state[module.item_embedding.weight]["exp_avg"]
+        moments = optimizer.state[module.model.item_embedding.weight]["exp_avg"]
         assert isinstance(moments, DTensor)
         assert moments.to_local().shape[0] in (20, 21)  # of 41 rows
     trainer.test(module, data, verbose=False)
@@ -55,9 +55,9 @@ def table_after_lookups(
         SASRec(16, dropout=0.0), num_items=40, embedding_size=16, next_item_loss=SampledSoftmax(8)
     )
     if not gathered:
-        module.item_embedding.gathered_gradients = nullcontext
+        module.model.item_embedding.gathered_gradients = nullcontext
     quiet_trainer(max_steps=2, limit_val_batches=0, strategy=strategy, devices=processes).fit(module, data)
-    table = module.item_embedding.weight
+    table = module.model.item_embedding.weight
     return (table.full_tensor() if isinstance(table, DTensor) else table).detach()
 
 

@@ -13,6 +13,7 @@ from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
+from skipcl_lightning.functional.positions import training_targets
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 
 
@@ -27,20 +28,20 @@ class Recorder(BERT4Rec):
 @hypothesis.given(seed=st.integers(0, 10_000), probability=st.floats(0.05, 1))
 def test_nothing_of_a_hidden_track_reaches_the_backbone(seed, probability):
     model = module(Recorder(8, max_length=6), feedback_input=True)
-    torch.nn.init.normal_(model.feedback_embedding.weight)
+    torch.nn.init.normal_(model.model.feedback_embedding.weight)
     torch.manual_seed(seed)
     model.mask_probability = probability
     hidden = model.prepare_training(batch())
-    model.encode(hidden, model.item_embedding(hidden.items))
-    shown = model.backbone.shown
+    model.model.encode(hidden, model.model.item_embedding(hidden.items))
+    shown = model.model.backbone.shown
     assert hidden.cloze_mask.any(dim=1).all()
     for b, t in hidden.cloze_mask.nonzero().tolist():
         # The mask token's row, with no feedback on top.
-        assert torch.equal(shown[b, t], model.mask_embedding)
+        assert torch.equal(shown[b, t], model.model.mask_embedding)
     changed = torch.where(hidden.cloze_mask, hidden.items % NUM_ITEMS + 1, hidden.items)
     other = hidden.replace(items=changed, feedback=torch.where(hidden.cloze_mask, 0.9, hidden.feedback))
-    model.encode(other, model.item_embedding(other.items))
-    assert torch.equal(model.backbone.shown, shown)
+    model.model.encode(other, model.model.item_embedding(other.items))
+    assert torch.equal(model.model.backbone.shown, shown)
 
 
 def test_the_loss_asks_for_hidden_tracks_in_their_place_and_contrasts_them():
@@ -49,14 +50,14 @@ def test_the_loss_asks_for_hidden_tracks_in_their_place_and_contrasts_them():
     hidden = batch().replace(cloze_mask=mask)
     model.prepare_training = lambda _: hidden
     visible = hidden.replace(items=torch.tensor([[MASK, 3, 4, MASK, 5], [2, 1, MASK, 0, 0]]), cloze_mask=None)
-    query, table = model(visible), model.item_embedding.weight[: NUM_ITEMS + 1]
+    query, table = model(visible), model.model.item_embedding.weight[: NUM_ITEMS + 1]
     next_item = full_softmax_loss(query[mask], table, torch.tensor([5, 7, 6])).mean()
     # Item 5 stands visible at the end: its hidden place is no anchor.
     positives = torch.tensor([[-1, -1, -1, 3, -1], [-1, -1, 2, -1, -1]])
     keys = table[hidden.items]
     skip = skip_info_nce(query, keys, hidden.items, hidden.feedback, positive_position=positives)
     assert skip > 0
-    losses = model.losses(batch())
+    losses = model.losses(model.part_losses(batch()))
     torch.testing.assert_close(losses["next_item_loss"], next_item)
     torch.testing.assert_close(losses["skip_loss"], skip)
     torch.testing.assert_close(losses["loss"], next_item + 0.3 * skip)
@@ -82,7 +83,8 @@ def test_what_is_hidden_follows_the_target_rule(rule):
     hidden = model.prepare_training(batch())
     expected = batch().listened_mask if rule == "next_listened" else batch().valid_mask
     assert torch.equal(hidden.cloze_mask, expected)
-    assert torch.equal(model.targets(hidden), torch.where(expected, batch().items, 0))
+    positions = torch.arange(5).expand(2, 5)
+    assert torch.equal(training_targets(hidden, rule), torch.where(expected, positions, -1))
 
 
 def test_evaluation_asks_by_a_mask_token_behind_the_last_track():
@@ -99,7 +101,7 @@ def test_rows_of_no_and_of_one_track_are_defined(backbone):
     for items in ([[0, 0]], [[3, 0]], [[0, 0], [3, 4]]):
         rows = SessionBatch(torch.tensor(items), torch.ones(len(items), 2) * (torch.tensor(items) > 0))
         assert model.session_query(rows).isfinite().all()
-        loss = model.losses(rows)["loss"]
+        loss = model.losses(model.part_losses(rows))["loss"]
         loss.backward()
         assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -107,11 +109,11 @@ def test_rows_of_no_and_of_one_track_are_defined(backbone):
 
 def test_the_mask_token_is_no_candidate_anywhere():
     model = module(next_item_loss=SampledSoftmax(4)).eval()
-    model.mask_embedding.data *= 1000
+    model.model.mask_embedding.data *= 1000
     frame_query, table = model.session_query(batch()), model.item_table
     assert len(table) == NUM_ITEMS + 1
     assert (frame_query @ table.T).shape == (2, NUM_ITEMS + 1)
-    assert model.losses(batch())["loss"] < 100
+    assert model.losses(model.part_losses(batch()))["loss"] < 100
 
 
 def test_it_learns_to_say_what_comes_next():
@@ -191,4 +193,5 @@ class OwnHead(nn.Module):
 def test_a_head_that_does_not_know_hidden_tracks_is_refused_beside_a_bidirectional_backbone():
     with pytest.raises(ValueError, match=r"must have a method `check_cloze` .* got OwnHead without"):
         module(head=OwnHead())
-    assert module(SASRec(8), head=OwnHead()).losses(batch())["loss"].isfinite()
+    causal = module(SASRec(8), head=OwnHead())
+    assert causal.losses(causal.part_losses(batch()))["loss"].isfinite()

@@ -75,7 +75,7 @@ def test_a_module_never_hits_a_cold_target(log, tmp_path, where):
         # The best score of all for item 9, whatever the query.
         batch = next(iter(data.test_dataloader()))
         query = module.eval().session_query(batch)
-        module.item_embedding.weight[7] = 1e3 * torch.linalg.pinv(query) @ torch.ones(len(batch))
+        module.model.item_embedding.weight[7] = 1e3 * torch.linalg.pinv(query) @ torch.ones(len(batch))
     (results,) = quiet_trainer().test(module, data, verbose=False)
     assert results["test/hit_rate@1"] == 0.0
     assert results["test/num_listened"] == 4
@@ -101,7 +101,7 @@ def test_a_cold_target_loses_its_pairs(log):
     torch.manual_seed(0)
     module = SkipCLModule(SASRec(8), None, num_items=data.num_items, embedding_size=8)
     # By its score the cold item beats all.
-    module.item_embedding.weight.data[int(data.vocabulary.encode([9])[0])] *= 1e3
+    module.model.item_embedding.weight.data[int(data.vocabulary.encode([9])[0])] *= 1e3
     logged = quiet_trainer().test(module, data, verbose=False)[0]
     by_hand = evaluate(module, data, num_resamples=0)
     assert logged["test/pairwise_skip_accuracy"] == pytest.approx(by_hand["pairwise_skip_accuracy"])

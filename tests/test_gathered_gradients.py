@@ -24,7 +24,7 @@ def step(one):
     """The gradients, and how many dense ones were made of lookups."""
     torch.manual_seed(1)
     with torch.profiler.profile() as profile:
-        one.losses(sessions())["loss"].backward()
+        one.losses(one.part_losses(sessions()))["loss"].backward()
     made = [event for event in profile.events() if event.name == "aten::embedding_dense_backward"]
     return {name: parameter.grad for name, parameter in one.named_parameters()}, len(made)
 
@@ -35,13 +35,13 @@ def test_the_gradients_are_those_of_separate_lookups(backbone, head, monkeypatch
     part = backbone(8, max_length=12, dropout=0.0)
     gathered = module(part, ROW_HEADS[head](), next_item_loss=SampledSoftmax(4))
     plain = copy.deepcopy(gathered)
-    monkeypatch.setattr(plain.item_embedding, "gathered_gradients", nullcontext)
+    monkeypatch.setattr(plain.model.item_embedding, "gathered_gradients", nullcontext)
     (found, fewer), (expected, more) = step(gathered), step(plain)
     assert fewer < more
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
-    assert gathered.item_table is gathered.item_embedding.weight
+    assert gathered.item_table is gathered.model.item_embedding.weight
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_the_gradients_are_those_of_separate_lookups(backbone, head, monkeypatch
 )
 def test_a_loss_over_the_whole_table_leaves_its_dense_gradient_alone(loss, head, monkeypatch):
     one = module(SASRec(8, max_length=12), head and head(), next_item_loss=loss())
-    monkeypatch.delattr(type(one.item_embedding), "gathered_gradients")
-    one.losses(sessions())["loss"].backward()
-    assert one.item_embedding.weight.grad.any()
+    monkeypatch.delattr(type(one.model.item_embedding), "gathered_gradients")
+    one.losses(one.part_losses(sessions()))["loss"].backward()
+    assert one.model.item_embedding.weight.grad.any()

@@ -67,11 +67,11 @@ def test_the_host_waits_for_nothing_in_a_step(loss):
         torch.cuda.set_sync_debug_mode("error" if number else "default")
         try:
             optimizer.zero_grad()
-            module.losses(batch)["loss"].backward()
+            module.losses(module.part_losses(batch))["loss"].backward()
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert module.item_embedding.weight.isfinite().all()
+    assert module.model.item_embedding.weight.isfinite().all()
 
 
 class HostCopies(Callback):
@@ -138,7 +138,7 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(mode):
         gradients = []
         for module in (plain, compiled):
             module.zero_grad()
-            module.losses(batch)["loss"].backward()
+            module.losses(module.part_losses(batch))["loss"].backward()
             gradients.append({name: one.grad.clone() for name, one in module.named_parameters()})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
@@ -157,7 +157,7 @@ def test_half_precision_can_be_clipped_by_norm():
         limit_val_batches=0,
     )
     trainer.fit(module, data)
-    assert module.item_embedding.weight.isfinite().all()
+    assert module.model.item_embedding.weight.isfinite().all()
 
 
 def test_a_sparse_table_trains_in_half_precision():
@@ -171,9 +171,9 @@ def test_a_sparse_table_trains_in_half_precision():
         next_item_loss=SampledSoftmax(16),
         sparse_item_table=True,
     )
-    before = module.item_embedding.weight.detach().clone()
+    before = module.model.item_embedding.weight.detach().clone()
     gpu_trainer(precision="16-mixed", gradient_clip_val=1.0, max_steps=6, limit_val_batches=0).fit(
         module, data
     )
-    assert module.item_embedding.weight.isfinite().all()
-    assert not torch.equal(module.item_embedding.weight.cpu(), before)
+    assert module.model.item_embedding.weight.isfinite().all()
+    assert not torch.equal(module.model.item_embedding.weight.cpu(), before)

@@ -67,22 +67,26 @@ class MeanOfThePast(nn.Module):
 def test_the_loss_is_the_next_item_loss_plus_the_weighted_skip_loss(rule):
     module = small_module(target_rule=rule).eval()
     batch = session_batch()
-    keys, query = module.item_embedding(batch.items), module(batch)
+    keys, query = module.model.item_embedding(batch.items), module(batch)
     # By hand: what each position should predict under the two rules.
     targets = {"next": [[3, 4, 7, 0], [1, 6, 0, 0]], "next_listened": [[4, 4, 7, 0], [1, 6, 0, 0]]}[rule]
     target = torch.tensor(targets)
-    next_item = full_softmax_loss(query[target > 0], module.item_embedding.weight, target[target > 0]).mean()
+    next_item = full_softmax_loss(
+        query[target > 0], module.model.item_embedding.weight, target[target > 0]
+    ).mean()
     skip = skip_info_nce(query, keys, batch.items, batch.feedback)
     assert skip > 0
-    torch.testing.assert_close(module.losses(batch)["loss"], next_item + 0.3 * skip)
+    torch.testing.assert_close(module.losses(module.part_losses(batch))["loss"], next_item + 0.3 * skip)
 
 
 def test_without_a_head_only_the_next_item_task_is_left():
     module = small_module(head=None, next_item_loss=FullSoftmax()).eval()
     target = torch.tensor([[4, 4, 7, 0], [1, 6, 0, 0]])
     query = module(session_batch())
-    expected = full_softmax_loss(query[target > 0], module.item_embedding.weight, target[target > 0]).mean()
-    torch.testing.assert_close(module.losses(session_batch())["loss"], expected)
+    expected = full_softmax_loss(
+        query[target > 0], module.model.item_embedding.weight, target[target > 0]
+    ).mean()
+    torch.testing.assert_close(module.losses(module.part_losses(session_batch()))["loss"], expected)
 
 
 def test_a_head_of_ones_own_needs_no_weight():
@@ -94,7 +98,8 @@ def test_a_head_of_ones_own_needs_no_weight():
     without = small_module(head=None).eval()
     without.load_state_dict(module.state_dict(), strict=False)
     torch.testing.assert_close(
-        module.losses(session_batch())["loss"], without.losses(session_batch())["loss"] + 7
+        module.losses(module.part_losses(session_batch()))["loss"],
+        without.losses(without.part_losses(session_batch()))["loss"] + 7,
     )
 
 
@@ -103,10 +108,10 @@ def test_feedback_of_past_tracks_reaches_the_output_only_when_asked_for_and_star
     assert torch.equal(*(small_with_seed(feedback_input=False)(b) for b in (batch, other)))
     module = small_with_seed(feedback_input=True)
     assert torch.equal(module(batch), module(other))
-    assert module.losses(batch)["loss"].requires_grad
-    module.losses(batch)["loss"].backward()
-    assert module.feedback_embedding.weight.grad.any()
-    nn.init.normal_(module.feedback_embedding.weight)
+    assert module.losses(module.part_losses(batch))["loss"].requires_grad
+    module.losses(module.part_losses(batch))["loss"].backward()
+    assert module.model.feedback_embedding.weight.grad.any()
+    nn.init.normal_(module.model.feedback_embedding.weight)
     assert not torch.equal(module(batch), module(other))
 
 
@@ -136,7 +141,7 @@ def test_evaluation_equals_ranks_counted_by_hand(data):
         for b in range(len(batch)):
             row = batch[b : b + 1]
             query = module(row)[0, int(row.lengths) - 1]
-            scores = (module.item_embedding.weight @ query).tolist()
+            scores = (module.model.item_embedding.weight @ query).tolist()
             target, session = int(row.target), row.items[0].tolist()
             rank = 1 + sum(s >= scores[target] for i, s in enumerate(scores) if i not in (0, target))
             if row.target_feedback < 0:
@@ -210,9 +215,9 @@ def test_warm_up_and_decay_touch_what_they_should(data):
         schedule.step()
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    assert id(module.item_embedding.weight) not in decayed
+    assert id(module.model.item_embedding.weight) not in decayed
     assert id(module.skip_head.log_temperature) not in decayed
-    assert id(module.backbone.blocks[0].attention.query_key_value.weight) in decayed
+    assert id(module.model.backbone.blocks[0].attention.query_key_value.weight) in decayed
     covered = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(covered) == len(list(module.parameters()))
 
@@ -220,7 +225,7 @@ def test_warm_up_and_decay_touch_what_they_should(data):
 def test_the_padding_row_stays_zero(data):
     module = small_module(data, weight_decay=0.1)
     quiet_trainer(limit_val_batches=0).fit(module, data)
-    assert not module.item_embedding.weight[0].any()
+    assert not module.model.item_embedding.weight[0].any()
 
 
 def test_any_module_is_a_backbone(data):
@@ -360,8 +365,8 @@ def test_a_validation_that_begins_at_a_later_batch_is_logged_whole(data):
 
 def test_it_subclasses_like_any_lightning_module(data):
     class Doubled(SkipCLModule):
-        def losses(self, batch):
-            losses = super().losses(batch)
+        def losses(self, states):
+            losses = super().losses(states)
             return {**losses, "loss": 2 * losses["loss"], "extra": losses["loss"].detach()}
 
     assert issubclass(Doubled, lightning.LightningModule)

@@ -73,7 +73,7 @@ def test_recommendations_are_the_highest_inner_products():
     batch = recommend.encoder.encode(SESSIONS, FEEDBACK)
     for number, length in enumerate([3, 1, 4]):
         query = recommend.module(batch)[number, length - 1]
-        scores = recommend.module.item_embedding.weight[1:] @ query
+        scores = recommend.module.model.item_embedding.weight[1:] @ query
         expected = ["abcde"[i] for i in scores.argsort(descending=True)]
         rows = frame.filter(pl.col("session_id") == number)
         assert rows["item_id"].to_list() == expected
@@ -168,7 +168,7 @@ def test_requests_of_another_type_are_named(arguments, message):
 
 def test_embeddings_that_are_not_finite_are_refused():
     module = recommender().module
-    module.item_embedding.weight.data[2, 1] = torch.nan
+    module.model.item_embedding.weight.data[2, 1] = torch.nan
     with pytest.raises(ValueError, match="`module` must have finite item embeddings, got NaN"):
         Recommender(module)
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_is_plain_and_whole(tmp_path):
     again = SkipCLModule.load_from_checkpoint(path, weights_only=True)
     assert again.skip_head.settings == module.skip_head.settings
     assert again.next_item_loss.settings == module.next_item_loss.settings
-    assert again.backbone.settings == module.backbone.settings
+    assert again.model.backbone.settings == module.model.backbone.settings
     assert again.encoder.vocabulary == module.encoder.vocabulary
     for name, value in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -226,7 +226,7 @@ def test_a_backbone_of_ones_own_is_named_in_the_error_and_passed_again(tmp_path)
 def test_a_subclass_that_builds_its_backbone_loads_without_arguments(tmp_path):
     path, _ = save(tmp_path, lambda n: BuildsItsOwn(num_items=n, embedding_size=8, layers=3))
     loaded = Recommender.from_checkpoint(path, module_class=BuildsItsOwn)
-    assert len(loaded.module.backbone.blocks) == 3
+    assert len(loaded.module.model.backbone.blocks) == 3
 
 
 def test_a_missing_checkpoint_is_a_missing_file():
@@ -244,17 +244,17 @@ class RecordsItsMode(SASRec):
 def test_every_part_of_the_module_keeps_its_mode(fails):
     module = SkipCLModule(RecordsItsMode(8, max_length=4), None, num_items=5, embedding_size=8)
     module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
-    frozen = module.backbone.dropout.eval()
+    frozen = module.model.backbone.dropout.eval()
     recommend = Recommender(module)
     assert module.training
-    assert module.backbone.training
+    assert module.model.backbone.training
     if fails:
         module.session_query = None
         with pytest.raises(TypeError):
             recommend.recommend([["a"]], top_k=1)
     else:
         recommend.recommend([["a"]], top_k=1)
-        assert not module.backbone.trained
+        assert not module.model.backbone.trained
     assert module.training
-    assert module.backbone.training
+    assert module.model.backbone.training
     assert not frozen.training

@@ -30,8 +30,8 @@ def model(sparse, head=None, backbone=None, **settings):
 
 def gradients(one, seed=1):
     torch.manual_seed(seed)
-    one.losses(batch())["loss"].backward()
-    table = one.item_embedding.weight.grad
+    one.losses(one.part_losses(batch()))["loss"].backward()
+    table = one.model.item_embedding.weight.grad
     return table, {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
 
 
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_the_dense_table_and_hold_only_rows_used(head, ba
         else module(None, ROW_HEADS[head](), sparse_item_table=True, next_item_loss=SampledSoftmax(4))
     )
     dense = copy.deepcopy(sparse)
-    dense.item_embedding.sparse = False
+    dense.model.item_embedding.sparse = False
     for part in dense.modules():
         if hasattr(part, "sparse_gradients"):
             part.sparse_gradients = False
@@ -156,11 +156,11 @@ def trainable(sparse=True, **settings):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_trains_it_without_more(settings, precision):
     one = trainable()
-    before = one.item_embedding.weight.detach().clone()
+    before = one.model.item_embedding.weight.detach().clone()
     trainer = quiet_trainer(max_epochs=4, precision=precision, **settings)
     trainer.fit(one, data())
-    assert (one.item_embedding.weight != before).any()
-    assert not one.item_embedding.weight[0].any()
+    assert (one.model.item_embedding.weight != before).any()
+    assert not one.model.item_embedding.weight[0].any()
     assert trainer.callback_metrics["train/next_item_loss"] < 2.75  # 2.83 is that of a guess, log 17
 
 
@@ -178,10 +178,10 @@ def test_a_schedule_reaches_the_table_and_a_resumed_run_goes_on_alike(tmp_path):
     torch.manual_seed(9)
     trainer = quiet_trainer(max_epochs=2)
     trainer.fit(resumed, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert torch.equal(resumed.item_embedding.weight, half.item_embedding.weight)
+    assert torch.equal(resumed.model.item_embedding.weight, half.model.item_embedding.weight)
     (one,), (other,) = (optimizers.optimizers for optimizers in (trainer, _fitted(half, tmp_path)))
     assert [p["lr"] for p in one.param_groups] == [p["lr"] for p in other.param_groups]
-    table = resumed.item_embedding.weight
+    table = resumed.model.item_embedding.weight
     assert one.state[table]["exp_avg"].any()
     # The moments that a step works on are those that a checkpoint keeps.
     table.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 16), table.shape, check_invariants=True)
@@ -221,7 +221,7 @@ def test_the_closure_is_evaluated_with_gradients():
     (optimizer,) = (one.configure_optimizers()["optimizer"],)
 
     def closure():
-        loss = one.losses(batch())["loss"]
+        loss = one.losses(one.part_losses(batch()))["loss"]
         loss.backward()
         return loss
 

@@ -64,6 +64,7 @@ class BERT4Rec(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_transformer(
             embedding_size=embedding_size,
             max_length=max_length,

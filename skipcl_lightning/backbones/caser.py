@@ -56,6 +56,7 @@ class Caser(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_integer("embedding_size", embedding_size)
         check_integer("window", window)
         check_integer("num_horizontal_filters", num_horizontal_filters)

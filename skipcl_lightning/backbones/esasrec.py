@@ -64,6 +64,7 @@ class ESASRec(nn.Module):
         expansion: int = 4,
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_transformer(
             embedding_size=embedding_size,
             max_length=max_length,

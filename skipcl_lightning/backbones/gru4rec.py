@@ -53,6 +53,7 @@ class GRU4Rec(nn.Module):
         hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_integer("embedding_size", embedding_size)
         hidden_size = embedding_size if hidden_size is None else hidden_size
         check_integer("hidden_size", hidden_size)

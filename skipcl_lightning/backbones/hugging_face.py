@@ -69,6 +69,7 @@ class HFBackbone(nn.Module):
         hidden_size: int = transformer.config.hidden_size
         size = hidden_size if embedding_size is None else embedding_size
         check_integer("embedding_size", size)
+        self.embedding_size = size
         known = _count_positions(transformer)
         self.max_length = known if max_length is None else max_length
         if self.max_length is not None:

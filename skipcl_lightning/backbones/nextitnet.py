@@ -51,6 +51,7 @@ class NextItNet(nn.Module):
         dilations: Sequence[int] = (1, 4, 1, 4, 1, 4, 1, 4),
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_integer("embedding_size", embedding_size)
         check_integer("kernel_size", kernel_size, minimum=2, cure="A kernel of 1 sees no other track.")
         if not isinstance(dilations, Sequence):

@@ -66,6 +66,7 @@ class SASRec(nn.Module):
         norm: Norm = "pre",
     ) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         check_transformer(
             embedding_size=embedding_size,
             max_length=max_length,

@@ -60,7 +60,9 @@ def _gradient_norms(module: LightningModule) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
-            parts.setdefault(name.partition(".")[0], []).append(_values(parameter.grad.detach()))
+            # Of a `SkipCLModule`'s model its own parts: item table, backbone, feedback input.
+            part = name.removeprefix("model.").partition(".")[0]
+            parts.setdefault(part, []).append(_values(parameter.grad.detach()))
     if not parts:
         return {}
     norms = {name: torch.nn.utils.get_total_norm(gradients) for name, gradients in parts.items()}

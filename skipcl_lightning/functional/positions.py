@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_shape
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 
-__all__ = ["TargetRule", "last_position", "next_item_targets", "next_listened", "target_positions"]
+__all__ = [
+    "TargetRule",
+    "last_position",
+    "next_item_targets",
+    "next_listened",
+    "possible_targets",
+    "target_positions",
+    "target_weights",
+    "training_targets",
+]
 
 TargetRule = Literal["next_listened", "next"]
 
@@ -138,6 +147,75 @@ def next_item_targets(
         items, feedback, explicit_feedback=explicit_feedback, rule=rule, skip_threshold=skip_threshold
     )
     return torch.where(position >= 0, items.gather(1, position.clamp(min=0)), PADDING_INDEX)
+
+
+def possible_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
+    """Return the tracks that may be targets of the cloze task.
+
+    Args:
+        batch: B sessions.
+        rule: Listened tracks only, or all; a disliked track is never a target.
+
+    Returns:
+        [B, L] bool.
+
+    Example:
+        >>> batch = SessionBatch(torch.tensor([[5, 3, 0]]), torch.tensor([[1.0, -1.0, 0.0]]))
+        >>> possible_targets(batch, "next_listened")
+        tensor([[ True, False, False]])
+    """
+    wanted = batch.listened_mask if rule == "next_listened" else batch.valid_mask
+    return wanted if batch.explicit_feedback is None else wanted & (batch.explicit_feedback >= 0)
+
+
+def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
+    """Return the position of each position's target in a training step.
+
+    Args:
+        batch: B sessions; with a ``cloze_mask`` each hidden track is the target of its own position.
+        rule: As for ``next_item_targets``.
+
+    Returns:
+        [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
+
+    Example:
+        >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
+        >>> training_targets(batch, "next_listened")
+        tensor([[ 2,  2, -1]])
+    """
+    if batch.cloze_mask is not None:
+        positions = torch.arange(batch.items.shape[1], device=batch.items.device)
+        return torch.where(batch.cloze_mask, positions, -1)
+    return target_positions(
+        batch.items,
+        batch.feedback,
+        explicit_feedback=batch.explicit_feedback,
+        rule=rule,
+        skip_threshold=batch.skip_threshold,
+    )
+
+
+def target_weights(batch: SessionBatch, positions: Tensor, like_weight: float) -> Tensor:
+    """Return how much each position's target counts in the next-item loss.
+
+    Args:
+        batch: B sessions.
+        positions: [B, L] int64, as from ``training_targets``.
+        like_weight: How much a liked target counts; all others count 1.
+
+    Returns:
+        [B, L] float32.
+
+    Example:
+        >>> likes = torch.tensor([[0.0, 1.0]])
+        >>> batch = SessionBatch(torch.tensor([[5, 3]]), torch.ones(1, 2), explicit_feedback=likes)
+        >>> target_weights(batch, torch.tensor([[1, -1]]), 3.0)
+        tensor([[3., 1.]])
+    """
+    if batch.explicit_feedback is None:
+        return torch.ones_like(batch.feedback)
+    liked = batch.explicit_feedback.gather(1, positions.clamp(min=0)) > 0
+    return torch.where(liked, like_weight, 1.0)
 
 
 def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, ESASRec, GRU4Rec, SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import last_position
+from skipcl_lightning.model import SessionModel
 
 MAKERS = {
     "SASRec": lambda layers: SASRec(8, max_length=7, num_layers=layers, num_heads=2),
@@ -34,9 +35,9 @@ def test_it_is_the_last_row_of_the_whole(name, lengths, more, layers):
     torch.testing.assert_close(found.squeeze(1), last_position(backbone(x, mask), mask))
 
 
-def make(backbone, kind=SkipCLModule):
+def make(kind, *arguments, **settings):
     torch.manual_seed(0)
-    return kind(backbone, num_items=9, embedding_size=8).eval()
+    return SkipCLModule(kind(*arguments, **settings), num_items=9, embedding_size=8).eval()
 
 
 def sessions():
@@ -46,20 +47,20 @@ def sessions():
 
 @pytest.mark.parametrize("backbone", [SASRec, BERT4Rec, ESASRec])
 def test_a_query_is_the_same_and_leaves_out_what_nobody_asks_for(backbone):
-    module = make(backbone(8, max_length=7))
+    module = make(backbone, 8, max_length=7)
     shapes = []
-    module.backbone.blocks[-1].register_forward_hook(
+    module.model.backbone.blocks[-1].register_forward_hook(
         lambda block, inputs, output: shapes.append(output.shape)
     )
     found = module.session_query(sessions())
     assert shapes[-1] == (3, 1, 8)
 
-    class Whole(SkipCLModule):
+    class Whole(SessionModel):
         def encode(self, batch, keys):
             return super().encode(batch, keys)
 
-    expected = make(backbone(8, max_length=7), Whole)
-    expected.load_state_dict(module.state_dict())
+    expected = Whole(backbone(8, max_length=7), num_items=module.num_items).eval()
+    expected.load_state_dict(module.model.state_dict())
     whole = expected.session_query(sessions())
     torch.testing.assert_close(found, whole)
     assert (whole[:2] != 0).all()
@@ -70,16 +71,11 @@ def test_backbones_and_modules_of_ones_own_need_not_know_of_it():
         def forward(self, x, valid_mask):
             return 2 * super().forward(x, valid_mask)
 
-    class Doubled(SkipCLModule):
-        def forward(self, batch):
-            return 2 * super().forward(batch)
-
-    plain = make(SASRec(8, max_length=7)).session_query(sessions())
-    torch.testing.assert_close(make(Own(8, max_length=7)).session_query(sessions()), 2 * plain)
-    torch.testing.assert_close(make(SASRec(8, max_length=7), Doubled).session_query(sessions()), 2 * plain)
-    assert make(GRU4Rec(8)).session_query(sessions()).shape == (3, 8)
-    compiled = make(SASRec(8, max_length=7))
-    compiled.backbone = torch.compile(compiled.backbone, backend="eager")
+    plain = make(SASRec, 8, max_length=7).session_query(sessions())
+    torch.testing.assert_close(make(Own, 8, max_length=7).session_query(sessions()), 2 * plain)
+    assert make(GRU4Rec, 8).session_query(sessions()).shape == (3, 8)
+    compiled = make(SASRec, 8, max_length=7)
+    compiled.model.backbone = torch.compile(compiled.model.backbone, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled.session_query(sessions()), plain)
 
@@ -90,8 +86,10 @@ def test_a_traced_backbone_is_asked_for_all_positions():
         def forward(self, x, valid_mask):
             return (x * valid_mask[..., None]).cumsum(dim=1)
 
-    plain = make(Running())
+    plain = make(Running)
     expected = plain.session_query(sessions())
     assert (expected[:2] != 0).all()
-    plain.backbone = torch.jit.trace(plain.backbone, (torch.randn(3, 8, 8), sessions().valid_mask))
+    plain.model.backbone = torch.jit.trace(
+        plain.model.backbone, (torch.randn(3, 8, 8), sessions().valid_mask)
+    )
     torch.testing.assert_close(plain.session_query(sessions()), expected)

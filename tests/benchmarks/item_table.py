@@ -49,7 +49,7 @@ def step(module: SkipCLModule, optimizer: torch.optim.Optimizer, batch: SessionB
     """Seconds of one step."""
     start = time.perf_counter()
     optimizer.zero_grad()
-    module.losses(batch)["loss"].backward()
+    module.losses(module.part_losses(batch))["loss"].backward()
     optimizer.step()
     return time.perf_counter() - start
 

@@ -52,7 +52,7 @@ def epoch(data: SessionDataModule, number: int) -> tuple[float, float]:
     start = time.perf_counter()
     for batch in loader:
         optimizer.zero_grad()
-        module.losses(batch)["loss"].backward()
+        module.losses(module.part_losses(batch))["loss"].backward()
         optimizer.step()
         places += batch.items.numel()
         padding += int((batch.items == 0).sum())

@@ -122,7 +122,7 @@ def share_of_a_step(rounds: int = 9, items: int = 50_000) -> None:
         for name, module in modules.items():
             start = time.perf_counter()
             optimizers[name].zero_grad()
-            module.losses(batch)["loss"].backward()
+            module.losses(module.part_losses(batch))["loss"].backward()
             optimizers[name].step()
             seconds[name].append(time.perf_counter() - start)
     ratios = [one / other for one, other in zip(seconds["with"][1:], seconds["without"][1:], strict=True)]

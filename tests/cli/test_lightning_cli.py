@@ -112,7 +112,7 @@ def test_a_checkpoint_of_the_command_line_is_whole(trained):
 def test_commands_take_the_weights_of_the_checkpoint(skipcl, trained, capsys):
     module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     with torch.no_grad():
-        module.item_embedding.weight.zero_()
+        module.model.item_embedding.weight.zero_()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
     trainer.strategy.connect(module)
     trainer.save_checkpoint("zero.ckpt")
@@ -203,7 +203,7 @@ def test_a_wrong_key_is_an_error_that_names_it(skipcl, tmp_path, capsys, wrong):
 def test_an_unknown_part_and_a_wrong_value_are_named(skipcl, capsys):
     for arguments, message in [
         (["--model.backbone", "SASRek"], "SASRek"),
-        (["--model.embedding_size", "many"], "Expected a <class 'int'>. Got value: many"),
+        (["--model.num_items", "many"], "many"),
     ]:
         with pytest.raises(SystemExit):
             skipcl("fit", *SMALL, *arguments)

@@ -113,7 +113,7 @@ class TestOwnClasses:
 def test_a_subclass_is_given_the_number_of_items(skipcl, small_store, tmp_path):
     skipcl("fit", "--model", "own_project.Small", "--model.width", 4, "--data.log", small_store, *QUIET)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    table = torch.load(checkpoint, weights_only=False)["state_dict"]["item_embedding.weight"]
+    table = torch.load(checkpoint, weights_only=False)["state_dict"]["model.item_embedding.weight"]
     assert table.shape == (SessionDataModule(small_store).num_items + 1, 4)
 
 

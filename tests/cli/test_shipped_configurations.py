@@ -27,12 +27,12 @@ def test_a_configuration_is_complete(name, small_store, monkeypatch, tmp_path):
     monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda *_: None)
     cli = TrainingCLI(["fit", "--config", name, "--data.log", str(small_store), *HERE])
     said = yaml.safe_load(read_configuration(name))
-    assert type(cli.model.backbone).__name__ == said["model"]["init_args"]["backbone"]["class_path"]
+    assert type(cli.model.model.backbone).__name__ == said["model"]["init_args"]["backbone"]["class_path"]
     assert cli.model.num_items == cli.datamodule.num_items
     assert cli.datamodule.max_length == said["data"]["init_args"]["max_length"]
-    longest = getattr(cli.model.backbone, "max_length", None)
+    longest = getattr(cli.model.model.backbone, "max_length", None)
     # A bidirectional backbone's mask token takes a position too.
-    assert longest in (None, cli.datamodule.max_length + (not cli.model.causal))
+    assert longest in (None, cli.datamodule.max_length + (not cli.model.model.causal))
     assert [callback.monitor for callback in cli.trainer.early_stopping_callbacks] == [
         cli.trainer.checkpoint_callback.monitor
     ]

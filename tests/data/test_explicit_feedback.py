@@ -99,7 +99,7 @@ def test_a_batch_is_cut_moved_hidden_and_extended_whole():
 def test_recommendations_know_likes_and_leave_out_dislikes():
     torch.manual_seed(0)
     module = SkipCLModule(SASRec(8), None, num_items=5, embedding_size=8, feedback_input=True)
-    torch.nn.init.normal_(module.feedback_embedding.weight)
+    torch.nn.init.normal_(module.model.feedback_embedding.weight)
     module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=10)
     recommender = Recommender(module)
     plain = recommender.recommend([["a", "b"]], top_k=5)

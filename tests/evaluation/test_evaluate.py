@@ -55,7 +55,7 @@ def test_the_threshold_of_the_data_and_the_ties_of_the_model_are_kept_to(data):
     assert report.populations["skipped"] == int((feedback < 0.8).sum()) == logged["num_skipped"]
     assert int((feedback < 0).sum()) < report.populations["skipped"]
     assert report["hit_rate@10"] == pytest.approx(logged["hit_rate@10"])
-    model.item_embedding.weight.data[1:] = 1.0
+    model.model.item_embedding.weight.data[1:] = 1.0
     assert (evaluate(model, strict, num_resamples=0).sessions["rank"] == 1).all()
     assert (evaluate(model, strict, ties="pessimistic", num_resamples=0).sessions["rank"] == 40).all()
 
@@ -202,7 +202,7 @@ def test_sampled_candidates_leave_out_what_was_seen_where_asked(data):
 
 def test_a_collapsed_table_ranks_last_among_sampled_candidates_too(data):
     model = module(data)
-    model.item_embedding.weight.data[1:] = torch.randn(SIZE)
+    model.model.item_embedding.weight.data[1:] = torch.randn(SIZE)
     with pytest.warns(UserWarning, match="sampled candidates"):
         report = evaluate(model, data, num_candidates=10, num_resamples=0)
     assert (report.sessions["rank"] == 11).all()
@@ -228,10 +228,10 @@ def test_a_model_of_other_items_is_refused(data):
 
 def test_the_model_is_left_in_its_mode_and_without_gradients(data):
     model = module(data).train()
-    model.backbone.dropout.eval()
+    model.model.backbone.dropout.eval()
     evaluate(model, data, num_resamples=0)
     assert model.training
-    assert not model.backbone.dropout.training
+    assert not model.model.backbone.dropout.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from skipcl_lightning.functional.look_up import gather_gradients, look_up
-from skipcl_lightning.item_embedding import ItemEmbedding
+from skipcl_lightning.model import ItemEmbedding
 
 
 def tables():

@@ -1,0 +1,274 @@
+"""The model alone: item table, feedback input and backbone, which turn sessions into queries for tracks.
+
+It knows torch and nothing of training, so that it can be exported, served or put into any other module.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_integer
+from skipcl_lightning.backbones import check_backbone, is_causal
+from skipcl_lightning.backbones.contract import takes_argument
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.functional import append_mask_token, hide_masked, last_position
+from skipcl_lightning.functional.look_up import gather_gradients, look_up
+
+__all__ = ["ItemEmbedding", "SessionModel"]
+
+
+class ItemEmbedding(nn.Embedding):
+    """The item table, a ``torch.nn.Embedding`` with padding in row 0.
+
+    Lookups of a step may share one dense gradient (``gathered_gradients``).
+
+    Args:
+        num_items: V.
+        embedding_size: D.
+        sparse: Whether gradients are sparse tensors of the rows used.
+
+    Example:
+        >>> import torch
+        >>> items = ItemEmbedding(3, 2, sparse=False)
+        >>> items.table.shape, items(torch.tensor([[1, 0]])).shape
+        (torch.Size([4, 2]), torch.Size([1, 2, 2]))
+    """
+
+    def __init__(self, num_items: int, embedding_size: int, *, sparse: bool) -> None:
+        super().__init__(num_items + 1, embedding_size, padding_idx=PADDING_INDEX, sparse=sparse)
+        self._gathered: Tensor | None = None
+
+    @property
+    def table(self) -> Tensor:
+        """[V + 1, D]; within ``gathered_gradients`` one to look rows up in by ``look_up``."""
+        return self.weight if self._gathered is None else self._gathered
+
+    @contextmanager
+    def gathered_gradients(self) -> Iterator[None]:
+        """Let all lookups in a context make one dense gradient together, on a CPU, where that is faster."""
+        if self.weight.device.type == "cpu" and not self.sparse:
+            self._gathered = gather_gradients(self.weight)
+        try:
+            yield
+        finally:
+            self._gathered = None
+
+    def forward(self, items: Tensor) -> Tensor:
+        """[...] int64 in 0..V to [..., D]."""
+        if self._gathered is None:
+            return super().forward(items)
+        return look_up(items, self._gathered, padding_index=PADDING_INDEX)
+
+
+class SessionModel(nn.Module):
+    """One table of items, for inputs and candidates, and a backbone over it.
+
+    A causal backbone's output at a track is the query for what comes next. A bidirectional backbone has seen
+    what comes next: it is queried at a mask token behind the session's last track, and trained on tracks that
+    are hidden behind that token (the cloze task). A backbone with a ``max_length`` gets the latest positions.
+
+    Args:
+        backbone: Any module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``, with ``causal = False``
+            if it sees later tracks, and perhaps a ``max_length``.
+        num_items: V, at least 2.
+        embedding_size: D; the backbone's own ``embedding_size`` if None.
+        feedback_input: Whether the backbone sees the feedback of each track: an embedding each for listening,
+            skips, likes and dislikes, linear in its strength and zero at first, is added to the track's own.
+        sparse_item_table: Whether the gradients of the table are sparse tensors of the rows used.
+
+    Raises:
+        TypeError: A part or setting has the wrong type.
+        ValueError: A setting is out of range, no size is known, or the backbone does not fit.
+
+    Example:
+        >>> from skipcl_lightning.backbones import SASRec
+        >>> model = SessionModel(SASRec(16), num_items=100).eval()
+        >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
+        >>> model(batch).shape, model.score(model.session_query(batch)).shape
+        (torch.Size([1, 3, 16]), torch.Size([1, 101]))
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_items: int,
+        embedding_size: int | None = None,
+        feedback_input: bool = True,
+        sparse_item_table: bool = False,
+    ) -> None:
+        super().__init__()
+        check_integer("num_items", num_items, minimum=2)
+        size = _embedding_size(backbone, embedding_size)
+        check_backbone(backbone, size)
+        self.num_items = num_items
+        self.embedding_size = size
+        self.backbone = backbone
+        self.causal = is_causal(backbone)
+        self.item_embedding = ItemEmbedding(num_items, size, sparse=sparse_item_table)
+        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=size**-0.5)
+        self.mask_embedding = None if self.causal else nn.Parameter(torch.randn(size) * size**-0.5)
+        self.feedback_embedding = nn.Linear(4, size, bias=False) if feedback_input else None
+        if self.feedback_embedding is not None:
+            # From zero: drawn at random it would outweigh the items, and a short log never unlearns that.
+            nn.init.zeros_(self.feedback_embedding.weight)
+        # What a LightningModule that overrides `embed` puts in its place.
+        self.embed_override: Callable[[SessionBatch, Tensor], Tensor] | None = None
+
+    @property
+    def max_length(self) -> int | None:
+        """The most positions that the backbone takes; None for no limit."""
+        limit: int | None = getattr(self.backbone, "max_length", None)
+        return limit
+
+    @property
+    def mask_index(self) -> int:
+        """The item index of a bidirectional backbone's mask token, V + 1."""
+        return self.num_items + 1
+
+    @property
+    def item_table(self) -> Tensor:
+        """[V + 1, D], the candidates: row 0 is padding."""
+        return self.item_embedding.table
+
+    def embed_items(self, items: Tensor) -> Tensor:
+        """The embeddings of a session's items, of a mask token among them.
+
+        Args:
+            items: [B, L] int64 in 0..V + 1; V + 1 is the mask token, which a causal backbone never meets.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.mask_embedding is None:
+            embedded: Tensor = self.item_embedding(items)
+            return embedded
+        hidden = items == self.mask_index
+        keys = self.item_embedding(items.masked_fill(hidden, PADDING_INDEX))
+        return torch.where(hidden[..., None], self.mask_embedding, keys)
+
+    def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
+        """Return the backbone's input: the items, with their feedback where it is an input.
+
+        Args:
+            batch: B sessions, without what is hidden from a bidirectional backbone.
+            keys: [B, L, D] the embeddings of their items.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.feedback_embedding is None:
+            return keys
+        explicit = batch.explicit_feedback
+        known = [batch.feedback, torch.zeros_like(batch.feedback) if explicit is None else explicit]
+        # Listened to, skipped, liked, disliked; unknown is none of them.
+        signed = torch.stack([part.clamp(min=0) for one in known for part in (one, -one)], dim=2)  # [B, L, 4]
+        embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
+        return embedded
+
+    def forward(self, batch: SessionBatch, *, last_only: bool = False) -> Tensor:
+        """Return the backbone's output at each position.
+
+        Args:
+            batch: B sessions.
+            last_only: Return the last track of each session alone; for a backbone that takes the argument.
+
+        Returns:
+            [B, L, D] in the space of the item table; of the latest ``backbone.max_length`` positions if L
+            is more; or [B, 1, D]. From a causal backbone the session as known after each track; from a
+            bidirectional one what each position should hold.
+        """
+        batch = self.shorten(batch)
+        only = {"last_only": True} if last_only else {}
+        return self.encode(batch, self.embed_items(batch.items), **only)
+
+    def session_query(self, batch: SessionBatch) -> Tensor:
+        """Return the sessions as known after all their tracks.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, D], whose inner products with the item table are the scores. A row without a track yields
+            zeros, or what a mask token alone stands for.
+        """
+        if not self.causal:
+            batch = append_mask_token(batch, self.mask_index)
+        batch = self.shorten(batch)
+        # An override, or a backbone of one's own, may not take the argument.
+        if takes_argument("last_only", self.forward, self.encode, self.backbone.forward):
+            query: Tensor = self(batch, last_only=True).squeeze(1)
+            return query
+        return last_position(self(batch), batch.valid_mask)
+
+    def encode(self, batch: SessionBatch, keys: Tensor, *, last_only: bool = False) -> Tensor:
+        """Return the backbone's output for a batch that is short enough.
+
+        Args:
+            batch: B sessions, of as many positions as the backbone takes, or one more for a causal backbone.
+            keys: [B, L, D] the embeddings of their items, hidden ones included.
+            last_only: As in ``forward``; then of no more positions than the backbone takes.
+
+        Returns:
+            [B, L, D], zero at a position more than the backbone takes; or [B, 1, D].
+
+        Raises:
+            ValueError: Tracks are hidden from a causal backbone.
+        """
+        if batch.cloze_mask is not None:
+            batch, keys = self._hide(batch)
+        embed = self.embed if self.embed_override is None else self.embed_override
+        if last_only:
+            last: Tensor = self.backbone(embed(batch, keys), batch.valid_mask, last_only=True)
+            return last
+        length = batch.items.shape[1]
+        taken = min(length, self.max_length or length)
+        output: Tensor = self.backbone(embed(batch, keys)[:, :taken], batch.valid_mask[:, :taken])
+        return output if taken == length else F.pad(output, (0, 0, 0, length - taken))
+
+    def score(self, query: Tensor) -> Tensor:
+        """Return the scores of the whole catalogue.
+
+        Args:
+            query: [..., D], as from ``session_query``.
+
+        Returns:
+            [..., V + 1] inner products with the item table; column 0 is padding.
+        """
+        return query @ self.item_table.T
+
+    def shorten(self, batch: SessionBatch, more: int = 0) -> SessionBatch:
+        """Cut sessions to the latest positions that the backbone takes.
+
+        Args:
+            batch: B sessions.
+            more: Positions beyond that limit.
+
+        Returns:
+            The batch, or a shorter one.
+        """
+        return batch if self.max_length is None else batch.latest(self.max_length + more)
+
+    def _hide(self, batch: SessionBatch) -> tuple[SessionBatch, Tensor]:
+        """The batch as a bidirectional backbone may see it, and the embeddings of its items."""
+        if self.causal:
+            raise ValueError(
+                "`batch` must hide nothing from a causal backbone, got a `cloze_mask`. Leave it None."
+            )
+        visible = hide_masked(batch, self.mask_index)
+        return visible, self.embed_items(visible.items)
+
+
+def _embedding_size(backbone: nn.Module, given: int | None) -> int:
+    """The size that is given, or that the backbone has."""
+    size: int | None = getattr(backbone, "embedding_size", None) if given is None else given
+    if size is None:
+        raise ValueError(
+            f"`embedding_size` must be given for {type(backbone).__name__}, which has no attribute of that "
+            "name, got None. Pass the D of its input and output."
+        )
+    check_integer("embedding_size", size)
+    return size
