@@ -72,7 +72,7 @@ class NextTrack(LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """The loss of a batch: items, and what the listener did."""
         own, skip_loss = self.losses(*batch)
-        loss = own + self.skip_head.weight_at(self.global_step) * skip_loss  # 3
+        loss = own + self.skip_head.weight * skip_loss  # 3
         self.log_dict({"train/loss": loss, "train/skip_loss": skip_loss}, prog_bar=True)
         return loss
 

@@ -75,7 +75,7 @@ class SkipCLModule(LightningModule):
             ``max_length`` gets the latest tracks only; one whose ``forward`` takes ``last_only`` may return
             [B, 1, D], the last real positions, where that is True. None calls ``build_backbone``.
         skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
-            ``weight_at(step)`` for λ (1 without it); one whose ``uses_item_table`` is True is given the table
+            ``weight`` for λ (1 without it); one whose ``uses_item_table`` is True is given the table
             as a fourth argument. None trains on the next-item task alone. Beside a
             bidirectional backbone it must take its anchors from ``batch.cloze_mask``, and say so with a
             method ``check_cloze()``.
@@ -311,11 +311,11 @@ class SkipCLModule(LightningModule):
             return {"loss": parts["next_item_loss"], **parts}
         if isinstance(self.skip_head, CombinedHead):
             of_heads = {name: value for name, value in parts.items() if name != "next_item_loss"}
-            skip_loss = self.skip_head.combine(of_heads, self.global_step)
+            skip_loss = self.skip_head.combine(of_heads)
             named = {f"skip_loss/{name}": value for name, value in of_heads.items()}
         else:
             skip_loss, named = parts["skip_loss"], {}
-        loss = parts["next_item_loss"] + self._skip_weight() * skip_loss
+        loss = parts["next_item_loss"] + getattr(self.skip_head, "weight", 1.0) * skip_loss
         return {"loss": loss, "next_item_loss": parts["next_item_loss"], "skip_loss": skip_loss, **named}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
@@ -466,10 +466,6 @@ class SkipCLModule(LightningModule):
             )
         check_number(name, value, minimum=0, maximum=1, open_minimum=name == "mask_probability")
         return value
-
-    def _skip_weight(self) -> float:
-        weight_at = getattr(self.skip_head, "weight_at", None)
-        return 1.0 if weight_at is None else weight_at(self.global_step)
 
     def _log_metrics(self, metrics: MetricCollection) -> None:
         # Over all processes, which so log the same keys.

@@ -10,6 +10,7 @@ from small_models import module, quiet_trainer
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, ESASRec, NextItNet, SASRec
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.callbacks import SkipLossWarmup
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import (
     CombinedHead,
@@ -113,11 +114,10 @@ def test_a_compiled_sampled_softmax_is_one_graph_too(one_graph):
 def test_a_warm_up_compiles_nothing_anew_in_a_run(one_graph):
     seed_everything(0, verbose=False)
     data = SessionDataModule(simulate_sessions(80, num_items=30, num_moods=3), batch_size=32, max_length=20)
-    one = SkipCLModule(
-        SASRec(8, max_length=20), SkipInfoNCE(warmup_steps=4), num_items=data.num_items, embedding_size=8
-    )
+    one = SkipCLModule(SASRec(8, max_length=20), SkipInfoNCE(), num_items=data.num_items, embedding_size=8)
     one.part_losses = torch.compile(one.part_losses, backend="eager", fullgraph=True, dynamic=True)
-    quiet_trainer(max_epochs=2, limit_val_batches=0).fit(one, data)
+    trainer = quiet_trainer(max_epochs=2, limit_val_batches=0, callbacks=[SkipLossWarmup(steps=4)])
+    trainer.fit(one, data)
     assert one_graph["stats"]["unique_graphs"] == 1
 
 

@@ -23,7 +23,7 @@ def sessions():
 def step(one):
     """The gradients, and how many dense ones were made of lookups."""
     torch.manual_seed(1)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         one.losses(one.part_losses(sessions()))["loss"].backward()
     made = [event for event in profile.events() if event.name == "aten::embedding_dense_backward"]
     return {name: parameter.grad for name, parameter in one.named_parameters()}, len(made)

@@ -16,7 +16,7 @@ class WatchedModule(Protocol):
 
     Its loaders yield ``SessionBatch``; those of validation and test with targets. What else it has is used:
 
-    - ``skip_head``: its ``weight_at(step)`` or ``weight`` is λ, its ``temperature`` τ;
+    - ``skip_head``: its ``weight`` is λ, its ``temperature`` τ;
     - ``ties`` and ``exclude_seen``, as ``SkipCLModule`` has them, say how targets are ranked;
     - a validation or test step that returns ``{"ranks": [B]}``, the ranks of the batch's targets, saves a
       callback the ranking.

@@ -20,10 +20,9 @@ class SkipLossWarmup(Callback):
     .. math:: \lambda(s) = \lambda \cdot \min(1, s / S) \quad \text{or} \quad
         \lambda \cdot (1 - \cos(\pi \min(1, s / S))) / 2
 
-    after s optimizer steps. Unlike a head's own ``warmup_steps`` it can take a share of the training, and
-    a shape. It needs a module with a ``skip_head`` whose ``weight`` is a number that is read anew in each
-    step, as with the heads of this package; in a ``CombinedHead`` it sets each. When the fit ends, whichever
-    way, the heads have their own weights again.
+    after s optimizer steps. It needs a module with a ``skip_head`` whose ``weight`` is a number that is read
+    anew in each step, as with the heads of this package; in a ``CombinedHead`` it sets each. When the fit
+    ends, also by an error, the heads have their own weights again.
 
     Args:
         steps: S, optimizer steps, at least 1.
@@ -33,8 +32,8 @@ class SkipLossWarmup(Callback):
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range, or not exactly one of ``steps`` and ``fraction`` is given. When
-            the fit starts: there is no head with a weight, it has a warm-up of its own, or training has no
-            end that a share could be taken of.
+            the fit starts: there is no head with a weight, or training has no end that a share could be
+            taken of.
 
     Example:
         >>> warmup = SkipLossWarmup(steps=100, shape="cosine")
@@ -93,8 +92,6 @@ class SkipLossWarmup(Callback):
             )
         self._length = self._count_steps(trainer)
         self._own_weights = {head: _own_weight(head) for head in heads.values()}
-        for head in self._own_weights:
-            _check_follows(head)
 
     def on_train_batch_start(
         self,
@@ -159,12 +156,6 @@ class SkipLossWarmup(Callback):
 def _own_weight(head: nn.Module) -> float:
     """λ, where a schedule can set it."""
     name = type(head).__name__
-    warmup_steps: Any = getattr(head, "warmup_steps", 0)
-    if warmup_steps:
-        raise ValueError(
-            f"`warmup_steps` must be 0 beside SkipLossWarmup, got {warmup_steps} of {name}. Both would raise "
-            "the weight: leave one of them out."
-        )
     weight: Any = getattr(head, "weight", None)
     if weight is None:
         raise ValueError(
@@ -173,17 +164,6 @@ def _own_weight(head: nn.Module) -> float:
         )
     check_number("weight", weight, minimum=0)
     return float(weight)
-
-
-def _check_follows(head: nn.Module) -> None:
-    """Raise where a head's λ is not its weight: the schedule would silently do nothing."""
-    weight_at: Any = getattr(head, "weight_at", None)
-    own: Any = head.weight
-    if weight_at is not None and weight_at(0) != own:
-        raise ValueError(
-            f"`weight_at(0)` must be the head's `weight` {own} beside SkipLossWarmup, got {weight_at(0)} of "
-            f"{type(head).__name__}. It has a schedule of its own: leave one of them out."
-        )
 
 
 def _set_weight(head: nn.Module, weight: float) -> None:

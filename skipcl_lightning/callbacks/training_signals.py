@@ -44,7 +44,7 @@ class TrainingSignals(Callback):
         """
         if not _is_logged(trainer):
             return
-        signals = _gradient_norms(pl_module) | _skip_signals(pl_module, trainer.global_step)
+        signals = _gradient_norms(pl_module) | _skip_signals(pl_module)
         for name, value in signals.items():
             pl_module.log(f"train/{name}", value)
 
@@ -74,10 +74,10 @@ def _values(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _skip_signals(module: LightningModule, step: int) -> dict[str, Tensor | float]:
+def _skip_signals(module: LightningModule) -> dict[str, Tensor | float]:
     """By log key, λ and τ of each head that has them."""
     signals: dict[str, Tensor | float] = {}
-    for key, weight in _weights(module, step).items():
+    for key, weight in _weights(module).items():
         signals[f"skip_weight{key}"] = weight
     for key, head in named_heads(module).items():
         temperature: Any = getattr(head, "temperature", None)
@@ -87,12 +87,10 @@ def _skip_signals(module: LightningModule, step: int) -> dict[str, Tensor | floa
     return signals
 
 
-def _weights(module: LightningModule, step: int) -> dict[str, Tensor | float]:
+def _weights(module: LightningModule) -> dict[str, Tensor | float]:
     head: Any = getattr(module, "skip_head", None)
     if head is None:
         return {}
     if isinstance(head, CombinedHead):
-        return {f"/{name}": weight for name, weight in head.weights_at(step).items()}
-    weight_at = getattr(head, "weight_at", None)
-    # A module without a schedule of its own adds the loss as it is, or by the head's `weight`.
-    return {"": getattr(head, "weight", 1.0) if weight_at is None else weight_at(step)}
+        return {f"/{name}": weight for name, weight in head.weights.items()}
+    return {"": getattr(head, "weight", 1.0)}

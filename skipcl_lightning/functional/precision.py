@@ -38,8 +38,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
         ...     print((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
         torch.float32
     """
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -56,7 +55,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
         torch.float32
     """
     kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return tensor.dtype
 
@@ -78,3 +77,8 @@ def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
         ((256.0, 16.0), (1.0, 1.0))
     """
     return (256.0, 16.0) if dtype == torch.float16 else (1.0, 1.0)
+
+
+def _knows_autocast(kind: str) -> bool:
+    # Compilers of torch before 2.13 cannot trace the question; what they compile for knows autocast.
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)

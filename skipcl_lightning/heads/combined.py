@@ -18,7 +18,7 @@ Weighting = Literal["fixed", "uncertainty"]
 class CombinedHead(nn.Module):
     r"""The sum of several heads.
 
-    With ``fixed`` weighting it is Σ λ_h(step) · L_h, each head's own weight and warm-up. With
+    With ``fixed`` weighting it is Σ λ_h · L_h with each head's own ``weight``. With
     ``uncertainty`` each head gets a learned s_h besides, the logarithm of a variance, and the sum is
 
     .. math::
@@ -60,17 +60,6 @@ class CombinedHead(nn.Module):
         # What a checkpoint keeps, in plain values: of the heads their names and settings.
         parts = [describe_part(head, _registry()) for head in self.heads]
         self.settings: dict[str, Any] = {"heads": parts, "weighting": weighting}
-
-    def weight_at(self, step: int) -> float:  # noqa: ARG002 - the heads' common signature
-        """1, at any step: the heads' own weights are in the sum.
-
-        Args:
-            step: Optimizer steps done so far, at least 0.
-
-        Returns:
-            1.
-        """
-        return 1.0
 
     def check_cloze(self) -> None:
         """Raise unless every head knows what to do with a bidirectional backbone.
@@ -121,33 +110,28 @@ class CombinedHead(nn.Module):
             named[name] = head
         return named
 
-    def weights_at(self, step: int) -> dict[str, Tensor | float]:
-        """What each head's loss is multiplied by in the sum at an optimizer step, learned factors included.
+    @property
+    def weights(self) -> dict[str, Tensor | float]:
+        """What each head's loss is multiplied by in the sum, by the names of ``named_heads``.
 
-        Args:
-            step: Optimizer steps done so far, at least 0.
-
-        Returns:
-            Scalars by the names of ``named_heads``.
+        Learned factors are included, without gradients.
         """
-        named = self.named_heads()
-        weights = {name: _weight(head, step) for name, head in named.items()}
+        weights = {name: _weight(head) for name, head in self.named_heads().items()}
         if self.log_variance is None:
             return dict(weights)
         factors = (-self.log_variance.detach()).exp()
         return {name: factors[place] * weight for place, (name, weight) in enumerate(weights.items())}
 
-    def combine(self, losses: dict[str, Tensor], step: int | None = None) -> Tensor:
-        """The weighted sum of the heads' losses.
+    def combine(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the heads' losses.
 
         Args:
             losses: As ``losses`` gives them.
-            step: Optimizer steps done so far; None for the weights after any warm-up.
 
         Returns:
             A scalar.
         """
-        weights = [_weight(head, step) for head in self.heads]
+        weights = [_weight(head) for head in self.heads]
         values = torch.stack([weight * loss for weight, loss in zip(weights, losses.values(), strict=True)])
         if self.log_variance is None:
             return values.sum()
@@ -156,7 +140,7 @@ class CombinedHead(nn.Module):
     def forward(
         self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
     ) -> Tensor:
-        """The weighted sum, with the weights after any warm-up.
+        """Return the weighted sum.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
@@ -170,9 +154,7 @@ class CombinedHead(nn.Module):
         return self.combine(self.losses(query, keys, batch, item_embeddings))
 
 
-def _weight(head: nn.Module, step: int | None) -> float:
-    if step is not None and hasattr(head, "weight_at"):
-        return float(head.weight_at(step))  # type: ignore[operator]  # torch types attributes as tensors
+def _weight(head: nn.Module) -> float:
     return float(getattr(head, "weight", 1.0))
 
 

@@ -38,7 +38,6 @@ class OpposingSequences(SessionHead):
             more than the catalogue has, less one.
         anchors: ``listened`` positions, or ``all`` real ones.
         like_weight: How much an anchor counts whose positive is liked, above 0.
-        warmup_steps: Optimizer steps over which λ rises linearly from 0; 0 for none.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -68,7 +67,6 @@ class OpposingSequences(SessionHead):
         num_samples: int = 256,
         anchors: Anchors = "listened",
         like_weight: float = 1.0,
-        warmup_steps: int = 0,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -77,7 +75,6 @@ class OpposingSequences(SessionHead):
             skip_weights="uniform",
             dislike_weight=1.0,
             like_weight=like_weight,
-            warmup_steps=warmup_steps,
         )
         check_integer("embedding_size", embedding_size)
         check_number("temperature", temperature, minimum=0, open_minimum=True)

@@ -1,10 +1,10 @@
-"""What all skip heads share: a weight with a warm-up, and the anchors that a batch allows."""
+"""What all skip heads share: a weight, and the anchors that a batch allows."""
 
 from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional.cloze import cloze_positives
 from skipcl_lightning.functional.contrast import (
@@ -20,11 +20,10 @@ __all__ = ["SessionHead", "WeightedHead", "require_table"]
 
 
 class WeightedHead(nn.Module):
-    """A loss beside the next-item loss, with a weight that may rise over the first steps.
+    """A loss beside the next-item loss, with a weight; ``SkipLossWarmup`` lets it rise over the first steps.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum.
-        warmup_steps: Optimizer steps over which λ rises linearly from 0; 0 for none.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -34,25 +33,10 @@ class WeightedHead(nn.Module):
     # Whether `forward` is to be given the item table as well.
     uses_item_table = False
 
-    def __init__(self, *, weight: float, warmup_steps: int) -> None:
+    def __init__(self, *, weight: float) -> None:
         super().__init__()
         check_number("weight", weight, minimum=0)
-        check_integer("warmup_steps", warmup_steps, minimum=0)
         self.weight = weight
-        self.warmup_steps = warmup_steps
-
-    def weight_at(self, step: int) -> float:
-        """λ at an optimizer step.
-
-        Args:
-            step: Optimizer steps done so far, at least 0.
-
-        Returns:
-            ``weight``, or the part of it that the warm-up has reached.
-        """
-        if step >= self.warmup_steps:
-            return self.weight
-        return self.weight * step / self.warmup_steps
 
 
 class SessionHead(WeightedHead):
@@ -65,7 +49,6 @@ class SessionHead(WeightedHead):
         skip_weights: ``uniform``, or by the ``strength`` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
-        warmup_steps: Optimizer steps over which λ rises linearly from 0.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -81,9 +64,8 @@ class SessionHead(WeightedHead):
         skip_weights: SkipWeights,
         dislike_weight: float,
         like_weight: float,
-        warmup_steps: int,
     ) -> None:
-        super().__init__(weight=weight, warmup_steps=warmup_steps)
+        super().__init__(weight=weight)
         check_choice("anchors", anchors, get_args(Anchors))
         check_choice("negatives", negatives, get_args(SessionNegatives))
         check_choice("skip_weights", skip_weights, get_args(SkipWeights))

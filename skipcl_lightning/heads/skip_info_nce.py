@@ -24,7 +24,7 @@ Query = Literal["session", "item"]
 class SkipInfoNCE(SessionHead):
     """Pulls each position towards the next listened track and pushes it from the skipped ones.
 
-    The loss that ``forward`` yields is not weighted: whoever adds it to another asks ``weight_at``. Mined
+    ``forward`` returns the loss before its ``weight``, by which the training step multiplies it. Mined
     tracks join wherever the batch brings some (``SessionDataModule(mined_negatives=…)``): those of the track
     at t, or of the one before where t itself is asked for.
 
@@ -50,7 +50,6 @@ class SkipInfoNCE(SessionHead):
         gather_ranks: Share the ``batch`` negatives of all processes, and take the mean over all their
             anchors.
         mined_positive_weight: β ≥ 0, how much a mined positive counts beside the next listened track.
-        warmup_steps: Optimizer steps over which λ rises linearly from 0; 0 for none.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -63,9 +62,10 @@ class SkipInfoNCE(SessionHead):
         arXiv 1912.06798.
 
     Example:
-        >>> head = SkipInfoNCE(weight=0.5, warmup_steps=10)
-        >>> head.weight_at(0), head.weight_at(5), head.weight_at(1000)
-        (0.0, 0.25, 0.5)
+        >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
+        >>> head = SkipInfoNCE(weight=0.5, temperature=1.0)
+        >>> head(torch.ones(1, 3, 2), torch.ones(1, 3, 2), SessionBatch(items, feedback)).round(decimals=4)
+        tensor(0.6931)
     """
 
     uses_item_table = True
@@ -88,7 +88,6 @@ class SkipInfoNCE(SessionHead):
         bank_size: int = 0,
         gather_ranks: bool = False,
         mined_positive_weight: float = 0.5,
-        warmup_steps: int = 0,
     ) -> None:
         check_choice("negatives", negatives, get_args(Negatives))
         super().__init__(
@@ -98,7 +97,6 @@ class SkipInfoNCE(SessionHead):
             skip_weights=skip_weights,
             dislike_weight=dislike_weight,
             like_weight=like_weight,
-            warmup_steps=warmup_steps,
         )
         check_number("temperature", temperature, minimum=0, open_minimum=True)
         check_choice("query", query, get_args(Query))

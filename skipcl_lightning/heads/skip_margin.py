@@ -30,7 +30,6 @@ class SkipMargin(SessionHead):
         skip_weights: ``uniform``, or by the ``strength`` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
-        warmup_steps: Optimizer steps over which λ rises linearly from 0; 0 for none.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -56,7 +55,6 @@ class SkipMargin(SessionHead):
         skip_weights: SkipWeights = "uniform",
         dislike_weight: float = 1.0,
         like_weight: float = 1.0,
-        warmup_steps: int = 0,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -65,7 +63,6 @@ class SkipMargin(SessionHead):
             skip_weights=skip_weights,
             dislike_weight=dislike_weight,
             like_weight=like_weight,
-            warmup_steps=warmup_steps,
         )
         check_choice("loss", loss, get_args(MarginLoss))
         if margin is not None:

@@ -23,6 +23,7 @@ from watched_runs import (
 )
 
 from skipcl_lightning import Recommender
+from skipcl_lightning.callbacks import SkipLossWarmup
 from skipcl_lightning.data.fingerprint import fingerprint_vocabulary
 
 EPOCHS, STEPS = 2, 6
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
         patch.setenv("WANDB_SILENT", "true")
         data = small_data()
         module = small_module(data)
-        callbacks = all_callbacks(folder)
+        callbacks = [*all_callbacks(folder), SkipLossWarmup(steps=4)]
         wandb_logger = WandbLogger(project="skipcl", save_dir=folder)
         loggers = [
             wandb_logger,

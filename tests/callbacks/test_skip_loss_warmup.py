@@ -15,7 +15,7 @@ class Weights(TrainingSignals):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         head = pl_module.skip_head
-        self.seen.append(head.weights_at(0) if isinstance(head, CombinedHead) else head.weight_at(0))
+        self.seen.append(head.weights if isinstance(head, CombinedHead) else head.weight)
 
 
 def fit(warmup, head, *, epochs=2, **settings):
@@ -77,21 +77,6 @@ def test_a_checkpoint_in_the_midst_holds_the_heads_own_weight(tmp_path):
     watched_trainer([SkipLossWarmup(steps=99), Save()], max_epochs=1).fit(module, data)
     loaded = type(module).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert loaded.skip_head.weight == 0.4
-
-
-def test_a_head_with_a_warmup_of_its_own_is_refused():
-    with pytest.raises(ValueError, match="`warmup_steps` must be 0 beside SkipLossWarmup, got 5 of"):
-        fit(SkipLossWarmup(steps=4), SkipInfoNCE(weight=0.4, warmup_steps=5))
-
-
-class OwnSchedule(SkipInfoNCE):
-    def weight_at(self, step):
-        return 0.7
-
-
-def test_a_head_with_a_schedule_of_its_own_is_refused():
-    with pytest.raises(ValueError, match=r"`weight_at\(0\)` must be the head's `weight` 0.1 beside"):
-        fit(SkipLossWarmup(steps=4), OwnSchedule())
 
 
 def test_a_module_without_a_head_is_refused():

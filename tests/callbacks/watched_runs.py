@@ -31,7 +31,7 @@ def small_data(sessions=40, **settings):
 
 def small_module(data, head=None, **settings):
     seed_everything(0, verbose=False)
-    head = SkipInfoNCE(weight=0.3, learn_temperature=True, warmup_steps=4) if head is None else head
+    head = SkipInfoNCE(weight=0.3, learn_temperature=True) if head is None else head
     return SkipCLModule(
         SASRec(8, max_length=10),
         head,

@@ -143,7 +143,6 @@ def test_a_target_that_is_no_item_is_refused(head, wrong):
     [
         (lambda: SkipInfoNCE(weight=-1.0), r"`weight` must be in \[0, inf\), got -1.0"),
         (lambda: SkipInfoNCE(query="z"), "`query` must be one of 'session', 'item', got 'z'"),
-        (lambda: SkipInfoNCE(warmup_steps=-1), "`warmup_steps` must be at least 0"),
         (lambda: SampledSoftmax(0), "`num_negatives` must be at least 1"),
         (lambda: SampledSoftmax(4, sampler="zipf"), "`sampler` must be one of"),
     ],
