@@ -41,6 +41,16 @@ _BY_POSITION = (
     "mined_negatives",
     "mined_positives",
 )
+_FIELDS = (
+    *_BY_POSITION,
+    "target",
+    "target_feedback",
+    "session_index",
+    "seen",
+    "cold_target",
+    "skip_threshold",
+    "num_tracks",
+)
 
 
 class SessionBatch:
@@ -239,9 +249,7 @@ class SessionBatch:
             return self
         start = (self.lengths - length).clamp(min=0)
         positions = start[:, None] + torch.arange(length, device=start.device)  # [B, length]
-        cut = {
-            name: value for name, value in vars(self).items() if name in _BY_POSITION and value is not None
-        }
+        cut = {name: value for name in _BY_POSITION if (value := getattr(self, name)) is not None}
         rows = torch.arange(len(self), device=start.device)[:, None]
         return self.replace(
             num_tracks=self.num_tracks,
@@ -269,10 +277,11 @@ class SessionBatch:
             changes["num_tracks"] = None
         elif "items" in changes:
             changes.setdefault("num_tracks", None)
-        return SessionBatch(**{**vars(self), **changes})
+        # By name: compilers of torch before 2.13 cannot read an object's `vars`.
+        return SessionBatch(**{**{name: getattr(self, name) for name in _FIELDS}, **changes})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name in _FIELDS if isinstance(value := getattr(self, name), Tensor)}
         return self.replace(
             num_tracks=self.num_tracks, **{name: function(tensor) for name, tensor in tensors.items()}
         )
