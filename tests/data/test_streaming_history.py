@@ -280,3 +280,21 @@ def test_half_a_character_in_a_name_is_an_error_of_ours(tmp_path):
 def test_an_empty_folder_is_named_by_the_argument(tmp_path):
     with pytest.raises(ValueError, match=r"^`folder_or_paths` must hold files named"):
         read_streaming_history(tmp_path)
+
+
+@pytest.mark.parametrize("played", [1.5, "5000", True])
+def test_a_length_of_another_type_is_an_error_of_ours(tmp_path, played):
+    write(tmp_path, [play("10:00:00", played)])
+    with pytest.raises(
+        ValueError, match="`folder_or_paths` must hold plays of the export's own types"
+    ) as error:
+        read_streaming_history(tmp_path)
+    assert "This error occurred" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("played", [-1, 10**16, 10**18])
+def test_a_length_that_no_play_has_is_an_error(tmp_path, played):
+    write(tmp_path, [play("10:00:00", played)])
+    with pytest.raises(ValueError, match=f"a length in milliseconds, got .* and {played}"):
+        read_streaming_history(tmp_path)

@@ -10,6 +10,7 @@ import polars as pl
 from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes
 from skipcl_lightning.data.readers.parsing import ARTIST_TRACK_DASH, PLACEHOLDER_NAMES, known
+from skipcl_lightning.data.schema import describe_polars_error
 from skipcl_lightning.data.sessions import cut_at_gaps, times_fall, to_microseconds
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]
@@ -45,6 +46,8 @@ _PLAY = (
     *("offline", "offline_timestamp", "incognito_mode"),
 )
 _LONG_PLAY = 60_000
+# A year, in milliseconds.
+_LONGEST_PLAY = 366 * 86_400_000
 # No play was recorded before the service began, in October 2008.
 _FIRST_PLAY = 1_222_819_200_000_000
 # A number of seconds below it, a number of milliseconds from it on.
@@ -193,7 +196,7 @@ def _to_table(
     try:
         table = pl.DataFrame(
             {
-                field: pl.Series([record[field] for record in records], dtype=dtype)
+                field: _to_series([record[field] for record in records], dtype)
                 for field, dtype in fields.items()
             }
         )
@@ -201,12 +204,19 @@ def _to_table(
     except (TypeError, OverflowError, UnicodeEncodeError, pl.exceptions.PolarsError) as error:
         raise ValueError(
             f"`folder_or_paths` must hold plays of the export's own types, got another in {name!r}: "
-            f"{error}. Fetch the file again."
+            f"{describe_polars_error(error)}. Fetch the file again."
         ) from error
     described = _PLAY if "ts" in fields else tuple(fields)
     keys = pl.Series([json.dumps([record.get(field) for field in described]) for record in records])
     began = pl.Series([_offline_start(record) for record in records], dtype=pl.Int64)
     return table.with_columns(keys.hash().alias("copy_key"), began.alias("began"))
+
+
+def _to_series(values: list[Any], dtype: type[pl.DataType]) -> pl.Series:
+    # To polars True is the integer 1.
+    if dtype != pl.Boolean and any(isinstance(value, bool) for value in values):
+        raise TypeError(f"a value of {dtype.__name__} must not be true or false")
+    return pl.Series(values, dtype=dtype)
 
 
 def _offline_start(record: Mapping[str, Any]) -> int | None:
@@ -238,7 +248,8 @@ def _parse_time(plays: pl.DataFrame) -> pl.DataFrame:
     extended = pl.col("ts").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", strict=False)
     basic = pl.col("ts").str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", strict=False)
     timed = plays.with_columns(pl.coalesce(extended, basic).alias("timestamp"))
-    wrong = timed.filter(pl.col("timestamp").is_null() | ~(pl.col("ms_played") >= 0).fill_null(False))
+    right_length = pl.col("ms_played").is_between(0, _LONGEST_PLAY).fill_null(False)
+    wrong = timed.filter(pl.col("timestamp").is_null() | ~right_length)
     if wrong.height:
         time, played = wrong.row(0, named=True)["ts"], wrong.row(0, named=True)["ms_played"]
         raise ValueError(
