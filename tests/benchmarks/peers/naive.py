@@ -32,6 +32,8 @@ class AllLogits(nn.Module):
 class Tiled(nn.Module):
     """Each listened position against its next listened track and all skips of the session."""
 
+    weight = WEIGHT
+
     def forward(self, query: Tensor, keys: Tensor, batch: SessionBatch) -> Tensor:
         _, length, size = keys.shape
         real = batch.items != 0
@@ -50,9 +52,6 @@ class Tiled(nn.Module):
         losses = torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own
         counted = (listened & has_next & negative.any(dim=1, keepdim=True)).flatten()
         return losses[counted].mean()
-
-    def weight_at(self, step: int) -> float:
-        return WEIGHT
 
 
 def make_module(task: Task, num_items: int) -> SkipCLModule:
