@@ -71,7 +71,9 @@ def one_graph(monkeypatch):
 @pytest.mark.parametrize(
     ("backbone", "head"),
     # torch does not compile the recurrent network of opposing sequences.
-    [(b, "contrast") for b in BACKBONES] + [(SASRec, h) for h in HEADS if h not in ("contrast", "opposing")],
+    [(b, "contrast") for b in BACKBONES]
+    + [(SASRec, h) for h in HEADS if h not in ("contrast", "opposing", "two")]
+    + [pytest.param(SASRec, "two", marks=pytest.mark.slow)],
 )
 def test_batches_of_any_size_are_one_graph_with_the_plain_losses(backbone, head, one_graph):
     plain = model(backbone, HEADS[head]())

@@ -8,7 +8,7 @@ import pytest
 from ddp_training import train_and_test
 
 
-@pytest.mark.parametrize("backbone", ["SASRec", "BERT4Rec"])
+@pytest.mark.parametrize("backbone", ["SASRec", pytest.param("BERT4Rec", marks=pytest.mark.slow)])
 def test_two_processes_with_uneven_shards_log_what_one_does(backbone, tmp_path):
     # 9 sessions in batches of 3: one process tests 5 of them in two batches, the other 4.
     train_and_test(backbone, 1, 9, tmp_path)

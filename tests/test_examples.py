@@ -73,6 +73,7 @@ def test_training_on_a_streaming_history_runs_end_to_end(tmp_path):
 @pytest.mark.parametrize(
     ("script", "source"), [("train_mssd.py", "mssd"), ("train_streaming_history.py", "streaming_history")]
 )
+@pytest.mark.slow
 def test_training_on_real_logs_runs_end_to_end(script, source, tmp_path):
     output = run_example(script, SHARED / source, "--epochs", 1, "--output", "out", folder=tmp_path)
     assert_trained(output, tmp_path / "out")
@@ -150,6 +151,7 @@ def test_a_missing_extra_of_a_foreign_model_is_named(monkeypatch, examples):
         examples("foreign_models").make_decoder(8)
 
 
+@pytest.mark.slow
 def test_figures_are_reproduced_beside_the_published_ones(tmp_path, examples):
     path = examples("smoke_data").write_interactions(tmp_path, "ml-1m")
     arguments = ["--models", "[SASRec,BERT4Rec]", "--seeds", 2, "--epochs", 1, "--jobs", 2]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -30,6 +31,7 @@ def free_port():
         return one.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_table_and_learn_what_one_learns(tmp_path):
     for processes in (1, 2):
         port = free_port()

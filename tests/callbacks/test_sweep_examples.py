@@ -54,6 +54,7 @@ def sweep_example():
     return module
 
 
+@pytest.mark.slow
 def test_a_trial_as_an_agent_of_wandb_starts_it_is_one_run_with_its_settings(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
@@ -85,6 +86,7 @@ def test_a_trial_as_an_agent_of_wandb_starts_it_is_one_run_with_its_settings(tmp
     assert config["skip_head"]["settings"]["weight"] == 0.02
 
 
+@pytest.mark.slow
 def test_optuna_searches_the_same_space_with_one_run_a_trial(tmp_path):
     script = EXAMPLES / "sweep_optuna.py"
     output = run([script, "--trials", 2, "--smoke", "true", "--name", "search"], tmp_path)

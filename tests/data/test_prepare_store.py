@@ -371,6 +371,7 @@ for mode in map(str.strip, sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_processes_may_prepare_the_same_store_at_once(tmp_path, csv_log):
     expected = prepare_store(csv_log, tmp_path / "expected")
     arguments = [sys.executable, "-c", AT_ONCE, str(tmp_path / "log.csv"), str(tmp_path) + "/"]

@@ -103,6 +103,7 @@ def test_a_rerun_does_only_what_is_missing(finished, skipcl, monkeypatch, capsys
     assert json.loads((folder / "out/runs" / gone).read_text(encoding="utf-8"))["metrics"] == metrics
 
 
+@pytest.mark.slow
 def test_the_example_is_the_same_command_and_logs_offline(tmp_path, monkeypatch, capsys):
     arguments = ["--variants", "[none]", "--seeds", "1", "--wandb", "offline", "--output", "out"]
     monkeypatch.chdir(tmp_path)
