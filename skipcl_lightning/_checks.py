@@ -14,7 +14,7 @@ __all__ = ["check_choice", "check_indices", "check_integer", "check_number", "ch
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise unless ``value`` is one of ``choices``.
+    """Raise unless `value` is one of `choices`.
 
     Args:
         name: The argument's name, as the caller wrote it.
@@ -22,9 +22,9 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         choices: What is accepted.
 
     Raises:
-        ValueError: ``value`` is none of them.
+        ValueError: `value` is none of them.
 
-    Example:
+    Examples:
         >>> check_choice("ties", "best", ["mean", "optimistic"])
         Traceback (most recent call last):
             ...
@@ -47,7 +47,7 @@ def check_indices(name: str, indices: Tensor, num_items: int) -> None:
     Raises:
         ValueError: An index is below 1 or above V.
 
-    Example:
+    Examples:
         >>> check_indices("target", torch.tensor([3, -1]), 9)
         Traceback (most recent call last):
             ...
@@ -67,7 +67,7 @@ def check_indices(name: str, indices: Tensor, num_items: int) -> None:
 def check_integer(
     name: str, value: int, *, minimum: int = 1, maximum: int | None = None, cure: str = ""
 ) -> None:
-    """Raise unless ``value`` is an integer within ``[minimum, maximum]``.
+    """Raise unless `value` is an integer within `[minimum, maximum]`.
 
     Args:
         name: The argument's name.
@@ -77,10 +77,10 @@ def check_integer(
         cure: A sentence that says what to do instead.
 
     Raises:
-        TypeError: ``value`` is no integer (a ``bool`` is none).
-        ValueError: ``value`` is out of range.
+        TypeError: `value` is no integer (a `bool` is none).
+        ValueError: `value` is out of range.
 
-    Example:
+    Examples:
         >>> check_integer("top_k", 0)
         Traceback (most recent call last):
             ...
@@ -103,7 +103,7 @@ def check_number(
     open_minimum: bool = False,
     open_maximum: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number within the interval; NaN is in no interval.
+    """Raise unless `value` is a finite number within the interval; NaN is in no interval.
 
     Args:
         name: The argument's name.
@@ -114,10 +114,10 @@ def check_number(
         open_maximum: Whether the upper end itself is refused.
 
     Raises:
-        TypeError: ``value`` is no number.
-        ValueError: ``value`` is out of range, infinite or NaN.
+        TypeError: `value` is no number.
+        ValueError: `value` is out of range, infinite or NaN.
 
-    Example:
+    Examples:
         >>> check_number("temperature", 0.0, minimum=0, open_minimum=True)
         Traceback (most recent call last):
             ...
@@ -142,24 +142,24 @@ def check_shape(
     dtype: torch.dtype | None = None,
     floating: bool = False,
 ) -> dict[str, int]:
-    """Raise unless ``tensor`` has the shape that the letters say, and bind new letters to its sizes.
+    """Raise unless `tensor` has the shape that the letters say, and bind new letters to its sizes.
 
     Args:
         name: The argument's name.
         tensor: What came.
-        shape: One letter a dimension, as in ``"B L D"``.
+        shape: One letter a dimension, as in `"B L D"`.
         sizes: The sizes that letters stand for so far.
         dtype: The only accepted dtype, or None for any.
         floating: Whether a floating-point dtype is needed.
 
     Returns:
-        ``sizes``, extended by the letters that this tensor binds; the argument itself is left as it was.
+        `sizes`, extended by the letters that this tensor binds; the argument itself is left as it was.
 
     Raises:
         TypeError: It is no tensor, or one of another dtype.
         ValueError: The shape differs.
 
-    Example:
+    Examples:
         >>> sizes = check_shape("items", torch.zeros(2, 3), "B L")
         >>> check_shape("keys", torch.zeros(2, 4, 8), "B L D", sizes)
         Traceback (most recent call last):

@@ -15,7 +15,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     Args:
         module: Any module. A sub-module that is in evaluation mode while the rest trains stays so.
 
-    Example:
+    Examples:
         >>> module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
         >>> with evaluation_mode(module):
         ...     module[0].training

@@ -27,18 +27,18 @@ Arguments = ParamSpec("Arguments")
 def records_settings(
     init: Callable[Concatenate[Instance, Arguments], None],
 ) -> Callable[Concatenate[Instance, Arguments], None]:
-    """Decorate ``__init__`` so that the instance keeps its arguments, defaults included, as ``settings``.
+    """Decorate `__init__` so that the instance keeps its arguments, defaults included, as `settings`.
 
-    A subclass with an ``__init__`` of its own does not inherit this: its arguments are other ones, and a
+    A subclass with an `__init__` of its own does not inherit this: its arguments are other ones, and a
     part rebuilt from the parent's would silently be another part.
 
     Args:
-        init: The ``__init__`` to wrap.
+        init: The `__init__` to wrap.
 
     Returns:
-        The same ``__init__``, which also sets ``settings: dict[str, Any]``.
+        The same `__init__`, which also sets `settings: dict[str, Any]`.
 
-    Example:
+    Examples:
         >>> class Scale:
         ...     @records_settings
         ...     def __init__(self, factor, *, offset=0):
@@ -68,9 +68,9 @@ def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> d
         registry: The parts that can be rebuilt by name.
 
     Returns:
-        ``name`` and ``settings``; for a part that is not of ours, its full name and None.
+        `name` and `settings`; for a part that is not of ours, its full name and None.
 
-    Example:
+    Examples:
         >>> describe_part(nn.Identity(), {})
         {'name': 'torch.nn.modules.linear.Identity', 'settings': None}
     """
@@ -81,11 +81,11 @@ def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> d
 
 
 def build_part(argument: str, part: Part, registry: Mapping[str, type[nn.Module]]) -> nn.Module:
-    """A part from an object, which is returned as it is, or from what ``describe_part`` keeps of one.
+    """A part from an object, which is returned as it is, or from what `describe_part` keeps of one.
 
     Args:
         argument: The argument's name, as the caller knows it.
-        part: The part, or ``{"name": ..., "settings": {...}}``.
+        part: The part, or `{"name": ..., "settings": {...}}`.
         registry: The parts that can be built by name.
 
     Returns:
@@ -95,7 +95,7 @@ def build_part(argument: str, part: Part, registry: Mapping[str, type[nn.Module]
         TypeError: It is neither.
         ValueError: The name is unknown, a setting is not one of the part's, or the part is a user's own.
 
-    Example:
+    Examples:
         >>> build_part("backbone", {"name": "Identity"}, {"Identity": nn.Identity})
         Identity()
     """

@@ -5,15 +5,15 @@ Legend of shapes, used in every comment and docstring of the package:
 ====== =====================================================================
 letter meaning
 ====== =====================================================================
-``B``  sessions in a batch
-``L``  positions in a session, padding included
-``D``  size of an embedding
-``V``  items in the catalogue; tables over it have ``V + 1`` rows
-``N``  queries: positions or sessions that something is ranked for
-``K``  sampled negatives
+`B`  sessions in a batch
+`L`  positions in a session, padding included
+`D`  size of an embedding
+`V`  items in the catalogue; tables over it have `V + 1` rows
+`N`  queries: positions or sessions that something is ranked for
+`K`  sampled negatives
 ====== =====================================================================
 
-Polarity: a mask says what is true of a position (``valid_mask``: a real track stands here). True never
+Polarity: a mask says what is true of a position (`valid_mask`: a real track stands here). True never
 means "ignore".
 
 Indices: 0 is padding, in every tensor of item indices: "no item here", "no target", "nothing to
@@ -57,19 +57,19 @@ class SessionBatch:
     """Sessions padded on the right, with what the listener did at each position.
 
     On a CPU, feedback outside [-1, 1] or NaN is refused; other contents (padding only on the right) are
-    checked once, where the data is prepared. A batch is not changed: ``replace`` makes another. Under any
-    precision of Lightning's ``Trainer`` the feedback stays float32.
+    checked once, where the data is prepared. A batch is not changed: `replace` makes another. Under any
+    precision of Lightning's `Trainer` the feedback stays float32.
 
     Args:
         items: [B, L] int64 item indices in 0..V; 0 is padding.
-        feedback: [B, L] float32 in [-1, 1]: below ``skip_threshold`` skipped (-1: at once), else listened
+        feedback: [B, L] float32 in [-1, 1]: below `skip_threshold` skipped (-1: at once), else listened
             (+1: to the end); 0 is unknown, and at padding.
         target: [B] int64, the held-out item after each session; at evaluation only.
         target_feedback: [B] float32, what the listener did with it; at evaluation only. The data module gives
             -1 for a disliked target and +1 for a liked one that was skipped, so that this value alone says
             whether the target was rejected.
         session_index: [B] int64, which session of the source each row is.
-        seen: [B, S] int64, all tracks of each session so far, where ``items`` holds only the latest; 0 fills
+        seen: [B, S] int64, all tracks of each session so far, where `items` holds only the latest; 0 fills
             the rows.
         cloze_mask: [B, L] bool, the track here is hidden from the backbone, which is asked for it; while a
             bidirectional backbone is trained only.
@@ -89,7 +89,7 @@ class SessionBatch:
         ValueError: Shapes disagree, only one of the two targets is given, feedback is NaN or outside
             [-1, 1], or the threshold is out of range.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(
         ...     items=torch.tensor([[5, 3, 4], [2, 0, 0]]),
         ...     feedback=torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, 0.0]]),
@@ -178,7 +178,7 @@ class SessionBatch:
 
     @property
     def rejected_mask(self) -> Tensor:
-        """[B, L] bool: a track stands here and was skipped or disliked, and not liked (``is_rejected``)."""
+        """[B, L] bool: a track stands here and was skipped or disliked, and not liked (`is_rejected`)."""
         rejected: Tensor = is_rejected(self.feedback, self.explicit_feedback, self.skip_threshold)
         return self.valid_mask & rejected
 
@@ -189,7 +189,7 @@ class SessionBatch:
 
     @property
     def seen_items(self) -> Tensor:
-        """[B, S] int64: all tracks of each session so far, however many of them ``items`` holds."""
+        """[B, S] int64: all tracks of each session so far, however many of them `items` holds."""
         return self.items if self.seen is None else self.seen
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class SessionBatch:
         Returns:
             [B] of the same dtype.
 
-        Example:
+        Examples:
             >>> items = torch.tensor([[5], [2]])
             >>> cold = torch.tensor([False, True])
             >>> batch = SessionBatch(items, torch.zeros(2, 1), cold_target=cold)
@@ -233,12 +233,12 @@ class SessionBatch:
             length: The most tracks of a session, at least 1.
 
         Returns:
-            A batch of at most ``length`` positions; ``seen_items`` stay whole.
+            A batch of at most `length` positions; `seen_items` stay whole.
 
         Raises:
-            ValueError: ``length`` is below 1.
+            ValueError: `length` is below 1.
 
-        Example:
+        Examples:
             >>> batch = SessionBatch(torch.tensor([[5, 3, 4], [2, 0, 0]]), torch.zeros(2, 3))
             >>> batch.latest(2).items
             tensor([[3, 4],
@@ -260,7 +260,7 @@ class SessionBatch:
     def replace(self, **changes: Any) -> "SessionBatch":
         """The same batch with other values for some of its arguments.
 
-        Other ``items`` make the number of tracks unknown where it is not given, too.
+        Other `items` make the number of tracks unknown where it is not given, too.
 
         Args:
             changes: New values by the arguments' names.
@@ -314,7 +314,7 @@ def is_rejected(feedback: Any, explicit_feedback: Any | None, skip_threshold: fl
     Returns:
         A bool tensor or array of the same shape.
 
-    Example:
+    Examples:
         >>> feedback, explicit = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([0.0, 0.0, -1.0, 1.0])
         >>> is_rejected(feedback, explicit, 0.0)
         tensor([False,  True,  True, False])

@@ -25,7 +25,7 @@ def describe_parts(
     """Describe the parts of a module by name and settings.
 
     Args:
-        backbone: The backbone; None if ``build_backbone`` makes it again.
+        backbone: The backbone; None if `build_backbone` makes it again.
         skip_head: The skip head, or None.
         next_item_loss: The next-item loss.
 
@@ -60,7 +60,7 @@ def load_encoder(
         num_items: The module's V.
 
     Returns:
-        ``known``, or else the checkpoint's encoder; None if neither is there.
+        `known`, or else the checkpoint's encoder; None if neither is there.
 
     Raises:
         ValueError: The checkpoint has other items than the data, or another number than the module.
@@ -88,7 +88,7 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
         num_items: The module's V.
 
     Returns:
-        ``known``, or else that of the data.
+        `known`, or else that of the data.
 
     Raises:
         ValueError: The data has other items.

@@ -21,16 +21,16 @@ __all__ = ["ItemEmbedding", "SessionModel"]
 
 
 class ItemEmbedding(nn.Embedding):
-    """The item table, a ``torch.nn.Embedding`` with padding in row 0.
+    """The item table, a `torch.nn.Embedding` with padding in row 0.
 
-    Lookups of a step may share one dense gradient (``gathered_gradients``).
+    Lookups of a step may share one dense gradient (`gathered_gradients`).
 
     Args:
         num_items: V.
         embedding_size: D.
         sparse: Whether gradients are sparse tensors of the rows used.
 
-    Example:
+    Examples:
         >>> import torch
         >>> items = ItemEmbedding(3, 2, sparse=False)
         >>> items.table.shape, items(torch.tensor([[1, 0]])).shape
@@ -43,7 +43,7 @@ class ItemEmbedding(nn.Embedding):
 
     @property
     def table(self) -> Tensor:
-        """[V + 1, D]; within ``gathered_gradients`` one to look rows up in by ``look_up``."""
+        """[V + 1, D]; within `gathered_gradients` one to look rows up in by `look_up`."""
         return self.weight if self._gathered is None else self._gathered
 
     @contextmanager
@@ -68,13 +68,13 @@ class SessionModel(nn.Module):
 
     A causal backbone's output at a track is the query for what comes next. A bidirectional backbone has seen
     what comes next: it is queried at a mask token behind the session's last track, and trained on tracks that
-    are hidden behind that token (the cloze task). A backbone with a ``max_length`` gets the latest positions.
+    are hidden behind that token (the cloze task). A backbone with a `max_length` gets the latest positions.
 
     Args:
-        backbone: Any module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``, with ``causal = False``
-            if it sees later tracks, and perhaps a ``max_length``.
+        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`, with `causal = False`
+            if it sees later tracks, and perhaps a `max_length`.
         num_items: V, at least 2.
-        embedding_size: D; the backbone's own ``embedding_size`` if None.
+        embedding_size: D; the backbone's own `embedding_size` if None.
         feedback_input: Whether the backbone sees the feedback of each track: an embedding each for listening,
             skips, likes and dislikes, linear in its strength and zero at first, is added to the track's own.
         sparse_item_table: Whether the gradients of the table are sparse tensors of the rows used.
@@ -83,7 +83,7 @@ class SessionModel(nn.Module):
         TypeError: A part or setting has the wrong type.
         ValueError: A setting is out of range, no size is known, or the backbone does not fit.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.backbones import SASRec
         >>> model = SessionModel(SASRec(16), num_items=100).eval()
         >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
@@ -177,7 +177,7 @@ class SessionModel(nn.Module):
             last_only: Return the last track of each session alone; for a backbone that takes the argument.
 
         Returns:
-            [B, L, D] in the space of the item table; of the latest ``backbone.max_length`` positions if L
+            [B, L, D] in the space of the item table; of the latest `backbone.max_length` positions if L
             is more; or [B, 1, D]. From a causal backbone the session as known after each track; from a
             bidirectional one what each position should hold.
         """
@@ -210,7 +210,7 @@ class SessionModel(nn.Module):
         Args:
             batch: B sessions, of as many positions as the backbone takes, or one more for a causal backbone.
             keys: [B, L, D] the embeddings of their items, hidden ones included.
-            last_only: As in ``forward``; then of no more positions than the backbone takes.
+            last_only: As in `forward`; then of no more positions than the backbone takes.
 
         Returns:
             [B, L, D], zero at a position more than the backbone takes; or [B, 1, D].
@@ -233,7 +233,7 @@ class SessionModel(nn.Module):
         """Return the scores of the whole catalogue.
 
         Args:
-            query: [..., D], as from ``session_query``.
+            query: [..., D], as from `session_query`.
 
         Returns:
             [..., V + 1] inner products with the item table; column 0 is padding.

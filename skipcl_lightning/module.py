@@ -46,7 +46,7 @@ class TrainingStates(NamedTuple):
     Attributes:
         keys: [B, L, D] the embeddings of the batch's items.
         query: [B, L, D] the backbone's output.
-        parts: Scalars: ``next_item_loss`` and, with a head, ``skip_loss``; of a ``CombinedHead`` one by each
+        parts: Scalars: `next_item_loss` and, with a head, `skip_loss`; of a `CombinedHead` one by each
             class's name instead.
     """
 
@@ -60,31 +60,31 @@ class SkipCLModule(LightningModule):
 
     Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
     each track; the loss is L = L_next + λ · L_skip. Validation and test rank each held-out track among the
-    whole catalogue and log the metrics of ``session_metrics`` whose population is not empty.
+    whole catalogue and log the metrics of `session_metrics` whose population is not empty.
 
-    Pass another backbone or loss, or subclass and override ``build_backbone``, ``embed``, ``losses``, a step
-    or ``configure_optimizers``; a subclass's arguments are kept in ``hparams`` without a call of its own.
+    Pass another backbone or loss, or subclass and override `build_backbone`, `embed`, `losses`, a step
+    or `configure_optimizers`; a subclass's arguments are kept in `hparams` without a call of its own.
 
     A checkpoint is whole: weights, settings, the names and settings of built-in parts, and, if the module
-    was fitted with a ``SessionDataModule``, the item vocabulary. It loads with ``weights_only=True`` and
+    was fitted with a `SessionDataModule`, the item vocabulary. It loads with `weights_only=True` and
     without arguments, except for parts of your own, which are passed again by their argument's name.
 
     Args:
-        backbone: Any module ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``; one that looks at
-            later tracks says so with ``causal = False``, and is trained by the cloze task. One with a
-            ``max_length`` gets the latest tracks only; one whose ``forward`` takes ``last_only`` may return
-            [B, 1, D], the last real positions, where that is True. None calls ``build_backbone``.
-        skip_head: The skip-contrastive loss, ``forward(query, keys, batch) -> scalar``, with
-            ``weight`` for λ (1 without it); one whose ``uses_item_table`` is True is given the table
+        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`; one that looks at
+            later tracks says so with `causal = False`, and is trained by the cloze task. One with a
+            `max_length` gets the latest tracks only; one whose `forward` takes `last_only` may return
+            [B, 1, D], the last real positions, where that is True. None calls `build_backbone`.
+        skip_head: The skip-contrastive loss, `forward(query, keys, batch) -> scalar`, with
+            `weight` for λ (1 without it); one whose `uses_item_table` is True is given the table
             as a fourth argument. None trains on the next-item task alone. Beside a
-            bidirectional backbone it must take its anchors from ``batch.cloze_mask``, and say so with a
-            method ``check_cloze()``.
-        num_items: V, the catalogue's size; ``SessionDataModule.num_items``.
-        embedding_size: D; None for the backbone's own ``embedding_size``, and 64 for ``build_backbone``.
-        next_item_loss: ``forward(query, item_embeddings, target) -> scalar``; None is ``FullSoftmax``. With a
-            ``like_weight`` other than 1 it is given weights [B, L] as a fourth argument; with an attribute
-            ``takes_most_targets`` that is true, the batch's ``num_tracks`` as ``most_targets`` too.
-        target_rule: Which track is the target at each position: ``next_listened`` (the paper) or ``next``.
+            bidirectional backbone it must take its anchors from `batch.cloze_mask`, and say so with a
+            method `check_cloze()`.
+        num_items: V, the catalogue's size; `SessionDataModule.num_items`.
+        embedding_size: D; None for the backbone's own `embedding_size`, and 64 for `build_backbone`.
+        next_item_loss: `forward(query, item_embeddings, target) -> scalar`; None is `FullSoftmax`. With a
+            `like_weight` other than 1 it is given weights [B, L] as a fourth argument; with an attribute
+            `takes_most_targets` that is true, the batch's `num_tracks` as `most_targets` too.
+        target_rule: Which track is the target at each position: `next_listened` (the paper) or `next`.
             A bidirectional backbone is asked for hidden tracks, listened ones or all.
         feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
             strength: one each for listening, skips, likes and dislikes; from zero on. On by default, since it
@@ -95,8 +95,8 @@ class SkipCLModule(LightningModule):
             (0, 1]; 0.2 if None. Causal backbones have no use for it.
         last_mask_probability: How likely a session hides only its last target instead, in [0, 1]; 0.1 if
             None. Causal backbones have no use for it.
-        sparse_item_table: Update only the rows of the item table that a step uses (``SparseAdamW``), so that
-            a step costs about the same whatever V is. Needs a loss that looks up rows, as ``SampledSoftmax``.
+        sparse_item_table: Update only the rows of the item table that a step uses (`SparseAdamW`), so that
+            a step costs about the same whatever V is. Needs a loss that looks up rows, as `SampledSoftmax`.
         exclude_seen: Leave the session's tracks out of the candidates at evaluation and prediction. Off,
             since listeners repeat tracks; the target itself is never left out.
         top_k: The cut-offs of the metrics.
@@ -114,7 +114,7 @@ class SkipCLModule(LightningModule):
         Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
         Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.heads import SkipInfoNCE
@@ -199,7 +199,7 @@ class SkipCLModule(LightningModule):
         """Return the backbone where none is passed: override it, and checkpoints load without arguments.
 
         Returns:
-            The backbone; ``self.hparams`` holds the settings of the subclass as well.
+            The backbone; `self.hparams` holds the settings of the subclass as well.
 
         Raises:
             ValueError: It is not overridden.
@@ -229,12 +229,12 @@ class SkipCLModule(LightningModule):
         return self.model.embed(batch, keys)
 
     def forward(self, batch: SessionBatch) -> Tensor:
-        """Return the backbone's output at each position: ``SessionModel.forward``."""
+        """Return the backbone's output at each position: `SessionModel.forward`."""
         output: Tensor = self.model(batch)
         return output
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the sessions as known after all their tracks: ``SessionModel.session_query``."""
+        """Return the sessions as known after all their tracks: `SessionModel.session_query`."""
         return self.model.session_query(batch)
 
     def prepare_training(self, batch: SessionBatch) -> SessionBatch:
@@ -245,7 +245,7 @@ class SkipCLModule(LightningModule):
 
         Returns:
             The latest positions that the backbone takes, and for a causal backbone one track more, the
-            target of the last of them; for a bidirectional one with a ``cloze_mask`` drawn anew.
+            target of the last of them; for a bidirectional one with a `cloze_mask` drawn anew.
         """
         if self.model.causal:
             return self.model.shorten(batch, more=1)
@@ -260,9 +260,9 @@ class SkipCLModule(LightningModule):
     def part_losses(self, batch: SessionBatch) -> TrainingStates:
         """Compute the states of a step and its losses before any weight; this can be compiled whole.
 
-        ``module.part_losses = torch.compile(module.part_losses, dynamic=True)`` gives one graph for batches
+        `module.part_losses = torch.compile(module.part_losses, dynamic=True)` gives one graph for batches
         of any size, but for backbones that torch itself cannot compile so: it takes no GRU, and compiles
-        ``Caser`` anew for each length. A sparse item table is not for compilers.
+        `Caser` anew for each length. A sparse item table is not for compilers.
 
         Args:
             batch: B sessions.
@@ -300,11 +300,11 @@ class SkipCLModule(LightningModule):
         """Weigh the parts of a step's loss; override it to add a loss on the same states.
 
         Args:
-            states: What ``part_losses`` computed.
+            states: What `part_losses` computed.
 
         Returns:
-            Scalars: ``loss``, ``next_item_loss`` and, with a head, ``skip_loss`` before its weight; of a
-            ``CombinedHead`` its weighted sum, and each part as ``skip_loss/<its class>``.
+            Scalars: `loss`, `next_item_loss` and, with a head, `skip_loss` before its weight; of a
+            `CombinedHead` its weighted sum, and each part as `skip_loss/<its class>`.
         """
         parts = states.parts
         if self.skip_head is None:
@@ -338,13 +338,13 @@ class SkipCLModule(LightningModule):
         save_encoder(checkpoint, self.encoder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the vocabulary back; a catalogue that is not that of the data is a ``ValueError``."""
+        """Take the vocabulary back; a catalogue that is not that of the data is a `ValueError`."""
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
 
     def configure_model(self) -> None:
-        """Shard all weights under Lightning's ``ModelParallelStrategy``; other strategies need nothing.
+        """Shard all weights under Lightning's `ModelParallelStrategy`; other strategies need nothing.
 
-        Its ``data_parallel_size`` is how many processes share the weights and what optimizers keep of them;
+        Its `data_parallel_size` is how many processes share the weights and what optimizers keep of them;
         each step gathers them while it runs.
         """
         if self.device_mesh is not None:
@@ -353,7 +353,7 @@ class SkipCLModule(LightningModule):
             shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with a linear warm-up; ``SparseAdamW`` with ``sparse_item_table``.
+        """Return AdamW with a linear warm-up; `SparseAdamW` with `sparse_item_table`.
 
         Returns:
             Lightning's dictionary of optimizer and schedule.
@@ -376,7 +376,7 @@ class SkipCLModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says: ``optimizers.clip_gradients``."""
+        """Clip as the Trainer says: `optimizers.clip_gradients`."""
         sparse = self.model.item_embedding.sparse
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
@@ -412,11 +412,11 @@ class SkipCLModule(LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
-        """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
+        """Rank the held-out tracks of B sessions with targets; callbacks get the `ranks` [B]."""
         return {"ranks": self._evaluate(batch, self.val_metrics)}
 
     def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
-        """Rank the held-out tracks of B sessions with targets; callbacks get the ``ranks`` [B]."""
+        """Rank the held-out tracks of B sessions with targets; callbacks get the `ranks` [B]."""
         return {"ranks": self._evaluate(batch, self.test_metrics)}
 
     def on_validation_epoch_end(self) -> None:
@@ -431,14 +431,14 @@ class SkipCLModule(LightningModule):
         """The best next tracks of each session, as many as the largest cut-off of the metrics.
 
         Args:
-            batch: B sessions, from a ``SessionDataModule``.
+            batch: B sessions, from a `SessionDataModule`.
             batch_idx: Lightning's count; unused.
 
         Returns:
-            ``session_id``, ``rank``, ``item_id``, ``score``, with external ids.
+            `session_id`, `rank`, `item_id`, `score`, with external ids.
 
         Raises:
-            ValueError: The module was not given its data by a ``SessionDataModule``.
+            ValueError: The module was not given its data by a `SessionDataModule`.
         """
         session_ids = getattr(getattr(self.trainer, "datamodule", None), "session_ids", None)
         if self.encoder is None or batch.session_index is None or session_ids is None:

@@ -14,7 +14,7 @@ __all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adam
 
 
 class SparseAdamW(Optimizer):
-    """``SparseAdam`` for tables whose gradients are sparse, ``AdamW`` for all else, as a single optimizer.
+    """`SparseAdam` for tables whose gradients are sparse, `AdamW` for all else, as a single optimizer.
 
     Lightning's automatic optimisation takes one optimizer, and torch's Adam takes no sparse gradients. The
     moments of a row change only in steps that use the row, so that a step costs what it uses, not what there
@@ -30,7 +30,7 @@ class SparseAdamW(Optimizer):
     Raises:
         ValueError: There is no table.
 
-    Example:
+    Examples:
         >>> table, layer = nn.Embedding(9, 2, sparse=True), nn.Linear(2, 1)
         >>> optimizer = SparseAdamW(layer.parameters(), [table.weight], learning_rate=0.1)
         >>> before = table.weight.detach().clone()
@@ -77,7 +77,7 @@ class SparseAdamW(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave.
+        """Take back what `state_dict` gave.
 
         Args:
             state_dict: Of an optimizer with the same groups.
@@ -118,7 +118,7 @@ def make_adamw(
     Returns:
         The optimizer; the table is in its last group.
 
-    Example:
+    Examples:
         >>> layer, table = nn.Linear(2, 2), nn.Embedding(9, 2)
         >>> settings = {"sparse": False, "learning_rate": 0.1, "weight_decay": 0.01, "fused": False}
         >>> optimizer = make_adamw(layer.parameters(), table.weight, **settings)
@@ -152,9 +152,9 @@ def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) 
         The norm before, a scalar.
 
     Reference:
-        ``torch.nn.utils.clip_grad_norm_``, which takes dense gradients only.
+        `torch.nn.utils.clip_grad_norm_`, which takes dense gradients only.
 
-    Example:
+    Examples:
         >>> table = nn.Embedding(9, 1, sparse=True)
         >>> (3 * table(torch.tensor([3, 3]))).sum().backward()
         >>> clip_gradients_by_norm(table.parameters(), 1.0), table.weight.grad.to_dense()[3]
@@ -189,8 +189,8 @@ def clip_gradients(
     Args:
         module: The module that is trained.
         optimizer: Its optimizer.
-        value: The Trainer's ``gradient_clip_val``; None for no clipping.
-        algorithm: ``norm`` (None), or ``value``, which a sparse table does not take.
+        value: The Trainer's `gradient_clip_val`; None for no clipping.
+        algorithm: `norm` (None), or `value`, which a sparse table does not take.
         sparse: Whether the item table has sparse gradients.
 
     Raises:

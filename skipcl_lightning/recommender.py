@@ -28,12 +28,12 @@ class Recommender:
 
     Args:
         module: A trained module that has its item vocabulary: loaded from a checkpoint, or fitted with a
-            ``SessionDataModule``.
+            `SessionDataModule`.
 
     Raises:
         ValueError: The module has no vocabulary, or its embeddings are not finite.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
         >>> module = SkipCLModule(SASRec(8), None, num_items=3, embedding_size=8)
@@ -65,11 +65,11 @@ class Recommender:
         Args:
             path: A checkpoint that Lightning wrote.
             module_class: The class that was trained, if it is a subclass.
-            parts: Parts of your own by argument name, such as ``backbone=MyBackbone()``; the weights come
+            parts: Parts of your own by argument name, such as `backbone=MyBackbone()`; the weights come
                 from the checkpoint.
 
         Returns:
-            The recommender, on the CPU; ``recommender.module.to(device)`` moves it.
+            The recommender, on the CPU; `recommender.module.to(device)` moves it.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -96,25 +96,25 @@ class Recommender:
         """The best next tracks after each session.
 
         Args:
-            sessions: Item ids of each session, in the order of time; the latest ``max_length`` count.
+            sessions: Item ids of each session, in the order of time; the latest `max_length` count.
             feedback: What the listener did with each, in [-1, 1]; unknown (0) without it, which a model
                 trained with feedback as an input seldom saw.
             explicit_feedback: What the listener said of each, in [-1, 1]: below 0 disliked, above 0 liked.
             session_ids: What the sessions are called in the result; 0, 1, … without it.
             top_k: Tracks a session, at most the catalogue's size.
             exclude_seen: Leave out every track of the session, also those before the latest
-                ``max_length``.
+                `max_length`.
             exclude_skipped: Leave out the tracks that it rejected: skipped or disliked, and not liked.
-            unknown: What to do with a track that was not trained on: ``error``, or ``ignore`` it.
+            unknown: What to do with a track that was not trained on: `error`, or `ignore` it.
             batch_size: Sessions encoded at once.
 
         Returns:
-            ``session_id``, ``rank`` (from 1), ``item_id``, ``score``; fewer than ``top_k`` rows where so
+            `session_id`, `rank` (from 1), `item_id`, `score`; fewer than `top_k` rows where so
             many tracks are excluded that no more are left.
 
         Raises:
             TypeError: Ids are of another type than those trained on.
-            ValueError: A session is empty, a track is unknown, feedback is out of range, or ``top_k``
+            ValueError: A session is empty, a track is unknown, feedback is out of range, or `top_k`
                 is above the catalogue's size.
         """
         check_integer(

@@ -1,4 +1,4 @@
-"""Sequence models with one signature: ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``."""
+"""Sequence models with one signature: `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`."""
 
 from types import MappingProxyType
 

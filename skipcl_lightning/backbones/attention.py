@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention of a session to itself.
 
     Args:
-        size: D, divisible by ``num_heads``.
+        size: D, divisible by `num_heads`.
         num_heads: Heads.
         dropout: Share of attention weights dropped, in [0, 1).
         causal: Whether each position sees only itself and what came before.
@@ -115,7 +115,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """[B, L, D] to as much, or to [B, 1, D]; ``mask`` and ``position`` as for :class:`SelfAttention`."""
+        """[B, L, D] to as much, or to [B, 1, D]; `mask` and `position` as for `SelfAttention`."""
         output: Tensor
         own = at_position(x, position)
         if self.norm_first:
@@ -139,7 +139,7 @@ def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: fl
     Returns:
         [B, L, D] to [B, L, D].
 
-    Example:
+    Examples:
         >>> feed_forward(8, 16, nn.GELU())(torch.zeros(1, 2, 8)).shape
         torch.Size([1, 2, 8])
     """
@@ -156,9 +156,9 @@ def at_position(x: Tensor, position: Tensor | None) -> Tensor:
         position: [B] int64 in 0..L-1; None for all.
 
     Returns:
-        [B, 1, ...], or ``x``.
+        [B, 1, ...], or `x`.
 
-    Example:
+    Examples:
         >>> at_position(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1, 0]))
         tensor([[2],
                 [3]])
@@ -175,7 +175,7 @@ def run_blocks(
     """The blocks of a Transformer, one after the other, the last of them at the last tracks alone if asked.
 
     Args:
-        blocks: At least one of ``forward(x, mask, position)``.
+        blocks: At least one of `forward(x, mask, position)`.
         x: [B, L, D].
         valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
         causal: Whether they look to the left only.
@@ -204,7 +204,7 @@ def key_mask(valid_mask: Tensor) -> Tensor:
         [B, 1, 1, L] bool: real positions, and the first one in any case, since what attention to nothing
         yields is for each kernel to say (NaN, by the formula).
 
-    Example:
+    Examples:
         >>> key_mask(torch.tensor([[True, True, False], [False, False, False]]))[:, 0, 0]
         tensor([[ True,  True, False],
                 [ True, False, False]])
@@ -219,7 +219,7 @@ def check_transformer(
     """Raise unless the settings that all Transformers have are right.
 
     Args:
-        embedding_size: D, divisible by ``num_heads``.
+        embedding_size: D, divisible by `num_heads`.
         max_length: The longest session.
         num_layers: Blocks.
         num_heads: Attention heads a block.
@@ -229,7 +229,7 @@ def check_transformer(
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> check_transformer(embedding_size=8, max_length=50, num_layers=1, num_heads=3, dropout=0.1)
         Traceback (most recent call last):
             ...

@@ -21,12 +21,12 @@ __all__ = ["BERT4Rec"]
 class BERT4Rec(nn.Module):
     """Transformer blocks in which each position sees the whole session, trained by the cloze task.
 
-    ``SkipCLModule`` hides tracks behind a mask token while it trains, and asks for the next track by a mask
-    token behind the session's last one; so of a session as long as ``max_length`` the earliest track gives
+    `SkipCLModule` hides tracks behind a mask token while it trains, and asks for the next track by a mask
+    token behind the session's last one; so of a session as long as `max_length` the earliest track gives
     way to the token there.
 
     Args:
-        embedding_size: D, divisible by ``num_heads``; the paper has 64 (and others, from 16 to 256).
+        embedding_size: D, divisible by `num_heads`; the paper has 64 (and others, from 16 to 256).
         max_length: The longest session, the mask token included, at least 2: one more than the data
             module's, for all of its tracks to be seen. The paper has 200 for MovieLens-1M and 50 for
             sparser data.
@@ -45,7 +45,7 @@ class BERT4Rec(nn.Module):
         behind the sum of item and position, and behind the last non-linear map. Scores have no bias a item:
         recommendations are nearest neighbours of z_t in the item table.
 
-    Example:
+    Examples:
         >>> backbone = BERT4Rec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
@@ -107,7 +107,7 @@ class BERT4Rec(nn.Module):
             [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
-            ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
+            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.input_norm(self.positions(x)))

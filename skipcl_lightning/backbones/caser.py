@@ -12,7 +12,7 @@ __all__ = ["Caser"]
 
 
 class Caser(nn.Module):
-    """Horizontal and vertical convolutions over the last ``window`` tracks, at every position.
+    """Horizontal and vertical convolutions over the last `window` tracks, at every position.
 
     A horizontal filter spans some tracks and all D dimensions; the largest of its values in the window
     counts. A vertical filter is a weighted sum of the window's tracks, one for each dimension. Where the
@@ -24,7 +24,7 @@ class Caser(nn.Module):
     Args:
         embedding_size: D; the paper has 50.
         window: The tracks that each position looks at, itself included (the paper's L).
-        num_horizontal_filters: Horizontal filters of each height from 1 to ``window``.
+        num_horizontal_filters: Horizontal filters of each height from 1 to `window`.
         num_vertical_filters: Vertical filters.
         dropout: Share of the convolutions' outputs dropped, in [0, 1).
 
@@ -37,7 +37,7 @@ class Caser(nn.Module):
         WSDM 2018, arXiv 1809.07047. Sessions have no users here: the user's embedding is left out. The
         other defaults are those of the authors' code.
 
-    Example:
+    Examples:
         >>> backbone = Caser(embedding_size=8)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])

@@ -21,9 +21,9 @@ def is_causal(backbone: nn.Module) -> bool:
         backbone: Any backbone.
 
     Returns:
-        Its ``causal``; True where it has none.
+        Its `causal`; True where it has none.
 
-    Example:
+    Examples:
         >>> is_causal(nn.Identity())
         True
     """
@@ -40,7 +40,7 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
     Returns:
         The answer.
 
-    Example:
+    Examples:
         >>> takes_argument("last_only", nn.Identity().forward)
         False
     """
@@ -66,9 +66,9 @@ def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None)
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: The shapes disagree, or L is more than ``max_length``.
+        ValueError: The shapes disagree, or L is more than `max_length`.
 
-    Example:
+    Examples:
         >>> clean_input(torch.ones(1, 2, 1), torch.tensor([[True, False]])).flatten()
         tensor([1., 0.])
     """
@@ -87,20 +87,20 @@ def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
     """Raise unless a backbone has the right signature and looks at nothing that it must not see.
 
     A causal one must see no track that comes later (nor then padding, which stands on the right); one that
-    says ``causal = False`` must see no padding. It is run without gradients, in evaluation mode, on two
+    says `causal = False` must see no padding. It is run without gradients, in evaluation mode, on two
     short random sessions; afterwards it is as it was. A backbone with parameters on the meta device is
     taken on trust.
 
     Args:
-        backbone: Any module with ``forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]``, and perhaps
-            ``causal`` (True without it) and ``max_length``.
+        backbone: Any module with `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`, and perhaps
+            `causal` (True without it) and `max_length`.
         embedding_size: D.
 
     Raises:
         TypeError: It is no module, or does not return a tensor.
         ValueError: The output has another shape or is not finite, or depends on what must not be seen.
 
-    Example:
+    Examples:
         >>> class Echo(nn.Module):
         ...     def forward(self, x, valid_mask):
         ...         return x.flip(1)

@@ -22,10 +22,10 @@ class ESASRec(nn.Module):
     """SASRec whose residual blocks are gated: x + sigmoid(W x + b) · f(norm(x)); f is attention, then SwiGLU.
 
     The eSASRec paper finds these LiGR blocks, SASRec's shifted targets and a sampled softmax to be the
-    strongest combination of many; the loss is the module's: ``next_item_loss=SampledSoftmax(256)``.
+    strongest combination of many; the loss is the module's: `next_item_loss=SampledSoftmax(256)`.
 
     Args:
-        embedding_size: D, divisible by ``num_heads``.
+        embedding_size: D, divisible by `num_heads`.
         max_length: The longest session, in tracks; learned positions know no more.
         num_layers: Blocks.
         num_heads: Attention heads a block.
@@ -44,7 +44,7 @@ class ESASRec(nn.Module):
         SASRec's, and so are the scaled input and the layer norm behind the last block, which the authors'
         code does not have.
 
-    Example:
+    Examples:
         >>> backbone = ESASRec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
@@ -95,7 +95,7 @@ class ESASRec(nn.Module):
             [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
-            ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
+            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.positions(x * self.scale))

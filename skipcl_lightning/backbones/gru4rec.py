@@ -34,7 +34,7 @@ class GRU4Rec(nn.Module):
         Karatzoglou: Recurrent Neural Networks with Top-k Gains for Session-based Recommendations, CIKM
         2018, arXiv 1706.03847. The defaults are those of the authors' code, without dropout.
 
-    Example:
+    Examples:
         >>> backbone = GRU4Rec(embedding_size=8, hidden_size=16)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])

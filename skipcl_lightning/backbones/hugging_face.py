@@ -16,35 +16,35 @@ __all__ = ["HFBackbone"]
 
 
 class HFBackbone(nn.Module):
-    """A Transformer of the ``transformers`` package, fed with embedded tracks in place of its tokens.
+    """A Transformer of the `transformers` package, fed with embedded tracks in place of its tokens.
 
     Its token table, a pooler and a language head are taken away; whatever else plays no part in its last
     hidden state is frozen, so that DistributedDataParallel finds no parameter without a gradient. The module
     that is passed is changed by it, and set to training.
 
-    Needs the extra ``hf``: ``pip install "skipcl-lightning[hf]"``.
+    Needs the extra `hf`: `pip install "skipcl-lightning[hf]"`.
 
     Args:
-        model: A ``PreTrainedModel`` that takes ``inputs_embeds`` and ``attention_mask``, with or without
-            a head; or its configuration as a mapping with ``model_type``, which builds one with random
+        model: A `PreTrainedModel` that takes `inputs_embeds` and `attention_mask`, with or without
+            a head; or its configuration as a mapping with `model_type`, which builds one with random
             weights. A checkpoint keeps the configuration, and so loads without arguments.
         causal: Whether each position sees only what came before: True for decoders (GPT-2, Llama …),
-            False for encoders (BERT …), which ``SkipCLModule`` trains by the cloze task. A model that
+            False for encoders (BERT …), which `SkipCLModule` trains by the cloze task. A model that
             does otherwise is refused.
-        embedding_size: D, where it is not the model's ``hidden_size``: linear maps then lead in and out.
+        embedding_size: D, where it is not the model's `hidden_size`: linear maps then lead in and out.
         max_length: The longest session, a mask token included; as many positions as the model has if None.
 
     Raises:
-        ImportError: ``transformers`` is not installed.
-        TypeError: ``model`` is neither.
+        ImportError: `transformers` is not installed.
+        TypeError: `model` is neither.
         ValueError: The configuration names no known model, or one that is no encoder or decoder alone; it
-            would not build the same model again; or ``causal`` is wrong.
+            would not build the same model again; or `causal` is wrong.
 
     Reference:
         Wolf et al.: Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020,
         doi 10.18653/v1/2020.emnlp-demos.6.
 
-    Example:
+    Examples:
         >>> config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
         >>> backbone = HFBackbone(config, causal=True)
         >>> backbone.max_length
@@ -106,7 +106,7 @@ class HFBackbone(nn.Module):
             [B, L, D], zero at padding.
 
         Raises:
-            ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
+            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         cleaned = clean_input(x, valid_mask, max_length=self.max_length)
         # The model may be of another precision than the item table.
@@ -121,7 +121,7 @@ class HFBackbone(nn.Module):
         return output
 
     def _probe(self, size: int, like: Tensor) -> None:
-        """Freeze the parameters that have no part in the output, and check that ``causal`` is right."""
+        """Freeze the parameters that have no part in the output, and check that `causal` is right."""
         generator = torch.Generator().manual_seed(0)
         length = min(2, self.max_length or 2)
         x = torch.randn(1, length, size, generator=generator).to(like).requires_grad_()
@@ -163,7 +163,7 @@ def _count_positions(transformer: Any) -> int | None:
 
 
 def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
-    """A ``PreTrainedModel`` without a head, from a model or from a configuration."""
+    """A `PreTrainedModel` without a head, from a model or from a configuration."""
     try:
         import transformers
     except ImportError as error:

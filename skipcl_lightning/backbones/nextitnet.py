@@ -34,7 +34,7 @@ class NextItNet(nn.Module):
         Recommendation, WSDM 2019, arXiv 1808.05163; the residual block (b) of its figure 3, and the
         kernel and dilations of the authors' code.
 
-    Example:
+    Examples:
         >>> backbone = NextItNet(embedding_size=8)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])

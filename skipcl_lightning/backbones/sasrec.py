@@ -29,15 +29,15 @@ class SASRec(nn.Module):
     padding; padded positions themselves come out as zeros.
 
     Args:
-        embedding_size: D, divisible by ``num_heads``; the paper has 50.
+        embedding_size: D, divisible by `num_heads`; the paper has 50.
         max_length: The longest session, in tracks; learned positions know no more. The paper has 200 for
             MovieLens-1M and 50 for sparser data.
         num_layers: Blocks.
         num_heads: Attention heads a block.
         dropout: Share of units dropped, in [0, 1): at the input, in attention, and behind both sublayers.
             The paper has 0.2 for MovieLens-1M and 0.5 for sparser data.
-        norm: Layer norms before the sublayers and at the end (``pre``, the paper), or behind each residual
-            sum (``post``, the first Transformer's).
+        norm: Layer norms before the sublayers and at the end (`pre`, the paper), or behind each residual
+            sum (`post`, the first Transformer's).
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -46,7 +46,7 @@ class SASRec(nn.Module):
     Reference:
         Kang and McAuley: Self-Attentive Sequential Recommendation, ICDM 2018, arXiv 1808.09781.
 
-    Example:
+    Examples:
         >>> backbone = SASRec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
@@ -106,7 +106,7 @@ class SASRec(nn.Module):
             [B, L, D], zero at padding; or [B, 1, D], zero without a track.
 
         Raises:
-            ValueError: The shapes disagree, or the sessions are longer than ``max_length``.
+            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
         x = self.dropout(self.positions(x * self.scale))

@@ -17,14 +17,14 @@ __all__ = ["CheckpointArtifact"]
 class CheckpointArtifact(Callback):
     """Keeps the best checkpoint as an artifact of the run in W&B, with its vocabulary told in the metadata.
 
-    The vocabulary itself is within the checkpoint, so that ``Recommender.from_checkpoint`` needs no other
-    file. ``WandbLogger(log_model=True)`` keeps checkpoints as well: it refuses to do so offline, and says
+    The vocabulary itself is within the checkpoint, so that `Recommender.from_checkpoint` needs no other
+    file. `WandbLogger(log_model=True)` keeps checkpoints as well: it refuses to do so offline, and says
     nothing of the items; leave it off beside this. Other loggers get nothing.
 
     Raises:
-        ValueError: As a fit begins: there is a ``WandbLogger``, but no ``ModelCheckpoint``.
+        ValueError: As a fit begins: there is a `WandbLogger`, but no `ModelCheckpoint`.
 
-    Example:
+    Examples:
         >>> callbacks = [ModelCheckpoint(monitor="val/ndcg@20", mode="max"), CheckpointArtifact()]
     """
 

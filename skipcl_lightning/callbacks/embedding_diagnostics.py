@@ -21,15 +21,15 @@ class EmbeddingDiagnostics(Callback):
 
     After each epoch of training:
 
-    - ``embeddings/norm_mean``, ``norm_std`` and ``norm_max``, over all items;
-    - ``embeddings/uniformity`` and ``embeddings/effective_rank``, over a sample of items;
-    - ``embeddings/drift``, the mean cosine distance of those items to where training began, in [0, 2].
+    - `embeddings/norm_mean`, `norm_std` and `norm_max`, over all items;
+    - `embeddings/uniformity` and `embeddings/effective_rank`, over a sample of items;
+    - `embeddings/drift`, the mean cosine distance of those items to where training began, in [0, 2].
 
     After each validation, over the first sessions of each process:
 
-    - ``embeddings/alignment``, the mean squared distance on the unit sphere of a session's query to the
+    - `embeddings/alignment`, the mean squared distance on the unit sphere of a session's query to the
       listened target;
-    - ``embeddings/query_uniformity``, the spread of the queries.
+    - `embeddings/query_uniformity`, the spread of the queries.
 
     If the items' directions come to be nearly one, or fill nearly one dimension, or are no numbers, a warning
     says so once. The sample is drawn once, without touching the generators that training draws from, and is
@@ -45,7 +45,7 @@ class EmbeddingDiagnostics(Callback):
         seed: Of the sample.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a ``WatchedModule``.
+        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`.
         ValueError: A setting is out of range.
 
     Reference:
@@ -53,7 +53,7 @@ class EmbeddingDiagnostics(Callback):
         Jing, Vincent, LeCun, Tian: Understanding Dimensional Collapse in Contrastive Self-supervised
         Learning, ICLR 2022, arXiv 2110.09348.
 
-    Example:
+    Examples:
         >>> callbacks = [EmbeddingDiagnostics(num_items=1000)]
     """
 
@@ -112,7 +112,7 @@ class EmbeddingDiagnostics(Callback):
         """Go on from there.
 
         Args:
-            state_dict: Of ``state_dict``.
+            state_dict: Of `state_dict`.
         """
         self._rows, self._start = state_dict["rows"], state_dict["start"]
         self._warned = state_dict["warned"]

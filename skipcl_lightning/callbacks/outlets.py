@@ -19,7 +19,7 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
 
     Args:
         trainer: Whose loggers.
-        key: What it is called; in a file's name ``/`` becomes ``_``.
+        key: What it is called; in a file's name `/` becomes `_`.
         frame: The table; lists within it are joined by commas.
     """
     flat = frame.with_columns(
@@ -46,7 +46,7 @@ def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
 
     Args:
         trainer: Whose loggers.
-        key: What it is called; in a file's name ``/`` becomes ``_``.
+        key: What it is called; in a file's name `/` becomes `_`.
         picture: A PNG, which may be gone afterwards.
     """
     for logger in trainer.loggers:

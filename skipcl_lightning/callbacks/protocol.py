@@ -12,13 +12,13 @@ __all__ = ["SessionData", "WatchedModule", "named_heads", "watched_data", "watch
 
 
 class WatchedModule(Protocol):
-    """A LightningModule that callbacks can watch: ``SkipCLModule``, or any with these two.
+    """A LightningModule that callbacks can watch: `SkipCLModule`, or any with these two.
 
-    Its loaders yield ``SessionBatch``; those of validation and test with targets. What else it has is used:
+    Its loaders yield `SessionBatch`; those of validation and test with targets. What else it has is used:
 
-    - ``skip_head``: its ``weight`` is λ, its ``temperature`` τ;
-    - ``ties`` and ``exclude_seen``, as ``SkipCLModule`` has them, say how targets are ranked;
-    - a validation or test step that returns ``{"ranks": [B]}``, the ranks of the batch's targets, saves a
+    - `skip_head`: its `weight` is λ, its `temperature` τ;
+    - `ties` and `exclude_seen`, as `SkipCLModule` has them, say how targets are ranked;
+    - a validation or test step that returns `{"ranks": [B]}`, the ranks of the batch's targets, saves a
       callback the ranking.
     """
 
@@ -33,14 +33,14 @@ class WatchedModule(Protocol):
 
 
 class SessionData(Protocol):
-    """A LightningDataModule that knows external ids: ``SessionDataModule``, or any with these two.
+    """A LightningDataModule that knows external ids: `SessionDataModule`, or any with these two.
 
-    ``session_index`` of its batches points into ``session_ids``.
+    `session_index` of its batches points into `session_ids`.
     """
 
     @property
     def vocabulary(self) -> Any:
-        """The items, an ``ItemVocabulary``."""
+        """The items, an `ItemVocabulary`."""
         ...
 
     @property
@@ -62,7 +62,7 @@ def watched_module(module: object, callback: object) -> WatchedModule:
     Raises:
         TypeError: Something is missing, which the message names.
 
-    Example:
+    Examples:
         >>> watched_module(nn.Linear(2, 2), "RankPlot")
         Traceback (most recent call last):
             ...
@@ -91,15 +91,15 @@ def watched_data(data: object, callback: object) -> SessionData:
 
 
 def named_heads(module: object) -> dict[str, nn.Module]:
-    """The skip heads of a module, those within a ``CombinedHead`` one by one.
+    """The skip heads of a module, those within a `CombinedHead` one by one.
 
     Args:
         module: Any module.
 
     Returns:
-        By what a log key ends with: nothing for a single head, ``/<its class>`` within a sum; empty without.
+        By what a log key ends with: nothing for a single head, `/<its class>` within a sum; empty without.
 
-    Example:
+    Examples:
         >>> named_heads(nn.Linear(2, 2))
         {}
     """

@@ -23,9 +23,9 @@ __all__ = ["RankPlot"]
 class RankPlot(Callback):
     """Draws the cumulative share of targets by rank, listened and skipped apart, at validation and test.
 
-    The picture is called ``val/ranks`` and ``test/ranks``: W&B and TensorBoard get an image, a ``CSVLogger``
-    gets ``val_ranks.png`` beside its metrics, which is the latest. ``SkipCLModule`` hands its ranks over; of
-    a ``WatchedModule`` that does not, targets are ranked once more. Ranks are counted where they are, so that
+    The picture is called `val/ranks` and `test/ranks`: W&B and TensorBoard get an image, a `CSVLogger`
+    gets `val_ranks.png` beside its metrics, which is the latest. `SkipCLModule` hands its ranks over; of
+    a `WatchedModule` that does not, targets are ranked once more. Ranks are counted where they are, so that
     memory does not grow with the sessions, and counts are added up over all processes.
 
     Args:
@@ -33,10 +33,10 @@ class RankPlot(Callback):
         every_n_epochs: In which epochs validation is drawn.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a ``WatchedModule``.
+        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> RankPlot(top_k=20).frames
         {}
     """
@@ -46,8 +46,8 @@ class RankPlot(Callback):
         check_integer("every_n_epochs", every_n_epochs)
         self.top_k = top_k
         self.every_n_epochs = every_n_epochs
-        #: By ``val`` and ``test``, what the latest picture shows, on rank 0: ``rank``, ``listened`` and
-        #: ``skipped``, how many targets rank so high and lower than the row before.
+        #: By `val` and `test`, what the latest picture shows, on rank 0: `rank`, `listened` and
+        #: `skipped`, how many targets rank so high and lower than the row before.
         self.frames: dict[str, pl.DataFrame] = {}
         self._edges: Tensor | None = None
         self._counts: Tensor | None = None

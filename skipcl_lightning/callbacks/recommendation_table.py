@@ -24,10 +24,10 @@ class RecommendationTable(Callback):
     """Shows, after each validation, what some sessions are recommended just before and just after a skip.
 
     The first validation sessions with a skip are taken, on rank 0, and cut around their last one. The
-    table is called ``val/recommendations``: a table in W&B, text in TensorBoard, ``val_recommendations.csv``
-    beside the metrics of a ``CSVLogger``. Ids are external ones. Its columns: ``epoch`` and ``step``; the
-    ``session_id``; the tracks ``heard`` last before the skip; the ``skipped`` track, and its rank in the
-    catalogue ``rank_before`` and ``rank_after``; the recommendations ``before`` and ``after``.
+    table is called `val/recommendations`: a table in W&B, text in TensorBoard, `val_recommendations.csv`
+    beside the metrics of a `CSVLogger`. Ids are external ones. Its columns: `epoch` and `step`; the
+    `session_id`; the tracks `heard` last before the skip; the `skipped` track, and its rank in the
+    catalogue `rank_before` and `rank_after`; the recommendations `before` and `after`.
 
     Args:
         num_sessions: How many sessions.
@@ -36,11 +36,11 @@ class RecommendationTable(Callback):
         every_n_epochs: In which epochs.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a ``WatchedModule``, or
-            the data module is not a ``SessionData``.
+        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`, or
+            the data module is not a `SessionData`.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> RecommendationTable(num_sessions=4).frame.columns[:4]
         ['epoch', 'step', 'session_id', 'heard']
     """
@@ -56,7 +56,7 @@ class RecommendationTable(Callback):
         self.top_k = top_k
         self.num_heard = num_heard
         self.every_n_epochs = every_n_epochs
-        #: All rows so far, on rank 0; ``heard``, ``before`` and ``after`` are lists of ids.
+        #: All rows so far, on rank 0; `heard`, `before` and `after` are lists of ids.
         self.frame = pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.Null))
         self._searched: list[SessionBatch] = []
         self._chosen: list[SessionBatch] | None = None

@@ -14,14 +14,14 @@ __all__ = ["RunFacts"]
 class RunFacts(Callback):
     """Writes counts and drops of the data, and the trainer's settings, into the configuration of the run.
 
-    Every logger gets them beside the module's own settings, which Lightning writes: ``data`` holds how many
+    Every logger gets them beside the module's own settings, which Lightning writes: `data` holds how many
     sessions and items there are, what was dropped and why, how many targets training never saw, and a digest
-    of the vocabulary; ``trainer`` what decides how long and how it trains. Written once, as the run begins.
+    of the vocabulary; `trainer` what decides how long and how it trains. Written once, as the run begins.
 
     Raises:
-        TypeError: As the run begins: the data is not from a ``SessionDataModule``.
+        TypeError: As the run begins: the data is not from a `SessionDataModule`.
 
-    Example:
+    Examples:
         >>> callbacks = [RunFacts()]
     """
 

@@ -15,27 +15,29 @@ Shape = Literal["linear", "cosine"]
 
 
 class SkipLossWarmup(Callback):
-    r"""Raises λ from 0 to the head's own ``weight`` over the first steps.
+    r"""Raises λ from 0 to the head's own `weight` over the first steps.
 
-    .. math:: \lambda(s) = \lambda \cdot \min(1, s / S) \quad \text{or} \quad
-        \lambda \cdot (1 - \cos(\pi \min(1, s / S))) / 2
+    $$
+    \lambda(s) = \lambda \cdot \min(1, s / S) \quad \text{or} \quad
+    \lambda \cdot (1 - \cos(\pi \min(1, s / S))) / 2
+    $$
 
-    after s optimizer steps. It needs a module with a ``skip_head`` whose ``weight`` is a number that is read
-    anew in each step, as with the heads of this package; in a ``CombinedHead`` it sets each. When the fit
+    after s optimizer steps. It needs a module with a `skip_head` whose `weight` is a number that is read
+    anew in each step, as with the heads of this package; in a `CombinedHead` it sets each. When the fit
     ends, also by an error, the heads have their own weights again.
 
     Args:
         steps: S, optimizer steps, at least 1.
-        fraction: In place of ``steps``, S as a share of all optimizer steps, in (0, 1].
-        shape: ``linear`` or ``cosine``.
+        fraction: In place of `steps`, S as a share of all optimizer steps, in (0, 1].
+        shape: `linear` or `cosine`.
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or not exactly one of ``steps`` and ``fraction`` is given. When
+        ValueError: A setting is out of range, or not exactly one of `steps` and `fraction` is given. When
             the fit starts: there is no head with a weight, or training has no end that a share could be
             taken of.
 
-    Example:
+    Examples:
         >>> warmup = SkipLossWarmup(steps=100, shape="cosine")
         >>> warmup.factor_at(0, 100), round(warmup.factor_at(50, 100), 2), warmup.factor_at(500, 100)
         (0.0, 0.5, 1.0)
@@ -127,7 +129,7 @@ class SkipLossWarmup(Callback):
         pl_module: LightningModule,  # noqa: ARG002
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Do what ``on_fit_end`` does, which Lightning leaves out after an error.
+        """Do what `on_fit_end` does, which Lightning leaves out after an error.
 
         Args:
             trainer: Lightning's.

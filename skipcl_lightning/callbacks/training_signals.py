@@ -16,15 +16,15 @@ __all__ = ["TrainingSignals"]
 class TrainingSignals(Callback):
     """Logs gradient norms before clipping, λ and τ, to any logger.
 
-    ``train/gradient_norm`` is the norm over all parameters, ``train/gradient_norm/<part>`` that of each
-    direct part of the module; under a loss scale it is the unscaled one. ``train/skip_weight`` is λ and
-    ``train/temperature`` τ, of a ``CombinedHead`` with ``/<head>`` for each; a module without a head, or a
-    head without a temperature, logs none. For the learning rate there is Lightning's ``LearningRateMonitor``.
+    `train/gradient_norm` is the norm over all parameters, `train/gradient_norm/<part>` that of each
+    direct part of the module; under a loss scale it is the unscaled one. `train/skip_weight` is λ and
+    `train/temperature` τ, of a `CombinedHead` with `/<head>` for each; a module without a head, or a
+    head without a temperature, logs none. For the learning rate there is Lightning's `LearningRateMonitor`.
 
     They are computed in those steps that are logged, and the host never waits for them. Under strategies that
     cut gradients into shards the norms are those of the first process's shard.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch.callbacks import LearningRateMonitor
         >>> callbacks = [LearningRateMonitor("step"), TrainingSignals()]
     """

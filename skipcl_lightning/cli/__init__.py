@@ -1,4 +1,4 @@
-"""The command line: ``skipcl fit`` and its like, ``configs``, ``demo``, ``prepare`` and others."""
+"""The command line: `skipcl fit` and its like, `configs`, `demo`, `prepare` and others."""
 
 import inspect
 import sys

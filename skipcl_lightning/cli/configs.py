@@ -1,4 +1,4 @@
-"""``skipcl configs``: the ready configurations of each data set and backbone."""
+"""`skipcl configs`: the ready configurations of each data set and backbone."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def add_configs(commands: Any) -> None:
     """Add the command.
 
     Args:
-        commands: The sub-commands of the whole command line, from ``ArgumentParser.add_subcommands``.
+        commands: The sub-commands of the whole command line, from `ArgumentParser.add_subcommands`.
     """
     parser = ArgumentParser(description="List the ready configurations, or print one to begin from.")
     parser.add_argument(
@@ -62,7 +62,7 @@ def configuration_names() -> list[str]:
     Returns:
         Names of a data set and a backbone.
 
-    Example:
+    Examples:
         >>> "mssd/sasrec" in configuration_names()
         True
     """
@@ -73,7 +73,7 @@ def read_configuration(name: str) -> str:
     """A ready configuration: what the data set says of data and trainer, and the backbone of the model.
 
     Args:
-        name: One of ``configuration_names()``.
+        name: One of `configuration_names()`.
 
     Returns:
         YAML, with comments.
@@ -81,7 +81,7 @@ def read_configuration(name: str) -> str:
     Raises:
         ValueError: There is none of that name.
 
-    Example:
+    Examples:
         >>> "class_path: SASRec" in read_configuration("mssd/sasrec")
         True
         >>> read_configuration("mssd")
@@ -108,7 +108,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     Returns:
         What LightningCLI understands.
 
-    Example:
+    Examples:
         >>> expand_arguments(["fit", "--print_config"])
         ['fit', '--print_config=comments']
         >>> expand_arguments(["fit", "--config", "mssd/sasrec"])[2].startswith("# ")

@@ -1,4 +1,4 @@
-"""``skipcl demo``: the skip-contrastive head against the plain model, on a simulated log."""
+"""`skipcl demo`: the skip-contrastive head against the plain model, on a simulated log."""
 
 import logging
 import math

@@ -62,11 +62,11 @@ class TrainingParser(LightningArgumentParser):
         (file or sys.stdout).write(f"usage: {prog} --config CONFIG [--SETTING VALUE …]\n")
 
     def instantiate_classes(self, cfg: Any, **settings: Any) -> Any:
-        """What Lightning 2.6 still calls ``instantiate`` by, for which jsonargparse warns.
+        """What Lightning 2.6 still calls `instantiate` by, for which jsonargparse warns.
 
         Args:
             cfg: The configuration.
-            settings: As for ``instantiate``.
+            settings: As for `instantiate`.
 
         Returns:
             The configuration with objects.
@@ -92,7 +92,7 @@ def shorten_error(message: str) -> str:
     Returns:
         Its lines that say something.
 
-    Example:
+    Examples:
         >>> shorten_error("Given value type: <class 'dict'>")
         ''
     """

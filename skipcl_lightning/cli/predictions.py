@@ -16,18 +16,18 @@ ROWS_IN_MEMORY = 500_000
 
 
 class RecommendationWriter(Callback):
-    """Writes the tables that ``predict_step`` gives into one file, which appears whole or not at all.
+    """Writes the tables that `predict_step` gives into one file, which appears whole or not at all.
 
     Each process writes parts into a hidden folder beside the file, so that memory does not grow with the
     log; the first process puts them together. The processes must share that folder.
 
     Args:
-        path: The file, ``.parquet`` or ``.csv``; one that is there is replaced at the end.
+        path: The file, `.parquet` or `.csv`; one that is there is replaced at the end.
 
     Raises:
         ValueError: It has another ending, or is in a folder that does not exist.
 
-    Example:
+    Examples:
         >>> RecommendationWriter("recommendations.parquet").path.name
         'recommendations.parquet'
     """
@@ -57,7 +57,7 @@ class RecommendationWriter(Callback):
         Args:
             trainer: Lightning's.
             pl_module: The model.
-            outputs: What its ``predict_step`` gave.
+            outputs: What its `predict_step` gave.
 
         Raises:
             TypeError: That is no table.

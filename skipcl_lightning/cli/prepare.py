@@ -1,4 +1,4 @@
-"""``skipcl prepare``: from files of a public log to a session store."""
+"""`skipcl prepare`: from files of a public log to a session store."""
 
 import inspect
 import re
@@ -77,7 +77,7 @@ def make_split(
     Raises:
         ValueError: A setting is missing, or belongs to another split.
 
-    Example:
+    Examples:
         >>> make_split("session", test_share=0.2).test_share
         0.2
     """
@@ -125,7 +125,7 @@ def add_prepare(commands: Any) -> None:
     """Add the command, with a sub-command for each source.
 
     Args:
-        commands: The sub-commands of the whole command line, from ``ArgumentParser.add_subcommands``.
+        commands: The sub-commands of the whole command line, from `ArgumentParser.add_subcommands`.
     """
     parser = ArgumentParser(description="Prepare a log of any size as a session store.")
     commands.add_subcommand("prepare", parser, help=parser.description)

@@ -10,7 +10,7 @@ __all__ = ["SaveRunConfig"]
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the folder of a training run.
+    """Writes `config.yaml` into the folder of a training run.
 
     Lightning's own writes it wherever the logger does, which for some is the current folder, and for every
     stage. Here it only ever goes into a folder that belongs to one run: a file of the user's is never met.

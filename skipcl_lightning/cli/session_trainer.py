@@ -33,7 +33,7 @@ class SessionTrainer(Trainer):
             weights_only: Whether only plain tensors and values may be loaded from it.
 
         Returns:
-            None; without ``output`` what Lightning gives.
+            None; without `output` what Lightning gives.
         """
         writers = [] if output is None else [RecommendationWriter(output)]
         # mypy finds no such list, since Lightning types it elsewhere.

@@ -1,4 +1,4 @@
-"""``skipcl simulate``: logs of any size in the format of the Music Streaming Sessions Dataset."""
+"""`skipcl simulate`: logs of any size in the format of the Music Streaming Sessions Dataset."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``skipcl fit``, ``validate``, ``test`` and ``predict``: LightningCLI with the library's parts."""
+"""`skipcl fit`, `validate`, `test` and `predict`: LightningCLI with the library's parts."""
 
 import warnings
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ TRAINER = {"log_every_n_steps": 1}
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for any LightningModule and LightningDataModule, ``SkipCLModule`` by default.
+    """LightningCLI for any LightningModule and LightningDataModule, `SkipCLModule` by default.
 
     Args:
-        arguments: What stands on the command line behind ``skipcl``.
+        arguments: What stands on the command line behind `skipcl`.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -155,6 +155,6 @@ def run_training(arguments: Sequence[str]) -> Any:
         arguments: The command, and its settings.
 
     Returns:
-        The ``TrainingCLI``, with the ``model``, ``datamodule`` and ``trainer`` that were used.
+        The `TrainingCLI`, with the `model`, `datamodule` and `trainer` that were used.
     """
     return TrainingCLI(arguments)

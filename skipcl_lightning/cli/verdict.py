@@ -21,7 +21,7 @@ def describe_results(results: Results, *, plain: str, contrastive: str) -> str:
     Returns:
         Sentences: each difference with a 95 % interval over seeds, and whether it can be told from noise.
 
-    Example:
+    Examples:
         >>> keys = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_accuracy"]
         >>> results = {"a": [dict.fromkeys(keys, 0.5)] * 3, "b": [dict.fromkeys(keys, 0.5)] * 3}
         >>> print(describe_results(results, plain="a", contrastive="b").splitlines()[1])

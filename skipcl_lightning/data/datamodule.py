@@ -37,27 +37,27 @@ _MOST_POSITIONS = 1 << 20
 class SessionDataModule(QuietDataModule):
     """Batches for training, validation, test and prediction, from a log or from a prepared store.
 
-    A log is read once, when something of it is first asked for or Lightning calls ``setup``; what was
+    A log is read once, when something of it is first asked for or Lightning calls `setup`; what was
     dropped is then told on rank 0. Everything about the items (their numbering, their counts) comes from
     the training part. Batches of prediction hold whole sessions without a target: the question is what comes
     after all that is known.
 
-    Which batch comes when depends on ``seed``, the epoch and the process alone. A run that is resumed from a
+    Which batch comes when depends on `seed`, the epoch and the process alone. A run that is resumed from a
     checkpoint in mid-epoch goes on with the next batch; what models draw at random, as in dropout, is not
     part of Lightning's checkpoints.
 
     Args:
         log: A canonical table (polars, pandas, Arrow, or a list of dictionaries), which is prepared in
-            memory; or the folder of a store that :func:`~skipcl_lightning.data.prepare_store` or
-            ``skipcl prepare`` made, whose batches are mapped from disk. How a store was prepared is settled:
-            ``split``, ``cold_targets`` and the filter must then be left alone.
+            memory; or the folder of a store that `prepare_store` or
+            `skipcl prepare` made, whose batches are mapped from disk. How a store was prepared is settled:
+            `split`, `cold_targets` and the filter must then be left alone.
         batch_size: Sessions in a batch, on each device.
         max_length: The most tracks of a session that a model looks at; the latest are kept. Batches of
             training hold a track more, to be predicted from so many. No session is longer than the longest
             training part less one at evaluation either: no model has learned what stands so late.
-        split: What is held out; :class:`~skipcl_lightning.data.LeaveOneOut` if None.
-        cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
-            them last of all, ``drop`` leaves them out. ``miss`` if None. Either way they are counted, and
+        split: What is held out; `LeaveOneOut` if None.
+        cold_targets: What becomes of held-out tracks that the training part does not have: `miss` ranks
+            them last of all, `drop` leaves them out. `miss` if None. Either way they are counted, and
             those that were skipped are left out: to avoid what nobody could have recommended is no merit.
         min_session_length: Tracks that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
         min_item_count: Rows that an item needs; 1 if None.
@@ -66,26 +66,26 @@ class SessionDataModule(QuietDataModule):
         mined_negatives: M, how many tracks are drawn for each track of a training batch from those most often
             skipped right after it in the training part; 0 for none.
         mined_positives: P, how many of those most often listened to after it.
-        mining_score: What the best are best by: ``count``, ``pmi`` or ``wilson`` (``mine_transitions``).
+        mining_score: What the best are best by: `count`, `pmi` or `wilson` (`mine_transitions`).
         mining_depth: How many are kept for each track, to draw from.
         mining_min_count: How often a pair must have come.
         bucket_batches: Of how many batches' sessions at a time training batches are cut by length, so that
             less is padding; 0 for no such order.
-        seed: Of the order of training, in 0..2^32 - 1; that of ``seed_everything`` if None, or 0.
+        seed: Of the order of training, in 0..2^32 - 1; that of `seed_everything` if None, or 0.
         num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which
             costs less than to pass it between processes.
         pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
 
     Raises:
-        TypeError: ``log`` is neither a table nor a path, or a setting has another type.
+        TypeError: `log` is neither a table nor a path, or a setting has another type.
         ValueError: A column is missing, a setting is out of range, or one is given that a store has settled.
             At the first use of the data: the contents are wrong, nothing is left, or a store is damaged.
 
     Reference:
         The protocol: Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367. Its limits:
-        :class:`~skipcl_lightning.data.LeaveOneOut`.
+        `LeaveOneOut`.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), batch_size=8)
         >>> batch = next(iter(data.val_dataloader()))
@@ -180,7 +180,7 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def input_length(self) -> int:
-        """The most tracks that a model is given: ``max_length``, or fewer if no training part is so long.
+        """The most tracks that a model is given: `max_length`, or fewer if no training part is so long.
 
         A model that learns positions has learned nothing of those that come later.
         """
@@ -199,15 +199,15 @@ class SessionDataModule(QuietDataModule):
         )
 
     def training_sessions(self) -> Iterator[SessionBatch]:
-        """Yield every training session whole, whatever ``max_length``: what counting models learn from.
+        """Yield every training session whole, whatever `max_length`: what counting models learn from.
 
         Sessions come by length, shortest first, so that a batch is little more than its tracks.
 
         Yields:
             Batches of at most a million positions, or of one session, without targets and with
-            ``session_index``.
+            `session_index`.
 
-        Example:
+        Examples:
             >>> from skipcl_lightning.data import simulate_sessions
             >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), max_length=2)
             >>> tracks = sum(int(batch.lengths.sum()) for batch in data.training_sessions())
@@ -229,7 +229,7 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def session_ids(self) -> pl.Series:
-        """External session ids; ``session_index`` of a batch points into them."""
+        """External session ids; `session_index` of a batch points into them."""
         return self._data.store.ids
 
     @property

@@ -21,8 +21,8 @@ __all__ = ["SessionDataset", "keep_batch"]
 class SessionDataset(Dataset[SessionBatch]):
     """Sessions as batches, gathered all at once.
 
-    A ``DataLoader`` asks for a batch's rows in one call of ``__getitems__``, so an ordinary one, with its
-    samplers and Lightning's, is all that is needed; its ``collate_fn`` must be :func:`keep_batch`. A disliked
+    A `DataLoader` asks for a batch's rows in one call of `__getitems__`, so an ordinary one, with its
+    samplers and Lightning's, is all that is needed; its `collate_fn` must be `keep_batch`. A disliked
     target has the feedback -1, and a liked one that was skipped +1, so that evaluation counts the first as
     rejected and the second as listened to.
 
@@ -38,14 +38,14 @@ class SessionDataset(Dataset[SessionBatch]):
             are the same in whatever process, and when a run is resumed.
         num_warm_items: How many items the training part has, those of the indices 1 to this: targets above
             are called cold, and rank last. None where that is not known.
-        with_seen: Whether a batch names all tracks of its sessions so far (``seen``) where some are longer
-            than ``max_length``, so that all can be left out of the candidates.
+        with_seen: Whether a batch names all tracks of its sessions so far (`seen`) where some are longer
+            than `max_length`, so that all can be left out of the candidates.
 
     Raises:
         TypeError: A setting is no number.
         ValueError: One is out of range.
 
-    Example:
+    Examples:
         >>> import polars as pl
         >>> from skipcl_lightning.data import SessionStore, leave_one_out
         >>> store = SessionStore(
@@ -148,7 +148,7 @@ def _target_feedback(
 
 
 def keep_batch(batch: SessionBatch) -> SessionBatch:
-    """The ``collate_fn`` for a :class:`SessionDataset`, whose batches are whole already.
+    """The `collate_fn` for a `SessionDataset`, whose batches are whole already.
 
     Args:
         batch: What the dataset gave.
@@ -156,7 +156,7 @@ def keep_batch(batch: SessionBatch) -> SessionBatch:
     Returns:
         The same batch.
 
-    Example:
+    Examples:
         >>> keep_batch(SessionBatch(torch.ones(2, 3, dtype=torch.int64), torch.zeros(2, 3))).lengths
         tensor([3, 3])
     """

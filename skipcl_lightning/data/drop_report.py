@@ -9,8 +9,8 @@ __all__ = ["DropReport"]
 class DropReport:
     """Rows and sessions of a log, from the first read to what was kept.
 
-    ``rows_read`` equals ``rows_kept`` plus the four counts of dropped rows; ``sessions_read`` equals
-    ``sessions_kept`` plus the three counts of dropped sessions. What several reasons would drop counts
+    `rows_read` equals `rows_kept` plus the four counts of dropped rows; `sessions_read` equals
+    `sessions_kept` plus the three counts of dropped sessions. What several reasons would drop counts
     under the first: rows without an item, duplicates, rare items, short sessions, sessions without a
     listened track, sessions without a skip.
 
@@ -31,7 +31,7 @@ class DropReport:
         share_skipped: The part of the kept rows that was skipped, in [0, 1]; 0 where none is kept.
         share_unknown: The part of the kept rows whose feedback is exactly 0, in [0, 1].
 
-    Example:
+    Examples:
         >>> print(DropReport(
         ...     rows_read=12, sessions_read=3, rows_without_item=1, duplicate_rows=0, rows_of_rare_items=0,
         ...     rows_of_dropped_sessions=1, sessions_too_short=1, sessions_without_listened=0,

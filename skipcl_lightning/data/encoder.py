@@ -28,10 +28,10 @@ class SessionEncoder:
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
-        TypeError: ``vocabulary`` is none, or a setting is no number.
+        TypeError: `vocabulary` is none, or a setting is no number.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> encoder = SessionEncoder(ItemVocabulary(["a", "b", "c"]), max_length=2)
         >>> batch = encoder.encode([["a", "b", "c"], ["b"]], [[1, 1, -1], [0.5]])
         >>> batch.items
@@ -69,11 +69,11 @@ class SessionEncoder:
             feedback: What the listener did with each track, in [-1, 1]; all 0, unknown, if None.
             explicit_feedback: What the listener said of each track, in [-1, 1]: below 0 disliked, above 0
                 liked, 0 unknown.
-            unknown: What to do with tracks that the vocabulary lacks: ``error``, or ``ignore``, which
+            unknown: What to do with tracks that the vocabulary lacks: `error`, or `ignore`, which
                 leaves them and their feedback out of the session.
 
         Returns:
-            A batch of B rows in the order given, with ``session_index`` 0 to B - 1.
+            A batch of B rows in the order given, with `session_index` 0 to B - 1.
 
         Raises:
             TypeError: An id is not of the vocabulary's type, a session is no sequence, or feedback is no
@@ -82,7 +82,7 @@ class SessionEncoder:
                 track, or its feedback has another length, is NaN or outside [-1, 1]. The message gives the
                 session's number, counted from 0.
 
-        Example:
+        Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([10, 20]), max_length=50)
             >>> encoder.encode([[10, 99, 20]], unknown="ignore").items
             tensor([[1, 2]])
@@ -135,12 +135,12 @@ class SessionEncoder:
         return items
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which :meth:`from_state_dict` rebuilds the encoder.
+        """Plain values from which `from_state_dict` rebuilds the encoder.
 
         Returns:
-            Values that survive ``torch.load(weights_only=True)``.
+            Values that survive `torch.load(weights_only=True)`.
 
-        Example:
+        Examples:
             >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
             {'vocabulary': {'ids': [7]}, 'max_length': 50, 'skip_threshold': 0.0}
         """
@@ -155,7 +155,7 @@ class SessionEncoder:
         """Rebuild an encoder.
 
         Args:
-            state: What :meth:`state_dict` gave.
+            state: What `state_dict` gave.
 
         Returns:
             An encoder that makes the same batches.
@@ -164,7 +164,7 @@ class SessionEncoder:
             TypeError: As for the class.
             ValueError: As for the class.
 
-        Example:
+        Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([7]), max_length=50)
             >>> SessionEncoder.from_state_dict(encoder.state_dict()).max_length
             50
@@ -183,10 +183,10 @@ def session_lengths(sessions: Sessions) -> NDArray[np.int64]:
         [B] int64, at least 1 each.
 
     Raises:
-        TypeError: ``sessions`` or one of them has no order, as a set, or is a single id.
+        TypeError: `sessions` or one of them has no order, as a set, or is a single id.
         ValueError: There are no sessions, or one is empty.
 
-    Example:
+    Examples:
         >>> session_lengths([["a", "b"], ["a"]])
         array([2, 1])
     """

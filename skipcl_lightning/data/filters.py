@@ -35,7 +35,7 @@ class SessionFilter:
 
     Args:
         min_session_length: Tracks that a session needs, at least 2;
-            :class:`~skipcl_lightning.data.LeaveOneOut` needs 3: one to learn from, one for validation and
+            `LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
         require_skip: Whether a session needs a rejected track: skipped or disliked, and not liked. It always
@@ -43,10 +43,10 @@ class SessionFilter:
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
 
     Raises:
-        TypeError: A count is no integer, the threshold no number, or ``require_skip`` no bool.
+        TypeError: A count is no integer, the threshold no number, or `require_skip` no bool.
         ValueError: One is out of range.
 
-    Example:
+    Examples:
         >>> SessionFilter(min_session_length=1)
         Traceback (most recent call last):
             ...
@@ -77,14 +77,14 @@ class SessionFilter:
         """Drop what does not satisfy the settings, until all that is left does.
 
         Args:
-            table: Rows with ``session_id``, ``item_id`` and ``feedback``, each session's together.
+            table: Rows with `session_id`, `item_id` and `feedback`, each session's together.
 
         Returns:
             The rows that are kept, in their order, and how many rows of rare items, rows of dropped
             sessions, and sessions for each reason went, by the names in
-            :class:`~skipcl_lightning.data.DropReport`.
+            `DropReport`.
 
-        Example:
+        Examples:
             >>> table = pl.DataFrame(
             ...     {"session_id": [1, 2, 2, 2], "item_id": [5, 5, 6, 7], "feedback": [1.0] * 4}
             ... )
@@ -106,7 +106,7 @@ class SessionFilter:
         Returns:
             The counts.
 
-        Example:
+        Examples:
             >>> session = {"session_id": 2, "item_id": [5, 6, 7], "feedback": 1.0}
             >>> parts = TableParts([pl.DataFrame(session)])
             >>> SessionFilter().apply_to_parts(parts)["rows_of_rare_items"]

@@ -26,7 +26,7 @@ def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
         The digest; None where it cannot be told, as with several files in one scan or a function that cannot
         be pickled.
 
-    Example:
+    Examples:
         >>> one, other = pl.DataFrame({"item_id": [7]}), pl.DataFrame({"item_id": [8]})
         >>> told = fingerprint_log(one)
         >>> told == fingerprint_log(one.lazy()), told == fingerprint_log(other)
@@ -59,7 +59,7 @@ def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
     Returns:
         64 hexadecimal digits.
 
-    Example:
+    Examples:
         >>> one, other = ItemVocabulary(["song", "tune"]), ItemVocabulary(["tune", "song"])
         >>> fingerprint_vocabulary(one) == fingerprint_vocabulary(other)
         False

@@ -23,10 +23,10 @@ def to_ids(
         String or Int64.
 
     Raises:
-        TypeError: Values are neither strings nor integers, of both types, or not of ``dtype``.
+        TypeError: Values are neither strings nor integers, of both types, or not of `dtype`.
         ValueError: A value is null, does not fit into 64 bits, or is no valid text (a lone surrogate).
 
-    Example:
+    Examples:
         >>> to_ids("items", [3, 1]).dtype
         Int64
     """

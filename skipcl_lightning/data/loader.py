@@ -12,13 +12,13 @@ __all__ = ["ResumableLoader"]
 
 
 class ResumableLoader(DataLoader[SessionBatch]):
-    """A ``DataLoader`` over a :class:`TrainingSampler` that knows how many batches it has given out.
+    """A `DataLoader` over a `TrainingSampler` that knows how many batches it has given out.
 
     Lightning writes its state into each checkpoint and gives it back when a run is resumed, so that an epoch
     goes on with the batch after the last one that was trained on, and with none twice. Batches that workers
     have prepared and nobody has taken do not count.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from skipcl_lightning.data import keep_batch
         >>> class Rows(torch.utils.data.Dataset):
@@ -46,8 +46,8 @@ class ResumableLoader(DataLoader[SessionBatch]):
         """Where in which epoch the iteration is, and what its order depends on.
 
         Returns:
-            ``epoch``; ``batches``, how many of it were taken; and the settings of the sampler. Empty where
-            Lightning has put another sampler in, as it does for ``overfit_batches``.
+            `epoch`; `batches`, how many of it were taken; and the settings of the sampler. Empty where
+            Lightning has put another sampler in, as it does for `overfit_batches`.
         """
         sampler = self.sampler
         if not isinstance(sampler, TrainingSampler):
@@ -60,7 +60,7 @@ class ResumableLoader(DataLoader[SessionBatch]):
         """Begin the next iteration where the state was taken, if it is of the state's epoch.
 
         Args:
-            state: What :meth:`state_dict` gave.
+            state: What `state_dict` gave.
         """
         # Compared with the epoch at the first batch: Lightning sets that after it has loaded the state.
         self._resumed = state

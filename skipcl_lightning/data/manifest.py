@@ -22,9 +22,9 @@ class Manifest:
         source: What it was made from, as a digest; None where that cannot be told.
         versions: Of the libraries that made it.
         counts: What was read, dropped, kept and held out.
-        files: By name, ``bytes`` and ``sha256``.
+        files: By name, `bytes` and `sha256`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> manifest = Manifest({"top": 1}, "abc", {}, {}, {})
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -129,9 +129,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
         folder: The folder.
 
     Returns:
-        By name, ``bytes`` and ``sha256``.
+        By name, `bytes` and `sha256`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.npy").write_bytes(b"abc")

@@ -37,7 +37,7 @@ class MinedItems:
         skipped_after: [V + 1, depth] int32 in 0..V, the best first; 0 fills the rows. Row 0, padding, is 0.
         listened_after: [V + 1, depth] int32, likewise.
 
-    Example:
+    Examples:
         >>> table = np.array([[0], [2], [0]], dtype=np.int32)
         >>> MinedItems(skipped_after=table, listened_after=np.zeros_like(table)).skipped_after[1]
         array([2], dtype=int32)
@@ -58,28 +58,28 @@ def mine_transitions(
 ) -> MinedItems:
     """Find for each track those most often skipped right after it, and most often listened to after it.
 
-    Only the input of each session in the view is looked at, its first ``ends[n]`` tracks; a held-out
+    Only the input of each session in the view is looked at, its first `ends[n]` tracks; a held-out
     track, a later one and a session outside the view are never read. With f_t the feedback on track i_t:
 
-    - j = i_{t+1} is skipped right after i = i_t where it was rejected: f_{t+1} < ``skip_threshold`` or
+    - j = i_{t+1} is skipped right after i = i_t where it was rejected: f_{t+1} < `skip_threshold` or
       disliked, unless it was liked;
     - j = i_{p(t)} is listened to after i = i_t, whatever happened at t, where
-      p(t) = min {s > t : f_s ≥ ``skip_threshold``, and i_s was not disliked}.
+      p(t) = min {s > t : f_s ≥ `skip_threshold`, and i_s was not disliked}.
 
     A track is never mined for itself: pairs with i = j enter neither the tables nor any sum below. Let
     n(i, j) be how often a pair of one kind occurs, n(i, ·) and n(·, j) its sums over all j and all i, and
-    N over both. Pairs with n(i, j) < ``min_count`` are dropped, after the sums are taken. The others are
+    N over both. Pairs with n(i, j) < `min_count` are dropped, after the sums are taken. The others are
     ordered by
 
-    - ``count``: n(i, j);
-    - ``pmi``: log(n(i, j) · N / (n(i, ·) · n(·, j)));
-    - ``wilson``: the lower end of the 95 % Wilson interval of the share p = k / n with k = n(i, j),
+    - `count`: n(i, j);
+    - `pmi`: log(n(i, j) · N / (n(i, ·) · n(·, j)));
+    - `wilson`: the lower end of the 95 % Wilson interval of the share p = k / n with k = n(i, j),
 
           (p + z² / 2n - z · √(p (1 - p) / n + z² / 4n²)) / (1 + z² / n),  z = 1.96,
 
       where n is how often j came right after i at all, skipped or not, for tracks skipped after, and
       n(i, ·) for tracks listened to after. The latter is the same for all j of a row, so that there the
-      order is that of ``count``.
+      order is that of `count`.
 
     Equal scores are ordered by n(i, j), the higher first, then by the index, the smaller (in a vocabulary,
     the more frequent) first: the order of the sessions does not matter.
@@ -88,7 +88,7 @@ def mine_transitions(
     and the two tables: at a million items and a depth of 20 these take 160 MB.
 
     Args:
-        view: The sessions to learn from, the ``train`` view of a split; a session counts once for every row
+        view: The sessions to learn from, the `train` view of a split; a session counts once for every row
             it has.
         num_items: V, at least the largest item of the input.
         depth: The most tracks to keep of each kind for each track.
@@ -101,7 +101,7 @@ def mine_transitions(
 
     Raises:
         TypeError: A setting is no number.
-        ValueError: One is out of range, or the input has an item above ``num_items``.
+        ValueError: One is out of range, or the input has an item above `num_items`.
 
     Reference:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal of the
@@ -109,7 +109,7 @@ def mine_transitions(
         Church, Hanks, "Word Association Norms, Mutual Information, and Lexicography", Computational
         Linguistics 16(1), 1990.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import SessionStore
         >>> store = SessionStore(
         ...     items=np.array([1, 2, 3, 9], dtype=np.int32),
@@ -144,8 +144,8 @@ def sample_mined(
     """Draw from what was mined for each track, uniformly and with replacement.
 
     Args:
-        table: [V + 1, depth] int32 or int64, one of the tables of :class:`MinedItems` as a tensor, on the
-            device of ``items``; the entries of a row stand at its left, 0 fills it.
+        table: [V + 1, depth] int32 or int64, one of the tables of `MinedItems` as a tensor, on the
+            device of `items`; the entries of a row stand at its left, 0 fills it.
         items: [B, L] int64 in 0..V; 0 is padding.
         num_samples: How many to draw for each position.
         generator: Where the randomness comes from; torch's global generator by default.
@@ -154,10 +154,10 @@ def sample_mined(
         [B, L, num_samples] int64 in 0..V; 0 at padding and where nothing was mined for the track.
 
     Raises:
-        TypeError: A tensor has the wrong dtype or ``num_samples`` is no integer.
-        ValueError: A shape is wrong or ``num_samples`` is below 1.
+        TypeError: A tensor has the wrong dtype or `num_samples` is no integer.
+        ValueError: A shape is wrong or `num_samples` is below 1.
 
-    Example:
+    Examples:
         >>> sample_mined(torch.tensor([[0, 0], [2, 0], [0, 0]]), torch.tensor([[1, 2, 0]]), num_samples=2)
         tensor([[[2, 2],
                  [0, 0],
@@ -216,7 +216,7 @@ def _visible_tracks(
 
 
 def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
-    """``count``: how often a follower was skipped right after an item; ``chances``: how often it came."""
+    """`count`: how often a follower was skipped right after an item; `chances`: how often it came."""
 
     def find(tracks: _VisibleTracks) -> Pairs:
         first = np.flatnonzero(np.arange(len(tracks.last)) < tracks.last)
@@ -226,7 +226,7 @@ def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl
 
 
 def _listened_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
-    """``count``: how often a follower was the next listened; ``chances``: how often the item had one."""
+    """`count`: how often a follower was the next listened; `chances`: how often the item had one."""
 
     def find(tracks: _VisibleTracks) -> Pairs:
         places = np.arange(len(tracks.last))
@@ -248,7 +248,7 @@ def _count_pairs(
     skip_threshold: float,
     find: Callable[[_VisibleTracks], Pairs],
 ) -> pl.LazyFrame:
-    """One row a pair of different items: how often it ``came``, and the ``count`` of the second skipped."""
+    """One row a pair of different items: how often it `came`, and the `count` of the second skipped."""
     schema = {"item": pl.Int32, "follower": pl.Int32, "came": pl.UInt32, "count": pl.UInt32}
     counted = [pl.DataFrame(schema=schema)]
     for rows, ends in view.blocks(_BLOCK):

@@ -16,7 +16,7 @@ def run_lengths(values: pl.Series) -> NDArray[np.int64]:
     Returns:
         [runs] int64, adding up to N.
 
-    Example:
+    Examples:
         >>> run_lengths(pl.Series(["a", "a", "b"]))
         array([2, 1])
     """
@@ -27,12 +27,12 @@ def restore_order(table: pl.DataFrame) -> pl.DataFrame:
     """Put rows into the order of listening, where a source that runs newest first says it.
 
     Args:
-        table: The rows, perhaps with a column ``tie_order``.
+        table: The rows, perhaps with a column `tie_order`.
 
     Returns:
-        The rows in the order of ``tie_order``, without that column.
+        The rows in the order of `tie_order`, without that column.
 
-    Example:
+    Examples:
         >>> restore_order(pl.DataFrame({"item": ["b", "a"], "tie_order": [0, -1]}))["item"].to_list()
         ['a', 'b']
     """
@@ -54,7 +54,7 @@ def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
     Returns:
         The sorted rows.
 
-    Example:
+    Examples:
         >>> table = pl.DataFrame({"key": ["b", "a", "a"], "order": [1, 2, 1]})
         >>> order_rows(table, "key", "order").rows()
         [('a', 1), ('a', 2), ('b', 1)]
@@ -73,14 +73,14 @@ def drop_repeated(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
     """Drop rows that repeat another in every column.
 
     Args:
-        table: Rows that :func:`order_rows` has sorted by these columns.
+        table: Rows that `order_rows` has sorted by these columns.
         key: The first of them.
         order: The second.
 
     Returns:
         The rows without repeats, the first of equal ones kept.
 
-    Example:
+    Examples:
         >>> table = pl.DataFrame({"key": ["a", "a", "a"], "order": [1, 1, 1], "item": [7, 8, 7]})
         >>> drop_repeated(table, "key", "order")["item"].to_list()
         [7, 8]

@@ -22,9 +22,9 @@ class TableParts:
     """The parts of a table, each in memory or in a file.
 
     Args:
-        parts: Frames or Parquet files, which are overwritten by :meth:`replace`.
+        parts: Frames or Parquet files, which are overwritten by `replace`.
 
-    Example:
+    Examples:
         >>> parts = TableParts([pl.DataFrame({"item_id": [7, 8]}), pl.DataFrame({"item_id": [7]})])
         >>> parts.replace(lambda part: part.filter(pl.col("item_id") == 7))
         >>> [part.height for part in parts]
@@ -83,7 +83,7 @@ def read_chunks(log: pl.LazyFrame | pl.DataFrame, rows: int | None) -> Iterator[
     Raises:
         ValueError: A file is cut short, damaged or gone, or a value does not fit its column.
 
-    Example:
+    Examples:
         >>> [chunk.height for chunk in read_chunks(pl.DataFrame({"item_id": [7, 8, 9]}), rows=2)]
         [2, 1]
     """
@@ -104,20 +104,20 @@ def arrange_parts(
 ) -> TableParts:
     """Bring the rows of each session, or of each user, together.
 
-    This is an external merge sort: what does not fit into ``rows`` is written to files, each sorted by the
+    This is an external merge sort: what does not fit into `rows` is written to files, each sorted by the
     key; then a part at a time is read from all of them. Rows of one key keep their order.
 
     Args:
-        chunks: The table in its order, each chunk of about ``rows`` rows.
+        chunks: The table in its order, each chunk of about `rows` rows.
         key: The column by which rows belong together, without nulls; None where all do.
         rows: About how many rows may be in memory at once; a key with more rows is not split. None for all.
-        folder: Where files may be written; needed with ``rows``.
+        folder: Where files may be written; needed with `rows`.
 
     Returns:
         The parts; all rows of a key in one of them, in the order of the table, and the keys of a part above
         those of the one before.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> chunks = [pl.DataFrame({"key": ["b", "a"]}), pl.DataFrame({"key": ["a", "c"]})]
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def arrange_parts(
 
 
 def _join_small(chunks: Iterator[pl.DataFrame], rows: int | None) -> Iterator[pl.DataFrame]:
-    """Chunks of at least ``rows`` rows but for the last, where polars gave smaller ones."""
+    """Chunks of at least `rows` rows but for the last, where polars gave smaller ones."""
     pending: list[pl.DataFrame] = []
     for chunk in chunks:
         pending.append(chunk)

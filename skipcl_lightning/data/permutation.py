@@ -12,10 +12,10 @@ _STORED = 1 << 16
 
 
 def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Which rows stand at some places of a shuffled order of ``size`` rows.
+    """Which rows stand at some places of a shuffled order of `size` rows.
 
     Up to 65,536 rows it is a random permutation. Of more rows it is computed place by place: a Feistel
-    network over the least power of four that holds ``size``, applied again to whatever falls outside. A
+    network over the least power of four that holds `size`, applied again to whatever falls outside. A
     permutation that is stored needs 8 bytes a row, 1.3 GB for 160 million sessions, in each process.
 
     Args:
@@ -27,15 +27,15 @@ def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]
         [n] int64 in 0..size - 1; over all places each row once.
 
     Raises:
-        TypeError: ``size`` is no integer.
-        ValueError: ``size`` is below 1 or a place is outside.
+        TypeError: `size` is no integer.
+        ValueError: `size` is below 1 or a place is outside.
 
     Reference:
         Black, Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002 (cycle walking), doi
         10.1007/3-540-45760-7_9. The mixing function: Steele, Lea, Flood, "Fast Splittable Pseudorandom
         Number Generators", OOPSLA 2014, doi 10.1145/2660193.2660195.
 
-    Example:
+    Examples:
         >>> order = shuffled_rows(np.arange(10), 10, seed=(0, 3))
         >>> sorted(order.tolist()) == list(range(10))
         True
@@ -57,7 +57,7 @@ def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]
 
 
 def _encrypt(values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A permutation of the integers of twice ``half`` bits."""
+    """A permutation of the integers of twice `half` bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:

@@ -28,16 +28,16 @@ class HistoryRules:
     """How a listening history that no one has cut yet becomes sessions.
 
     Args:
-        gap_minutes: The longest pause within a session, above 0 (:func:`~skipcl_lightning.data.sessionise`).
+        gap_minutes: The longest pause within a session, above 0 (`sessionise`).
         skip_seconds: A play that another follows within so many seconds was skipped, above 0
-            (:func:`~skipcl_lightning.data.label_by_next_play`). None where the log has feedback of its own;
+            (`label_by_next_play`). None where the log has feedback of its own;
             without either all is unknown.
 
     Raises:
         TypeError: A setting is no number.
         ValueError: One is not above 0.
 
-    Example:
+    Examples:
         >>> HistoryRules(gap_minutes=0)
         Traceback (most recent call last):
             ...
@@ -56,12 +56,12 @@ class HistoryRules:
         """Label and cut the plays of whole users.
 
         Args:
-            plays: All plays of some users, with or without ``feedback``.
+            plays: All plays of some users, with or without `feedback`.
 
         Returns:
-            The plays, sorted by user and time, with ``session_id`` and ``feedback``.
+            The plays, sorted by user and time, with `session_id` and `feedback`.
 
-        Example:
+        Examples:
             >>> plays = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": [0, 10]})
             >>> HistoryRules(gap_minutes=20, skip_seconds=30).apply(plays)["feedback"].to_list()
             [-1.0, 0.0]
@@ -79,11 +79,11 @@ def prepare_sessions(
 ) -> tuple[pl.DataFrame, DropReport]:
     """Read a log, check its contents once, sort it and keep the sessions that satisfy the filter.
 
-    Rows may come in any order: they are sorted by session and, within one, by ``position`` if there is one,
-    else by ``timestamp``, equal times in the order of the rows. Rows without an item and rows that repeat
+    Rows may come in any order: they are sorted by session and, within one, by `position` if there is one,
+    else by `timestamp`, equal times in the order of the rows. Rows without an item and rows that repeat
     another in every canonical column are dropped. Null feedback, explicit or not, becomes 0, unknown.
 
-    All of it happens in memory; :func:`~skipcl_lightning.data.prepare_store` does the same in parts.
+    All of it happens in memory; `prepare_store` does the same in parts.
 
     Args:
         log: A canonical table.
@@ -93,12 +93,12 @@ def prepare_sessions(
         The kept rows with the canonical columns, and the report of what was dropped.
 
     Raises:
-        TypeError: ``log`` is no table.
+        TypeError: `log` is no table.
         ValueError: A column is missing or of another type, a file cannot be read, a session, position or
             timestamp is null, feedback is NaN or outside [-1, 1], two rows of a session share a position,
             a session belongs to two users, or nothing is left.
 
-    Example:
+    Examples:
         >>> log = pl.DataFrame({
         ...     "session_id": ["s"] * 4, "item_id": ["b", "a", None, "c"],
         ...     "feedback": [-1.0, 1.0, 1.0, 0.5], "position": [2, 1, 3, 4],
@@ -121,27 +121,27 @@ def prepare_parts(
     folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> tuple[TableParts, DropReport]:
-    """What :func:`prepare_sessions` does, a part of the log at a time.
+    """What `prepare_sessions` does, a part of the log at a time.
 
-    The result does not depend on ``rows_in_memory``: sessions are in the order of their ids (of a history: of
+    The result does not depend on `rows_in_memory`: sessions are in the order of their ids (of a history: of
     users, then of time).
 
     Args:
-        log: A canonical table; with ``history`` one without ``session_id``.
+        log: A canonical table; with `history` one without `session_id`.
         session_filter: What is kept.
         history: How sessions are cut, if the log has none.
         rows_in_memory: About how many rows to hold at once; None for all.
-        folder: Where parts are written; needed with ``rows_in_memory``.
+        folder: Where parts are written; needed with `rows_in_memory`.
         on_progress: Told of each step.
 
     Returns:
         The kept rows, each session in one part, and the report.
 
     Raises:
-        TypeError: As for :func:`prepare_sessions`.
-        ValueError: As for :func:`prepare_sessions`, or ``skip_seconds`` meets a log with feedback.
+        TypeError: As for `prepare_sessions`.
+        ValueError: As for `prepare_sessions`, or `skip_seconds` meets a log with feedback.
 
-    Example:
+    Examples:
         >>> log = pl.DataFrame(
         ...     {"session_id": 1, "item_id": [7, 8, 9], "feedback": 1.0, "position": [1, 2, 3]}
         ... )
@@ -294,7 +294,7 @@ def _check_order(table: pl.DataFrame) -> None:
 
 
 def _refuse(table: pl.DataFrame, wrong: pl.Expr, column: str, wanted: str, cure: str) -> None:
-    """Raise a ValueError with the first row for which ``wrong`` holds."""
+    """Raise a ValueError with the first row for which `wrong` holds."""
     found = table.filter(wrong).head(1)
     if found.height:
         row = found.row(0, named=True)

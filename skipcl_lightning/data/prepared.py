@@ -36,7 +36,7 @@ class PreparedData:
     Args:
         vocabulary: The items, the most frequent in the training part first.
         store: The sessions.
-        views: By split, ``train``, ``validation``, ``test`` and ``predict``, what is seen of them.
+        views: By split, `train`, `validation`, `test` and `predict`, what is seen of them.
         item_counts: [V + 1] int64, how often each item occurs in the training part.
         drop_report: What was read, dropped and kept.
         num_cold_targets: By split, the held-out targets whose item never occurs in the training part.
@@ -67,16 +67,16 @@ class PreparedData:
             log: A canonical table.
             session_filter: What is kept of it.
             split: What is held out.
-            cold_targets: What becomes of held-out tracks that training never saw: ``drop`` leaves them out.
+            cold_targets: What becomes of held-out tracks that training never saw: `drop` leaves them out.
 
         Returns:
             The data.
 
         Raises:
-            ValueError: As for :func:`~skipcl_lightning.data.prepare_sessions`, or a part of the split is
+            ValueError: As for `prepare_sessions`, or a part of the split is
                 empty.
 
-        Example:
+        Examples:
             >>> from skipcl_lightning.data import LeaveOneOut
             >>> log = pl.DataFrame(
             ...     {"session_id": 1, "item_id": [7, 8, 9], "feedback": 1.0, "position": [1, 2, 3]}
@@ -119,7 +119,7 @@ def lay_out(
     """Number the items of prepared sessions, split them, and lay them out flat.
 
     Args:
-        parts: The sessions, from :func:`~skipcl_lightning.data.preparation.prepare_parts`.
+        parts: The sessions, from `prepare_parts`.
         report: What was dropped.
         split: What is held out.
         cold_targets: What becomes of held-out tracks that training never saw. Rejected ones are left
@@ -134,7 +134,7 @@ def lay_out(
     Raises:
         ValueError: A part of the split is empty.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import LeaveOneOut
         >>> log = pl.DataFrame(
         ...     {"session_id": 1, "item_id": [7, 7, 9], "feedback": 1.0, "position": [1, 2, 3]}

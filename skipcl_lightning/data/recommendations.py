@@ -21,9 +21,9 @@ def recommendation_frame(
         vocabulary: The items.
 
     Returns:
-        A frame with ``session_id``, ``rank`` (from 1), ``item_id`` and ``score``.
+        A frame with `session_id`, `rank` (from 1), `item_id` and `score`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sessions, items = pl.Series(["monday"]), torch.tensor([[2, 1, 0]])
         >>> scores = torch.tensor([[0.5, 0.25, -torch.inf]])

@@ -31,7 +31,7 @@ def silence_run_warnings(num_workers: int) -> None:
     Args:
         num_workers: The loaders' workers; where the user chose some, advice on their number is heard.
 
-    Example:
+    Examples:
         >>> silence_run_warnings(num_workers=0)
         >>> warnings.warn("The 'val_dataloader' does not have many workers", stacklevel=1)
         >>> restore_run_warnings()
@@ -44,7 +44,7 @@ def silence_run_warnings(num_workers: int) -> None:
 def restore_run_warnings() -> None:
     """Let them through again; other filters stay as they are.
 
-    Example:
+    Examples:
         >>> restore_run_warnings()
     """
     # typeshed calls it a sequence; it is the interpreter's own list, and only that list counts.
@@ -61,7 +61,7 @@ def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0
         highest: The greatest.
         skip_threshold: The feedback under which a track counts as skipped.
 
-    Example:
+    Examples:
         >>> warn_without_sign(-1.0, 1.0)
         >>> warn_without_sign(1.0, 1.0)
     """
@@ -86,7 +86,7 @@ class QuietDataModule(LightningDataModule):
         restore_run_warnings()
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
-        """Do what ``teardown`` does, which Lightning leaves out after an error.
+        """Do what `teardown` does, which Lightning leaves out after an error.
 
         Args:
             exception: The error.

@@ -22,28 +22,28 @@ _PURPOSE = 1
 class TrainingSampler(DistributedSampler[int]):
     """All rows in a new order each epoch, shared out evenly, from any batch on.
 
-    The order is computed as it goes, so that it takes no memory, and depends on ``seed``, the epoch, the
+    The order is computed as it goes, so that it takes no memory, and depends on `seed`, the epoch, the
     settings and the process alone. As with torch's own sampler the processes get equally many rows, since
-    one without a batch would wait for ever where the others meet: up to ``num_replicas`` - 1 rows come twice
+    one without a batch would wait for ever where the others meet: up to `num_replicas` - 1 rows come twice
     in an epoch.
 
-    With ``bucket_batches`` sessions of like length share a batch, so that less of it is padding: of so many
+    With `bucket_batches` sessions of like length share a batch, so that less of it is padding: of so many
     batches' rows at a time, taken from the shuffled order, batches are cut by length and then shuffled.
 
     Args:
         dataset: The rows.
-        batch_size: Rows in a batch of one process; used for buckets and for :meth:`start_from`.
+        batch_size: Rows in a batch of one process; used for buckets and for `start_from`.
         lengths: [rows] the number of tracks of each, an array or memory map; needed for buckets only.
         bucket_batches: How many batches of all processes are sorted together; 0 for none.
         seed: 0 or more.
-        num_replicas: The number of processes; from ``torch.distributed`` if None.
-        rank: This process; from ``torch.distributed`` if None.
+        num_replicas: The number of processes; from `torch.distributed` if None.
+        rank: This process; from `torch.distributed` if None.
 
     Raises:
         TypeError: A number is no integer.
         ValueError: One is out of range, or there are buckets without lengths.
 
-    Example:
+    Examples:
         >>> sampler = TrainingSampler(range(5), batch_size=2, num_replicas=1, rank=0)
         >>> first, again = list(sampler), list(sampler)
         >>> first == again, sorted(first)
@@ -137,21 +137,21 @@ class TrainingSampler(DistributedSampler[int]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every ``num_replicas``-th row from ``rank`` on, none repeated and none dropped.
+    """Every `num_replicas`-th row from `rank` on, none repeated and none dropped.
 
     torch's own sampler repeats rows until all processes have equally many, and metrics then count them
     twice. Here the shares differ by at most one row. Lightning replaces samplers unless they are
-    ``DistributedSampler``s, which is why this is one.
+    `DistributedSampler`s, which is why this is one.
 
     Args:
         dataset: The rows, at least one a process.
-        num_replicas: The number of processes; from ``torch.distributed`` if None.
-        rank: This process; from ``torch.distributed`` if None.
+        num_replicas: The number of processes; from `torch.distributed` if None.
+        rank: This process; from `torch.distributed` if None.
 
     Raises:
-        ValueError: There are fewer rows than processes, or ``rank`` is none of them.
+        ValueError: There are fewer rows than processes, or `rank` is none of them.
 
-    Example:
+    Examples:
         >>> list(EvaluationSampler(range(5), num_replicas=2, rank=1))
         [1, 3]
     """

@@ -3,23 +3,23 @@
 =============== ============================= ==================================================
 column          type                          meaning
 =============== ============================= ==================================================
-``session_id``  String or integer             which session the row belongs to
-``item_id``     String or integer             the track; null where the source names none
-``feedback``    Float32 in [-1, 1]            below 0 skipped (-1: at once), above 0 listened; 0: see below
-``position``    integer                       the order within a session, where the source has one
-``timestamp``   Datetime, or seconds          else the order: by time, equal times in the row order
-``user_id``     String or integer, optional   who listened
-``tie_order``   integer, optional             the order of equal times, where it is not the row order
-``copy_key``    any type, optional            what tells plays apart that are equal in all other columns
+`session_id`  String or integer             which session the row belongs to
+`item_id`     String or integer             the track; null where the source names none
+`feedback`    Float32 in [-1, 1]            below 0 skipped (-1: at once), above 0 listened; 0: see below
+`position`    integer                       the order within a session, where the source has one
+`timestamp`   Datetime, or seconds          else the order: by time, equal times in the row order
+`user_id`     String or integer, optional   who listened
+`tie_order`   integer, optional             the order of equal times, where it is not the row order
+`copy_key`    any type, optional            what tells plays apart that are equal in all other columns
 =============== ============================= ==================================================
 
-A column ``explicit_feedback`` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
-liked, 0 or null unknown. Other columns are allowed and left aside. Readers add ``tie_order`` for files that
-run from the newest play to the oldest, and ``copy_key`` where the source tells more of a play than the other
+A column `explicit_feedback` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
+liked, 0 or null unknown. Other columns are allowed and left aside. Readers add `tie_order` for files that
+run from the newest play to the oldest, and `copy_key` where the source tells more of a play than the other
 columns do: rows are copies of one play if they are equal in all columns. The preparation uses both and drops
 them.
 
-Feedback of 0 is unknown: counted as listened, never as skipped. Null feedback is 0. Only a ``skip_threshold``
+Feedback of 0 is unknown: counted as listened, never as skipped. Null feedback is 0. Only a `skip_threshold`
 above 0 changes this: all feedback below the threshold is then a skip, 0 included.
 """
 
@@ -77,9 +77,9 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
     """Look at the columns of a canonical table, not yet at its rows.
 
     Args:
-        log: The table, a polars frame (``to_frame``).
-        history: Whether its sessions are still to be cut: it then needs ``timestamp``, has no ``session_id``,
-            and may have no ``feedback``; without ``user_id`` it is one listener's.
+        log: The table, a polars frame (`to_frame`).
+        history: Whether its sessions are still to be cut: it then needs `timestamp`, has no `session_id`,
+            and may have no `feedback`; without `user_id` it is one listener's.
 
     Returns:
         The canonical columns that it has, in the canonical order.
@@ -87,7 +87,7 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
     Raises:
         ValueError: A needed column is missing or a column has another type; the message lists the columns.
 
-    Example:
+    Examples:
         >>> check_log_columns(pl.DataFrame({"item_id": [7], "session_id": [1]}))
         Traceback (most recent call last):
             ...
@@ -122,7 +122,7 @@ def name_unreadable() -> Iterator[None]:
         ValueError: In place of polars' error, or the operating system's; a reader's own one is kept, without
             what polars adds to it.
 
-    Example:
+    Examples:
         >>> with name_unreadable():
         ...     raise OSError("unexpected end of file")
         Traceback (most recent call last):
@@ -153,7 +153,7 @@ def describe_polars_error(error: Exception) -> str:
     Returns:
         One line without a full stop at its end.
 
-    Example:
+    Examples:
         >>> describe_polars_error(ValueError("no such column.\n\nThis error occurred in the following"))
         'ValueError: no such column'
     """
@@ -170,7 +170,7 @@ def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
     Returns:
         The names, separated by commas, with the types where there are some.
 
-    Example:
+    Examples:
         >>> describe_columns({"user": pl.String()})
         'user (String)'
     """
@@ -194,7 +194,7 @@ def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
     Raises:
         ValueError: Its columns cannot be told: a file is damaged or gone, or an expression is wrong.
 
-    Example:
+    Examples:
         >>> resolve_schema("log", pl.DataFrame({"item_id": [7]})).names()
         ['item_id']
     """
@@ -214,18 +214,18 @@ def to_frame(name: str, table: Table) -> pl.LazyFrame | pl.DataFrame:
 
     Args:
         name: The argument's name, as the caller wrote it.
-        table: A polars frame, a pandas DataFrame, a pyarrow Table, anything else with ``__arrow_c_stream__``,
+        table: A polars frame, a pandas DataFrame, a pyarrow Table, anything else with `__arrow_c_stream__`,
             or a list of dictionaries, one a row.
 
     Returns:
         The frame.
 
     Raises:
-        TypeError: ``table`` is none of these.
+        TypeError: `table` is none of these.
         ValueError: It cannot be converted: a column mixes types, or pyarrow is not installed for the text
             columns of pandas.
 
-    Example:
+    Examples:
         >>> to_frame("log", [{"item_id": 7}, {"item_id": 8}])["item_id"].to_list()
         [7, 8]
     """

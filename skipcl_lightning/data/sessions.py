@@ -28,28 +28,28 @@ _FEWEST_FALLS = 3
 
 
 def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None) -> pl.LazyFrame:
-    """Number the sessions of a history: a pause longer than ``gap_minutes`` starts a new one.
+    """Number the sessions of a history: a pause longer than `gap_minutes` starts a new one.
 
-    With a ``user_id`` each user's plays are cut on their own and a session is called ``"user/number"``, so
+    With a `user_id` each user's plays are cut on their own and a session is called `"user/number"`, so
     that later plays leave the names of earlier sessions as they are; without, it is the number.
 
     Args:
-        frame: A table with ``timestamp`` (Datetime, or a number of seconds), when a play started, and
-            perhaps ``user_id``. Other columns are kept.
+        frame: A table with `timestamp` (Datetime, or a number of seconds), when a play started, and
+            perhaps `user_id`. Other columns are kept.
         gap_minutes: The longest pause within a session, above 0. A pause of exactly this length is within.
         duration: The column with a play's length in seconds; the pause then runs from the end of a play,
             else from its start. Null counts as 0.
 
     Returns:
-        The table, sorted by user and time (equal times in the row order), with ``session_id``: String with
-        a ``user_id``, else Int64 from 0.
+        The table, sorted by user and time (equal times in the row order), with `session_id`: String with
+        a `user_id`, else Int64 from 0.
 
     Raises:
-        TypeError: ``frame`` is no table or ``gap_minutes`` no number.
-        ValueError: A column is missing, ``timestamp`` has another type, the table has a ``session_id``
-            already, or ``gap_minutes`` is not above 0.
+        TypeError: `frame` is no table or `gap_minutes` no number.
+        ValueError: A column is missing, `timestamp` has another type, the table has a `session_id`
+            already, or `gap_minutes` is not above 0.
 
-    Example:
+    Examples:
         >>> plays = pl.DataFrame({"item_id": ["a", "b", "c"], "timestamp": [0, 600, 3000]})
         >>> sessionise(plays, gap_minutes=20).collect()["session_id"].to_list()
         [0, 0, 1]
@@ -74,21 +74,21 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     last play of a user has no next one; its feedback is 0, unknown.
 
     Args:
-        frame: A table with ``timestamp`` (Datetime, or a number of seconds), when a play started, and
-            perhaps ``user_id``; without it all plays are of one user. Other columns are kept.
+        frame: A table with `timestamp` (Datetime, or a number of seconds), when a play started, and
+            perhaps `user_id`; without it all plays are of one user. Other columns are kept.
         skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
             above 0. Exactly this long is a skip.
 
     Returns:
-        The table, sorted by user and time (equal times in the row order), with ``feedback`` (Float32): -1
+        The table, sorted by user and time (equal times in the row order), with `feedback` (Float32): -1
         skipped, +1 listened to, 0 unknown.
 
     Raises:
-        TypeError: ``frame`` is no table or ``skip_seconds`` no number.
-        ValueError: ``timestamp`` is missing or has another type, the table has a ``feedback`` already, or
-            ``skip_seconds`` is not above 0.
+        TypeError: `frame` is no table or `skip_seconds` no number.
+        ValueError: `timestamp` is missing or has another type, the table has a `feedback` already, or
+            `skip_seconds` is not above 0.
 
-    Example:
+    Examples:
         >>> plays = pl.DataFrame({"user_id": ["u", "u", "v"], "timestamp": [0, 20, 25]})
         >>> label_by_next_play(plays, skip_seconds=30).collect()["feedback"].to_list()
         [-1.0, 0.0, 0.0]
@@ -116,10 +116,10 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
     """What a reader of a log of starts hands over: labelled sessions, or the history as it is.
 
     Args:
-        history: The plays with ``item_id``, ``timestamp`` and perhaps ``user_id`` and ``tie_order``. Rows
+        history: The plays with `item_id`, `timestamp` and perhaps `user_id` and `tie_order`. Rows
             that repeat another are copies, and are dropped before labels are made.
-        skip_seconds: As for ``label_by_next_play``.
-        gap_minutes: As for ``sessionise``; None leaves the history unlabelled, uncut and in its order.
+        skip_seconds: As for `label_by_next_play`.
+        gap_minutes: As for `sessionise`; None leaves the history unlabelled, uncut and in its order.
 
     Returns:
         A canonical table, or the history.
@@ -148,12 +148,12 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     nine times as often as they rise; its equal times then come in reverse.
 
     Args:
-        histories: One table a file, with ``timestamp``.
+        histories: One table a file, with `timestamp`.
 
     Returns:
-        All rows in the order of the files, with ``tie_order`` if one of them runs newest first.
+        All rows in the order of the files, with `tie_order` if one of them runs newest first.
 
-    Example:
+    Examples:
         >>> history = pl.LazyFrame({"item_id": [*"edcba"], "timestamp": [9, 5, 5, 2, 1]})
         >>> join_histories([history]).collect()["tie_order"].to_list()
         [0, -1, -2, -3, -4]
@@ -170,15 +170,15 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
 
 
 def in_listening_order(history: pl.LazyFrame) -> pl.LazyFrame:
-    """Sort plays by ``tie_order`` where there is one, and drop it.
+    """Sort plays by `tie_order` where there is one, and drop it.
 
     Args:
-        history: The plays, as from ``join_histories``.
+        history: The plays, as from `join_histories`.
 
     Returns:
         The plays; equal times are in the order of listening.
 
-    Example:
+    Examples:
         >>> history = pl.LazyFrame({"item_id": ["b", "a"], "tie_order": [0, -1]})
         >>> in_listening_order(history).collect()["item_id"].to_list()
         ['a', 'b']
@@ -213,7 +213,7 @@ def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
     Returns:
         True if times fall three times at least, and more than nine times as often as they rise.
 
-    Example:
+    Examples:
         >>> times_fall(pl.Series([9, 5, 5, 2, 1])), times_fall(pl.Series([9, 5, 8, 2, 1]))
         (True, False)
     """
@@ -239,21 +239,21 @@ def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:
 def cut_at_gaps(
     ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float, schema: pl.Schema
 ) -> pl.LazyFrame:
-    """Add ``session_id`` to plays that are in their order already.
+    """Add `session_id` to plays that are in their order already.
 
     Args:
         ordered: The plays, each user's together and in the order of time.
         start: When a play began, in microseconds.
         end: When it ended, in microseconds.
         gap_minutes: The longest pause within a session.
-        schema: The columns of ``ordered``; with a ``user_id`` sessions are named after users.
+        schema: The columns of `ordered`; with a `user_id` sessions are named after users.
 
     Returns:
         The same rows with the column.
 
     Raises:
-        TypeError: ``gap_minutes`` is no number.
-        ValueError: ``gap_minutes`` is not above 0.
+        TypeError: `gap_minutes` is no number.
+        ValueError: `gap_minutes` is not above 0.
     """
     check_number("gap_minutes", gap_minutes, minimum=0, open_minimum=True)
     pause = start - end.shift(1)

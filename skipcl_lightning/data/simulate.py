@@ -108,24 +108,24 @@ def simulate_sessions(
 
     - Moods lie on a circle; the distance of two is the way between them over half the circle, in [0, 1].
       Each item has one mood, each mood as many items as any other (or one more), and items are played in
-      proportion to ``rank ** -popularity_exponent`` (Zipf).
-    - A session has a mood, which moves to a neighbouring one with ``drift_probability`` after a track.
+      proportion to `rank ** -popularity_exponent` (Zipf).
+    - A session has a mood, which moves to a neighbouring one with `drift_probability` after a track.
     - The player has an anchor, at first a track of the session's mood. It proposes, with
-      ``explore_probability``, any track by popularity; with ``follow_probability``, the one fixed
+      `explore_probability`, any track by popularity; with `follow_probability`, the one fixed
       successor of the anchor, which shares its mood; else a track of the anchor's mood by popularity. So
       a track may come twice, also at once.
-    - The listener skips with probability ``sigmoid(9 * (distance - 0.245) + skip_bias)``, the distance
+    - The listener skips with probability `sigmoid(9 * (distance - 0.245) + skip_bias)`, the distance
       being that between the track's mood and the session's, which gives 41 % at the default.
     - A track that was listened to becomes the anchor. A skipped one does with probability 1 -
-      ``response_probability``; else the player leaves its mood: for the anchor it had, or, if that is of
+      `response_probability`; else the player leaves its mood: for the anchor it had, or, if that is of
       the same mood, for a track of a mood beside it. So a skip tells what comes next.
-    - Feedback: a skip after the part r of a track gives r - 1, where r is ``0.9 * u ** (1 + distance)`` for a
+    - Feedback: a skip after the part r of a track gives r - 1, where r is `0.9 * u ** (1 + distance)` for a
       uniform u, so that what misses the mood by far is skipped earlier; a track played to the end, as
       four in five of those not skipped are, gives 1, and the others from 0.5 to 1.
 
     Args:
         num_sessions: How many sessions.
-        num_items: V, at least ``num_moods``. Items that nobody plays are not in the table.
+        num_items: V, at least `num_moods`. Items that nobody plays are not in the table.
         num_moods: How many moods, at least 2.
         min_length: The fewest tracks of a session.
         max_length: The most; lengths are uniform between the two.
@@ -138,15 +138,15 @@ def simulate_sessions(
         seed: The same seed gives the same table.
 
     Returns:
-        A canonical table with ``session_id`` (Int64 from 0), ``item_id`` (String), ``feedback`` and
-        ``position`` (Int64 from 1), and the truth: ``session_mood`` and ``item_mood`` (Int64), and
-        ``skip_probability`` (Float64).
+        A canonical table with `session_id` (Int64 from 0), `item_id` (String), `feedback` and
+        `position` (Int64 from 1), and the truth: `session_mood` and `item_mood` (Int64), and
+        `skip_probability` (Float64).
 
     Raises:
         TypeError: A setting is no number.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> log = simulate_sessions(100, seed=7).collect()
         >>> log["session_id"].n_unique(), log["feedback"].is_between(-1, 1).all()
         (100, True)

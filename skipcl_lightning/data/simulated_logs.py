@@ -95,9 +95,9 @@ def write_mssd_logs(
     before the log's, as they are there.
 
     Args:
-        folder: Where; made if need be. It may hold no ``*.csv`` nor ``*.csv.gz``, also below it.
+        folder: Where; made if need be. It may hold no `*.csv` nor `*.csv.gz`, also below it.
         num_sessions: How many sessions. A longer log begins with the sessions of a shorter one.
-        num_items: V, at least ``num_moods``. Repeats are a bit more frequent in a smaller catalogue.
+        num_items: V, at least `num_moods`. Repeats are a bit more frequent in a smaller catalogue.
         sessions_per_file: How many sessions a file has; the last may have fewer. The day of a session and
             the digit before its id are those of its file; nothing else depends on it.
         num_moods: How many moods, at least 2.
@@ -108,19 +108,19 @@ def write_mssd_logs(
         progress: Called with the sessions and the rows written since the last call.
 
     Returns:
-        The files, in the order in which they were written: ``log_0_20180715_000000000000.csv.gz``, and so
+        The files, in the order in which they were written: `log_0_20180715_000000000000.csv.gz`, and so
         on; ten logs a day for 66 days, then each day's second shards.
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or ``folder`` is a file or holds logs.
+        ValueError: A setting is out of range, or `folder` is a file or holds logs.
         OSError: A file cannot be written, as when the disk is full. Then the files of this call are removed.
 
     Reference:
         Brost, Mehrotra, Jehan, "The Music Streaming Sessions Dataset", WWW 2019, doi
         10.1145/3308558.3313641.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from skipcl_lightning.data import read_mssd
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,7 @@ def make_source(
     """Tell a log from a store, and check the settings before anything is read.
 
     Args:
-        log: As for ``SessionDataModule``, like all others.
+        log: As for `SessionDataModule`, like all others.
         split: What is held out.
         cold_targets: What becomes of held-out tracks that training never saw.
         min_session_length: Tracks that a session needs.
@@ -80,7 +80,7 @@ def make_source(
         The source.
 
     Raises:
-        TypeError: ``log`` is neither, or a setting has the wrong type.
+        TypeError: `log` is neither, or a setting has the wrong type.
         ValueError: A setting is out of range, or given where a store has settled it.
     """
     settings: dict[str, Any] = {

@@ -72,8 +72,8 @@ class Split(Protocol):
             block: n sessions.
 
         Returns:
-            By ``train``, ``validation`` and ``test``: sessions of the log, and how many of each one's tracks
-            are input; of the latter two the track after it is the target. Each session is in ``train`` at
+            By `train`, `validation` and `test`: sessions of the log, and how many of each one's tracks
+            are input; of the latter two the track after it is the target. Each session is in `train` at
             most once.
         """
         ...
@@ -83,8 +83,8 @@ class Split(Protocol):
 class LeaveOneOut:
     """Hold out each session's last track for test and the one before it for validation.
 
-    Of a session of n tracks ``train`` sees the first n - 2; ``validation`` the same, with the next track as
-    target; ``test`` the first n - 1, with the last as target. This is the papers' protocol. It leaks the
+    Of a session of n tracks `train` sees the first n - 2; `validation` the same, with the next track as
+    target; `test` the first n - 1, with the last as target. This is the papers' protocol. It leaks the
     future: what one session is trained on may have been played after what another is tested on, so
     popularity that only came later helps, and its numbers tend to be higher than those of a split by time.
     Compare them with numbers of the same protocol only.
@@ -95,7 +95,7 @@ class LeaveOneOut:
         Li, "A Critical Study on Data Leakage in Recommender System Offline Evaluation", TOIS 41(3), 2023,
         doi 10.1145/3569930.
 
-    Example:
+    Examples:
         >>> cut = LeaveOneOut().cut(SessionBlock(np.array([5]), first_row=7, total=8))
         >>> {name: (int(rows[0]), int(ends[0])) for name, (rows, ends) in cut.items()}
         {'train': (7, 3), 'validation': (7, 3), 'test': (7, 4)}
@@ -109,7 +109,7 @@ class LeaveOneOut:
     )
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for :class:`Split`."""
+        """As for `Split`."""
         rows, ends = block.rows, block.lengths - _HELD_OUT
         return {"train": (rows, ends), "validation": (rows, ends), "test": (rows, ends + 1)}
 
@@ -124,7 +124,7 @@ class SplitBySession:
     Args:
         validation_share: The part of the sessions to validate on, in (0, 1).
         test_share: The part to test on, in (0, 1); the two leave some for training.
-        targets: ``last``: each held-out session is asked for its last track; ``every``: for each but its
+        targets: `last`: each held-out session is asked for its last track; `every`: for each but its
             first, from those before it. The rows of one session then depend on each other, which intervals
             over rows do not know.
         seed: 0 or more.
@@ -133,7 +133,7 @@ class SplitBySession:
         TypeError: A setting has the wrong type.
         ValueError: One is out of range.
 
-    Example:
+    Examples:
         >>> split = SplitBySession(validation_share=0.2, test_share=0.2, targets="every")
         >>> cut = split.cut(SessionBlock(np.full(10, 3), first_row=0, total=10))
         >>> {name: len(rows) for name, (rows, _) in cut.items()}
@@ -167,7 +167,7 @@ class SplitBySession:
         check_integer("seed", self.seed, minimum=0)
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for :class:`Split`."""
+        """As for `Split`."""
         place = shuffled_rows(block.rows, block.total, seed=(_PURPOSE, self.seed))
         validation = round(block.total * self.validation_share)
         held_out = validation + round(block.total * self.test_share)
@@ -196,10 +196,10 @@ def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -
         columns: The columns of the log.
 
     Raises:
-        TypeError: ``split`` is none.
-        ValueError: Sessions may be too short for it, or it needs a ``timestamp`` that the log lacks.
+        TypeError: `split` is none.
+        ValueError: Sessions may be too short for it, or it needs a `timestamp` that the log lacks.
 
-    Example:
+    Examples:
         >>> check_split(LeaveOneOut(), 2, ["position"])
         Traceback (most recent call last):
             ...
@@ -225,18 +225,18 @@ def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -
 
 
 def leave_one_out(store: SessionStore) -> dict[str, SessionView]:
-    """The parts of a store by :class:`LeaveOneOut`.
+    """The parts of a store by `LeaveOneOut`.
 
     Args:
         store: Sessions of at least 3 tracks.
 
     Returns:
-        The views ``train``, ``validation`` and ``test``.
+        The views `train`, `validation` and `test`.
 
     Raises:
         ValueError: A session has fewer than 3 tracks.
 
-    Example:
+    Examples:
         >>> import polars as pl
         >>> store = SessionStore(
         ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),

@@ -27,18 +27,18 @@ class SplitByTime:
     Training parts of fewer than two tracks, in which nothing is to be predicted, are left out.
 
     Args:
-        validation_from: When validation begins: a ``datetime``, an ISO 8601 text, or seconds since 1970 (for
+        validation_from: When validation begins: a `datetime`, an ISO 8601 text, or seconds since 1970 (for
             logs that count otherwise: in the log's own seconds). Without a time zone it is UTC.
-        test_from: When test begins, after ``validation_from``.
-        targets: ``last``: each session is asked for its last track of the time in question, if it has one
-            that is not its very first; ``every``: for each.
+        test_from: When test begins, after `validation_from`.
+        targets: `last`: each session is asked for its last track of the time in question, if it has one
+            that is not its very first; `every`: for each.
 
     Raises:
-        TypeError: A moment is neither a time nor a number, or ``targets`` is no string.
-        ValueError: A text is no time, ``test_from`` is not after ``validation_from``, or ``targets`` is
+        TypeError: A moment is neither a time nor a number, or `targets` is no string.
+        ValueError: A text is no time, `test_from` is not after `validation_from`, or `targets` is
             unknown.
 
-    Example:
+    Examples:
         >>> split = SplitByTime(validation_from=20, test_from=30)
         >>> seconds = np.array([5, 10, 22, 25, 31])
         >>> cut = split.cut(SessionBlock(np.array([5]), first_row=0, total=1, times=seconds * 1_000_000))
@@ -67,7 +67,7 @@ class SplitByTime:
         check_choice("targets", self.targets, get_args(Targets))
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for :class:`Split`."""
+        """As for `Split`."""
         assert block.times is not None, "a split by time is given times"  # noqa: S101
         lengths = block.lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)

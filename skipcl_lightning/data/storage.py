@@ -44,7 +44,7 @@ class Storage(Protocol):
 class MemoryStorage:
     """Keeps everything in memory.
 
-    Example:
+    Examples:
         >>> items = MemoryStorage().array("items", np.int32)
         >>> items.append(np.array([3, 1]))
         >>> items.finish()
@@ -66,7 +66,7 @@ class FolderStorage:
     Args:
         folder: An empty folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     items = FolderStorage(Path(folder)).array("items", np.int32)
@@ -79,11 +79,11 @@ class FolderStorage:
         self.folder = folder
 
     def array(self, name: str, dtype: DTypeLike) -> Growing[Array, Array]:
-        """A new, empty array in ``name.npy``."""
+        """A new, empty array in `name.npy`."""
         return _ArrayFile(self.folder / f"{name}.npy", dtype)
 
     def column(self, name: str) -> Growing[pl.Series, pl.Series | Path]:
-        """A new, empty column in ``name.arrow``."""
+        """A new, empty column in `name.arrow`."""
         return _ColumnFile(self.folder / f"{name}.arrow")
 
 
@@ -159,7 +159,7 @@ def map_array(file: Path) -> NDArray[Any]:
     """An array whose values are read from its file where they are asked for.
 
     Args:
-        file: A ``.npy`` file.
+        file: A `.npy` file.
 
     Returns:
         The array, read-only.

@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SessionStore:
-    """Sessions one after the other: session ``s`` is ``items[offsets[s]:offsets[s + 1]]``.
+    """Sessions one after the other: session `s` is `items[offsets[s]:offsets[s + 1]]`.
 
     The arrays are only read, so they may be memory-mapped, and worker processes share them.
 
@@ -41,7 +41,7 @@ class SessionStore:
         TypeError: An array has another dtype.
         ValueError: The lengths disagree or a session is empty.
 
-    Example:
+    Examples:
         >>> store = SessionStore(
         ...     items=np.array([5, 3, 4, 2], dtype=np.int32),
         ...     feedback=np.array([1, -1, 1, 1], dtype=np.float32),
@@ -87,7 +87,7 @@ class SessionStore:
 
     @classmethod
     def open(cls, folder: Path, version: str | None = None) -> "SessionStore":
-        """Map a store from the files that a ``StoreWriter`` wrote.
+        """Map a store from the files that a `StoreWriter` wrote.
 
         Args:
             folder: Where they are.
@@ -145,7 +145,7 @@ class SessionStore:
         Returns:
             [B] int64.
 
-        Example:
+        Examples:
             >>> store = SessionStore(
             ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
             ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
@@ -169,10 +169,10 @@ class SessionStore:
             [B, L] int64 items and [B, L] float32 feedback; both 0 at padding.
 
         Raises:
-            TypeError: ``max_length`` is no integer.
-            ValueError: A row or an end does not exist, or ``max_length`` is below 1.
+            TypeError: `max_length` is no integer.
+            ValueError: A row or an end does not exist, or `max_length` is below 1.
 
-        Example:
+        Examples:
             >>> store = SessionStore(
             ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
             ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
@@ -190,7 +190,7 @@ class SessionStore:
     def gather_explicit(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
     ) -> Tensor | None:
-        """The explicit feedback on the tracks that :meth:`gather` gives.
+        """The explicit feedback on the tracks that `gather` gives.
 
         Args:
             rows: [B] which sessions.
@@ -201,10 +201,10 @@ class SessionStore:
             [B, L] float32, 0 at padding; None where the store has none.
 
         Raises:
-            TypeError: ``max_length`` is no integer.
-            ValueError: As for :meth:`gather`.
+            TypeError: `max_length` is no integer.
+            ValueError: As for `gather`.
 
-        Example:
+        Examples:
             >>> store = SessionStore(
             ...     items=np.array([5, 3], dtype=np.int32), feedback=np.ones(2, dtype=np.float32),
             ...     offsets=np.array([0, 2]), session_ids=pl.Series(["a"]),

@@ -46,20 +46,20 @@ def prepare_store(
 ) -> PreparedData:
     """Prepare a log of any size and write it as a session store, from which training maps its batches.
 
-    The log is read once, as a stream, and sorted on disk; memory holds about ``rows_in_memory`` rows and the
-    items' ids. What results does not depend on that number. The store is written beside ``folder`` and then
+    The log is read once, as a stream, and sorted on disk; memory holds about `rows_in_memory` rows and the
+    items' ids. What results does not depend on that number. The store is written beside `folder` and then
     renamed: a run that breaks off leaves the store that was there, and several processes may prepare the same
-    one. (One that is killed also leaves a hidden folder ``.NAME-….partial`` beside it, which may be deleted.)
+    one. (One that is killed also leaves a hidden folder `.NAME-….partial` beside it, which may be deleted.)
     A folder whose manifest names the same log, settings and version is used as it is.
 
     Args:
-        log: A canonical table, best a lazy one over files. With ``gap_minutes`` a listening history:
-            ``item_id``, ``timestamp``, perhaps ``user_id`` and ``feedback``, and no ``session_id``.
+        log: A canonical table, best a lazy one over files. With `gap_minutes` a listening history:
+            `item_id`, `timestamp`, perhaps `user_id` and `feedback`, and no `session_id`.
         folder: The store's own folder. It may not hold anything else.
-        split: What is held out: :class:`~skipcl_lightning.data.LeaveOneOut` if None, or
-            :class:`~skipcl_lightning.data.SplitBySession`, or :class:`~skipcl_lightning.data.SplitByTime`.
-        cold_targets: What becomes of held-out tracks that the training part does not have: ``miss`` ranks
-            them last of all, ``drop`` leaves them out. Either way they are counted, and those that were
+        split: What is held out: `LeaveOneOut` if None, or
+            `SplitBySession`, or `SplitByTime`.
+        cold_targets: What becomes of held-out tracks that the training part does not have: `miss` ranks
+            them last of all, `drop` leaves them out. Either way they are counted, and those that were
             skipped are left out: to avoid what nobody could have recommended is no merit.
         min_session_length: Tracks that a session needs, at least 2; 3 for leave-one-out.
         min_item_count: Rows that an item needs.
@@ -67,7 +67,7 @@ def prepare_store(
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
         gap_minutes: The longest pause within a session in minutes, above 0, where sessions are cut here, part
             by part; a user's plays must fit into memory. None where the log has sessions.
-        skip_seconds: With ``gap_minutes``, for a log without feedback: a play that another follows within so
+        skip_seconds: With `gap_minutes`, for a log without feedback: a play that another follows within so
             many seconds was skipped.
         rows_in_memory: About how many rows of the log to hold in memory at once, at least 1.
         rebuild: Whether to prepare it again in any case, in the place of a store that is there.
@@ -75,16 +75,16 @@ def prepare_store(
             that is not known).
 
     Returns:
-        The store, opened; ``SessionDataModule(folder)`` opens it for training.
+        The store, opened; `SessionDataModule(folder)` opens it for training.
 
     Raises:
-        TypeError: ``log`` is no table or a setting has the wrong type.
+        TypeError: `log` is no table or a setting has the wrong type.
         ValueError: A setting is out of range, the log has something wrong (as for
-            :func:`~skipcl_lightning.data.prepare_sessions`), ``folder`` holds something else, or the store in
+            `prepare_sessions`), `folder` holds something else, or the store in
             it is damaged.
-        OSError: The disk is full, or ``folder`` cannot be written.
+        OSError: The disk is full, or `folder` cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from skipcl_lightning.data import simulate_sessions
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +177,7 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
     Raises:
         ValueError: The folder is no store, or a file of it is missing or damaged; the message names it.
 
-    Example:
+    Examples:
         >>> open_store("no/such/folder")
         Traceback (most recent call last):
             ...
@@ -232,7 +232,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         folder: The store's folder.
 
     Returns:
-        ``filter``, ``split``, ``cold_targets``, ``history`` and ``package``, the version of this one.
+        `filter`, `split`, `cold_targets`, `history` and `package`, the version of this one.
 
     Raises:
         ValueError: The folder is no store, or its manifest is damaged.

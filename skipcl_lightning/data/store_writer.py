@@ -20,7 +20,7 @@ class StoreWriter:
         storage: Where to.
         vocabulary: The items' indices.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data.storage import MemoryStorage
         >>> writer = StoreWriter(MemoryStorage(), ItemVocabulary(["a", "b"]))
         >>> session = {"session_id": 7, "item_id": ["b", "a"], "feedback": [1.0, 0.0]}
@@ -45,7 +45,7 @@ class StoreWriter:
         """Add the sessions of a table, in its order.
 
         Args:
-            table: ``session_id``, ``item_id``, ``feedback`` and perhaps ``explicit_feedback``, each session's
+            table: `session_id`, `item_id`, `feedback` and perhaps `explicit_feedback`, each session's
                 rows together and in order; all tables with the same columns, and no session in two.
 
         Returns:

@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SessionView:
-    """A part of a store: of session ``rows[n]`` the tracks before ``ends[n]`` and perhaps the one there.
+    """A part of a store: of session `rows[n]` the tracks before `ends[n]` and perhaps the one there.
 
     Args:
         store: The sessions.
@@ -30,7 +30,7 @@ class SessionView:
     Raises:
         ValueError: The lengths differ, or a row or an end does not exist.
 
-    Example:
+    Examples:
         >>> import polars as pl
         >>> store = SessionStore(
         ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
@@ -109,7 +109,7 @@ def whole_sessions(store: SessionStore) -> SessionView:
     Returns:
         The view.
 
-    Example:
+    Examples:
         >>> import polars as pl
         >>> store = SessionStore(
         ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),

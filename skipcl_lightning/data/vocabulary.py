@@ -29,7 +29,7 @@ class ItemVocabulary:
         TypeError: Ids are neither strings nor integers, or of both types.
         ValueError: There are none, one is null or occurs twice, or there are 2^31 or more.
 
-    Example:
+    Examples:
         >>> vocabulary = ItemVocabulary(["song", "tune"])
         >>> vocabulary.encode(["tune", "song", "tune"])
         array([2, 1, 2])
@@ -71,7 +71,7 @@ class ItemVocabulary:
             TypeError: As for the class.
             ValueError: As for the class, or the two lengths differ.
 
-        Example:
+        Examples:
             >>> ItemVocabulary.from_log(pl.Series(["b", "a", "b", "c"])).ids
             ['b', 'a', 'c']
         """
@@ -100,7 +100,7 @@ class ItemVocabulary:
             TypeError: As for the class.
             ValueError: As for the class.
 
-        Example:
+        Examples:
             >>> ItemVocabulary.from_counts(pl.Series(["c", "b", "a"]), pl.Series([0, 2, 2])).ids
             ['a', 'b', 'c']
         """
@@ -109,7 +109,7 @@ class ItemVocabulary:
 
     @property
     def ids(self) -> list[str] | list[int]:
-        """The external ids in the order of their indices, so that ``ids[0]`` has index 1."""
+        """The external ids in the order of their indices, so that `ids[0]` has index 1."""
         return self._table["id"].to_list()
 
     def to_series(self) -> pl.Series:
@@ -118,7 +118,7 @@ class ItemVocabulary:
         Returns:
             [V] String or Int64.
 
-        Example:
+        Examples:
             >>> ItemVocabulary([30, 10]).to_series().to_list()
             [30, 10]
         """
@@ -136,7 +136,7 @@ class ItemVocabulary:
 
         Args:
             items: The ids, N of them, of the vocabulary's type.
-            unknown: What to do with an id that is not in the vocabulary: ``error``, or ``ignore``, which
+            unknown: What to do with an id that is not in the vocabulary: `error`, or `ignore`, which
                 gives it index 0.
 
         Returns:
@@ -144,9 +144,9 @@ class ItemVocabulary:
 
         Raises:
             TypeError: An id is of another type than the vocabulary's.
-            ValueError: An id is unknown and ``unknown`` is ``error``, or null.
+            ValueError: An id is unknown and `unknown` is `error`, or null.
 
-        Example:
+        Examples:
             >>> ItemVocabulary([30, 10]).encode([10, 99], unknown="ignore")
             array([2, 0])
         """
@@ -180,7 +180,7 @@ class ItemVocabulary:
             TypeError: The indices are no integers.
             ValueError: They are not one-dimensional, or one is outside 1..V (0 is padding and has no id).
 
-        Example:
+        Examples:
             >>> ItemVocabulary([30, 10]).decode([2, 2, 1])
             [10, 10, 30]
         """
@@ -197,12 +197,12 @@ class ItemVocabulary:
         return self._table["id"].gather(array.astype(np.int64) - 1).to_list()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which :meth:`from_state_dict` rebuilds the vocabulary.
+        """Plain values from which `from_state_dict` rebuilds the vocabulary.
 
         Returns:
-            ``{"ids": [...]}``, which survives ``torch.load(weights_only=True)``.
+            `{"ids": [...]}`, which survives `torch.load(weights_only=True)`.
 
-        Example:
+        Examples:
             >>> ItemVocabulary(["song"]).state_dict()
             {'ids': ['song']}
         """
@@ -213,7 +213,7 @@ class ItemVocabulary:
         """Rebuild a vocabulary.
 
         Args:
-            state: What :meth:`state_dict` gave.
+            state: What `state_dict` gave.
 
         Returns:
             A vocabulary with the same ids in the same order.
@@ -222,7 +222,7 @@ class ItemVocabulary:
             TypeError: As for the class.
             ValueError: As for the class.
 
-        Example:
+        Examples:
             >>> vocabulary = ItemVocabulary([3, 1])
             >>> ItemVocabulary.from_state_dict(vocabulary.state_dict()) == vocabulary
             True

@@ -26,15 +26,15 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         after: The model that is compared.
 
     Returns:
-        A row a metric: ``metric``, ``before``, ``after``, ``difference`` (after less before), ``low``,
-        ``high``, and ``verdict``: "better", "worse" or, where the interval holds 0, "no difference to be
+        A row a metric: `metric`, `before`, `after`, `difference` (after less before), `low`,
+        `high`, and `verdict`: "better", "worse" or, where the interval holds 0, "no difference to be
         told"; "higher" or "lower" for a metric that has no better side; "undefined" where a population is
         empty in some resample. Metrics whose population is empty in the reports are left out.
 
     Raises:
         ValueError: The reports are of other sessions or another protocol, or have no resamples.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import SessionDataModule, simulate_sessions
         >>> from skipcl_lightning.evaluation import LastItemMarkov, Popularity, evaluate
         >>> data = SessionDataModule(simulate_sessions(200, num_items=40, num_moods=4))

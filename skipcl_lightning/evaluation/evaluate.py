@@ -52,19 +52,19 @@ def evaluate(
     one session depend on each other.
 
     Args:
-        model: A ``SkipCLModule``, a baseline, or anything of yours with ``session_query(batch)`` and
-            ``item_table``, or with ``scores(batch)``.
+        model: A `SkipCLModule`, a baseline, or anything of yours with `session_query(batch)` and
+            `item_table`, or with `scores(batch)`.
         data: The sessions.
         name: What the model is called in the report; its class's name if None.
-        split: Which targets: ``validation`` or ``test``.
+        split: Which targets: `validation` or `test`.
         top_k: The cut-offs of the metrics; recommendations are listed up to the largest.
-        ties: How a tie counts; the model's own ``ties``, or ``pessimistic``, if None.
+        ties: How a tie counts; the model's own `ties`, or `pessimistic`, if None.
         exclude_seen: Whether a session's tracks, but for the target, are left out of the candidates; the
-            model's own ``exclude_seen``, or False, if None.
+            model's own `exclude_seen`, or False, if None.
         num_candidates: Rank each target among so many sampled items instead of the whole catalogue, for
             comparison with a paper that does; the metrics' names then carry the number, and a warning says
             why not to.
-        sampler: How the candidates are drawn: ``uniform``, or by ``popularity``.
+        sampler: How the candidates are drawn: `uniform`, or by `popularity`.
         confidence: The share of resamples within an interval, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions; 0 for no intervals.
         seed: Of resamples and candidates.
@@ -73,10 +73,10 @@ def evaluate(
         The report.
 
     Raises:
-        TypeError: ``model`` has none of the methods, or a setting has the wrong type.
+        TypeError: `model` has none of the methods, or a setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> from skipcl_lightning.evaluation import Popularity
         >>> data = SessionDataModule(simulate_sessions(50, num_items=40, num_moods=4))

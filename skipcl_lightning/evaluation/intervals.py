@@ -39,7 +39,7 @@ class Ratio:
     Args:
         quotients: At least one.
 
-    Example:
+    Examples:
         >>> one = Ratio.of(np.array([1.0, 0.0]), np.ones(2))
         >>> ratio_values({"difference": one - one})
         {'difference': 0.0}
@@ -72,7 +72,7 @@ def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
     Returns:
         Their values.
 
-    Example:
+    Examples:
         >>> ratio_values({"mean": Ratio.of(np.array([1.0, 0.0]), np.ones(2))})
         {'mean': 0.5}
     """
@@ -108,9 +108,9 @@ def bootstrap(
     Reference:
         Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3, for percentile
         intervals; Davison and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8, for
-        clusters. The draws and the percentiles are ``scipy.stats.bootstrap``'s.
+        clusters. The draws and the percentiles are `scipy.stats.bootstrap`'s.
 
-    Example:
+    Examples:
         >>> ratio = Ratio.of(np.array([1.0, 0.0] * 50), np.ones(100))
         >>> settings = {"confidence": 0.9, "num_resamples": 200, "seed": 0}
         >>> low, high = bootstrap({"mean": ratio}, sessions=np.arange(100), **settings)["mean"]

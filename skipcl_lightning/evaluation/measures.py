@@ -52,9 +52,9 @@ class QueryModel(Protocol):
 
 
 def is_query_model(model: object) -> "TypeIs[QueryModel]":
-    """Whether a model has what a ``QueryModel`` has.
+    """Whether a model has what a `QueryModel` has.
 
-    Not by ``isinstance``, which from Python 3.12 on overlooks what ``nn.Module`` finds by ``__getattr__``: a
+    Not by `isinstance`, which from Python 3.12 on overlooks what `nn.Module` finds by `__getattr__`: a
     table that is a parameter.
 
     Args:
@@ -63,7 +63,7 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
     Returns:
         Whether it has.
 
-    Example:
+    Examples:
         >>> is_query_model(torch.nn.Linear(2, 2))
         False
     """
@@ -81,7 +81,7 @@ class RankingProtocol:
         exclude_seen: Whether a session's tracks, but for the target, are no candidates.
         num_candidates: How many sampled candidates a target is ranked among; None for the whole catalogue.
         sampler: How they are drawn.
-        item_counts: [V + 1] int64, for the sampler ``popularity``.
+        item_counts: [V + 1] int64, for the sampler `popularity`.
     """
 
     num_items: int
@@ -105,12 +105,12 @@ def measure_batch(
         generator: Of sampled candidates, on the CPU.
 
     Returns:
-        By name, tensors of B rows: ``rank``, ``target``, ``feedback``, ``seen`` (the session already held
-        the target), ``length``, ``skips``, ``half_points`` and ``pairs`` (of ``pairwise_wins``),
-        ``unscored`` (the target's score is NaN), ``session_index``, and ``recommended`` [B, list_length].
+        By name, tensors of B rows: `rank`, `target`, `feedback`, `seen` (the session already held
+        the target), `length`, `skips`, `half_points` and `pairs` (of `pairwise_wins`),
+        `unscored` (the target's score is NaN), `session_index`, and `recommended` [B, list_length].
 
     Raises:
-        ValueError: The batch has no targets or no ``session_index``.
+        ValueError: The batch has no targets or no `session_index`.
     """
     if batch.target is None or batch.target_feedback is None:
         raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")

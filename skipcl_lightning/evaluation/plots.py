@@ -30,12 +30,12 @@ def save_rank_plot(
 ) -> None:
     """Draw, for each model, the cumulative share of held-out tracks by rank, listened and skipped apart.
 
-    The gap between the two curves is what a skip-aware model is after; at ``top_k`` it is the difference of
+    The gap between the two curves is what a skip-aware model is after; at `top_k` it is the difference of
     the hit rates, which is written beside it.
 
     Args:
         path: Where the PNG is written; it appears whole or not at all.
-        sessions: By model, a frame with ``rank`` (from 1) and ``skipped`` (bool).
+        sessions: By model, a frame with `rank` (from 1) and `skipped` (bool).
         num_items: How many items a target is ranked among: V, or the sampled candidates and itself.
         top_k: The rank that is marked.
         sampled: Whether they are a sample, which the picture then says.
@@ -118,7 +118,7 @@ def make_figure(width: float, height: float) -> Any:
         height: In inches.
 
     Returns:
-        A ``matplotlib.figure.Figure``.
+        A `matplotlib.figure.Figure`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -181,8 +181,8 @@ def tidy_axis(axis: Any, along: str) -> None:
     """Draw a faint grid, and no frame where no values stand.
 
     Args:
-        axis: A ``matplotlib.axes.Axes``.
-        along: Whose grid: ``x``, ``y`` or ``both``.
+        axis: A `matplotlib.axes.Axes`.
+        along: Whose grid: `x`, `y` or `both`.
     """
     axis.grid(axis=along, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

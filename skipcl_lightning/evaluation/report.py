@@ -23,18 +23,18 @@ __all__ = ["EvaluationReport"]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """The result of ``evaluate``.
+    """The result of `evaluate`.
 
-    ``report["ndcg@10"]`` is one figure, ``metrics`` all of them with intervals, ``segments`` the same for
-    parts of the sessions, ``sessions`` what they are computed from. MAP@k is MRR@k where there is one
-    target, and is not listed apart. Metrics whose population is empty are left out of ``values`` and of all
-    tables, and ``left_out`` names them; ``report[name]`` is NaN then. Novelty is the mean
+    `report["ndcg@10"]` is one figure, `metrics` all of them with intervals, `segments` the same for
+    parts of the sessions, `sessions` what they are computed from. MAP@k is MRR@k where there is one
+    target, and is not listed apart. Metrics whose population is empty are left out of `values` and of all
+    tables, and `left_out` names them; `report[name]` is NaN then. Novelty is the mean
     over sessions of each list's own mean.
 
     Args:
         name: What the model is called.
-        sessions: A row a held-out target: external ids, ``rank``, ``skipped``, ``repeat``, ``unscored``,
-            and its segments. A session has several with ``targets="every"``.
+        sessions: A row a held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`,
+            and its segments. A session has several with `targets="every"`.
         settings: The protocol.
         coverage: The share of the catalogue that is recommended to anyone.
     """
@@ -76,9 +76,9 @@ class EvaluationReport:
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
-        """A row a metric: ``metric``, ``value``, ``low``, ``high``, ``targets`` and ``sessions``.
+        """A row a metric: `metric`, `value`, `low`, `high`, `targets` and `sessions`.
 
-        ``targets`` and ``sessions`` count the held-out targets that the metric averages, and their sessions.
+        `targets` and `sessions` count the held-out targets that the metric averages, and their sessions.
         The intervals come from a bootstrap over whole sessions. They are null for coverage, which is not a
         mean over sessions.
         """
@@ -89,10 +89,10 @@ class EvaluationReport:
 
     @cached_property
     def segments(self) -> pl.DataFrame:
-        """The rows of ``metrics`` for each segment: with ``segmented_by`` and ``segment`` before them.
+        """The rows of `metrics` for each segment: with `segmented_by` and `segment` before them.
 
         But for coverage, which grows with the number of sessions that it is looked at in. The skip rate is
-        that of the tracks that a model is given, the latest ``max_length``.
+        that of the tracks that a model is given, the latest `max_length`.
         """
         frames = []
         for column, title in SEGMENTS.items():
@@ -105,9 +105,9 @@ class EvaluationReport:
 
     @property
     def populations(self) -> dict[str, int]:
-        """The number of ``sessions`` and ``targets``, and how many targets of each kind there are.
+        """The number of `sessions` and `targets`, and how many targets of each kind there are.
 
-        ``unscored`` targets have no score (NaN), and rank last.
+        `unscored` targets have no score (NaN), and rank last.
         """
         listened = ~pl.col("skipped")
         row = self.sessions.select(
@@ -124,10 +124,10 @@ class EvaluationReport:
         """The metrics of some of the sessions, as sums; for intervals.
 
         Args:
-            sessions: Rows of ``sessions``.
+            sessions: Rows of `sessions`.
 
         Returns:
-            ``Ratio``s by name.
+            `Ratio`s by name.
         """
         return session_ratios(
             sessions,
@@ -137,10 +137,10 @@ class EvaluationReport:
         )
 
     def session_numbers(self, sessions: pl.DataFrame) -> NDArray[np.int64]:
-        """Number the sessions of some of the rows, for ``bootstrap``.
+        """Number the sessions of some of the rows, for `bootstrap`.
 
         Args:
-            sessions: Rows of ``sessions``.
+            sessions: Rows of `sessions`.
 
         Returns:
             [N] int64, from 0 in the order of first appearance.
@@ -168,7 +168,7 @@ class EvaluationReport:
         """The report for a terminal.
 
         Returns:
-            A ``rich.table.Table``.
+            A `rich.table.Table`.
         """
         from rich.table import Table
 
@@ -204,7 +204,7 @@ class EvaluationReport:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.md``, ``metrics.csv``, ``segments.csv``, ``sessions.parquet`` and two pictures.
+        """Write `report.md`, `metrics.csv`, `segments.csv`, `sessions.parquet` and two pictures.
 
         Each file appears whole or not at all.
 

@@ -29,7 +29,7 @@ def popularity_deciles(item_counts: NDArray[np.int64]) -> NDArray[np.int64]:
         [V + 1] int64: 1 for the most frequent tenth, to 10; 0 at padding. Items of equal counts keep the
         order of their indices.
 
-    Example:
+    Examples:
         >>> popularity_deciles(np.array([0, 5, 9]))
         array([0, 6, 1])
     """
@@ -43,12 +43,12 @@ def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
     """Name the segment of each session in every way of segmenting.
 
     Args:
-        sessions: Rows with ``length``, ``popularity_decile``, ``skip_rate`` and ``repeat``.
+        sessions: Rows with `length`, `popularity_decile`, `skip_rate` and `repeat`.
 
     Returns:
-        The rows with the columns of ``SEGMENTS``, ordered categories.
+        The rows with the columns of `SEGMENTS`, ordered categories.
 
-    Example:
+    Examples:
         >>> row = {"length": 7, "popularity_decile": 1, "skip_rate": 0.0, "repeat": True}
         >>> add_segments(pl.DataFrame([row])).select(pl.col(SEGMENTS)).row(0)
         ('6-10', '1 (most played)', 'none', 'repeat')

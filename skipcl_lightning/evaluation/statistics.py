@@ -30,14 +30,14 @@ def session_ratios(
     """Every metric that is a mean over sessions.
 
     Args:
-        sessions: A report's sessions: ``rank``, ``skipped``, ``repeat``, ``half_points``, ``pairs`` and
-            ``novelty``.
+        sessions: A report's sessions: `rank`, `skipped`, `repeat`, `half_points`, `pairs` and
+            `novelty`.
         top_k: The cut-offs.
         num_candidates: How many items a target is ranked among, itself included.
         postfix: What every name that stands on ranks ends with.
 
     Returns:
-        The metrics by name. Formulas as in ``skipcl_lightning.functional``.
+        The metrics by name. Formulas as in `skipcl_lightning.functional`.
     """
     rank = sessions["rank"].to_numpy()
     skipped, repeat = sessions["skipped"].to_numpy(), sessions["repeat"].to_numpy()

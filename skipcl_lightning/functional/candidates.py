@@ -36,8 +36,8 @@ def sample_candidates(
         target: [N] int64 in 1..V.
         num_candidates: n, items drawn for each target, with replacement.
         num_items: V, at least 2.
-        sampler: ``uniform``, or in proportion to ``popularity``.
-        item_counts: [V + 1] int64, how often each item occurs in the training part; for ``popularity``
+        sampler: `uniform`, or in proportion to `popularity`.
+        item_counts: [V + 1] int64, how often each item occurs in the training part; for `popularity`
             only.
         generator: Where the randomness comes from; torch's global generator by default.
 
@@ -46,13 +46,13 @@ def sample_candidates(
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: A setting is out of range, or ``item_counts`` is given or missing against the sampler.
+        ValueError: A setting is out of range, or `item_counts` is given or missing against the sampler.
 
     Reference:
         Krichene and Rendle: On Sampled Metrics for Item Recommendation, KDD 2020,
         doi 10.1145/3394486.3403226.
 
-    Example:
+    Examples:
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")
         ...     sample_candidates(torch.tensor([2, 1]), 3, num_items=2)
@@ -95,16 +95,16 @@ def candidate_ranks(
         target_scores: [N] floating point.
         scores: [N, n] floating point, of the candidates.
         candidates: [N, n] int64; what stands at 0 is no candidate.
-        ties: How a tie counts, as in ``score_ranks``.
+        ties: How a tie counts, as in `score_ranks`.
 
     Returns:
-        [N] ranks in 1..n + 1: int64, or float32 for ``mean``. A target whose score is NaN ranks n + 1.
+        [N] ranks in 1..n + 1: int64, or float32 for `mean`. A target whose score is NaN ranks n + 1.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree or the rule is unknown.
 
-    Example:
+    Examples:
         >>> scores, candidates = torch.tensor([[0.9, 0.1, 0.7]]), torch.tensor([[4, 7, 0]])
         >>> candidate_ranks(torch.tensor([0.5]), scores, candidates)
         tensor([2])

@@ -46,7 +46,7 @@ def exclude_items(scores: Tensor, exclude: Tensor, *, keep: Tensor | None = None
     Returns:
         [N, C], -inf at what is excluded.
 
-    Example:
+    Examples:
         >>> exclude_items(torch.ones(1, 3), torch.tensor([[0, 2]]), keep=torch.tensor([2]))
         tensor([[-inf, 1., 1.]])
     """

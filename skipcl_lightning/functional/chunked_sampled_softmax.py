@@ -31,13 +31,15 @@ def chunked_sampled_softmax_loss(
     sparse_gradients: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    r"""The weighted mean of ``sampled_softmax_loss``, a chunk of queries at a time.
+    r"""The weighted mean of `sampled_softmax_loss`, a chunk of queries at a time.
 
-    .. math:: L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
+    $$
+    L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
+    $$
 
     The gradient of a chunk is found with its loss, while its logits are in the processor's cache, and added
     up: the [N, K] logits never exist. Under autocast products are in its precision, all else in float32.
-    There is no second derivative, and none for the weights. Within ``torch.compile`` the plain formula is
+    There is no second derivative, and none for the weights. Within `torch.compile` the plain formula is
     used.
 
     Args:
@@ -47,7 +49,7 @@ def chunked_sampled_softmax_loss(
         negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
         weight: [N] floating point, 0 or more; None for alike.
         negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
-        sparse_gradients: Whether the gradient of ``item_embeddings``, which must then be a leaf, is a sparse
+        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
             tensor of the rows used.
         chunk_size: Queries in a chunk; if None as many as make about 2^18 logits on a CPU and 2^26 elsewhere.
 
@@ -55,10 +57,10 @@ def chunked_sampled_softmax_loss(
         A scalar; exactly 0, with a zero gradient, without queries.
 
     Raises:
-        TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
-        ValueError: Shapes disagree, a target is not in 1..V, or ``chunk_size`` is below 1.
+        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
+        ValueError: Shapes disagree, a target is not in 1..V, or `chunk_size` is below 1.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
         >>> target, negatives = torch.tensor([2, 2, 1]), torch.tensor([1, 2])
         >>> chunked_sampled_softmax_loss(torch.ones(3, 1), table, target, negatives).round(decimals=4)

@@ -31,17 +31,18 @@ def chunked_softmax_loss(
     *,
     chunk_size: int | None = None,
 ) -> Tensor:
-    r"""The weighted mean of ``full_softmax_loss``, a chunk of queries at a time.
+    r"""The weighted mean of `full_softmax_loss`, a chunk of queries at a time.
 
-    .. math::
-        L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}, \quad
-        \ell_n = \log \sum_{i=1}^{V} \exp(q_n \cdot e_i) - q_n \cdot e_{target_n}
+    $$
+    L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}, \quad
+    \ell_n = \log \sum_{i=1}^{V} \exp(q_n \cdot e_i) - q_n \cdot e_{target_n}
+    $$
 
     The gradient of a chunk is found with its loss and added up, so that the [N, V] logits never exist: memory
     is that of a chunk's, of [N, D] and of [V + 1, D]. Under autocast products are in its precision, all else
-    in float32. There is no second derivative, and none for the weights. Within ``torch.compile`` the plain
+    in float32. There is no second derivative, and none for the weights. Within `torch.compile` the plain
     formula is used; on a GPU, in half precision and where there is more than one chunk, torch's kernel for
-    attention (``softmax_by_attention``).
+    attention (`softmax_by_attention`).
 
     Args:
         query: [N, D] floating point.
@@ -55,14 +56,14 @@ def chunked_softmax_loss(
         A scalar; exactly 0, with a zero gradient, without queries.
 
     Raises:
-        TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
-        ValueError: Shapes disagree, a target is not in 1..V, or ``chunk_size`` is below 1.
+        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
+        ValueError: Shapes disagree, a target is not in 1..V, or `chunk_size` is below 1.
 
     Reference:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025, arXiv 2411.09009,
         which goes further and keeps the logits in a GPU's registers.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
         >>> chunked_softmax_loss(torch.ones(3, 1), table, torch.tensor([2, 1, 2])).round(decimals=4)
         tensor(0.6931)
@@ -216,7 +217,7 @@ def queries_in_chunk(query: Tensor, item_embeddings: Tensor) -> int:
     Returns:
         1 or more.
 
-    Example:
+    Examples:
         >>> queries_in_chunk(torch.ones(9, 2), torch.ones(2**14, 2))
         256
     """
@@ -225,15 +226,15 @@ def queries_in_chunk(query: Tensor, item_embeddings: Tensor) -> int:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """``total += scale * left @ right``, in place where the types allow it.
+    """`total += scale * left @ right`, in place where the types allow it.
 
     Args:
         total: [N, M], changed in place.
         left: [N, K].
-        right: [K, M], of the dtype of ``left``.
+        right: [K, M], of the dtype of `left`.
         scale: Any number.
 
-    Example:
+    Examples:
         >>> total = torch.ones(1, 1)
         >>> add_product(total, torch.full((1, 2), 3.0), torch.ones(2, 1))
         >>> total
@@ -255,7 +256,7 @@ def normalised_weights(query: Tensor, weight: Tensor | None) -> Tensor:
     Returns:
         [N] float32 or wider, that add up to 1; all 0 if all weights are.
 
-    Example:
+    Examples:
         >>> normalised_weights(torch.ones(2, 4), torch.tensor([1.0, 3.0]))
         tensor([0.2500, 0.7500])
     """

@@ -18,8 +18,8 @@ def draw_cloze_mask(
 ) -> Tensor:
     """Which tracks of each session are hidden in this step.
 
-    With ``last_probability`` a session hides its last candidate alone, which is what evaluation will ask
-    for. Else each candidate is hidden with ``probability``, and the last one if no other is: every session
+    With `last_probability` a session hides its last candidate alone, which is what evaluation will ask
+    for. Else each candidate is hidden with `probability`, and the last one if no other is: every session
     with a candidate is learned from.
 
     Args:
@@ -32,7 +32,7 @@ def draw_cloze_mask(
         [B, L] bool, True only at candidates.
 
     Raises:
-        TypeError: ``candidates`` is not bool.
+        TypeError: `candidates` is not bool.
         ValueError: A setting is out of range.
 
     Reference:
@@ -40,7 +40,7 @@ def draw_cloze_mask(
         Transformer, CIKM 2019, arXiv 1904.06690, section 3.6. The authors' code for MovieLens-1M hides 0.2
         of the tracks, and the last track alone in one of eleven sessions.
 
-    Example:
+    Examples:
         >>> candidates = torch.tensor([[True, True, False], [False, False, False]])
         >>> draw_cloze_mask(candidates, probability=0.2, last_probability=1.0)
         tensor([[False,  True, False],
@@ -68,9 +68,9 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
 
     Returns:
         The batch itself where nothing is hidden; else one with the mask token and feedback 0, explicit or
-        not, in place of what ``cloze_mask`` hides.
+        not, in place of what `cloze_mask` hides.
 
-    Example:
+    Examples:
         >>> mask = torch.tensor([[False, True]])
         >>> batch = SessionBatch(torch.tensor([[1, 2]]), torch.ones(1, 2), cloze_mask=mask)
         >>> hide_masked(batch, 9).items
@@ -99,7 +99,7 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
     Returns:
         A batch of L + 1 positions; the token's feedback is 0, unknown.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3], [2, 0]]), torch.ones(2, 2))
         >>> append_mask_token(batch, 9).items
         tensor([[5, 3, 9],
@@ -140,7 +140,7 @@ def cloze_positives(items: Tensor, listened_mask: Tensor, cloze_mask: Tensor) ->
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> items = torch.tensor([[5, 3, 5, 4]])
         >>> hidden = torch.tensor([[False, True, True, False]])
         >>> cloze_positives(items, torch.ones(1, 4, dtype=torch.bool), hidden)

@@ -36,11 +36,11 @@ class Contrast(NamedTuple):
         anchor_weight: [B, L] float32, how much each anchor counts; 0 where there is none.
         negative_mask: [B, L, L] bool, which tracks of its session are negatives of a position.
         log_weight: [B, L] float32, the logarithm of each track's weight as a negative; finite everywhere.
-        rejected_mask: [B, L] bool, tracks that were rejected (``is_rejected``), whatever else the session
+        rejected_mask: [B, L] bool, tracks that were rejected (`is_rejected`), whatever else the session
             did.
         kept_items: [B, L] int64, the items that the session does not reject; 0 elsewhere.
         given_positives: [B, L] int64, the item of each positive where the caller chose the positives; None
-            for the next listened tracks, which are among ``kept_items``.
+            for the next listened tracks, which are among `kept_items`.
     """
 
     positive_position: Tensor
@@ -69,27 +69,27 @@ def session_contrast(
     r"""Anchors, positives and negatives of each session, for any head that contrasts them.
 
     The positive of t is the next listened track, at p(t). What is pushed away is what was skipped or
-    disliked: all of it (``session``), what stands before p(t) (``past``: no look ahead), or what was passed
-    over between the listened track before p(t) and p(t) itself (``passed``). A disliked track was never
+    disliked: all of it (`session`), what stands before p(t) (`past`: no look ahead), or what was passed
+    over between the listened track before p(t) and p(t) itself (`passed`). A disliked track was never
     listened to, however long it played; a liked one is never pushed away, though it may have been skipped.
     A track that the session elsewhere listens to or likes is no negative, and neither is the positive itself.
 
-    A negative weighs 1 or, by ``strength``, how far its feedback is below the threshold, as a share of the
-    way to -1; a disliked one that of its explicit feedback, times ``dislike_weight``.
+    A negative weighs 1 or, by `strength`, how far its feedback is below the threshold, as a share of the
+    way to -1; a disliked one that of its explicit feedback, times `dislike_weight`.
 
     Args:
         items: [B, L] int64 item indices; 0 is padding, on the right.
         feedback: [B, L] floating point, in [-1, 1].
         explicit_feedback: [B, L] floating point in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown; None
             where nothing is known.
-        anchors: ``listened`` positions, or ``all`` real ones.
+        anchors: `listened` positions, or `all` real ones.
         negatives: Which skipped and disliked tracks are negatives.
-        skip_weights: ``uniform``, or by ``strength``.
+        skip_weights: `uniform`, or by `strength`.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0; all others count 1.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
         positive_position: [B, L] int64, the position of the positive of each t, or -1 for none; by default
-            that of the next listened track. ``cloze_positives`` gives those of a bidirectional backbone.
+            that of the next listened track. `cloze_positives` gives those of a bidirectional backbone.
 
     Returns:
         The contrast. Whether an anchor has a negative is for the head to say, which may have others.
@@ -98,7 +98,7 @@ def session_contrast(
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree or a setting is out of range or not among its choices.
 
-    Example:
+    Examples:
         >>> items, feedback = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0, -1.0]])
         >>> contrast = session_contrast(items, feedback, negatives="passed")
         >>> contrast.anchor_mask, contrast.negative_mask[0, 0]
@@ -158,15 +158,15 @@ def reduce_anchors(losses: Tensor, weights: Tensor, reduction: Reduction) -> Ten
     Args:
         losses: [B, L] floating point, 0 where there is no anchor.
         weights: [B, L] floating point, 0 where there is none.
-        reduction: ``none``, ``mean`` or ``sum``.
+        reduction: `none`, `mean` or `sum`.
 
     Returns:
-        [B, L] for ``none``, else a scalar; a mean over no anchor is exactly 0.
+        [B, L] for `none`, else a scalar; a mean over no anchor is exactly 0.
 
     Raises:
         ValueError: The reduction is unknown.
 
-    Example:
+    Examples:
         >>> reduce_anchors(torch.tensor([[2.0, 4.0]]), torch.tensor([[1.0, 3.0]]), "mean")
         tensor(3.5000)
     """
@@ -186,7 +186,7 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     Returns:
         A scalar.
 
-    Example:
+    Examples:
         >>> weighted_mean(torch.ones(2), torch.zeros(2))
         tensor(0.)
     """

@@ -41,7 +41,7 @@ def rejected_candidates(keys: Tensor, items: Tensor, contrast: Contrast) -> Cand
     Returns:
         [C] candidates, 0 at places where nothing is rejected.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items = torch.tensor([[1, 2]])
         >>> contrast = session_contrast(items, torch.tensor([[1.0, -1.0]]))
@@ -74,7 +74,7 @@ def candidate_similarity(
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> one = Candidates(torch.tensor([4]), torch.tensor([[0.0, 2.0]]))
         >>> candidate_similarity("candidates", torch.ones(1, 1, 2), one, 1.0, torch.ones(1, 1).bool())
         tensor([[[0.7071]]])
@@ -96,7 +96,7 @@ def unkept_mask(part: Candidates, kept_items: Tensor) -> Tensor:
     Returns:
         [B, 1, C] or [B, L, C] bool; False where there is no candidate.
 
-    Example:
+    Examples:
         >>> two = Candidates(torch.tensor([4, 5]), torch.ones(2, 3))
         >>> unkept_mask(two, torch.tensor([[5, 1]]))
         tensor([[[ True, False]]])

@@ -23,7 +23,7 @@ def count_recommendations(recommended: Tensor, num_items: int) -> Tensor:
         TypeError: A tensor has the wrong dtype.
         ValueError: A shape or a setting is wrong.
 
-    Example:
+    Examples:
         >>> count_recommendations(torch.tensor([[2, 3], [2, 0]]), num_items=3)
         tensor([0, 0, 2, 1])
     """
@@ -50,7 +50,7 @@ def catalogue_coverage(counts: Tensor) -> Tensor:
         Herlocker, Konstan, Terveen, Riedl: Evaluating Collaborative Filtering Recommender Systems, ACM TOIS
         22(1), 2004, doi 10.1145/963770.963772, section 4.2.2.
 
-    Example:
+    Examples:
         >>> catalogue_coverage(torch.tensor([0, 0, 2, 1]))
         tensor(0.6667)
     """
@@ -79,7 +79,7 @@ def self_information(item_counts: Tensor) -> Tensor:
         Zhou, Kuscsik, Liu, Medo, Wakeling, Zhang: Solving the Apparent Diversity-Accuracy Dilemma of
         Recommender Systems, PNAS 107(10), 2010, doi 10.1073/pnas.1000488107 (without the added one).
 
-    Example:
+    Examples:
         >>> self_information(torch.tensor([0, 1, 0, 1, 3]))
         tensor([0.0000, 2.1699, 3.1699, 2.1699, 1.1699])
     """
@@ -97,12 +97,12 @@ def mean_self_information(counts: Tensor, information: Tensor) -> Tensor:
 
     Args:
         counts: [V + 1] int64, how often each item was recommended; index 0 is padding.
-        information: [V + 1] floating point, of ``self_information``.
+        information: [V + 1] floating point, of `self_information`.
 
     Returns:
-        A scalar of ``information``'s dtype, in bits.
+        A scalar of `information`'s dtype, in bits.
 
-    Example:
+    Examples:
         >>> mean_self_information(torch.tensor([0, 1, 3]), torch.tensor([0.0, 1.0, 2.0]))
         tensor(1.7500)
     """

@@ -34,7 +34,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     Returns:
         The dtype.
 
-    Example:
+    Examples:
         >>> wide_dtype(torch.device("cpu"))
         torch.float64
     """
@@ -48,7 +48,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     Args:
         device: Where the products are taken.
 
-    Example:
+    Examples:
         >>> with full_precision(torch.device("cpu")):
         ...     torch.backends.mkldnn.matmul.fp32_precision
         'ieee'
@@ -67,18 +67,18 @@ def error_unit(norms: Tensor, own: Tensor, items: Tensor) -> Tensor:
     """A unit in which float32 differences between scores and each query's own are off by less than 0.8.
 
     Args:
-        norms: [N, 1] of ``wide_dtype``, the queries' lengths: in float32 their squares overflow.
-        own: [N, 1] of ``wide_dtype``, the scores that others are compared with.
+        norms: [N, 1] of `wide_dtype`, the queries' lengths: in float32 their squares overflow.
+        own: [N, 1] of `wide_dtype`, the scores that others are compared with.
         items: [C, D] floating point, as they are before they are rounded to float32.
 
     Returns:
-        [N, 1] of ``wide_dtype``; infinite where float32 might overflow, or something is not finite.
+        [N, 1] of `wide_dtype`; infinite where float32 might overflow, or something is not finite.
 
     Reference:
         Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002, section 3.1,
         doi 10.1137/1.9780898718027.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, 1).double()
         >>> error_unit(one, one, torch.ones(3, 4)) < 1e-5
         tensor([[True]])
@@ -108,14 +108,14 @@ def scale_queries(queries: Tensor, own: Tensor, unit: Tensor) -> Tensor:
 
     Args:
         queries: [N, D] floating point.
-        own: [N, 1] of ``wide_dtype``. Where it is NaN, all items of finite numbers come out below it.
-        unit: [N, 1] of ``wide_dtype``, what the difference is counted in; if infinite, the difference is 0
+        own: [N, 1] of `wide_dtype`. Where it is NaN, all items of finite numbers come out below it.
+        unit: [N, 1] of `wide_dtype`, what the difference is counted in; if infinite, the difference is 0
             or NaN, that is, not known.
 
     Returns:
         [N, D + 1] float32.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, 1).double()
         >>> scale_queries(torch.ones(1, 2), one, one / 4)
         tensor([[ 4.,  4., -4.]])
@@ -134,15 +134,15 @@ def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> 
     apart.
 
     Args:
-        scores: [N, C] of ``wide_dtype``.
-        own: [N, 1] of ``wide_dtype``.
+        scores: [N, C] of `wide_dtype`.
+        own: [N, 1] of `wide_dtype`.
         lengths: [N, C], the products of the vectors' lengths.
         size: D.
 
     Returns:
         [N, C] bool, twice.
 
-    Example:
+    Examples:
         >>> scores, own = torch.tensor([[1.0, 1.0 + 1e-16, 2.0]]).double(), torch.ones(1, 1).double()
         >>> compare_exactly(scores, own, torch.ones(1, 3).double(), 4)[1]
         tensor([[ True,  True, False]])
@@ -166,9 +166,9 @@ def multiply_pairs(queries: Tensor, item_embeddings: Tensor, items: Tensor) -> t
         items: [N, S] int64 in 0..V.
 
     Returns:
-        [N, S] of ``wide_dtype``, twice.
+        [N, S] of `wide_dtype`, twice.
 
-    Example:
+    Examples:
         >>> multiply_pairs(torch.ones(1, 2), torch.eye(2), torch.tensor([[0, 1]]))[0]
         tensor([[1., 1.]], dtype=torch.float64)
     """

@@ -14,7 +14,9 @@ _MOST_PAIRS = 2**22
 def alignment(left: Tensor, right: Tensor) -> Tensor:
     r"""How far the two sides of each positive pair lie apart on the unit sphere.
 
-    .. math:: \ell_n = \lVert x_n / \lVert x_n \rVert - y_n / \lVert y_n \rVert \rVert^2
+    $$
+    \ell_n = \lVert x_n / \lVert x_n \rVert - y_n / \lVert y_n \rVert \rVert^2
+    $$
 
     0 for equal directions, 2 for orthogonal ones, 4 for opposite ones. The mean over the pairs is the paper's
     alignment loss with its exponent 2; lower is better.
@@ -34,7 +36,7 @@ def alignment(left: Tensor, right: Tensor) -> Tensor:
         Wang and Isola: Understanding Contrastive Representation Learning through Alignment and Uniformity on
         the Hypersphere, ICML 2020, arXiv 2005.10242, section 4.1.
 
-    Example:
+    Examples:
         >>> alignment(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
         tensor([0., 2.])
     """
@@ -46,7 +48,9 @@ def alignment(left: Tensor, right: Tensor) -> Tensor:
 def uniformity(points: Tensor) -> Tensor:
     r"""How evenly points spread over the unit sphere: the logarithm of their mean Gaussian potential.
 
-    .. math:: \log \frac{2}{N (N - 1)} \sum_{n < m} \exp(-2 \lVert x_n - x_m \rVert^2)
+    $$
+    \log \frac{2}{N (N - 1)} \sum_{n < m} \exp(-2 \lVert x_n - x_m \rVert^2)
+    $$
 
     over normalised points. 0 where all are one point, near -4 where directions are random and D is large;
     lower is better. NaN for fewer than two points.
@@ -64,7 +68,7 @@ def uniformity(points: Tensor) -> Tensor:
     Reference:
         Wang and Isola, ICML 2020, arXiv 2005.10242, section 4.1, with t = 2.
 
-    Example:
+    Examples:
         >>> uniformity(torch.tensor([[1.0, 0.0], [3.0, 0.0]])), uniformity(torch.eye(2))
         (tensor(0.), tensor(-4.))
     """
@@ -84,7 +88,9 @@ def uniformity(points: Tensor) -> Tensor:
 def effective_rank(points: Tensor) -> Tensor:
     r"""How many dimensions points fill: the exponential of the entropy of their singular values.
 
-    .. math:: \exp \left( -\sum_k p_k \log p_k \right), \quad p_k = \sigma_k / \sum_j \sigma_j
+    $$
+    \exp \left( -\sum_k p_k \log p_k \right), \quad p_k = \sigma_k / \sum_j \sigma_j
+    $$
 
     1 where all lie on a line through the origin, min(N, D) where they fill every dimension alike; NaN where
     all are zero.
@@ -102,7 +108,7 @@ def effective_rank(points: Tensor) -> Tensor:
     Reference:
         Roy and Vetterli: The effective rank: A measure of effective dimensionality, EUSIPCO 2007, section 2.
 
-    Example:
+    Examples:
         >>> round(float(effective_rank(torch.eye(3))), 2), round(float(effective_rank(torch.ones(3, 2))), 2)
         (3.0, 1.0)
     """

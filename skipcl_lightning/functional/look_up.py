@@ -18,13 +18,13 @@ def look_up(
     Args:
         items: [...] int64 in 0..V.
         item_embeddings: [V + 1, D] floating point.
-        sparse: Whether the gradient of ``item_embeddings`` is a sparse tensor of the rows used.
+        sparse: Whether the gradient of `item_embeddings` is a sparse tensor of the rows used.
         padding_index: The item whose row gets no gradient.
 
     Returns:
         [..., D].
 
-    Example:
+    Examples:
         >>> look_up(torch.tensor([[2, 0]]), torch.tensor([[0.0], [1.0], [2.0]]))
         tensor([[[2.],
                  [0.]]])
@@ -34,7 +34,7 @@ def look_up(
 
 
 def gather_gradients(item_embeddings: Tensor) -> Tensor:
-    """The same table, for whose lookups (``look_up``) a single dense gradient is made in the backward pass.
+    """The same table, for whose lookups (`look_up`) a single dense gradient is made in the backward pass.
 
     Each lookup of its own would make one, [V + 1, D] and nearly all zero, and all be added up: most of a
     step at a million items. Whatever else uses the table may leave a dense gradient.
@@ -45,7 +45,7 @@ def gather_gradients(item_embeddings: Tensor) -> Tensor:
     Returns:
         [V + 1, D], a view.
 
-    Example:
+    Examples:
         >>> table = torch.ones(3, 1, requires_grad=True)
         >>> gathered = gather_gradients(table)
         >>> twice = look_up(torch.tensor([1, 2]), gathered) + look_up(torch.tensor([1, 1]), gathered)

@@ -37,10 +37,10 @@ def rejected_sequence(items: Tensor, contrast: Contrast) -> RejectedSequence:
         The sequences.
 
     Raises:
-        TypeError: ``items`` is not int64.
+        TypeError: `items` is not int64.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[5, 6, 7]]), torch.tensor([[-1.0, 1.0, -0.5]])
         >>> rejected_sequence(items, session_contrast(items, feedback)).items
@@ -67,9 +67,10 @@ def opposing_contrast(
 
     With n_s what an encoder of the skipped tracks alone makes of those up to s, and S the skips before p(t):
 
-    .. math::
-        \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
-        {\exp(\cos(q_t, e_{p(t)}) / \tau) + \sum_{s \in S} \exp(\cos(q_t, n_s) / \tau)}
+    $$
+    \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
+    {\exp(\cos(q_t, e_{p(t)}) / \tau) + \sum_{s \in S} \exp(\cos(q_t, n_s) / \tau)}
+    $$
 
     Args:
         query: [B, L, D] floating point, q_t.
@@ -92,7 +93,7 @@ def opposing_contrast(
         Contrasting Opposing Sequential Patterns, RecSys 2025, arXiv 2508.14786, which contrasts two encoders
         as well; here the listened side is the backbone's own output.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> ones = torch.ones(1, 3, 2)

@@ -13,27 +13,29 @@ __all__ = ["log_partition"]
 def log_partition(query: Tensor, item_embeddings: Tensor, *, chunk_size: int | None = None) -> Tensor:
     r"""The logarithm of each query's sum over the whole catalogue, a chunk of queries at a time.
 
-    .. math:: \log \sum_{i=1}^{V} \exp(q \cdot e_i)
+    $$
+    \log \sum_{i=1}^{V} \exp(q \cdot e_i)
+    $$
 
     The padding row is no candidate. Logits are found anew for the gradients, a chunk at a time, so that the
-    [N, V] logits never exist; within ``torch.compile`` the plain formula is used.
+    [N, V] logits never exist; within `torch.compile` the plain formula is used.
 
     Args:
         query: [N, D] floating point; products are taken in its precision.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
-        chunk_size: Queries in a chunk; if None as many as ``chunked_softmax_loss`` takes.
+        chunk_size: Queries in a chunk; if None as many as `chunked_softmax_loss` takes.
 
     Returns:
-        [N], of the dtype of ``query``.
+        [N], of the dtype of `query`.
 
     Raises:
-        TypeError: A tensor has the wrong dtype, or ``chunk_size`` is no integer.
-        ValueError: Shapes disagree or ``chunk_size`` is below 1.
+        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
+        ValueError: Shapes disagree or `chunk_size` is below 1.
 
     Reference:
         Chen et al.: Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
 
-    Example:
+    Examples:
         >>> log_partition(torch.ones(2, 1), torch.tensor([[9.0], [1.0], [1.0]])).round(decimals=4)
         tensor([1.6931, 1.6931])
     """

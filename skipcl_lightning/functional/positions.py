@@ -25,7 +25,7 @@ TargetRule = Literal["next_listened", "next"]
 def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float = 0.0) -> Tensor:
     """Position p(t) of the next listened track after each position t.
 
-    p(t) = min {s > t : track s is real and f_s ≥ ``skip_threshold``}, and -1 where there is no such s: a
+    p(t) = min {s > t : track s is real and f_s ≥ `skip_threshold`}, and -1 where there is no such s: a
     trailing position has no positive, and never falls back on another one.
 
     Args:
@@ -38,14 +38,14 @@ def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float
         the rule looks only at what follows.
 
     Raises:
-        TypeError: ``valid_mask`` is not bool.
+        TypeError: `valid_mask` is not bool.
         ValueError: The shapes disagree.
 
     Reference:
         Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
         Feedback-informed Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
 
-    Example:
+    Examples:
         >>> next_listened(torch.tensor([[1.0, -1.0, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool))
         tensor([[ 2,  2, -1, -1]])
     """
@@ -77,8 +77,8 @@ def target_positions(
         feedback: [B, L] floating point, in [-1, 1].
         explicit_feedback: [B, L] floating point in [-1, 1]; a track below 0 was disliked, and is never a
             target.
-        rule: As for ``next_item_targets``.
-        skip_threshold: The feedback under which a track counts as skipped; unused by ``next``.
+        rule: As for `next_item_targets`.
+        skip_threshold: The feedback under which a track counts as skipped; unused by `next`.
 
     Returns:
         [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
@@ -87,7 +87,7 @@ def target_positions(
         TypeError: A tensor has the wrong dtype.
         ValueError: The rule is unknown or the shapes disagree.
 
-    Example:
+    Examples:
         >>> items, feedback = torch.tensor([[5, 3, 4, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]])
         >>> target_positions(items, feedback)
         tensor([[ 2,  2, -1, -1]])
@@ -119,7 +119,7 @@ def next_item_targets(
 ) -> Tensor:
     """The item that each position should predict.
 
-    ``next_listened``: i_{p(t)}, so that what was skipped is never a target (the paper's text). ``next``:
+    `next_listened`: i_{p(t)}, so that what was skipped is never a target (the paper's text). `next`:
     i_{t+1}, whatever the listener did with it, as in most sequence recommenders. A disliked track is never a
     target: the first rule passes it over, the second has nothing to predict there.
 
@@ -128,7 +128,7 @@ def next_item_targets(
         feedback: [B, L] floating point, in [-1, 1].
         explicit_feedback: [B, L] floating point in [-1, 1], below 0 where a track was disliked.
         rule: Which of the two.
-        skip_threshold: The feedback under which a track counts as skipped; unused by ``next``.
+        skip_threshold: The feedback under which a track counts as skipped; unused by `next`.
 
     Returns:
         [B, L] int64 item indices; 0 where there is nothing to predict.
@@ -136,7 +136,7 @@ def next_item_targets(
     Raises:
         ValueError: The rule is unknown or the shapes disagree.
 
-    Example:
+    Examples:
         >>> items, feedback = torch.tensor([[5, 3, 4, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]])
         >>> next_item_targets(items, feedback)
         tensor([[4, 4, 0, 0]])
@@ -159,7 +159,7 @@ def possible_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     Returns:
         [B, L] bool.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3, 0]]), torch.tensor([[1.0, -1.0, 0.0]]))
         >>> possible_targets(batch, "next_listened")
         tensor([[ True, False, False]])
@@ -172,13 +172,13 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     """Return the position of each position's target in a training step.
 
     Args:
-        batch: B sessions; with a ``cloze_mask`` each hidden track is the target of its own position.
-        rule: As for ``next_item_targets``.
+        batch: B sessions; with a `cloze_mask` each hidden track is the target of its own position.
+        rule: As for `next_item_targets`.
 
     Returns:
         [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
         >>> training_targets(batch, "next_listened")
         tensor([[ 2,  2, -1]])
@@ -200,13 +200,13 @@ def target_weights(batch: SessionBatch, positions: Tensor, like_weight: float) -
 
     Args:
         batch: B sessions.
-        positions: [B, L] int64, as from ``training_targets``.
+        positions: [B, L] int64, as from `training_targets`.
         like_weight: How much a liked target counts; all others count 1.
 
     Returns:
         [B, L] float32.
 
-    Example:
+    Examples:
         >>> likes = torch.tensor([[0.0, 1.0]])
         >>> batch = SessionBatch(torch.tensor([[5, 3]]), torch.ones(1, 2), explicit_feedback=likes)
         >>> target_weights(batch, torch.tensor([[1, -1]]), 3.0)
@@ -234,7 +234,7 @@ def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes disagree.
 
-    Example:
+    Examples:
         >>> last_position(torch.tensor([[[1.0], [2.0], [9.0]]]), torch.tensor([[True, True, False]]))
         tensor([[2.]])
     """

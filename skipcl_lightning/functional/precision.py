@@ -17,7 +17,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     Returns:
         The tensor.
 
-    Example:
+    Examples:
         >>> at_least_float32(torch.ones(1, dtype=torch.float16)).dtype
         torch.float32
     """
@@ -33,7 +33,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     Returns:
         The context; one without effect on devices that know no autocast.
 
-    Example:
+    Examples:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
         ...     print((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
         torch.float32
@@ -50,7 +50,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     Returns:
         The type.
 
-    Example:
+    Examples:
         >>> autocast_dtype(torch.ones(1))
         torch.float32
     """
@@ -72,7 +72,7 @@ def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
     Returns:
         Powers of 2: 256 and 16 for float16, whose largest number is 65,504; else 1 and 1.
 
-    Example:
+    Examples:
         >>> softmax_scales(torch.float16), softmax_scales(torch.bfloat16)
         ((256.0, 16.0), (1.0, 1.0))
     """

@@ -26,7 +26,7 @@ def item_blocks(num_items: int, width: int) -> Iterator[tuple[int, int]]:
     Returns:
         Begin and end of each, in order.
 
-    Example:
+    Examples:
         >>> list(item_blocks(600, 300))
         [(0, 256), (256, 512), (512, 600)]
     """
@@ -49,7 +49,7 @@ class RankCount:
         own: [N, 1] float64, the score of each query's target.
 
     Attributes:
-        below: [N] int64, of the pairs that were settled; what ``add_block`` finds is for the caller to add.
+        below: [N] int64, of the pairs that were settled; what `add_block` finds is for the caller to add.
         tied: [N] int64.
     """
 
@@ -65,8 +65,8 @@ class RankCount:
         """Add up what is certain of a block, and note what is open.
 
         Args:
-            part: [N, C] float32 differences from the own scores of the queries from ``top`` on, of the items
-                from ``left`` on, in units of ``error_unit``; overwritten.
+            part: [N, C] float32 differences from the own scores of the queries from `top` on, of the items
+                from `left` on, in units of `error_unit`; overwritten.
             top: The first query.
             left: The first item.
 
@@ -137,7 +137,7 @@ def compare_all(queries: Tensor, items: Tensor, own: Tensor) -> tuple[Tensor, Te
     Returns:
         [N, C] bool twice.
 
-    Example:
+    Examples:
         >>> own = torch.tensor([[2.0]], dtype=torch.float64)
         >>> compare_all(torch.ones(1, 1), torch.tensor([[1.0], [2.0], [3.0]]), own)
         (tensor([[ True, False, False]]), tensor([[False,  True, False]]))

@@ -12,7 +12,7 @@ __all__ = ["average_precision", "hit_rate", "mrr", "ndcg", "pairwise_wins", "ran
 
 
 def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
-    """Whether the target is among the first ``top_k``.
+    """Whether the target is among the first `top_k`.
 
     HR@k = 1 if rank <= k, else 0. A mean-tie rank of k + 1/2 is no hit.
 
@@ -21,17 +21,17 @@ def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
         top_k: k, at least 1.
 
     Returns:
-        Values in {0, 1}, shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+        Values in {0, 1}, shaped as `ranks`; float32, or the dtype of floating-point ranks.
 
     Raises:
-        TypeError: ``top_k`` is no integer.
-        ValueError: ``top_k`` is below 1.
+        TypeError: `top_k` is no integer.
+        ValueError: `top_k` is below 1.
 
     Reference:
         Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks,
         RecSys 2010, doi 10.1145/1864708.1864721 (recall with one relevant item).
 
-    Example:
+    Examples:
         >>> hit_rate(torch.tensor([1, 2, 3]), top_k=2)
         tensor([1., 1., 0.])
     """
@@ -49,17 +49,17 @@ def ndcg(ranks: Tensor, *, top_k: int) -> Tensor:
         top_k: k, at least 1.
 
     Returns:
-        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+        Values in [0, 1], shaped as `ranks`; float32, or the dtype of floating-point ranks.
 
     Raises:
-        TypeError: ``top_k`` is no integer.
-        ValueError: ``top_k`` is below 1.
+        TypeError: `top_k` is no integer.
+        ValueError: `top_k` is below 1.
 
     Reference:
         Järvelin, Kekäläinen: Cumulated Gain-based Evaluation of IR Techniques, ACM TOIS 20(4), 2002,
         doi 10.1145/582415.582418.
 
-    Example:
+    Examples:
         >>> ndcg(torch.tensor([1, 3, 4]), top_k=3)
         tensor([1.0000, 0.5000, 0.0000])
     """
@@ -76,16 +76,16 @@ def mrr(ranks: Tensor, *, top_k: int) -> Tensor:
         top_k: k, at least 1.
 
     Returns:
-        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+        Values in [0, 1], shaped as `ranks`; float32, or the dtype of floating-point ranks.
 
     Raises:
-        TypeError: ``top_k`` is no integer.
-        ValueError: ``top_k`` is below 1.
+        TypeError: `top_k` is no integer.
+        ValueError: `top_k` is below 1.
 
     Reference:
         Voorhees: The TREC-8 Question Answering Track Report, TREC 1999.
 
-    Example:
+    Examples:
         >>> mrr(torch.tensor([1, 2, 3]), top_k=2)
         tensor([1.0000, 0.5000, 0.0000])
     """
@@ -103,16 +103,16 @@ def average_precision(ranks: Tensor, *, top_k: int) -> Tensor:
         top_k: k, at least 1.
 
     Returns:
-        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+        Values in [0, 1], shaped as `ranks`; float32, or the dtype of floating-point ranks.
 
     Raises:
-        TypeError: ``top_k`` is no integer.
-        ValueError: ``top_k`` is below 1.
+        TypeError: `top_k` is no integer.
+        ValueError: `top_k` is below 1.
 
     Reference:
         Buckley, Voorhees: Evaluating Evaluation Measure Stability, SIGIR 2000, doi 10.1145/345508.345543.
 
-    Example:
+    Examples:
         >>> average_precision(torch.tensor([1, 2, 3]), top_k=2)
         tensor([1.0000, 0.5000, 0.0000])
     """
@@ -129,13 +129,13 @@ def rank_percentile(ranks: Tensor, *, num_items: int) -> Tensor:
         num_items: V, the catalogue's size, at least 2.
 
     Returns:
-        Values in [0, 1], shaped as ``ranks``; float32, or the dtype of floating-point ranks.
+        Values in [0, 1], shaped as `ranks`; float32, or the dtype of floating-point ranks.
 
     Raises:
-        TypeError: ``num_items`` is no integer.
-        ValueError: ``num_items`` is below 2, where first and last are one place.
+        TypeError: `num_items` is no integer.
+        ValueError: `num_items` is below 2, where first and last are one place.
 
-    Example:
+    Examples:
         >>> rank_percentile(torch.tensor([1, 2, 5]), num_items=5)
         tensor([0.0000, 0.2500, 1.0000])
     """
@@ -148,7 +148,7 @@ def pairwise_wins(
 ) -> tuple[Tensor, Tensor]:
     """How often each target outranks the skipped tracks that came before it, in half points.
 
-    half points = 2 * #{skipped below} + #{tied} * (0 ``pessimistic``, 1 ``mean``, 2 ``optimistic``), over
+    half points = 2 * #{skipped below} + #{tied} * (0 `pessimistic`, 1 `mean`, 2 `optimistic`), over
     the session's skips. Integers, so that sums over sessions are exact in any order: accuracy = half points
     / (2 * pairs), an AUC. NaN on either side earns nothing under every rule.
 
@@ -169,7 +169,7 @@ def pairwise_wins(
         Hanley, McNeil: The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC)
         Curve, Radiology 143(1), 1982, doi 10.1148/radiology.143.1.7063747 (the AUC as a share of pairs).
 
-    Example:
+    Examples:
         >>> skips, skip_mask = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[True, True, False]])
         >>> pairwise_wins(torch.tensor([0.5]), skips, skip_mask, ties="mean")
         (tensor([3]), tensor([2]))
@@ -189,6 +189,6 @@ def _floating(ranks: Tensor) -> Tensor:
 
 
 def _within(ranks: Tensor, top_k: int, gain: Tensor) -> Tensor:
-    """The gain of ranks up to ``top_k``, and 0 beyond them."""
+    """The gain of ranks up to `top_k`, and 0 beyond them."""
     check_integer("top_k", top_k)
     return torch.where(ranks <= top_k, gain, 0)

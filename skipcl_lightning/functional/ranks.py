@@ -40,8 +40,8 @@ TieRule = Literal["pessimistic", "mean", "optimistic"]
 def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic") -> Tensor:
     """Rank of each target's score among its row; 1 is the best.
 
-    rank = C - #{strictly below}, less none of the other scores that tie with it (``pessimistic``), half of
-    them (``mean``) or all of them (``optimistic``). Counted from below, NaN fails low: a
+    rank = C - #{strictly below}, less none of the other scores that tie with it (`pessimistic`), half of
+    them (`mean`) or all of them (`optimistic`). Counted from below, NaN fails low: a
     target whose score is NaN ranks C under every rule, and a competitor that is NaN counts against it.
 
     Args:
@@ -50,13 +50,13 @@ def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic"
         ties: How a tie counts.
 
     Returns:
-        [N] ranks in 1..C: int64, or float32 for ``mean``.
+        [N] ranks in 1..C: int64, or float32 for `mean`.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree or the rule is unknown.
 
-    Example:
+    Examples:
         >>> scores = torch.tensor([[0.1, 0.7, 0.7, 0.2]])
         >>> score_ranks(scores, torch.tensor([1])), score_ranks(scores, torch.tensor([1]), ties="mean")
         (tensor([2]), tensor([1.5000]))
@@ -91,8 +91,10 @@ def target_ranks(
     The table is streamed in float32, a block of queries and items at a time. A float32 difference between two
     scores is off by at most
 
-    .. math:: (D + 16) \cdot 2^{-24} \cdot
-        (\lVert q \rVert \cdot \max_i \lVert e_i \rVert + \lvert q \cdot e_{target} \rvert),
+    $$
+    (D + 16) \cdot 2^{-24} \cdot
+    (\lVert q \rVert \cdot \max_i \lVert e_i \rVert + \lvert q \cdot e_{target} \rvert),
+    $$
 
     so only an item that comes as near to the target as that is scored anew in float64. The bound holds for D
     below 16,000. Memory is that of a block and of the pairs that are open, at most a block of float64 more
@@ -107,12 +109,12 @@ def target_ranks(
         target: [N] int64 in 1..V.
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing, and the target is
             never excluded, since a track may repeat.
-        ties: How a tie counts, as in ``score_ranks``.
+        ties: How a tie counts, as in `score_ranks`.
         chunk_size: The most scores held at once; 2^21 on a CPU, whose cache they should fit, and 2^24
             elsewhere, if None.
 
     Returns:
-        [N] ranks in 1..V: int64, or float32 for ``mean``, exact up to V of 2^23. A target whose score is NaN
+        [N] ranks in 1..V: int64, or float32 for `mean`, exact up to V of 2^23. A target whose score is NaN
         ranks V.
 
     Raises:
@@ -123,7 +125,7 @@ def target_ranks(
         The bound on the error: Higham: Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002,
         section 3.1, doi 10.1137/1.9780898718027.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [3.0], [2.0]])
         >>> target_ranks(torch.ones(2, 1), table, torch.tensor([1, 3]))
         tensor([3, 2])
@@ -222,8 +224,8 @@ def count_where(
     the comparison writes ones and zeros into a small block of floats there.
 
     Args:
-        comparison: ``torch.lt``, ``torch.le``, ``torch.eq`` and so on.
-        scores: [N, C] floating point; with ``scratch`` at most ``_COUNTED_COLUMNS`` columns.
+        comparison: `torch.lt`, `torch.le`, `torch.eq` and so on.
+        scores: [N, C] floating point; with `scratch` at most `_COUNTED_COLUMNS` columns.
         bound: [N, 1], compared with each row's scores, from the right.
         scratch: Float32 memory to use, where many small blocks are counted on a CPU: fresh memory costs
             more than the counting.
@@ -231,7 +233,7 @@ def count_where(
     Returns:
         [N] int64.
 
-    Example:
+    Examples:
         >>> count_where(torch.lt, torch.tensor([[0.1, 0.5, float("nan")]]), torch.tensor([[0.5]]))
         tensor([1])
     """

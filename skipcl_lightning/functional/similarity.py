@@ -26,11 +26,12 @@ def cosine(
 ) -> Tensor:
     r"""cos(q, k) / τ of all queries with the keys of their session, with shared ones, or with their own.
 
-    .. math::
-        \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
+    $$
+    \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
+    $$
 
     The products are scaled by the norms, not the vectors before the product: [B, L, D] copies would take
-    more time and memory than all else. There is no second derivative. Within ``torch.compile`` the plain
+    more time and memory than all else. There is no second derivative. Within `torch.compile` the plain
     formula is used.
 
     Args:
@@ -43,7 +44,7 @@ def cosine(
     Returns:
         [B, L, S] or [B, L, C], float32 or better.
 
-    Example:
+    Examples:
         >>> cosine(torch.ones(1, 1, 2), torch.tensor([[3.0, 3.0], [-1.0, -1.0]])).round()
         tensor([[[ 1., -1.]]])
     """

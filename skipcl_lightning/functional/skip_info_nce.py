@@ -55,9 +55,10 @@ def skip_info_nce(
 
     For an anchor position t with a next listened position p(t), and the skipped positions S:
 
-    .. math::
-        \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
-        {\exp(\cos(q_t, e_{p(t)}) / \tau) + \sum_{s \in S} w_s \exp(\cos(q_t, e_s) / \tau)}
+    $$
+    \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
+    {\exp(\cos(q_t, e_{p(t)}) / \tau) + \sum_{s \in S} w_s \exp(\cos(q_t, e_s) / \tau)}
+    $$
 
     Only what is really there enters: a skipped track that is the same item as the positive, or that the
     anchor's own session also listens to, is no negative; an anchor without a positive or without any
@@ -68,10 +69,11 @@ def skip_info_nce(
     Beyond the paper, negatives may be mined or shared by all sessions, and mined positives may join p(t):
     with weight β each, and the same sum of negatives, the loss of an anchor is then
 
-    .. math::
-        \ell_t = \frac{\ell_{t, p(t)} + \beta \sum_j \ell_{t, j}}{1 + \beta \sum_j 1}
+    $$
+    \ell_t = \frac{\ell_{t, p(t)} + \beta \sum_j \ell_{t, j}}{1 + \beta \sum_j 1}
+    $$
 
-    Memory is O(B·L²) for negatives within sessions, O(B²·L²) for ``batch``.
+    Memory is O(B·L²) for negatives within sessions, O(B²·L²) for `batch`.
 
     Args:
         query: [B, L, D] floating point, q_t: the session as known after t tracks (or the item at t).
@@ -79,31 +81,31 @@ def skip_info_nce(
         items: [B, L] int64 item indices; 0 is padding, on the right.
         feedback: [B, L] floating point, in [-1, 1].
         explicit_feedback: [B, L] floating point in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown.
-            What it does to anchors and negatives: ``session_contrast``.
-        anchors: ``listened`` positions (default), or ``all`` real ones.
-        negatives: Skips of the whole ``session`` (the paper), only those at positions before p(t)
-            (``past``: no look ahead), those between p(t) and the listened track before it (``passed``), or
-            those of every session of the ``batch``.
-        skip_weights: w_s = 1 (``uniform``), or how far below the threshold the feedback is, as a share
-            of the way to -1 (``strength``; \|f_s\| at the default threshold).
+            What it does to anchors and negatives: `session_contrast`.
+        anchors: `listened` positions (default), or `all` real ones.
+        negatives: Skips of the whole `session` (the paper), only those at positions before p(t)
+            (`past`: no look ahead), those between p(t) and the listened track before it (`passed`), or
+            those of every session of the `batch`.
+        skip_weights: w_s = 1 (`uniform`), or how far below the threshold the feedback is, as a share
+            of the way to -1 (`strength`; \|f_s\| at the default threshold).
         dislike_weight: What w_s of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts in the mean whose positive is liked, above 0.
         temperature: τ > 0; a float, or a tensor with one element when it is learned.
         skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
         positive_position: [B, L] int64, the position p(t) of the positive of each t, or -1 for none; by
-            default that of the next listened track. ``cloze_positives`` gives those of a bidirectional
+            default that of the next listened track. `cloze_positives` gives those of a bidirectional
             backbone, which has seen what comes next.
         candidates: [C] negatives for all sessions, such as a memory bank: beside those of the session, and
-            under ``batch`` in place of the batch's own (``rejected_candidates``).
+            under `batch` in place of the batch's own (`rejected_candidates`).
         mined_negatives: [B, L, M] negatives of each position.
         mined_positives: [B, L, P] positives of each position, beside p(t); none that the session rejects.
         mined_positive_weight: β ≥ 0.
         num_hardest: Keep only so many of each anchor's negatives, those with the largest term in the sum: the
             most similar ones where all weigh 1, else by similarity and weight; None for all.
-        reduction: ``none`` yields one value a position, ``mean`` averages over the anchors.
+        reduction: `none` yields one value a position, `mean` averages over the anchors.
 
     Returns:
-        A scalar, or [B, L] with 0 at every position that is no anchor (``none``).
+        A scalar, or [B, L] with 0 at every position that is no anchor (`none`).
 
     Raises:
         TypeError: A tensor has the wrong dtype.
@@ -114,7 +116,7 @@ def skip_info_nce(
         Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367. README, "Differences from
         the paper", lists what is done otherwise.
 
-    Example:
+    Examples:
         >>> query = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
         >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
@@ -170,10 +172,10 @@ def skip_info_nce_terms(
     mined_positive_weight: float = 0.5,
     num_hardest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The losses of ``skip_info_nce`` and what each counts; for a mean over several processes.
+    """The losses of `skip_info_nce` and what each counts; for a mean over several processes.
 
     Args:
-        query: As for ``skip_info_nce``, like all others.
+        query: As for `skip_info_nce`, like all others.
         keys: [B, L, D].
         items: [B, L].
         contrast: Of the same sessions.

@@ -29,17 +29,18 @@ def skip_margin(
 
     With the score r(t, i) = q_t · e_i, the weighted mean over an anchor's negatives S of
 
-    .. math::
-        \ell_{t,s} = -\log \sigma(r(t, p(t)) - r(t, s)) \quad \text{(bpr)}, \qquad
-        \ell_{t,s} = \max(0, m - r(t, p(t)) + r(t, s)) \quad \text{(hinge)}
+    $$
+    \ell_{t,s} = -\log \sigma(r(t, p(t)) - r(t, s)) \quad \text{(bpr)}, \qquad
+    \ell_{t,s} = \max(0, m - r(t, p(t)) + r(t, s)) \quad \text{(hinge)}
+    $$
 
     Args:
         query: [B, L, D] floating point, q_t.
         keys: [B, L, D] floating point, e_t.
         items: [B, L] int64; 0 is padding.
-        contrast: What is compared: ``session_contrast``.
-        loss: ``bpr`` or ``hinge``.
-        margin: m > 0, in units of the score; ``bpr`` has no use for it.
+        contrast: What is compared: `session_contrast`.
+        loss: `bpr` or `hinge`.
+        margin: m > 0, in units of the score; `bpr` has no use for it.
 
     Returns:
         [B, L] losses and [B, L] weights of the anchors, both 0 where there is none.
@@ -52,7 +53,7 @@ def skip_margin(
         Rendle et al.: BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009, arXiv 1205.2618;
         for the hinge, Weston, Bengio, Usunier: WSABIE, IJCAI 2011.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> keys = torch.tensor([[[0.0], [1.0], [3.0]]])
@@ -80,7 +81,7 @@ def mean_over_negatives(pairs: Tensor, contrast: Contrast) -> tuple[Tensor, Tens
     Returns:
         [B, L] losses and [B, L] weights of the anchors, both 0 where there is none.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> contrast = session_contrast(torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]]))
         >>> mean_over_negatives(torch.full((1, 3, 3), 5.0), contrast)
@@ -109,7 +110,7 @@ def session_scores(query: Tensor, keys: Tensor, items: Tensor, contrast: Contras
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items = torch.tensor([[1, 2]])
         >>> keys = torch.tensor([[[1.0], [2.0]]])

@@ -27,7 +27,7 @@ def skip_pair_mask(target: Tensor, items: Tensor, skip_mask: Tensor) -> Tensor:
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
         >>> skip_pair_mask(torch.tensor([2]), items, skipped)
         tensor([[ True, False, False]])
@@ -48,7 +48,7 @@ def skip_pair_scores(
     items: Tensor,
     skip_mask: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``PairwiseSkipAccuracy`` compares: one query's scores of the target and of the session's skips.
+    """What `PairwiseSkipAccuracy` compares: one query's scores of the target and of the session's skips.
 
     Scores are float32, under autocast too.
 
@@ -66,7 +66,7 @@ def skip_pair_scores(
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
         >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
         >>> scores = skip_pair_scores(torch.ones(1, 1), table, torch.tensor([2]), items, skipped)

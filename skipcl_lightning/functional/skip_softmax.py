@@ -26,9 +26,10 @@ def skip_softmax(
 
     With the score r(t, i) = q_t · e_i and K items drawn for the whole batch:
 
-    .. math::
-        \ell_t = -\log \frac{\exp r(t, p(t))}{\exp r(t, p(t)) + \sum_{s \in S} w_s \exp r(t, s)
-        + \sum_{k : n_k \ne i_{p(t)}} \exp r(t, n_k)}
+    $$
+    \ell_t = -\log \frac{\exp r(t, p(t))}{\exp r(t, p(t)) + \sum_{s \in S} w_s \exp r(t, s)
+    + \sum_{k : n_k \ne i_{p(t)}} \exp r(t, n_k)}
+    $$
 
     Where a sample of uniform negatives stands for items that may well be liked, a skip is certain.
 
@@ -36,7 +37,7 @@ def skip_softmax(
         query: [B, L, D] floating point, q_t.
         keys: [B, L, D] floating point, e_t.
         items: [B, L] int64; 0 is padding.
-        contrast: What is compared: ``session_contrast``.
+        contrast: What is compared: `session_contrast`.
         samples: [K] int64 in 1..V, drawn for the batch; None for skips alone.
         sample_keys: [K, D] floating point, their embeddings.
 
@@ -52,7 +53,7 @@ def skip_softmax(
         them by cosine instead; for the sampled sum: Bengio and Senécal, IEEE Transactions on Neural Networks
         19(4), 2008, doi 10.1109/TNN.2007.912312.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> contrast = session_contrast(items, feedback)

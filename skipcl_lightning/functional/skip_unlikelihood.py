@@ -31,8 +31,9 @@ def skip_unlikelihood(
     With p(i | t) the softmax of r(t, i) = q_t · e_i over the whole catalogue, the weighted mean over an
     anchor's negatives S of
 
-    .. math::
-        \ell_{t,s} = -\log(1 - p(i_s \mid t))
+    $$
+    \ell_{t,s} = -\log(1 - p(i_s \mid t))
+    $$
 
     With samples the sum over the catalogue is estimated: that of the other items is V - 1 times the mean of
     exp r over the samples that are not i_s. A track for which all samples are i_s contributes nothing.
@@ -41,10 +42,10 @@ def skip_unlikelihood(
         query: [B, L, D] floating point, q_t.
         keys: [B, L, D] floating point, e_t.
         items: [B, L] int64; 0 is padding.
-        contrast: What is compared: ``session_contrast``.
+        contrast: What is compared: `session_contrast`.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
         samples: [K] int64 in 1..V, drawn uniformly for the batch; None for the whole catalogue,
-            whose logits are held a chunk at a time, twice (``partition.log_partition``).
+            whose logits are held a chunk at a time, twice (`partition.log_partition`).
 
     Returns:
         [B, L] losses and [B, L] weights of the anchors, both 0 where there is none.
@@ -57,7 +58,7 @@ def skip_unlikelihood(
         Welleck et al.: Neural Text Generation with Unlikelihood Training, ICLR 2020, arXiv 1908.04319; for
         skips, arXiv 2308.12256.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> table, contrast = torch.ones(4, 1), session_contrast(items, feedback)

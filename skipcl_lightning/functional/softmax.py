@@ -18,8 +18,9 @@ Sampler = Literal["uniform", "log_uniform"]
 def full_softmax_loss(query: Tensor, item_embeddings: Tensor, target: Tensor) -> Tensor:
     r"""Cross-entropy of the target over the whole catalogue, one value a query.
 
-    .. math::
-        \ell = -\log \frac{\exp(q \cdot e_{target})}{\sum_{i=1}^{V} \exp(q \cdot e_i)}
+    $$
+    \ell = -\log \frac{\exp(q \cdot e_{target})}{\sum_{i=1}^{V} \exp(q \cdot e_i)}
+    $$
 
     The padding row is no candidate.
 
@@ -35,7 +36,7 @@ def full_softmax_loss(query: Tensor, item_embeddings: Tensor, target: Tensor) ->
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree, or a target is not in 1..V.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
         >>> full_softmax_loss(torch.ones(1, 1), table, torch.tensor([2])).round(decimals=4)
         tensor([0.6931])
@@ -56,11 +57,12 @@ def sampled_softmax_loss(
 ) -> Tensor:
     r"""Cross-entropy of the target against one shared set of sampled items, one value a query.
 
-    .. math::
-        \ell = -\log \frac{\exp(q \cdot e_{target})}
-        {\exp(q \cdot e_{target}) + \sum_{k : n_k \ne target} \exp(q \cdot e_{n_k} - c_k)}
+    $$
+    \ell = -\log \frac{\exp(q \cdot e_{target})}
+    {\exp(q \cdot e_{target}) + \sum_{k : n_k \ne target} \exp(q \cdot e_{n_k} - c_k)}
+    $$
 
-    A sampled item that is the query's target is no negative. Without ``negative_log_probability`` c_k = 0.
+    A sampled item that is the query's target is no negative. Without `negative_log_probability` c_k = 0.
     With it c_k = log(K · P(n_k)), which makes the sum an unbiased estimate of the full softmax's sum over
     all other items. The target itself is not corrected: it is always among the candidates, whatever the
     sampler does.
@@ -71,7 +73,7 @@ def sampled_softmax_loss(
         target: [N] int64 in 1..V.
         negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
         negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
-        sparse_gradients: Whether the gradient of ``item_embeddings``, which must then be a leaf, is a sparse
+        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
             tensor of the rows used.
 
     Returns:
@@ -85,7 +87,7 @@ def sampled_softmax_loss(
         Bengio and Senécal: Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic
         Language Model, IEEE Transactions on Neural Networks 19(4), 2008, doi 10.1109/TNN.2007.912312.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [1.0]])
         >>> target, negatives = torch.tensor([2]), torch.tensor([1, 2])
         >>> sampled_softmax_loss(torch.ones(1, 1), table, target, negatives).round(decimals=4)
@@ -118,8 +120,8 @@ def sample_items(
 ) -> Tensor:
     """Draw items with replacement, uniformly or by popularity rank.
 
-    ``log_uniform``: P(i) = log((i + 1) / i) / log(V + 1), an approximation of Zipf's law for vocabularies
-    numbered by falling popularity, as ``ItemVocabulary`` numbers them.
+    `log_uniform`: P(i) = log((i + 1) / i) / log(V + 1), an approximation of Zipf's law for vocabularies
+    numbered by falling popularity, as `ItemVocabulary` numbers them.
 
     Args:
         num_samples: K, at least 1 and below the catalogue's size.
@@ -134,7 +136,7 @@ def sample_items(
     Raises:
         ValueError: As many negatives as items, or more, are asked for.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> sample_items(4, 10, generator=generator).shape
         torch.Size([4])
@@ -151,7 +153,7 @@ def sample_items(
 
 
 def sampling_log_probability(items: Tensor, num_items: int, *, sampler: Sampler = "uniform") -> Tensor:
-    """Log probability that one draw of ``sample_items`` is the given item.
+    """Log probability that one draw of `sample_items` is the given item.
 
     Args:
         items: [K] int64 in 1..V.
@@ -164,7 +166,7 @@ def sampling_log_probability(items: Tensor, num_items: int, *, sampler: Sampler 
     Raises:
         ValueError: The sampler is unknown.
 
-    Example:
+    Examples:
         >>> sampling_log_probability(torch.tensor([1, 2]), 2, sampler="log_uniform").exp().sum()
         tensor(1.)
     """

@@ -25,7 +25,7 @@ _LEAST_ITEMS = 1024
 def can_attend(query: Tensor, dtype: torch.dtype) -> bool:
     """Whether there is such a kernel: in half precision, on an NVIDIA GPU of the Ampere generation or later.
 
-    ``torch.backends.cuda.enable_flash_sdp(False)`` forbids it here as elsewhere.
+    `torch.backends.cuda.enable_flash_sdp(False)` forbids it here as elsewhere.
 
     Args:
         query: [N, D], on its device.
@@ -34,7 +34,7 @@ def can_attend(query: Tensor, dtype: torch.dtype) -> bool:
     Returns:
         The answer.
 
-    Example:
+    Examples:
         >>> can_attend(torch.ones(2, 8), torch.bfloat16)
         False
     """
@@ -58,10 +58,11 @@ def softmax_by_attention(
     its softmax, and its normaliser. The values' gradient, where that of the attention is the weighted
     queries, is that of the table but for the targets:
 
-    .. math::
-        \ell_n = \log \sum_{i=1}^{V} \exp(q_n \cdot e_i) - q_n \cdot e_{target_n}, \quad
-        \frac{\partial \ell_n}{\partial q_n} = \sum_{i=1}^{V} p_{ni} e_i - e_{target_n}, \quad
-        \frac{\partial \ell_n}{\partial e_i} = (p_{ni} - [i = target_n]) \, q_n
+    $$
+    \ell_n = \log \sum_{i=1}^{V} \exp(q_n \cdot e_i) - q_n \cdot e_{target_n}, \quad
+    \frac{\partial \ell_n}{\partial q_n} = \sum_{i=1}^{V} p_{ni} e_i - e_{target_n}, \quad
+    \frac{\partial \ell_n}{\partial e_i} = (p_{ni} - [i = target_n]) \, q_n
+    $$
 
     Args:
         queries: [N, D] in half precision, D up to 256.

@@ -23,10 +23,10 @@ def top_k_items(
     exclude: Tensor | None = None,
     chunk_size: int = 2**24,
 ) -> tuple[Tensor, Tensor]:
-    """The ``top_k`` items with the largest inner products: exact nearest neighbours, not approximate ones.
+    """The `top_k` items with the largest inner products: exact nearest neighbours, not approximate ones.
 
     The table is streamed, some items at a time. Results are ordered by score, the best first, and equal
-    scores by item index; of several items that tie for the last places, ``torch.topk`` chooses which are
+    scores by item index; of several items that tie for the last places, `torch.topk` chooses which are
     returned. An item whose score is NaN or -inf is no candidate.
 
     Args:
@@ -42,9 +42,9 @@ def top_k_items(
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree, ``top_k`` is more than there are items, or a setting is out of range.
+        ValueError: Shapes disagree, `top_k` is more than there are items, or a setting is out of range.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[9.0], [1.0], [3.0], [2.0]])
         >>> top_k_items(torch.ones(1, 1), table, 2)
         (tensor([[2, 3]]), tensor([[3., 2.]]))
@@ -76,7 +76,7 @@ def top_k_items(
 def _search(
     queries: Tensor, item_embeddings: Tensor, top_k: int, exclude: Tensor | None, *, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The best items of some queries, from ``width`` items at a time."""
+    """The best items of some queries, from `width` items at a time."""
     # As ranks are: by products in float64, rounded to float32.
     wide = wide_dtype(queries.device)
     query = queries.to(wide)

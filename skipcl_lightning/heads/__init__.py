@@ -1,4 +1,4 @@
-"""Losses as modules: settings, and a learnable temperature, over the formulas of ``functional``."""
+"""Losses as modules: settings, and a learnable temperature, over the formulas of `functional`."""
 
 from types import MappingProxyType
 

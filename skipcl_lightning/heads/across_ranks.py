@@ -16,7 +16,7 @@ def gather_candidates(candidates: Candidates) -> Candidates:
     """The candidates of all processes; outside a distributed run, the same ones.
 
     The gradient of each key is the sum of what all processes' losses send to it, which DDP's mean over
-    processes then makes that of ``mean_across_ranks``.
+    processes then makes that of `mean_across_ranks`.
 
     Args:
         candidates: [C] of this process; C may differ from process to process.
@@ -24,7 +24,7 @@ def gather_candidates(candidates: Candidates) -> Candidates:
     Returns:
         All of them, this process's among them.
 
-    Example:
+    Examples:
         >>> one = Candidates(torch.tensor([3]), torch.ones(1, 2), torch.zeros(1))
         >>> gather_candidates(one).items
         tensor([3])
@@ -56,7 +56,7 @@ def mean_across_ranks(losses: Tensor, weights: Tensor) -> Tensor:
     Returns:
         A scalar.
 
-    Example:
+    Examples:
         >>> mean_across_ranks(torch.tensor([1.0, 3.0]), torch.ones(2))
         tensor(2.)
     """

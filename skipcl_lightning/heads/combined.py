@@ -18,17 +18,18 @@ Weighting = Literal["fixed", "uncertainty"]
 class CombinedHead(nn.Module):
     r"""The sum of several heads.
 
-    With ``fixed`` weighting it is Σ λ_h · L_h with each head's own ``weight``. With
-    ``uncertainty`` each head gets a learned s_h besides, the logarithm of a variance, and the sum is
+    With `fixed` weighting it is Σ λ_h · L_h with each head's own `weight`. With
+    `uncertainty` each head gets a learned s_h besides, the logarithm of a variance, and the sum is
 
-    .. math::
-        \sum_h \lambda_h \exp(-s_h) L_h + s_h / 2
+    $$
+    \sum_h \lambda_h \exp(-s_h) L_h + s_h / 2
+    $$
 
     so that a loss that cannot be made small counts less; the next-item loss keeps the weight 1.
 
     Args:
         heads: At least two heads, or their names and settings.
-        weighting: ``fixed``, or learned by ``uncertainty``.
+        weighting: `fixed`, or learned by `uncertainty`.
 
     Raises:
         TypeError: A head is neither a module nor a name with settings.
@@ -38,7 +39,7 @@ class CombinedHead(nn.Module):
         Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
         Semantics, CVPR 2018, arXiv 1705.07115, equation 7.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.heads import SkipInfoNCE
         >>> head = CombinedHead([SkipInfoNCE(weight=0.3), SkipInfoNCE(weight=0.1, negatives="batch")])
         >>> [part.weight for part in head.heads]
@@ -112,7 +113,7 @@ class CombinedHead(nn.Module):
 
     @property
     def weights(self) -> dict[str, Tensor | float]:
-        """What each head's loss is multiplied by in the sum, by the names of ``named_heads``.
+        """What each head's loss is multiplied by in the sum, by the names of `named_heads`.
 
         Learned factors are included, without gradients.
         """
@@ -126,7 +127,7 @@ class CombinedHead(nn.Module):
         """Return the weighted sum of the heads' losses.
 
         Args:
-            losses: As ``losses`` gives them.
+            losses: As `losses` gives them.
 
         Returns:
             A scalar.

@@ -22,14 +22,14 @@ class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, without the logits of all positions at once.
 
     Args:
-        chunk_size: Positions whose logits are held at once (``chunked_softmax_loss``); None for as many as
+        chunk_size: Positions whose logits are held at once (`chunked_softmax_loss`); None for as many as
             suit the catalogue and the device.
 
     Raises:
-        TypeError: ``chunk_size`` is no integer.
+        TypeError: `chunk_size` is no integer.
         ValueError: It is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> target = torch.tensor([[2, 0]])  # nothing to predict at the second position
         >>> FullSoftmax()(torch.ones(1, 2, 1), torch.ones(3, 1), target).round(decimals=4)
@@ -79,14 +79,14 @@ class SampledSoftmax(nn.Module):
 
     Args:
         num_negatives: K, items drawn with replacement; below the catalogue's size.
-        sampler: ``uniform``, or ``log_uniform`` by popularity rank.
+        sampler: `uniform`, or `log_uniform` by popularity rank.
         correct_sampling: Correct the logits of the negatives for how likely each was drawn (logQ), so that
             the loss estimates the full softmax.
 
     Raises:
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = SampledSoftmax(2)
         >>> head(torch.ones(1, 1, 4), torch.ones(9, 4), torch.tensor([[3]])).isfinite()

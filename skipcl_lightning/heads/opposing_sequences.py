@@ -20,9 +20,9 @@ class OpposingSequences(SessionHead):
     """Contrasts the session with the sequence of its skipped tracks, which an encoder of its own learns.
 
     The skipped tracks of a session, moved together, run through a gated recurrent network n. It learns to
-    predict the next skipped track (``sequence_weight``, against sampled items), and the session's output is
+    predict the next skipped track (`sequence_weight`, against sampled items), and the session's output is
     pulled to the next listened track and pushed from n of the skips before it
-    (``skipcl_lightning.functional.opposing_contrast``):
+    (`skipcl_lightning.functional.opposing_contrast`):
 
         L = mean contrast + sequence_weight · mean cross-entropy
 
@@ -36,7 +36,7 @@ class OpposingSequences(SessionHead):
             contrast alone.
         num_samples: K, items drawn uniformly in each step to predict the next skipped track against; no
             more than the catalogue has, less one.
-        anchors: ``listened`` positions, or ``all`` real ones.
+        anchors: `listened` positions, or `all` real ones.
         like_weight: How much an anchor counts whose positive is liked, above 0.
 
     Raises:
@@ -48,7 +48,7 @@ class OpposingSequences(SessionHead):
         Contrasting Opposing Sequential Patterns, RecSys 2025, arXiv 2508.14786, whose two encoders are
         transformers; here the backbone is the one, whatever it is, and a recurrent network the other.
 
-    Example:
+    Examples:
         >>> OpposingSequences(16).encoder.hidden_size
         16
     """

@@ -33,7 +33,7 @@ def real_positions(
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
-    Example:
+    Examples:
         >>> real_positions(torch.ones(1, 2, 1), torch.tensor([[0, 3]]))
         (tensor([[1.]]), tensor([3]), None)
     """

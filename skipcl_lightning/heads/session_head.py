@@ -20,7 +20,7 @@ __all__ = ["SessionHead", "WeightedHead", "require_table"]
 
 
 class WeightedHead(nn.Module):
-    """A loss beside the next-item loss, with a weight; ``SkipLossWarmup`` lets it rise over the first steps.
+    """A loss beside the next-item loss, with a weight; `SkipLossWarmup` lets it rise over the first steps.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum.
@@ -44,9 +44,9 @@ class SessionHead(WeightedHead):
 
     Args:
         weight: λ ≥ 0.
-        anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: Which skips: ``session``, ``past`` or ``passed`` (``session_contrast`` says what they are).
-        skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        anchors: `listened` positions, or `all` real ones.
+        negatives: Which skips: `session`, `past` or `passed` (`session_contrast` says what they are).
+        skip_weights: `uniform`, or by the `strength` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
 
@@ -89,7 +89,7 @@ class SessionHead(WeightedHead):
             keys: [B, L, D] floating point, the embeddings of the session's items.
             batch: Their items and feedback.
             item_embeddings: [V + 1, D] floating point, the item table; row 0 is padding. Needed by heads
-                whose ``uses_item_table`` is True.
+                whose `uses_item_table` is True.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without anchors.
@@ -141,8 +141,8 @@ class SessionHead(WeightedHead):
     def check_cloze(self) -> None:
         """Raise unless the settings have a meaning where tracks are hidden from a bidirectional backbone.
 
-        A head of your own has such a method if it takes its anchors from ``batch.cloze_mask``:
-        ``SkipCLModule`` joins no other with a bidirectional backbone, whose output has seen all the rest.
+        A head of your own has such a method if it takes its anchors from `batch.cloze_mask`:
+        `SkipCLModule` joins no other with a bidirectional backbone, whose output has seen all the rest.
 
         Raises:
             ValueError: A setting has none.
@@ -167,7 +167,7 @@ def require_table(item_embeddings: Tensor | None, reason: str) -> Tensor:
     Raises:
         ValueError: It is None.
 
-    Example:
+    Examples:
         >>> require_table(None, "a memory bank")
         Traceback (most recent call last):
             ...

@@ -24,30 +24,30 @@ Query = Literal["session", "item"]
 class SkipInfoNCE(SessionHead):
     """Pulls each position towards the next listened track and pushes it from the skipped ones.
 
-    ``forward`` returns the loss before its ``weight``, by which the training step multiplies it. Mined
-    tracks join wherever the batch brings some (``SessionDataModule(mined_negatives=…)``): those of the track
+    `forward` returns the loss before its `weight`, by which the training step multiplies it. Mined
+    tracks join wherever the batch brings some (`SessionDataModule(mined_negatives=…)`): those of the track
     at t, or of the one before where t itself is asked for.
 
     Where the batch hides tracks from a bidirectional backbone, the anchors are hidden positions only, each
-    pulled to its own hidden track; ``query="item"`` and ``anchors="all"`` mean nothing there.
+    pulled to its own hidden track; `query="item"` and `anchors="all"` mean nothing there.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
         temperature: τ > 0; where it starts, if it is learned.
         learn_temperature: Learn log τ along with the model.
-        query: What is contrasted at position t: the ``session`` as known after t tracks (z_t), or the
-            ``item`` at t (e(i_t)); the predecessor paper tries both.
-        anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: Skips of the ``session``, of its ``past``, those ``passed`` over on the way to the next
-            listened track, or those of the whole ``batch``.
-        skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        query: What is contrasted at position t: the `session` as known after t tracks (z_t), or the
+            `item` at t (e(i_t)); the predecessor paper tries both.
+        anchors: `listened` positions, or `all` real ones.
+        negatives: Skips of the `session`, of its `past`, those `passed` over on the way to the next
+            listened track, or those of the whole `batch`.
+        skip_weights: `uniform`, or by the `strength` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
         num_hardest: Push each anchor only from so many negatives: the most similar ones, or by similarity and
-            weight with the ``strength`` of skips or a ``dislike_weight``; None for all.
+            weight with the `strength` of skips or a `dislike_weight`; None for all.
         bank_size: Push it from so many of the latest skips of earlier steps too; 0 for none. They are
             embedded anew in each step, so that none is stale.
-        gather_ranks: Share the ``batch`` negatives of all processes, and take the mean over all their
+        gather_ranks: Share the `batch` negatives of all processes, and take the mean over all their
             anchors.
         mined_positive_weight: β ≥ 0, how much a mined positive counts beside the next listened track.
 
@@ -56,12 +56,12 @@ class SkipInfoNCE(SessionHead):
         ValueError: A setting is out of range or not among its choices, or has no use.
 
     Reference:
-        Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367; for ``query``, Seshadri and Knees:
+        Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367; for `query`, Seshadri and Knees:
         Leveraging Negative Signals with Self-Attention for Sequential Music Recommendation, MuRS 2023,
         arXiv 2309.11623; for the bank, Wang et al.: Cross-Batch Memory for Embedding Learning, CVPR 2020,
         arXiv 1912.06798.
 
-    Example:
+    Examples:
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> head = SkipInfoNCE(weight=0.5, temperature=1.0)
         >>> head(torch.ones(1, 3, 2), torch.ones(1, 3, 2), SessionBatch(items, feedback)).round(decimals=4)

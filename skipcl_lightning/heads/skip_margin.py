@@ -17,17 +17,17 @@ __all__ = ["SkipMargin"]
 class SkipMargin(SessionHead):
     """Scores the next listened track above each skipped one, pair by pair.
 
-    The formula: ``skipcl_lightning.functional.skip_margin``. The scores are those of the ranking, inner
+    The formula: `skipcl_lightning.functional.skip_margin`. The scores are those of the ranking, inner
     products, not cosines.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
-        loss: ``bpr``, or ``hinge`` with a ``margin``.
-        margin: m > 0, in units of the score; ``bpr`` has no use for it.
-        anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: The skips ``passed`` over on the way to the next listened track, those of the ``past``
-            before it, or all of the ``session``.
-        skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        loss: `bpr`, or `hinge` with a `margin`.
+        margin: m > 0, in units of the score; `bpr` has no use for it.
+        anchors: `listened` positions, or `all` real ones.
+        negatives: The skips `passed` over on the way to the next listened track, those of the `past`
+            before it, or all of the `session`.
+        skip_weights: `uniform`, or by the `strength` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
 
@@ -38,7 +38,7 @@ class SkipMargin(SessionHead):
     Reference:
         Rendle et al.: BPR, UAI 2009, arXiv 1205.2618; Weston, Bengio, Usunier: WSABIE, IJCAI 2011.
 
-    Example:
+    Examples:
         >>> SkipMargin(weight=0.3, loss="hinge", margin=0.5).settings["margin"]
         0.5
     """

@@ -17,17 +17,17 @@ __all__ = ["SkipSoftmax"]
 class SkipSoftmax(SessionHead):
     """Cross-entropy of the next listened track against the skips on the way to it, and sampled items.
 
-    The formula: ``skipcl_lightning.functional.skip_softmax``. Where ``SkipInfoNCE`` contrasts cosines, this
+    The formula: `skipcl_lightning.functional.skip_softmax`. Where `SkipInfoNCE` contrasts cosines, this
     one contrasts the scores of the ranking.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
         num_samples: K, items drawn uniformly in each step and shared by the batch, no more than
             the catalogue has, less one; 0 for skips alone.
-        anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: The skips ``passed`` over on the way to the next listened track, those of the ``past``
-            before it, or all of the ``session``.
-        skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        anchors: `listened` positions, or `all` real ones.
+        negatives: The skips `passed` over on the way to the next listened track, those of the `past`
+            before it, or all of the `session`.
+        skip_weights: `uniform`, or by the `strength` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
 
@@ -38,7 +38,7 @@ class SkipSoftmax(SessionHead):
     Reference:
         As for the function.
 
-    Example:
+    Examples:
         >>> SkipSoftmax(num_samples=0).uses_item_table
         False
     """

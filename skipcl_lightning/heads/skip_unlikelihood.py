@@ -16,16 +16,16 @@ __all__ = ["SkipUnlikelihood"]
 class SkipUnlikelihood(SessionHead):
     """-log(1 - p) of the skipped tracks under the next-item softmax.
 
-    The formula: ``skipcl_lightning.functional.skip_unlikelihood``.
+    The formula: `skipcl_lightning.functional.skip_unlikelihood`.
 
     Args:
         weight: λ ≥ 0, what the loss is multiplied by in the sum; 0.1 by the study in the README.
         num_samples: K, items drawn uniformly in each step to estimate the sum over the catalogue; None sums
             all of it, at the cost of a second full softmax.
-        anchors: ``listened`` positions, or ``all`` real ones.
-        negatives: The skips ``passed`` over on the way to the next listened track, those of the ``past``
-            before it, or all of the ``session``.
-        skip_weights: ``uniform``, or by the ``strength`` of the skip.
+        anchors: `listened` positions, or `all` real ones.
+        negatives: The skips `passed` over on the way to the next listened track, those of the `past`
+            before it, or all of the `session`.
+        skip_weights: `uniform`, or by the `strength` of the skip.
         dislike_weight: What the weight of a disliked track is multiplied by, above 0.
         like_weight: How much an anchor counts whose positive is liked, above 0.
 
@@ -37,7 +37,7 @@ class SkipUnlikelihood(SessionHead):
         Welleck et al.: Neural Text Generation with Unlikelihood Training, ICLR 2020, arXiv 1908.04319; for
         skips, arXiv 2308.12256.
 
-    Example:
+    Examples:
         >>> SkipUnlikelihood(weight=0.3).uses_item_table
         True
     """

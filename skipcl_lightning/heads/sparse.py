@@ -14,12 +14,12 @@ def look_rows_up_alone(next_item_loss: nn.Module, skip_head: nn.Module | None) -
 
     Args:
         next_item_loss: The one.
-        skip_head: The other, or None; of a ``CombinedHead`` its heads.
+        skip_head: The other, or None; of a `CombinedHead` its heads.
 
     Returns:
-        Whether all that are given the table have the attribute of ``use_sparse_gradients``.
+        Whether all that are given the table have the attribute of `use_sparse_gradients`.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
         >>> look_rows_up_alone(SampledSoftmax(8), None), look_rows_up_alone(FullSoftmax(), None)
         (True, False)
@@ -30,17 +30,17 @@ def look_rows_up_alone(next_item_loss: nn.Module, skip_head: nn.Module | None) -
 def use_sparse_gradients(next_item_loss: nn.Module, skip_head: nn.Module | None) -> None:
     """Tell losses that are given the item table to leave it sparse gradients.
 
-    A loss of your own that can do so has an attribute ``sparse_gradients``, False at first; where it is True
-    every use of the table goes through ``torch.nn.functional.embedding(items, table, sparse=True)``.
+    A loss of your own that can do so has an attribute `sparse_gradients`, False at first; where it is True
+    every use of the table goes through `torch.nn.functional.embedding(items, table, sparse=True)`.
 
     Args:
         next_item_loss: The one.
-        skip_head: The other, or None; of a ``CombinedHead`` its heads.
+        skip_head: The other, or None; of a `CombinedHead` its heads.
 
     Raises:
         ValueError: One has no such attribute.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.heads import SampledSoftmax
         >>> loss = SampledSoftmax(8)
         >>> use_sparse_gradients(loss, None)

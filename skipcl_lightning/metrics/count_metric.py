@@ -18,7 +18,7 @@ class CountMetric(Metric):
     nothing) are NaN, never 0.
 
     Args:
-        kwargs: Settings of ``torchmetrics.Metric``.
+        kwargs: Settings of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -30,7 +30,7 @@ class CountMetric(Metric):
         """Plot one value, or one after another.
 
         Args:
-            val: What ``compute`` or ``forward`` returned, or several of them; by default ``compute()``.
+            val: What `compute` or `forward` returned, or several of them; by default `compute()`.
             ax: The matplotlib axes to draw on; by default new ones.
 
         Returns:
@@ -41,7 +41,7 @@ class CountMetric(Metric):
     def _add_count(self, name: str, *size: int) -> str:
         """Register an int64 state and return its name.
 
-        ``MetricCollection`` lets metrics share one update for good once their states agree in name and
+        `MetricCollection` lets metrics share one update for good once their states agree in name and
         value after the first batch, and values can agree by chance. So a name must carry all that the
         update depends on, save for what shows in the state's size.
         """

@@ -23,15 +23,15 @@ class DeltaHitRate(RankMetric):
         top_k: k, at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: ``all`` targets, those that the session already held (``repeat``), or the others
-            (``explore``).
-        kwargs: Settings of ``torchmetrics.Metric``.
+        among: `all` targets, those that the session already held (`repeat`), or the others
+            (`explore`).
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metric = DeltaHitRate(top_k=2)
         >>> metric(ranks=torch.tensor([1, 2, 3]), target_feedback=torch.tensor([1.0, -1.0, -0.2]))

@@ -20,12 +20,12 @@ __all__ = ["CatalogueCoverage", "Novelty", "RecommendationMetric"]
 class RecommendationMetric(CountMetric):
     """A metric of how often each item stands among the first k recommendations.
 
-    Its state has the size of the catalogue, and is shared in a ``MetricCollection``.
+    Its state has the size of the catalogue, and is shared in a `MetricCollection`.
 
     Args:
         num_items: V, the catalogue's size.
         top_k: k, at least 1.
-        kwargs: Settings of ``torchmetrics.Metric``.
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -45,7 +45,7 @@ class RecommendationMetric(CountMetric):
 
         Args:
             recommended: [N, K] int64 in 0..V, the best first, K at least k; 0 where a list is shorter, as
-                ``top_k_items`` gives them.
+                `top_k_items` gives them.
 
         Raises:
             TypeError: The tensor has the wrong dtype.
@@ -63,11 +63,11 @@ class RecommendationMetric(CountMetric):
 class CatalogueCoverage(RecommendationMetric):
     """The share of the catalogue that is recommended to anyone at all. Higher is better.
 
-    Arguments as in ``RecommendationMetric``; formula in
-    ``skipcl_lightning.functional.catalogue_coverage``. It depends on how many lists were counted: compare
+    Arguments as in `RecommendationMetric`; formula in
+    `skipcl_lightning.functional.catalogue_coverage`. It depends on how many lists were counted: compare
     models on the same sessions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metric = CatalogueCoverage(num_items=4, top_k=2)
         >>> metric(torch.tensor([[1, 2, 4], [1, 3, 4]]))
@@ -84,19 +84,19 @@ class CatalogueCoverage(RecommendationMetric):
 class Novelty(RecommendationMetric):
     """The mean self-information of the recommended items, in bits. Higher is more novel.
 
-    Formulas in ``skipcl_lightning.functional.self_information`` and ``mean_self_information``.
+    Formulas in `skipcl_lightning.functional.self_information` and `mean_self_information`.
 
     Args:
         item_counts: [V + 1] int64, how often each item occurs in the training part;
-            ``SessionDataModule.item_counts``.
+            `SessionDataModule.item_counts`.
         top_k: k, at least 1.
-        kwargs: Settings of ``torchmetrics.Metric``.
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metric = Novelty(torch.tensor([0, 1, 0, 1, 3]), top_k=2)
         >>> metric(torch.tensor([[4, 1], [4, 2]]))

@@ -21,9 +21,9 @@ class FeedbackMetric(CountMetric):
     Args:
         ties: How a tie counts, where this metric compares scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: Which targets count: ``all``, those that the session already held (``repeat``), or those
-            that it did not (``explore``).
-        kwargs: Settings of ``torchmetrics.Metric``.
+        among: Which targets count: `all`, those that the session already held (`repeat`), or those
+            that it did not (`explore`).
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         ValueError: A setting is unknown or out of range.
@@ -56,7 +56,7 @@ class FeedbackMetric(CountMetric):
         target_feedback: Tensor | None,
         target_seen: Tensor | None = None,
     ) -> Tensor:
-        """Which of the N rows of ``like`` count: [N] bool."""
+        """Which of the N rows of `like` count: [N] bool."""
         sizes = {"N": len(like)}
         if target_feedback is None:
             members = torch.ones(len(like), dtype=torch.bool, device=like.device)

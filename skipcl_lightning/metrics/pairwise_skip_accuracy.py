@@ -17,21 +17,21 @@ class PairwiseSkipAccuracy(FeedbackMetric):
 
     Pairs are pooled: each counts once, so that a session with ten skips weighs ten times one with a single
     skip. Scores of both sides must come from one query, the session as known before the target. Higher is
-    better; a half is chance. Formula in ``skipcl_lightning.functional.pairwise_wins``.
+    better; a half is chance. Formula in `skipcl_lightning.functional.pairwise_wins`.
 
-    In a ``MetricCollection`` with the rank metrics, call ``update`` by keywords: the collection hands each
+    In a `MetricCollection` with the rank metrics, call `update` by keywords: the collection hands each
     metric those that it names.
 
     Args:
         ties: How a tie counts.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        kwargs: Settings of ``torchmetrics.Metric``.
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> metric = PairwiseSkipAccuracy()
         >>> metric(
         ...     target_scores=torch.tensor([0.5, 0.1]),

@@ -28,23 +28,23 @@ class RankMetric(FeedbackMetric):
     ) -> None:
         """Count the targets of a batch, given by their scores or by their ranks.
 
-        Metrics that are given ``preds`` each rank them anew; ranks computed once feed any number of
+        Metrics that are given `preds` each rank them anew; ranks computed once feed any number of
         metrics.
 
         Args:
             preds: [N, C] floating-point scores of C candidates.
             target: [N] int64, the target's column in 0..C-1.
-            ranks: [N] int64 or float32, in 1..V and in whole or half steps, as ``target_ranks`` gives
+            ranks: [N] int64 or float32, in 1..V and in whole or half steps, as `target_ranks` gives
                 them. The metric's own tie rule no longer matters then.
             target_feedback: [N] floating point, what the listener did with the target; NaN counts in
                 neither population. Without it, every row counts.
             target_seen: [N] bool, whether the session already held the target; needed where the metric
-                counts only such targets (``repeat``), or only others (``explore``).
+                counts only such targets (`repeat`), or only others (`explore`).
 
         Raises:
             TypeError: A tensor has the wrong dtype.
-            ValueError: Shapes disagree, not exactly one of ``preds`` and ``ranks`` is given, or
-                ``target_seen`` is needed and missing.
+            ValueError: Shapes disagree, not exactly one of `preds` and `ranks` is given, or
+                `target_seen` is needed and missing.
         """
         if ranks is None:
             ranks = self._rank(preds, target)

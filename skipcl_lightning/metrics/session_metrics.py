@@ -49,13 +49,13 @@ class _RankedCollection(MetricCollection):
         Args:
             preds: [N, C] floating-point scores of C candidates.
             target: [N] int64, the target's column in 0..C-1.
-            ranks: [N] int64 or float32, in place of ``preds`` and ``target``.
+            ranks: [N] int64 or float32, in place of `preds` and `target`.
             target_feedback: [N] floating point, what the listener did with the target; without it, every
                 row counts in every metric.
 
         Raises:
             TypeError: A tensor has the wrong dtype.
-            ValueError: Shapes disagree, or not exactly one of ``preds`` and ``ranks`` is given.
+            ValueError: Shapes disagree, or not exactly one of `preds` and `ranks` is given.
         """
         super().update(**self._rank(preds, target, ranks), target_feedback=target_feedback)
 
@@ -67,7 +67,7 @@ class _RankedCollection(MetricCollection):
         ranks: Tensor | None = None,
         target_feedback: Tensor | None = None,
     ) -> Any:
-        """Count the targets of a batch as ``update`` does, and return this batch's own values."""
+        """Count the targets of a batch as `update` does, and return this batch's own values."""
         return super().forward(**self._rank(preds, target, ranks), target_feedback=target_feedback)
 
     def _rank(
@@ -82,22 +82,22 @@ class _RankedCollection(MetricCollection):
 class RankingMetrics(_RankedCollection):
     """HitRate, NDCG and MRR of the listened targets, at several cut-offs, from one ranking.
 
-    Keys are ``hit_rate@k``, ``ndcg@k`` and ``mrr@k`` (which MAP@k equals, since each row has one target), and
-    ``num_listened``, how many targets they stand on.
+    Keys are `hit_rate@k`, `ndcg@k` and `mrr@k` (which MAP@k equals, since each row has one target), and
+    `num_listened`, how many targets they stand on.
 
     Args:
         top_k: The cut-offs k, each at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as ``"val/"``.
-        postfix: What every key ends with; ``"/sampled1000"`` where targets are ranked among so many
+        prefix: What every key begins with, such as `"val/"`.
+        postfix: What every key ends with; `"/sampled1000"` where targets are ranked among so many
             sampled candidates.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metrics = RankingMetrics(top_k=[1, 2])
         >>> metrics.update(torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.4, 0.1]]), torch.tensor([1, 0]))
@@ -121,23 +121,23 @@ class RankingMetrics(_RankedCollection):
 class SkipRankMetrics(_RankedCollection):
     """What becomes of the skipped targets, at several cut-offs, from one ranking.
 
-    Keys are ``skip_hit_rate@k``, ``skip_mrr@k``, ``delta_hit_rate@k`` (for which the listened targets are
-    counted too), ``skip_rank_percentile``, and ``num_skipped``, how many targets they stand on. ``update``
-    needs ``target_feedback``.
+    Keys are `skip_hit_rate@k`, `skip_mrr@k`, `delta_hit_rate@k` (for which the listened targets are
+    counted too), `skip_rank_percentile`, and `num_skipped`, how many targets they stand on. `update`
+    needs `target_feedback`.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
         top_k: The cut-offs k, each at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as ``"val/"``.
+        prefix: What every key begins with, such as `"val/"`.
         postfix: What every key ends with.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metrics = SkipRankMetrics(3, top_k=[1])
         >>> scores, target = torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.4, 0.1]]), torch.tensor([1, 0])
@@ -168,11 +168,11 @@ def session_metrics(
     skip_threshold: float = 0.0,
     prefix: str = "",
 ) -> MetricCollection:
-    """Every metric of ranks in a collection, to update by keywords and to log with ``log_dict``.
+    """Every metric of ranks in a collection, to update by keywords and to log with `log_dict`.
 
-    Those of ``RankingMetrics`` and ``SkipRankMetrics``; ``hit_rate@k/repeat`` and ``hit_rate@k/explore``,
-    of listened targets that the session already held and of others; ``pairwise_skip_accuracy``; and
-    ``num_repeated``, the number of repeats among the listened targets. A metric whose population is empty
+    Those of `RankingMetrics` and `SkipRankMetrics`; `hit_rate@k/repeat` and `hit_rate@k/explore`,
+    of listened targets that the session already held and of others; `pairwise_skip_accuracy`; and
+    `num_repeated`, the number of repeats among the listened targets. A metric whose population is empty
     is NaN.
 
     Args:
@@ -180,17 +180,17 @@ def session_metrics(
         top_k: The cut-offs k, each at least 1.
         ties: How a tie counts.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as ``"val/"``.
+        prefix: What every key begins with, such as `"val/"`.
 
     Returns:
-        A ``torchmetrics.MetricCollection``. Its ``update`` takes ``ranks``, ``target_feedback``,
-        ``target_seen``, ``target_scores``, ``skip_scores`` and ``skip_mask``, by keywords.
+        A `torchmetrics.MetricCollection`. Its `update` takes `ranks`, `target_feedback`,
+        `target_seen`, `target_scores`, `skip_scores` and `skip_mask`, by keywords.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metrics = session_metrics(num_items=100, top_k=[10], prefix="val/")
         >>> metrics.update(
@@ -227,7 +227,7 @@ def describe_left_out(names: Iterable[str]) -> str:
     Returns:
         A sentence with each name once, whatever its cut-offs; empty without names.
 
-    Example:
+    Examples:
         >>> describe_left_out(["skip_mrr@1", "skip_mrr@5", "skip_rank_percentile"])
         'Left out, as their population is empty: skip_mrr, skip_rank_percentile.'
     """

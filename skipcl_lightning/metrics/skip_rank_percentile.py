@@ -17,22 +17,22 @@ __all__ = ["SkipRankPercentile"]
 class SkipRankPercentile(RankMetric):
     """The mean rank percentile of the skipped targets: 0 all first, 1 all last. Higher is better.
 
-    Formula in ``skipcl_lightning.functional.rank_percentile``. Where items were excluded from the ranking,
+    Formula in `skipcl_lightning.functional.rank_percentile`. Where items were excluded from the ranking,
     V stays the whole catalogue's size, and the last place left is a little short of 1.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: ``all`` targets, those that the session already held (``repeat``), or the others
-            (``explore``).
-        kwargs: Settings of ``torchmetrics.Metric``.
+        among: `all` targets, those that the session already held (`repeat`), or the others
+            (`explore`).
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> metric = SkipRankPercentile(num_items=5)
         >>> metric(ranks=torch.tensor([5, 1, 2]), target_feedback=torch.tensor([-1.0, 1.0, -0.5]))
         tensor(0.6250)

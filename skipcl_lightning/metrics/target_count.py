@@ -15,17 +15,17 @@ class TargetCount(RankMetric):
     """The number of targets in a population: report it beside every mean over that population.
 
     Args:
-        population: ``listened`` or ``skipped``.
+        population: `listened` or `skipped`.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: ``all`` targets, those that the session already held (``repeat``), or the others
-            (``explore``).
-        kwargs: Settings of ``torchmetrics.Metric``.
+        among: `all` targets, those that the session already held (`repeat`), or the others
+            (`explore`).
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> metric = TargetCount("skipped")
         >>> metric(ranks=torch.tensor([5, 1, 2]), target_feedback=torch.tensor([-1.0, 1.0, -0.5]))

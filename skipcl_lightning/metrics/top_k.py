@@ -19,15 +19,15 @@ class TopKMetric(RankMetric):
     """The mean over a population of a gain that is 0 beyond rank k.
 
     Its states are a count of targets for each rank up to k, in half steps, and a count of all. The gain is
-    applied to the ranks once, in ``compute``: metrics of one population and k share their states.
+    applied to the ranks once, in `compute`: metrics of one population and k share their states.
 
     Args:
         top_k: k, at least 1.
         ties: How a tie counts when ranks are made from scores.
         skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: ``all`` targets, those that the session already held (``repeat``), or the others
-            (``explore``).
-        kwargs: Settings of ``torchmetrics.Metric``.
+        among: `all` targets, those that the session already held (`repeat`), or the others
+            (`explore`).
+        kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -76,9 +76,9 @@ class TopKMetric(RankMetric):
 class HitRate(TopKMetric):
     """HR@k: the share of listened targets among the first k. Higher is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.hit_rate``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.hit_rate`.
 
-    Example:
+    Examples:
         >>> metric = HitRate(top_k=2)
         >>> metric.update(ranks=torch.tensor([1, 3, 2]), target_feedback=torch.tensor([1.0, 1.0, -1.0]))
         >>> metric.compute()
@@ -96,9 +96,9 @@ class HitRate(TopKMetric):
 class NDCG(TopKMetric):
     """NDCG@k: the mean of 1 / log2(rank + 1) of the listened targets. Higher is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.ndcg``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.ndcg`.
 
-    Example:
+    Examples:
         >>> NDCG(top_k=3)(ranks=torch.tensor([1, 3, 4]))
         tensor(0.5000)
     """
@@ -112,9 +112,9 @@ class NDCG(TopKMetric):
 class MRR(TopKMetric):
     """MRR@k: the mean reciprocal rank of the listened targets. Higher is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.mrr``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.mrr`.
 
-    Example:
+    Examples:
         >>> MRR(top_k=2)(ranks=torch.tensor([1, 2, 3]))
         tensor(0.5000)
     """
@@ -128,9 +128,9 @@ class MRR(TopKMetric):
 class MAP(TopKMetric):
     """MAP@k of the listened targets, which equals MRR@k: each has one target. Higher is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.average_precision``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.average_precision`.
 
-    Example:
+    Examples:
         >>> MAP(top_k=2)(ranks=torch.tensor([1, 2, 3]))
         tensor(0.5000)
     """
@@ -144,9 +144,9 @@ class MAP(TopKMetric):
 class SkipHitRate(HitRate):
     """SkipHitRate@k: the share of skipped targets among the first k. Lower is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.hit_rate``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.hit_rate`.
 
-    Example:
+    Examples:
         >>> metric = SkipHitRate(top_k=2)
         >>> metric(ranks=torch.tensor([1, 2, 3]), target_feedback=torch.tensor([1.0, -1.0, -0.2]))
         tensor(0.5000)
@@ -159,13 +159,13 @@ class SkipHitRate(HitRate):
 class SkipMRR(MRR):
     """SkipMRR@k: the mean reciprocal rank of the skipped targets. Lower is better.
 
-    Arguments as in ``TopKMetric``; formula in ``skipcl_lightning.functional.mrr``.
+    Arguments as in `TopKMetric`; formula in `skipcl_lightning.functional.mrr`.
 
     Reference:
         Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
         Feedback-informed Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
 
-    Example:
+    Examples:
         >>> metric = SkipMRR(top_k=2)
         >>> metric(ranks=torch.tensor([1, 2, 3]), target_feedback=torch.tensor([1.0, -1.0, -0.2]))
         tensor(0.2500)

@@ -25,7 +25,7 @@ def backbone_names() -> list[str]:
     Returns:
         Their names.
 
-    Example:
+    Examples:
         >>> "SASRec" in backbone_names(), "BERT4Rec" in backbone_names()
         (True, False)
     """
@@ -45,7 +45,7 @@ def build_backbone(name: str, max_length: int) -> nn.Module:
     Raises:
         ValueError: It cannot take part.
 
-    Example:
+    Examples:
         >>> type(build_backbone("SASRec", 20)).__name__
         'SASRec'
     """

@@ -1,4 +1,4 @@
-"""``skipcl study``: what the skip heads do, over backbones, weights, seeds and data sets."""
+"""`skipcl study`: what the skip heads do, over backbones, weights, seeds and data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -31,7 +31,7 @@ class Recipe:
         batch_size: Sessions in a batch.
         min_session_length: Shorter sessions are left out.
         min_item_count: Rarer items are left out.
-        simulation: The settings of ``simulate_sessions``; None for a real log, which is read from a path.
+        simulation: The settings of `simulate_sessions`; None for a real log, which is read from a path.
     """
 
     epochs: int
@@ -71,7 +71,7 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of a data set.
 
     Args:
-        name: A simulated regime, or a real data set with its place, as in ``ml-100k=ratings.parquet``.
+        name: A simulated regime, or a real data set with its place, as in `ml-100k=ratings.parquet`.
 
     Returns:
         The recipe.
@@ -80,7 +80,7 @@ def find_recipe(name: str) -> Recipe:
         ValueError: There is no such data set, a real one has no place that exists, or a simulated one has
             a place.
 
-    Example:
+    Examples:
         >>> find_recipe("sparse").epochs
         8
         >>> find_recipe("mssd")
@@ -111,7 +111,7 @@ def make_data(
     """The data of a run.
 
     Args:
-        name: As for ``find_recipe``; several paths of one data set are separated as in ``PATH``.
+        name: As for `find_recipe`; several paths of one data set are separated as in `PATH`.
         seed: Of a simulated log; a real one is the same for all seeds.
         sessions: Of a simulated log, how many; the recipe's number if None.
         settings: Of the data module, beside the recipe's.
@@ -122,7 +122,7 @@ def make_data(
     Raises:
         ValueError: There is no such data set or path.
 
-    Example:
+    Examples:
         >>> make_data("dense", seed=0, sessions=30).num_items > 100
         True
     """

@@ -37,8 +37,8 @@ def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) 
 
     Args:
         path: Where the PNG is written; it appears whole or not at all.
-        summary: As ``compare_all`` gives it.
-        plain: The plain model's rows of ``read_metrics``, for its spread over seeds.
+        summary: As `compare_all` gives it.
+        plain: The plain model's rows of `read_metrics`, for its spread over seeds.
 
     Raises:
         OSError: The file cannot be written.
@@ -74,7 +74,7 @@ def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
 
     Args:
         path: Where the PNG is written; it appears whole or not at all.
-        gains: As ``gains_by_skip_rate`` gives them.
+        gains: As `gains_by_skip_rate` gives them.
 
     Raises:
         ValueError: There are none.

@@ -28,8 +28,8 @@ def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
         folder: Of the study.
 
     Returns:
-        A row a run and metric: ``dataset``, ``backbone``, ``variant``, ``weight`` (null without a head),
-        ``seed``, ``metric``, and ``value``. A metric whose population is empty has no row.
+        A row a run and metric: `dataset`, `backbone`, `variant`, `weight` (null without a head),
+        `seed`, `metric`, and `value`. A metric whose population is empty has no row.
 
     Raises:
         ValueError: A run is not finished.
@@ -50,8 +50,8 @@ def read_hits(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
         folder: Of the study.
 
     Returns:
-        A row a run and segment that has sessions: the columns of ``read_metrics``, with ``segment``, an
-        ordered category, in place of ``metric``, and ``sessions``.
+        A row a run and segment that has sessions: the columns of `read_metrics`, with `segment`, an
+        ordered category, in place of `metric`, and `sessions`.
 
     Raises:
         ValueError: A run is not finished.

@@ -43,12 +43,12 @@ def higher_is_better(metric: str) -> bool:
     """Whether more of a metric is better.
 
     Args:
-        metric: A key of ``METRICS``.
+        metric: A key of `METRICS`.
 
     Returns:
         False where less is.
 
-    Example:
+    Examples:
         >>> higher_is_better("skip_mrr@10")
         False
     """
@@ -60,17 +60,17 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         against: The variant to compare with.
-        metrics: As ``read_metrics`` gives them.
+        metrics: As `read_metrics` gives them.
 
     Returns:
-        A row a data set, backbone, variant, weight and metric: ``seeds``, how many have a value of both;
-        ``mean`` over them and ``against``, the other's; ``difference``, its ``low`` and ``high`` (a 95 %
-        t-interval over seeds) and ``relative``, in percent; and ``verdict``: "better", "worse", "no
+        A row a data set, backbone, variant, weight and metric: `seeds`, how many have a value of both;
+        `mean` over them and `against`, the other's; `difference`, its `low` and `high` (a 95 %
+        t-interval over seeds) and `relative`, in percent; and `verdict`: "better", "worse", "no
         difference to be told", or "undefined" without an interval. There is none for one seed, nor where all
-        seeds differ alike: counts of few sessions do that by chance. The variant ``against`` itself has null
+        seeds differ alike: counts of few sessions do that by chance. The variant `against` itself has null
         in place of a difference.
 
-    Example:
+    Examples:
         >>> names = {"dataset": "dense", "backbone": "SASRec", "weight": None, "metric": "hit_rate@1"}
         >>> values = [("none", 0, 0.5), ("none", 1, 0.5), ("session", 0, 0.61), ("session", 1, 0.62)]
         >>> rows = [names | dict(zip(("variant", "seed", "value"), row, strict=True)) for row in values]
@@ -94,10 +94,10 @@ def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
     Only the second comparison tells what a head does that the input alone does not.
 
     Args:
-        metrics: As ``read_metrics`` gives them, of ``none`` and others.
+        metrics: As `read_metrics` gives them, of `none` and others.
 
     Returns:
-        The rows of ``compare_with``, with ``compared_with`` before them.
+        The rows of `compare_with`, with `compared_with` before them.
     """
     with_input = metrics.filter(pl.col("variant").str.ends_with(INPUT_SUFFIX))
     parts = [(PLAIN, metrics), (PLAIN + INPUT_SUFFIX, with_input)]
@@ -113,11 +113,11 @@ def gains_by_skip_rate(against: str, hits: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         against: The variant to compare with.
-        hits: As ``read_hits`` gives them.
+        hits: As `read_hits` gives them.
 
     Returns:
-        A row a data set, backbone, variant other than ``against``, weight and segment: the numbers of
-        ``compare_with``, and ``sessions``, how many the segment has in a seed's log on average.
+        A row a data set, backbone, variant other than `against`, weight and segment: the numbers of
+        `compare_with`, and `sessions`, how many the segment has in a seed's log on average.
     """
     return _pair(hits, against, "segment").filter(pl.col("variant") != against)
 

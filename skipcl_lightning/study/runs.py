@@ -35,15 +35,15 @@ class Run:
     """One training and its evaluation, given by plain values.
 
     Args:
-        dataset: As for ``make_data``.
-        backbone: One of ``backbone_names()``.
-        variant: One of ``VARIANTS``, or that with ``+input``.
+        dataset: As for `make_data`.
+        backbone: One of `backbone_names()`.
+        variant: One of `VARIANTS`, or that with `+input`.
         weight: λ; None without a head, which has no use for it.
         seed: Of initialisation and shuffling, and of a simulated log.
         epochs: Epochs of the training.
         sessions: Of a simulated log; the recipe's number if None.
 
-    Example:
+    Examples:
         >>> run = Run("dense", "SASRec", "session", 0.3, seed=1, epochs=8)
         >>> run.label, run.key.rpartition("_")[0]
         ('dense, SASRec, session, λ 0.3, seed 1', 'dense_SASRec_session_0.3_seed1')
@@ -115,7 +115,7 @@ class Run:
 
 
 def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:
-    """Train, evaluate, and write ``runs/<key>.parquet`` and then ``runs/<key>.json``.
+    """Train, evaluate, and write `runs/<key>.parquet` and then `runs/<key>.json`.
 
     Each file appears whole or not at all, the JSON last: where it is, the run is done.
 
@@ -148,7 +148,7 @@ def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = No
 
 
 def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
-    """What an earlier ``execute`` has written.
+    """What an earlier `execute` has written.
 
     Args:
         run: The run.

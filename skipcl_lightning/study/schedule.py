@@ -30,7 +30,7 @@ def list_runs(
     """Every combination; one without a head once, and not once a weight.
 
     Args:
-        datasets: As for ``make_data``.
+        datasets: As for `make_data`.
         backbones: Names.
         variants: Names.
         weights: Values of λ.
@@ -41,7 +41,7 @@ def list_runs(
     Returns:
         The runs: seed by seed, so that a study that is broken off has whole seeds.
 
-    Example:
+    Examples:
         >>> names = {"datasets": ["dense"], "backbones": ["SASRec"], "variants": ["none", "session"]}
         >>> [(run.variant, run.weight) for run in list_runs(**names, weights=[0.1, 1.0], seeds=1)]
         [('none', None), ('session', 0.1), ('session', 1.0)]

@@ -21,8 +21,8 @@ def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[di
     """The whole study as Markdown.
 
     Args:
-        summary: As ``compare_all`` gives it.
-        gains: As ``gains_by_skip_rate`` gives them.
+        summary: As `compare_all` gives it.
+        gains: As `gains_by_skip_rate` gives them.
         facts: A row a data set and backbone: what was run.
 
     Returns:
@@ -51,7 +51,7 @@ def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
     """The metrics that matter most, for a terminal.
 
     Args:
-        summary: As ``compare_all`` gives it.
+        summary: As `compare_all` gives it.
 
     Yields:
         A table a data set and backbone: the plain model's figures, and the others' differences to them.

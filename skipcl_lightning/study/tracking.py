@@ -17,7 +17,7 @@ class Tracking:
     """Where runs are logged.
 
     Args:
-        mode: ``offline``, which needs no account, or ``online``.
+        mode: `offline`, which needs no account, or `online`.
         group: The runs' common group.
         folder: Where W&B keeps its files.
     """
@@ -41,7 +41,7 @@ def tracked(
     Yields:
         What takes the metrics, which become the run's summary.
 
-    Example:
+    Examples:
         >>> with tracked(None, "run", {}) as log:
         ...     log({"hit_rate@10": 0.5})
     """

@@ -21,7 +21,7 @@ class Variant:
     """What is added to the plain model.
 
     Args:
-        parts: The heads, each with ``name`` and ``settings`` but for the weight; none for the plain model.
+        parts: The heads, each with `name` and `settings` but for the weight; none for the plain model.
         feedback_input: Whether the backbone sees the feedback of past tracks.
         data_settings: What the data module is given besides, for mined tracks.
     """
@@ -39,7 +39,7 @@ class Variant:
         Returns:
             The head; None without parts.
 
-        Example:
+        Examples:
             >>> VARIANTS["past"].build_head(0.3).weight
             0.3
         """
@@ -84,7 +84,7 @@ def find_variant(name: str) -> Variant:
     """A variant by its name.
 
     Args:
-        name: One of ``VARIANTS``; with ``+input`` behind it, past feedback is an input too.
+        name: One of `VARIANTS`; with `+input` behind it, past feedback is an input too.
 
     Returns:
         The variant.
@@ -92,7 +92,7 @@ def find_variant(name: str) -> Variant:
     Raises:
         ValueError: There is none of that name.
 
-    Example:
+    Examples:
         >>> find_variant("session+batch+input").feedback_input
         True
         >>> find_variant("sesion")

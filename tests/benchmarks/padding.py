@@ -67,7 +67,7 @@ def benchmark(
     Args:
         sessions: How many.
         skewed: Whether most are short.
-        buckets: Settings of ``bucket_batches``, the first to compare with.
+        buckets: Settings of `bucket_batches`, the first to compare with.
         rounds: How often each is timed, in turns.
     """
     log = make_log(sessions, skewed)

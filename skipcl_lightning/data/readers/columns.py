@@ -43,7 +43,7 @@ class Column:
         name: The column's name.
         parse: A function from the values to parsed values, which are null where a value is wrong.
         dtype: The type of the parsed values.
-        wanted: What a value must be, for the message, as in ``"an integer"``.
+        wanted: What a value must be, for the message, as in `"an integer"`.
         optional: Whether a value may be null or an empty text; it is then null.
         cure: The message's last sentence.
         output: The name of the parsed column; that of the column if empty.
@@ -75,7 +75,7 @@ def cast_column(name: str, dtype: pl.DataType | type[pl.DataType], *, output: st
 
 
 def integer_column(name: str, *, optional: bool = False) -> Column:
-    """Return a column of integers; ``" 3 "`` and ``"3.0"`` are integers too.
+    """Return a column of integers; `" 3 "` and `"3.0"` are integers too.
 
     Args:
         name: The column's name.
@@ -146,7 +146,7 @@ def time_column(
 
     Args:
         name: The column's name.
-        time_format: How the times are written, as in ``"%d/%m/%Y %H:%M:%S"``; None for ISO 8601.
+        time_format: How the times are written, as in `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
         optional: Whether a time may be missing.
         cure: The message's last sentence.
 
@@ -208,9 +208,9 @@ def parse_columns(
 
     Returns:
         A lazy table of these columns. When it is collected, the first wrong value of a column is a
-        ``ValueError``.
+        `ValueError`.
 
-    Example:
+    Examples:
         >>> log = pl.LazyFrame({"track": ["a", "b"], "place": ["1", "two"]})
         >>> parse_columns(log, Path("log.csv"), [text_column("track"), integer_column("place")]).collect()
         Traceback (most recent call last):

@@ -24,12 +24,12 @@ _MOST_UNPACKED = 1 << 32
 def list_files(
     paths: Paths, patterns: Sequence[str], *, name: str = "paths", archives: bool = False
 ) -> list[Path]:
-    """Return the files that ``paths`` stands for, always in the same order.
+    """Return the files that `paths` stands for, always in the same order.
 
     Args:
         paths: A file, a folder that is searched with its sub-folders, or several of them. A file that is
             named itself is taken whatever its name.
-        patterns: The names to look for in folders, as in ``"*.csv"``.
+        patterns: The names to look for in folders, as in `"*.csv"`.
         name: The argument's name, as the caller wrote it.
         archives: Whether ZIP archives are accepted.
 
@@ -40,7 +40,7 @@ def list_files(
         TypeError: Something is no path.
         ValueError: A path does not exist, or a folder holds no such file.
 
-    Example:
+    Examples:
         >>> list_files("no/such/file.csv", ["*.csv"])
         Traceback (most recent call last):
             ...
@@ -71,11 +71,11 @@ def read_bytes(file: Path, patterns: Sequence[str], *, name: str = "paths") -> l
 
     Args:
         file: The file.
-        patterns: The names to look for in an archive, as in ``"*.json"``.
+        patterns: The names to look for in an archive, as in `"*.json"`.
         name: The argument's name, as the caller wrote it.
 
     Returns:
-        The contents, each with a name for messages; members in the order of ``list_files``.
+        The contents, each with a name for messages; members in the order of `list_files`.
 
     Raises:
         ValueError: The file is damaged, an archive has no such member, or it unpacks to more than 4 GiB.

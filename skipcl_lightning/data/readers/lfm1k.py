@@ -31,26 +31,26 @@ def read_lfm1k(
     r"""Read the Last.fm dataset of 1,000 users: who played what, and when it started.
 
     The log has no skip flag: a track is skipped (-1) if the same user's next one starts within
-    ``skip_seconds``, else listened to (+1); a user's last play is unknown (0). The item is the track's
+    `skip_seconds`, else listened to (+1); a user's last play is unknown (0). The item is the track's
     MusicBrainz id where there is one, else artist and track with an en dash between; without a track's
     name it is null, to be dropped and counted at the preparation.
 
     Args:
-        paths: ``userid-timestamp-artid-artname-traid-traname.tsv``, gzipped or not: user, time as in
-            ``2009-05-04T23:08:57Z``, artist's id, artist, track's id, track, with a tab between and no
+        paths: `userid-timestamp-artid-artname-traid-traname.tsv`, gzipped or not: user, time as in
+            `2009-05-04T23:08:57Z`, artist's id, artist, track's id, track, with a tab between and no
             header; several such files, or a folder that is searched for that name.
         skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: ``label_by_next_play`` and ``sessionise`` then do the rest.
+            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
         max_damaged: The largest share of lines with another number of fields, in [0, 1), of those that are
             read at once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning
             (the data set as published has nine).
 
     Returns:
-        A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (String),
-        ``feedback``, ``timestamp`` (Datetime in UTC), ``user_id`` (String). With ``gap_minutes=None`` only
-        ``user_id``, ``item_id``, ``timestamp``, in the order of the files, and ``tie_order`` for files that
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (String),
+        `feedback`, `timestamp` (Datetime in UTC), `user_id` (String). With `gap_minutes=None` only
+        `user_id`, `item_id`, `timestamp`, in the order of the files, and `tie_order` for files that
         run newest first, as the data set does.
 
     Raises:
@@ -63,7 +63,7 @@ def read_lfm1k(
         Celma, "Music Recommendation and Discovery", Springer 2010, doi
         10.1007/978-3-642-13287-2.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> rows = ["u\t2009-05-04T10:00:09Z\tm\tArtist\t\tTwo", "u\t2009-05-04T10:00:00Z\tm\tArtist\tt\tOne"]
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -22,22 +22,22 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
     r"""Read listening events of LFM-2b, or of one of its parts: who played what, and when it started.
 
     The log has no skip flag: a track is skipped (-1) if the same user's next one starts within
-    ``skip_seconds``, else listened to (+1); a user's last play is unknown (0). Times are taken as UTC.
+    `skip_seconds`, else listened to (+1); a user's last play is unknown (0). Times are taken as UTC.
 
     Args:
-        paths: ``listening_events.tsv``, gzipped or not (unpack the ``.bz2`` first): a header with
-            ``user_id``, ``track_id`` and ``timestamp`` and a tab between, times as in
-            ``2019-01-01 00:00:13``; several such files, or a folder that is searched for
-            ``listening_events*.tsv`` and ``listening_events*.tsv.gz``.
+        paths: `listening_events.tsv`, gzipped or not (unpack the `.bz2` first): a header with
+            `user_id`, `track_id` and `timestamp` and a tab between, times as in
+            `2019-01-01 00:00:13`; several such files, or a folder that is searched for
+            `listening_events*.tsv` and `listening_events*.tsv.gz`.
         skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: ``label_by_next_play`` and ``sessionise`` then do the rest.
+            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
 
     Returns:
-        A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (Int64),
-        ``feedback``, ``timestamp`` (Datetime in UTC), ``user_id`` (Int64). With ``gap_minutes=None`` only
-        ``user_id``, ``item_id``, ``timestamp``, in the order of the files.
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64),
+        `feedback`, `timestamp` (Datetime in UTC), `user_id` (Int64). With `gap_minutes=None` only
+        `user_id`, `item_id`, `timestamp`, in the order of the files.
 
     Raises:
         TypeError: A setting is no number.
@@ -50,7 +50,7 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
         Listening Events for Recommender Systems Research and Fairness Analysis", CHIIR 2022, doi
         10.1145/3498366.3505791.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> rows = ["user_id\ttrack_id\talbum_id\ttimestamp", "7\t10\t4\t2019-01-01 00:00:13"]
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -42,27 +42,27 @@ def read_listenbrainz(
     r"""Read listens that ListenBrainz exports: one listener's, or a dump of many.
 
     The log has no skip flag: a track is skipped (-1) if the same listener's next one starts within
-    ``skip_seconds``, else listened to (+1); the last listen is unknown (0). The item is the MusicBrainz id of
+    `skip_seconds`, else listened to (+1); the last listen is unknown (0). The item is the MusicBrainz id of
     the recording, the one that ListenBrainz found before the one that came with the listen, else artist and
     track with an en dash between. A listener's export does not name them: read one at a time.
 
     Args:
-        paths: Files with one JSON object a line, gzipped or not, with ``listened_at`` (when it started, in
-            seconds since 1970), ``track_metadata`` and perhaps ``user_name``; or a folder that is searched
-            for ``1.jsonl`` and so on (an export: ``listens/2024/1.jsonl``) and ``1.listens`` (a dump); or the
+        paths: Files with one JSON object a line, gzipped or not, with `listened_at` (when it started, in
+            seconds since 1970), `track_metadata` and perhaps `user_name`; or a folder that is searched
+            for `1.jsonl` and so on (an export: `listens/2024/1.jsonl`) and `1.listens` (a dump); or the
             ZIP archive of an export, of at most 4 GiB unpacked.
         skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
             above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: ``label_by_next_play`` and ``sessionise`` then do the rest.
+            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
         max_damaged: The largest share of lines that are no JSON, in [0, 1), of those that are read at once;
             10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
-        A canonical table, sorted by user and time: ``session_id`` (String, or Int64 without users),
-        ``item_id`` (String), ``feedback``, ``timestamp`` (Datetime in UTC), and where the listens name
-        their user ``user_id`` (String). With ``gap_minutes=None`` only ``user_id``, ``item_id``,
-        ``timestamp``, in the order of the files.
+        A canonical table, sorted by user and time: `session_id` (String, or Int64 without users),
+        `item_id` (String), `feedback`, `timestamp` (Datetime in UTC), and where the listens name
+        their user `user_id` (String). With `gap_minutes=None` only `user_id`, `item_id`,
+        `timestamp`, in the order of the files.
 
     Raises:
         TypeError: A setting is no number.
@@ -73,7 +73,7 @@ def read_listenbrainz(
     Reference:
         MetaBrainz Foundation, ListenBrainz: https://listenbrainz.readthedocs.io, "JSON Documentation".
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> song = {"artist_name": "A", "track_name": "T", "mbid_mapping": {"recording_mbid": "m"}}
         >>> listens = [{"listened_at": time, "track_metadata": song} for time in (1700000000, 1700000010)]

@@ -39,26 +39,26 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
     of those in 100K: at the preparation these stay in the order of the file.
 
     Args:
-        paths: ``u.data`` (100K: user, item, rating, time with a tab between), ``ratings.dat`` (1M and 10M:
-            the same with ``::``), ``ratings.csv`` (20M and later: ``userId,movieId,rating,timestamp``), each
-            gzipped or not, or a Parquet file with ``user_id``, ``item_id``, ``rating``, ``timestamp``; or a
-            folder that is searched for these names. Also a text file of ``user item`` lines in the order of
-            time, as papers share `ml-1m.txt` and `beauty.txt`: its ``feedback`` is unknown (+1 if
-            ``watched``). The first line decides the form, not the name.
-        label: ``graded``: the rating less 3, halved, and at least -1: 1 gives -1, 2 gives -0.5, 3 gives 0
-            (neither), 5 gives +1, so that 2.5 and less counts as skipped. ``binary``: +1 from ``like_from``
-            on, else -1. ``watched``: +1 for all, for next-item learning only.
-        like_from: The least rating that ``binary`` calls liked, in [0.5, 5].
+        paths: `u.data` (100K: user, item, rating, time with a tab between), `ratings.dat` (1M and 10M:
+            the same with `::`), `ratings.csv` (20M and later: `userId,movieId,rating,timestamp`), each
+            gzipped or not, or a Parquet file with `user_id`, `item_id`, `rating`, `timestamp`; or a
+            folder that is searched for these names. Also a text file of `user item` lines in the order of
+            time, as papers share `ml-1m.txt` and `beauty.txt`: its `feedback` is unknown (+1 if
+            `watched`). The first line decides the form, not the name.
+        label: `graded`: the rating less 3, halved, and at least -1: 1 gives -1, 2 gives -0.5, 3 gives 0
+            (neither), 5 gives +1, so that 2.5 and less counts as skipped. `binary`: +1 from `like_from`
+            on, else -1. `watched`: +1 for all, for next-item learning only.
+        like_from: The least rating that `binary` calls liked, in [0.5, 5].
 
     Returns:
-        A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
-        ``timestamp`` (Int64, seconds since 1970); from ``user item`` lines ``position`` (Int64), the order of
-        the lines, in place of ``timestamp``.
+        A canonical table in the order of the files: `session_id`, `item_id` (both Int64), `feedback`,
+        `timestamp` (Int64, seconds since 1970); from `user item` lines `position` (Int64), the order of
+        the lines, in place of `timestamp`.
 
     Raises:
-        TypeError: ``like_from`` is no number.
+        TypeError: `like_from` is no number.
         ValueError: A path does not exist, a folder has no ratings, a file is empty, or is of none of the
-            forms, ``user item`` lines and ratings are mixed, or a setting is wrong. When collected: an id or
+            forms, `user item` lines and ratings are mixed, or a setting is wrong. When collected: an id or
             a time is no integer, or a rating no number in [0.5, 5]; the message names the file, the row, the
             column and the value.
 
@@ -66,7 +66,7 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
         Harper, Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015, doi
         10.1145/2827872.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "u.data"
@@ -95,7 +95,7 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
 
 
 def _scan_pairs(file: Path) -> pl.LazyFrame:
-    """One file of ``user item`` lines."""
+    """One file of `user item` lines."""
     names = _COLUMNS[:2]
     return parse_columns(scan_fields(file, names, " "), file, [integer_column(name) for name in names])
 

@@ -28,25 +28,25 @@ def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
     reported then. About one row in 25 has all four flags false: its feedback is 0, unknown.
 
     Args:
-        paths: A log, several, or a folder that is searched for ``*.csv`` and ``*.csv.gz``.
-        label: Which flag says that a track was skipped: ``skip_1`` (played very briefly), ``skip_2``
-            (briefly; the label of the WSDM Cup 2019) or ``skip_3`` (most of it played). That flag gives -1,
-            unknown 0, the rest +1. ``graded`` uses all three: -1 for skip_1, -2/3 for skip_2 only, -1/3 for
+        paths: A log, several, or a folder that is searched for `*.csv` and `*.csv.gz`.
+        label: Which flag says that a track was skipped: `skip_1` (played very briefly), `skip_2`
+            (briefly; the label of the WSDM Cup 2019) or `skip_3` (most of it played). That flag gives -1,
+            unknown 0, the rest +1. `graded` uses all three: -1 for skip_1, -2/3 for skip_2 only, -1/3 for
             skip_3 only, +1 for not_skipped.
 
     Returns:
-        A canonical table: ``session_id``, ``item_id`` (both String), ``feedback``, ``position`` (Int64).
+        A canonical table: `session_id`, `item_id` (both String), `feedback`, `position` (Int64).
 
     Raises:
         ValueError: A path does not exist, a folder has no logs, a log is empty or lacks a column, or
-            ``label`` is unknown. When collected: a flag is not true or false (in any case) or 1 or 0, or a
+            `label` is unknown. When collected: a flag is not true or false (in any case) or 1 or 0, or a
             position is no integer; the message names the file, the row, the column and the value.
 
     Reference:
         Brost, Mehrotra, Jehan, "The Music Streaming Sessions Dataset", WWW 2019, doi
         10.1145/3308558.3313641.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> header = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,not_skipped"
         >>> with tempfile.TemporaryDirectory() as folder:

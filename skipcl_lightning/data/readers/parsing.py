@@ -61,12 +61,12 @@ def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
 
     Args:
         text: The text.
-        placeholders: ``PLACEHOLDER_IDS`` or ``PLACEHOLDER_NAMES``.
+        placeholders: `PLACEHOLDER_IDS` or `PLACEHOLDER_NAMES`.
 
     Returns:
         True for None, blank texts and placeholders in any case.
 
-    Example:
+    Examples:
         >>> is_placeholder(" None", PLACEHOLDER_IDS), is_placeholder("None", PLACEHOLDER_NAMES)
         (True, False)
     """
@@ -74,16 +74,16 @@ def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
 
 
 def known(column: str, placeholders: Sequence[str]) -> pl.Expr:
-    """Return a column of texts with null for what is not known: the expression of ``is_placeholder``.
+    """Return a column of texts with null for what is not known: the expression of `is_placeholder`.
 
     Args:
         column: The column's name.
-        placeholders: ``PLACEHOLDER_IDS`` or ``PLACEHOLDER_NAMES``.
+        placeholders: `PLACEHOLDER_IDS` or `PLACEHOLDER_NAMES`.
 
     Returns:
         A String expression.
 
-    Example:
+    Examples:
         >>> pl.DataFrame({"id": ["m1", "None"]}).select(known("id", PLACEHOLDER_IDS))["id"].to_list()
         ['m1', None]
     """
@@ -98,7 +98,7 @@ def scan_fields(
 
     Quotation marks are characters like any other. Empty lines are left out. A field that is there but empty
     is an empty text. The first line is looked at now; later ones with another number of fields are damaged.
-    Damaged lines are dropped with a ``DamagedLinesWarning``, or are a ValueError once they are collected.
+    Damaged lines are dropped with a `DamagedLinesWarning`, or are a ValueError once they are collected.
 
     Args:
         file: The file, which may be gzipped.
@@ -139,16 +139,16 @@ def parse_lines(
     """Scan a file of which plain Python parses each line; empty ones are left out.
 
     The first line is parsed now, to see what file it is, the others once they are collected. Lines that are
-    no JSON are damaged: they are dropped with a ``DamagedLinesWarning``, or are a ValueError.
+    no JSON are damaged: they are dropped with a `DamagedLinesWarning`, or are a ValueError.
 
     Args:
         file: The file, which may be gzipped.
         parse: A function from a line to a value; its ValueError becomes one that names the file and the row.
         dtype: The type of the values.
-        max_damaged: As for ``scan_fields``.
+        max_damaged: As for `scan_fields`.
 
     Returns:
-        A lazy table with the one column ``line``.
+        A lazy table with the one column `line`.
 
     Raises:
         ValueError: The file is empty or no text, or its first line cannot be parsed.
@@ -185,7 +185,7 @@ def describe_wrong(line: str, file: Path, row: int, wanted: str) -> str:
     Returns:
         The message.
 
-    Example:
+    Examples:
         >>> describe_wrong("a,b", Path("log.csv"), 7, "3 fields")
         "`paths` must hold 3 fields in every line, got 'a,b' in row 7 of 'log.csv'. ..."
     """
@@ -240,17 +240,17 @@ def parse_frame(
     dtype: pl.DataType | type[pl.DataType],
     max_damaged: float = 0.0,
 ) -> pl.DataFrame:
-    """Parse lines that are in memory: what ``parse_lines`` does with each part of a file.
+    """Parse lines that are in memory: what `parse_lines` does with each part of a file.
 
     Args:
-        lines: The number of each row, and the ``line``.
-        parse: As for ``parse_lines``.
+        lines: The number of each row, and the `line`.
+        parse: As for `parse_lines`.
         file: What the messages call the file.
-        dtype: As for ``parse_lines``.
-        max_damaged: As for ``scan_fields``.
+        dtype: As for `parse_lines`.
+        max_damaged: As for `scan_fields`.
 
     Returns:
-        A table with the one column ``line``.
+        A table with the one column `line`.
 
     Raises:
         ValueError: A line cannot be parsed, or more lines are damaged than accepted.

@@ -15,18 +15,18 @@ def feedback_from_ratio(ratio: pl.Expr, *, label: str, skip_ratio: float) -> pl.
     Args:
         ratio: The seconds played over those of the track; may pass 1. Null, NaN, an infinity or less than
             0 is unknown.
-        label: ``binary``: -1 up to ``skip_ratio``, +1 above. ``ratio``: the distance from ``skip_ratio``,
-            scaled so that 0 gives -1 and 1 or more gives +1; exactly ``skip_ratio`` is then 0, neither.
+        label: `binary`: -1 up to `skip_ratio`, +1 above. `ratio`: the distance from `skip_ratio`,
+            scaled so that 0 gives -1 and 1 or more gives +1; exactly `skip_ratio` is then 0, neither.
         skip_ratio: The largest part that still counts as skipped, in (0, 1).
 
     Returns:
         A Float32 expression in [-1, 1]; 0 where the part is unknown.
 
     Raises:
-        TypeError: ``skip_ratio`` is no number.
-        ValueError: ``label`` is unknown, or ``skip_ratio`` out of range.
+        TypeError: `skip_ratio` is no number.
+        ValueError: `label` is unknown, or `skip_ratio` out of range.
 
-    Example:
+    Examples:
         >>> played = pl.DataFrame({"part": [0.0, 0.25, 1.3, None]})
         >>> graded = feedback_from_ratio(pl.col("part"), label="ratio", skip_ratio=0.5)
         >>> played.select(graded)["part"].to_list()

@@ -64,42 +64,42 @@ def read_streaming_history(
     """Read one listener's extended or basic streaming history and cut it into sessions.
 
     The clock of an export is the END of a play, to the second or the minute, and the reader keeps it as the
-    ``timestamp``: starts, computed from it, would put short plays in the wrong order. The pause that ends a
+    `timestamp`: starts, computed from it, would put short plays in the wrong order. The pause that ends a
     session is counted from the end of one play to the start (end less length) of the next. Podcasts and
     lost tracks have no id and, like plays that two files share, are dropped and counted at the preparation.
     Two plays are the same if all fields that describe them are equal.
 
     Extended export: a play made offline carries the time when the device was online again. Its
-    ``offline_timestamp`` says when it began, from which the reader computes the end. It is ignored where the
-    play would end after ``ts``, or begin before October 2008.
+    `offline_timestamp` says when it began, from which the reader computes the end. It is ignored where the
+    play would end after `ts`, or begin before October 2008.
 
     Basic export: the clock has minutes only. A play of 60 s or more began before the minute in which it
     ended, so it comes before the shorter plays of that minute. The order among several short plays of one
     minute is not known; they stay in the order of the file.
 
     Args:
-        folder_or_paths: A folder that is searched for ``Streaming_History_Audio_*.json``,
-            ``endsong_*.json`` (extended), ``StreamingHistory_music_*.json`` and ``StreamingHistory0.json``
-            and so on (basic), gzipped or not, and for ``*.zip``, in which the same names are looked for; or
+        folder_or_paths: A folder that is searched for `Streaming_History_Audio_*.json`,
+            `endsong_*.json` (extended), `StreamingHistory_music_*.json` and `StreamingHistory0.json`
+            and so on (basic), gzipped or not, and for `*.zip`, in which the same names are looked for; or
             the files. All must be of the same export, extended or basic.
-        skip_rule: ``skipped``: the export's own flag, which also holds where the listener stopped, and is
-            null (feedback 0, unknown) in old exports; ``fwdbtn``: the play ended with the forward button;
-            ``ms_played``: it was shorter than ``skip_seconds``, the only rule for the basic export. A skip
+        skip_rule: `skipped`: the export's own flag, which also holds where the listener stopped, and is
+            null (feedback 0, unknown) in old exports; `fwdbtn`: the play ended with the forward button;
+            `ms_played`: it was shorter than `skip_seconds`, the only rule for the basic export. A skip
             gives -1, all else +1.
-        skip_seconds: The length of a play in seconds under which ``ms_played`` calls it skipped, above 0.
+        skip_seconds: The length of a play in seconds under which `ms_played` calls it skipped, above 0.
         gap_minutes: The longest pause within a session, above 0.
 
     Returns:
-        A canonical table, in the order of time: ``session_id`` (Int64), ``item_id`` (String: the track's
-        uri, or artist and track with an en dash between), ``feedback``, ``timestamp`` (Datetime in UTC),
-        ``copy_key`` (UInt64).
+        A canonical table, in the order of time: `session_id` (Int64), `item_id` (String: the track's
+        uri, or artist and track with an en dash between), `feedback`, `timestamp` (Datetime in UTC),
+        `copy_key` (UInt64).
 
     Raises:
         TypeError: A setting is no number.
         ValueError: A file is no JSON list of plays, lacks a field that is needed or has it in another type,
             both exports are mixed, nothing is in them, or the rule needs a field that the basic export lacks.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> play = {"artistName": "A", "trackName": "T", "endTime": "2024-05-01 10:00", "msPlayed": 9000}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +244,7 @@ def _to_extended(plays: pl.DataFrame) -> pl.DataFrame:
 
 
 def _parse_time(plays: pl.DataFrame) -> pl.DataFrame:
-    """Add ``timestamp``, the end of a play, and ``start``, in microseconds."""
+    """Add `timestamp`, the end of a play, and `start`, in microseconds."""
     extended = pl.col("ts").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", strict=False)
     basic = pl.col("ts").str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", strict=False)
     timed = plays.with_columns(pl.coalesce(extended, basic).alias("timestamp"))

@@ -70,27 +70,27 @@ def read_table(
         source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars,
             pandas or Arrow, or a list of dictionaries.
         item: The column with the track's id.
-        session: The column with the session's id; without it ``timestamp`` and ``gap_minutes`` are needed.
+        session: The column with the session's id; without it `timestamp` and `gap_minutes` are needed.
         feedback: The column with what the listener did, a number in [-1, 1]; null becomes 0, unknown.
-            Without it, ``skipped`` and ``played`` all is unknown: next-track learning only.
-        skipped: In place of ``feedback``, the column that says whether the track was skipped, as true and
+            Without it, `skipped` and `played` all is unknown: next-track learning only.
+        skipped: In place of `feedback`, the column that says whether the track was skipped, as true and
             false or 1 and 0: true becomes -1, false +1, null 0.
-        played: In place of ``feedback``, the column with the time that was played: at most ``skip_seconds``
+        played: In place of `feedback`, the column with the time that was played: at most `skip_seconds`
             becomes -1, more +1. Null or less than 0 becomes 0, unknown.
-        duration: The column with the track's length in the unit of ``played``. The feedback then grows with
-            the part that was played: nothing is -1, ``skip_ratio`` 0, all of it +1.
-        unit: The unit of ``played`` and ``duration``; ``seconds`` if None.
-        skip_ratio: With ``duration``, the part below which a track counts as skipped, in (0, 1); 0.5 if None.
-        skip_seconds: With ``played`` but no ``duration``, the longest time of a skip in seconds, above 0; 30
+        duration: The column with the track's length in the unit of `played`. The feedback then grows with
+            the part that was played: nothing is -1, `skip_ratio` 0, all of it +1.
+        unit: The unit of `played` and `duration`; `seconds` if None.
+        skip_ratio: With `duration`, the part below which a track counts as skipped, in (0, 1); 0.5 if None.
+        skip_seconds: With `played` but no `duration`, the longest time of a skip in seconds, above 0; 30
             if None.
         explicit_feedback: The column with what the listener said, a number in [-1, 1]: below 0 disliked,
             above 0 liked; null becomes 0, unknown.
         timestamp: The column with the time: Datetime, a number of SECONDS, or text in ISO 8601, as in
-            ``2024-05-01T10:00:00Z``. Text without an offset is in UTC.
-        time_format: How the time is written as text, as in ``"%d/%m/%Y %H:%M:%S"``; ISO 8601 if None.
+            `2024-05-01T10:00:00Z`. Text without an offset is in UTC.
+        time_format: How the time is written as text, as in `"%d/%m/%Y %H:%M:%S"`; ISO 8601 if None.
         position: The column with the order within a session.
         user: The column with the listener's id.
-        separator: The character between the columns of a CSV file; ``"\t"`` is a tab, also if a shell hands
+        separator: The character between the columns of a CSV file; `"\t"` is a tab, also if a shell hands
             over its two characters.
         gap_minutes: The longest pause within a session, where sessions are cut here.
 
@@ -98,13 +98,13 @@ def read_table(
         A canonical table.
 
     Raises:
-        TypeError: ``source`` is neither paths nor a table, or a number is none.
+        TypeError: `source` is neither paths nor a table, or a number is none.
         ValueError: A column is missing (the message lists the columns) or has a type that cannot be used,
             CSV and Parquet are mixed, a path does not exist, settings exclude each other or are unused, or
             they leave the sessions or their order open. When collected: a value is wrong; the message names
             the file, the row, the column and the value.
 
-    Example:
+    Examples:
         >>> log = pl.DataFrame(
         ...     {"track": ["a", "b"], "who": ["u", "u"], "time": [0, 60], "stars": [1.0, None]}
         ... )
@@ -230,7 +230,7 @@ def _check_signals(
 
 
 def _to_separator(separator: str) -> str:
-    r"""Return the separator, a tab where it is written as ``\t``."""
+    r"""Return the separator, a tab where it is written as `\t`."""
     character = "\t" if separator == "\\t" else separator
     if len(character) != 1 or not character.isascii() or character in '\r\n"':
         raise ValueError(

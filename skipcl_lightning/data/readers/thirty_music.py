@@ -29,25 +29,25 @@ def read_30music(
     learning better than learning from skips.
 
     Args:
-        paths: ``sessions.idomaar``, gzipped or not: lines of ``event.session``, id, start in seconds, and
-            two JSON objects, of which the second names the user (``subjects``) and the tracks
-            (``objects``, each with ``id``, ``playstart`` in seconds after the start, ``playratio``); or a
-            Parquet file with ``session_id``, ``item_id``, ``timestamp``, ``user_id``, ``play_ratio``; or a
-            folder that is searched for ``sessions.idomaar``, ``sessions.idomaar.gz`` and
-            ``sessions*.parquet``.
-        label: ``binary``: -1 where at most ``skip_ratio`` of the track was played, else +1; ``ratio``: the
-            distance from ``skip_ratio``, from -1 for nothing to +1 for the whole. A ratio that is missing
+        paths: `sessions.idomaar`, gzipped or not: lines of `event.session`, id, start in seconds, and
+            two JSON objects, of which the second names the user (`subjects`) and the tracks
+            (`objects`, each with `id`, `playstart` in seconds after the start, `playratio`); or a
+            Parquet file with `session_id`, `item_id`, `timestamp`, `user_id`, `play_ratio`; or a
+            folder that is searched for `sessions.idomaar`, `sessions.idomaar.gz` and
+            `sessions*.parquet`.
+        label: `binary`: -1 where at most `skip_ratio` of the track was played, else +1; `ratio`: the
+            distance from `skip_ratio`, from -1 for nothing to +1 for the whole. A ratio that is missing
             or below 0 gives 0, unknown.
         skip_ratio: The largest part of a track that still counts as skipped, in (0, 1).
         max_damaged: The largest share of lines whose JSON is broken, in [0, 1), of those that are read at
             once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
-        A canonical table in the order of the files: ``session_id``, ``item_id`` (both Int64), ``feedback``,
-        ``timestamp`` (Int64, seconds since 1970), ``user_id`` (Int64), ``copy_key`` (the play ratio).
+        A canonical table in the order of the files: `session_id`, `item_id` (both Int64), `feedback`,
+        `timestamp` (Int64, seconds since 1970), `user_id` (Int64), `copy_key` (the play ratio).
 
     Raises:
-        TypeError: ``skip_ratio`` is no number.
+        TypeError: `skip_ratio` is no number.
         ValueError: A path does not exist, a folder has no sessions, a Parquet file lacks a column or has it
             in another type, or a setting is wrong. When collected: a line has another form; the message
             names the file and the line.
@@ -56,7 +56,7 @@ def read_30music(
         Turrin, Quadrana, Condorelli, Pagano, Cremonesi, "30Music Listening and Playlists Dataset", RecSys
         2015 posters, CEUR-WS vol. 1441.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> play = {"type": "track", "id": 5, "playstart": 60, "playtime": 9, "playratio": 0.05}
         >>> told = {"subjects": [{"type": "user", "id": 3}], "objects": [play]}

@@ -36,39 +36,39 @@ def read_yambda(
     clock's step. Plays are read lazily, one row at a time; all opinions are held in memory.
 
     Args:
-        listens: ``listens.parquet`` with ``uid``, ``item_id``, ``timestamp`` (seconds since the data set
-            began, in steps of 5), ``played_ratio_pct`` (percent of the track; may pass 100), several such
-            files, or a folder that is searched for that name. Or, named itself, ``multi_event.parquet``,
-            which has the opinions too and tells them by ``event_type``.
-        likes: ``likes.parquet`` with ``uid``, ``item_id``, ``timestamp``, or a folder that has it.
-        dislikes: ``dislikes.parquet``, likewise.
-        unlikes: ``unlikes.parquet``, likewise, which needs ``likes``.
-        undislikes: ``undislikes.parquet``, likewise, which needs ``dislikes``.
-        label: ``binary``: -1 where at most ``skip_ratio`` of the track was played, else +1; ``ratio``: the
-            distance from ``skip_ratio``, from -1 for nothing to +1 for the whole. Null gives 0, unknown.
+        listens: `listens.parquet` with `uid`, `item_id`, `timestamp` (seconds since the data set
+            began, in steps of 5), `played_ratio_pct` (percent of the track; may pass 100), several such
+            files, or a folder that is searched for that name. Or, named itself, `multi_event.parquet`,
+            which has the opinions too and tells them by `event_type`.
+        likes: `likes.parquet` with `uid`, `item_id`, `timestamp`, or a folder that has it.
+        dislikes: `dislikes.parquet`, likewise.
+        unlikes: `unlikes.parquet`, likewise, which needs `likes`.
+        undislikes: `undislikes.parquet`, likewise, which needs `dislikes`.
+        label: `binary`: -1 where at most `skip_ratio` of the track was played, else +1; `ratio`: the
+            distance from `skip_ratio`, from -1 for nothing to +1 for the whole. Null gives 0, unknown.
         skip_ratio: The largest part of a track that still counts as skipped, in (0, 1); the data set's own
             "listened" is above 0.5.
-        gap_minutes: The longest pause within a session, from one ``timestamp`` to the next, above 0. None
+        gap_minutes: The longest pause within a session, from one `timestamp` to the next, above 0. None
             for the plain history, in the order of the files.
 
     Returns:
-        A canonical table, sorted by user and time: ``session_id`` (String), ``item_id`` (Int64),
-        ``feedback``, with opinions ``explicit_feedback`` (+1 liked, -1 disliked, 0 neither), ``timestamp``
-        (Int64, seconds), ``user_id`` (Int64), ``copy_key`` (the percentage played); without ``session_id``
-        for ``gap_minutes=None``.
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64),
+        `feedback`, with opinions `explicit_feedback` (+1 liked, -1 disliked, 0 neither), `timestamp`
+        (Int64, seconds), `user_id` (Int64), `copy_key` (the percentage played); without `session_id`
+        for `gap_minutes=None`.
 
     Raises:
         TypeError: A setting is no number.
         ValueError: A path does not exist, a folder has no such file, a file lacks a column or has it in
-            another type, ``unlikes`` or ``undislikes`` have nothing to undo, opinions are given beside
-            ``multi_event.parquet`` or that is mixed with ``listens.parquet``, or a setting is wrong. When
-            collected: an ``event_type`` is unknown.
+            another type, `unlikes` or `undislikes` have nothing to undo, opinions are given beside
+            `multi_event.parquet` or that is mixed with `listens.parquet`, or a setting is wrong. When
+            collected: an `event_type` is unknown.
 
     Reference:
         Ploshkin et al., "Yambda-5B: A Large-Scale Multi-modal Dataset for Ranking And Retrieval", 2025,
         arXiv 2505.22238.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> plays = {"uid": [1, 1], "item_id": [7, 7], "timestamp": [0, 60], "played_ratio_pct": [9, 100]}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +135,7 @@ def _scan_opinions(given: Mapping[str, Paths]) -> pl.LazyFrame | None:
 
 
 def _scan_file(file: Path, name: str, numbers: Sequence[str] = ()) -> pl.LazyFrame:
-    """One file in the canonical names and one type, with its ``event`` where it tells it."""
+    """One file in the canonical names and one type, with its `event` where it tells it."""
     table = scan_parquet(file, _INTEGERS, numbers, name=name)
     columns = [
         cast_column(column, pl.Int64, output=canonical)

@@ -1,4 +1,4 @@
-"""Matrix factorisation, by the ``implicit`` package: WRMF and BPR, as in the paper."""
+"""Matrix factorisation, by the `implicit` package: WRMF and BPR, as in the paper."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,10 @@ __all__ = ["BPR", "WRMF"]
 class WRMF:
     """Weighted regularised matrix factorisation of sessions and items, by alternating least squares.
 
-    A session's factors are computed anew from its tracks so far. Needs the extra ``baselines``.
+    A session's factors are computed anew from its tracks so far. Needs the extra `baselines`.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+        data: The data module, of which the whole training set is read: sessions longer than `max_length`
             too.
         num_factors: The length of the factors.
         regularisation: The weight of their squares, above 0.
@@ -31,7 +31,7 @@ class WRMF:
         seed: Of the initial factors.
 
     Raises:
-        ImportError: ``implicit`` is not installed.
+        ImportError: `implicit` is not installed.
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range.
 
@@ -39,7 +39,7 @@ class WRMF:
         Hu, Koren, Volinsky: Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008,
         doi 10.1109/ICDM.2008.22.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
         >>> scores = WRMF(data, num_factors=2).scores(next(iter(data.test_dataloader())))
@@ -92,10 +92,10 @@ class BPR:
     """Matrix factorisation of sessions and items by Bayesian personalised ranking.
 
     A session's factors are those of its training part: it must have been trained on. Needs the extra
-    ``baselines``.
+    `baselines`.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+        data: The data module, of which the whole training set is read: sessions longer than `max_length`
             too.
         num_factors: The length of the factors.
         learning_rate: Of stochastic gradient descent, above 0.
@@ -104,7 +104,7 @@ class BPR:
         seed: Of the initial factors and the sampling. On several threads two runs differ all the same.
 
     Raises:
-        ImportError: ``implicit`` is not installed.
+        ImportError: `implicit` is not installed.
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range.
 
@@ -112,7 +112,7 @@ class BPR:
         Rendle, Freudenthaler, Gantner, Schmidt-Thieme: BPR: Bayesian Personalized Ranking from Implicit
         Feedback, UAI 2009, arXiv 1205.2618.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
         >>> scores = BPR(data, num_factors=2).scores(next(iter(data.test_dataloader())))
@@ -151,7 +151,7 @@ class BPR:
         """Inner products of the sessions' factors with the items'.
 
         Args:
-            batch: B sessions that were trained on, with their ``session_index``.
+            batch: B sessions that were trained on, with their `session_index`.
 
         Returns:
             [B, V + 1] float32, on the CPU.

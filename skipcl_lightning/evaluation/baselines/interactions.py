@@ -15,13 +15,13 @@ def as_matrix(batch: SessionBatch, num_items: int) -> Any:
     """Count how often each session of a batch holds each item, from its first track on.
 
     Args:
-        batch: B sessions; of a longer one than ``max_length``, ``seen`` holds all tracks.
+        batch: B sessions; of a longer one than `max_length`, `seen` holds all tracks.
         num_items: V.
 
     Returns:
-        A [B, V + 1] ``scipy.sparse.csr_array`` of float32 counts.
+        A [B, V + 1] `scipy.sparse.csr_array` of float32 counts.
 
-    Example:
+    Examples:
         >>> import torch
         >>> as_matrix(SessionBatch(torch.tensor([[2, 2, 0]]), torch.zeros(1, 3)), 2).toarray()
         array([[0., 0., 2.]], dtype=float32)
@@ -35,16 +35,16 @@ def as_matrix(batch: SessionBatch, num_items: int) -> Any:
 
 
 def training_matrix(data: SessionDataModule) -> Any:
-    """Count how often each training session holds each item; rows are ``session_index``.
+    """Count how often each training session holds each item; rows are `session_index`.
 
     Args:
         data: The data module, of which the whole training set is read.
 
     Returns:
-        A [sessions, V + 1] ``scipy.sparse.csr_array`` of float32 counts. Sessions that are not trained on
+        A [sessions, V + 1] `scipy.sparse.csr_array` of float32 counts. Sessions that are not trained on
         have empty rows.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), max_length=2)
         >>> matrix = training_matrix(data)

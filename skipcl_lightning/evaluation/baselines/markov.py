@@ -20,14 +20,14 @@ class LastItemMarkov:
     Ties, most of all among items that never followed it, are broken by popularity.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+        data: The data module, of which the whole training set is read: sessions longer than `max_length`
             too.
-        rule: What follows a track: the ``next`` one, or the ``next_listened`` one.
+        rule: What follows a track: the `next` one, or the `next_listened` one.
 
     Raises:
         ValueError: The rule is unknown.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
         >>> scores = LastItemMarkov(data).scores(next(iter(data.test_dataloader())))

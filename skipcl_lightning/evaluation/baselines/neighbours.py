@@ -20,7 +20,7 @@ class SessionKNN:
     no neighbour are ordered by popularity, below all others.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than ``max_length``
+        data: The data module, of which the whole training set is read: sessions longer than `max_length`
             too.
         num_neighbours: The most similar sessions that count.
 
@@ -32,7 +32,7 @@ class SessionKNN:
         Jannach and Ludewig: When Recurrent Neural Networks Meet the Neighborhood for Session-Based
         Recommendation, RecSys 2017, doi 10.1145/3109859.3109872.
 
-    Example:
+    Examples:
         >>> from skipcl_lightning.data import simulate_sessions
         >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
         >>> scores = SessionKNN(data, num_neighbours=5).scores(next(iter(data.test_dataloader())))

@@ -13,13 +13,13 @@ class Popularity:
     """The same list for everyone: items by how often they occur in the training part.
 
     Args:
-        item_counts: [V + 1] int64 counts; ``SessionDataModule.item_counts``.
+        item_counts: [V + 1] int64 counts; `SessionDataModule.item_counts`.
 
     Raises:
         TypeError: The counts are no integers.
         ValueError: They are not one-dimensional.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(torch.tensor([[2]]), torch.tensor([[1.0]]))
         >>> Popularity(torch.tensor([0, 5, 1])).scores(batch)
         tensor([[0., 5., 1.]], dtype=torch.float64)
@@ -48,7 +48,7 @@ class SessionPopularity:
     On music logs, whose listeners repeat tracks, it beats many a neural model (arXiv 2409.04329).
 
     Args:
-        item_counts: [V + 1] int64 counts; ``SessionDataModule.item_counts``.
+        item_counts: [V + 1] int64 counts; `SessionDataModule.item_counts`.
 
     Raises:
         TypeError: The counts are no integers.
@@ -58,7 +58,7 @@ class SessionPopularity:
         Tran et al.: Transformers Meet ACT-R: Repeat-Aware and Sequential Listening Session Recommendation,
         RecSys 2024, arXiv 2408.16578, for repetition in listening; and arXiv 2409.04329.
 
-    Example:
+    Examples:
         >>> batch = SessionBatch(torch.tensor([[2, 3, 2, 0]]), torch.ones(1, 4))
         >>> SessionPopularity(torch.tensor([0, 3, 0, 1])).scores(batch)
         tensor([[0.0000, 0.7500, 2.0000, 1.2500]], dtype=torch.float64)

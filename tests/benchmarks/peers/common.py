@@ -73,7 +73,7 @@ class Sessions:
 
     @classmethod
     def load(cls, path: Path) -> "Sessions":
-        """Read what ``compare.py`` wrote."""
+        """Read what `compare.py` wrote."""
         with np.load(path) as arrays:
             return cls(arrays["items"], arrays["skipped"], arrays["lengths"], int(arrays["num_items"]))
 

@@ -87,7 +87,7 @@ def compare(
         memory_gib: What a process may ask for; on a CPU only.
         device: Where; RecBole's worker is for a CPU alone.
         precision: Of Lightning's Trainer, in training; RecBole has its own.
-        environments: Where ``set_up.sh`` has put the environments of the peers.
+        environments: Where `set_up.sh` has put the environments of the peers.
         output: The table.
     """
     present, notes = find_libraries(libraries, environments)

@@ -73,7 +73,7 @@ def make_module(task: Task, num_items: int) -> SkipCLModule:
 def run(
     task: Task, sessions: Sessions, make: Callable[[Task, int], SkipCLModule] = make_module
 ) -> dict[str, Any]:
-    """Train or evaluate the module that ``make`` makes."""
+    """Train or evaluate the module that `make` makes."""
     warnings.filterwarnings("ignore")
     data = make_data(task, sessions)
     module = make(task, data.num_items)

@@ -64,7 +64,7 @@ def write_table(path: Path, cells: Cells, libraries: Sequence[str], notes: Seque
     Args:
         path: The file.
         cells: By task, V and library.
-        libraries: The columns; ``ours`` is the first.
+        libraries: The columns; `ours` is the first.
         notes: What is said above the table.
         batch: Sessions in a batch, where nothing else is said.
     """

@@ -1,0 +1,44 @@
+"""Formulas between dollar signs as MathML, which browsers draw without a script: a hook of mkdocs."""
+
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import convert
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
+
+
+class Formulas(Extension):
+    """Reads `$…$` within a line and `$$…$$` as a block."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's own name
+        """Add the two patterns, after code spans (190) and before backslash escapes (180)."""
+        md.inlinePatterns.register(Formula(r"\$\$(.+?)\$\$", md, "block"), "block formula", 186)
+        md.inlinePatterns.register(Formula(r"(?<![\w$])\$([^$\n]+)\$(?!\w)", md, "inline"), "formula", 185)
+
+
+class Formula(InlineProcessor):
+    """Turns one kind of formula into MathML."""
+
+    def __init__(self, pattern: str, md: Markdown, display: str) -> None:
+        super().__init__(pattern, md)
+        self.display = display
+
+    def handleMatch(self, m: Any, data: str) -> tuple[Element | str, int, int]:  # noqa: ARG002, N802
+        """Convert one match."""
+        mathml = convert(" ".join(m[1].split()), display=self.display)
+        return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
+
+
+def on_config(config: Any) -> Any:
+    """Add the extension to those of mkdocs.yml.
+
+    Args:
+        config: The configuration of mkdocs.
+
+    Returns:
+        The same configuration.
+    """
+    config.markdown_extensions.append(Formulas())
+    return config
