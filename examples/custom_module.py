@@ -17,7 +17,6 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import simulate_sessions
 from skipcl_lightning.heads import SkipInfoNCE
 from skipcl_lightning.metrics import HitRate, SkipHitRate
@@ -67,7 +66,7 @@ class NextTrack(LightningModule):
         query, table = self.encode(items)
         logits = query[:, :-1] @ table.T  # [B, L - 1, V + 1]
         own = F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten(), ignore_index=0)
-        return own, self.skip_head(query, table[items], SessionBatch(items, feedback))  # 2
+        return own, self.skip_head(query, table[items], (items, feedback))  # 2
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """The loss of a batch: items, and what the listener did."""
@@ -108,7 +107,7 @@ class RecToolsNextTrack(NextTrack):
 class RePlayNextTrack(NextTrack):
     """A body whose ids begin at 0 and end in the one of padding.
 
-    Where your own batches are so, the head's are `SessionBatch((ids + 1) * padding_mask, feedback)`.
+    Where your own batches are so, the head's are `((ids + 1) * padding_mask, feedback)`.
     """
 
     padding: Side = "left"

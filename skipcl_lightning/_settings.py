@@ -1,15 +1,24 @@
 """Parts that remember the settings they were built with, so that a checkpoint can rebuild them."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
+from typing import (
+    Any,
+    Concatenate,
+    NotRequired,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 
 from torch import nn
 
 from skipcl_lightning._checks import check_choice
 
-__all__ = ["Part", "PartSettings", "build_part", "describe_part", "records_settings"]
+__all__ = ["Part", "PartSettings", "build_part", "describe_part", "records_settings", "records_settings_and"]
 
 
 class PartSettings(TypedDict):
@@ -29,8 +38,7 @@ def records_settings(
 ) -> Callable[Concatenate[Instance, Arguments], None]:
     """Decorate `__init__` so that the instance keeps its arguments, defaults included, as `settings`.
 
-    A subclass with an `__init__` of its own does not inherit this: its arguments are other ones, and a
-    part rebuilt from the parent's would silently be another part.
+    A subclass with its own `__init__` does not inherit this, because its arguments are different.
 
     Args:
         init: The `__init__` to wrap.
@@ -46,17 +54,72 @@ def records_settings(
         >>> Scale(2).settings
         {'factor': 2, 'offset': 0}
     """
-    signature = inspect.signature(init)
+    return _recording(init, inspect.signature(init))
 
+
+def records_settings_and(
+    **groups: Any,
+) -> Callable[
+    [Callable[Concatenate[Instance, Arguments], None]], Callable[Concatenate[Instance, Arguments], None]
+]:
+    """Return `records_settings` for an `__init__` with `**keywords: Unpack[SomeTypedDict]`.
+
+    The fields of a dataclass take the place of `**keywords` in the signature, so the command line, `help` and
+    checkpoints know them and their defaults.
+
+    Args:
+        groups: By the name of `**keywords`, a dataclass instance with the defaults.
+
+    Returns:
+        The decorator.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Look:
+        ...     colour: str = "red"
+        >>> class Scale:
+        ...     @records_settings_and(look=Look())
+        ...     def __init__(self, factor, **look):
+        ...         self.factor = factor
+        >>> Scale(2).settings
+        {'factor': 2, 'colour': 'red'}
+    """
+
+    def decorate(
+        init: Callable[Concatenate[Instance, Arguments], None],
+    ) -> Callable[Concatenate[Instance, Arguments], None]:
+        signature = inspect.signature(init)
+        parameters = [one for name, one in signature.parameters.items() if name not in groups]
+        for defaults in groups.values():
+            parameters += [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=getattr(defaults, field.name),
+                    annotation=field.type,
+                )
+                for field in dataclasses.fields(defaults)
+            ]
+        return _recording(init, signature.replace(parameters=parameters))
+
+    return decorate
+
+
+def _recording(
+    init: Callable[Concatenate[Instance, Arguments], None], signature: inspect.Signature
+) -> Callable[Concatenate[Instance, Arguments], None]:
     @functools.wraps(init)
     def wrapper(self: Instance, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        init(self, *args, **kwargs)
         if type(self).__init__ is wrapper:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             settings: dict[str, Any] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+        if type(self).__init__ is wrapper:
             vars(self)["settings"] = settings
 
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Callable[Concatenate[Instance, Arguments], None]", wrapper)
 
 

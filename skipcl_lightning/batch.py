@@ -28,7 +28,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_number, check_shape
 
-__all__ = ["PADDING_INDEX", "SessionBatch", "is_rejected"]
+__all__ = ["PADDING_INDEX", "SessionBatch", "Sessions", "as_batch", "is_rejected"]
 
 PADDING_INDEX = 0
 
@@ -323,3 +323,37 @@ def is_rejected(feedback: Any, explicit_feedback: Any | None, skip_threshold: fl
     if explicit_feedback is None:
         return skipped
     return (explicit_feedback < 0) | (skipped & ~(explicit_feedback > 0))
+
+
+# What the skip losses take: a batch, or its items and feedback.
+Sessions = SessionBatch | tuple[Tensor, Tensor]
+
+
+def as_batch(sessions: Sessions) -> SessionBatch:
+    """Return a `SessionBatch`, made of items and feedback if these are given.
+
+    Args:
+        sessions: A `SessionBatch`, or the pair `(items, feedback)`: [B, L] int64 item indices padded on the
+            right with 0, and [B, L] floating point in [-1, 1].
+
+    Returns:
+        The batch; feedback is float32.
+
+    Raises:
+        TypeError: `sessions` is neither, or a tensor has the wrong dtype.
+        ValueError: Shapes disagree, or feedback is outside [-1, 1].
+
+    Examples:
+        >>> as_batch((torch.tensor([[1, 2]]), torch.tensor([[1.0, -1.0]]))).skip_mask
+        tensor([[False,  True]])
+    """
+    if isinstance(sessions, SessionBatch):
+        return sessions
+    if not isinstance(sessions, tuple | list) or len(sessions) != 2:
+        raise TypeError(
+            "`sessions` must be a SessionBatch or the pair `(items, feedback)`, got "
+            f"{type(sessions).__name__}. Pass both tensors as a tuple."
+        )
+    items, feedback = sessions
+    check_shape("feedback", feedback, "B L", floating=True)
+    return SessionBatch(items, feedback.float())

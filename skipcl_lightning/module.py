@@ -25,9 +25,9 @@ from skipcl_lightning.functional.positions import (
     target_weights,
     training_targets,
 )
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
-from skipcl_lightning.heads.sparse import look_rows_up_alone, use_sparse_gradients
+from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import SessionModel
@@ -189,7 +189,7 @@ class SkipCLModule(LightningModule):
             _check_cloze(self.skip_head)
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
-        self._looks_rows_up = look_rows_up_alone(self.next_item_loss, self.skip_head)
+        self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
         self.save_hyperparameters(self._describe_parts())
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")

@@ -25,7 +25,7 @@ PUBLIC = {
         "clean_input",
         "is_causal",
     ],
-    "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch", "is_rejected"],
+    "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch", "Sessions", "as_batch", "is_rejected"],
     "skipcl_lightning.callbacks": [
         "CheckpointArtifact",
         "EmbeddingDiagnostics",
@@ -93,6 +93,7 @@ PUBLIC = {
     "skipcl_lightning.functional": [
         "Candidates",
         "Contrast",
+        "ContrastSettings",
         "RejectedSequence",
         "alignment",
         "append_mask_token",

@@ -12,7 +12,7 @@ from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
+from skipcl_lightning.functional import cloze_positives, full_softmax_loss, skip_info_nce
 from skipcl_lightning.functional.positions import training_targets
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 
@@ -53,9 +53,10 @@ def test_the_loss_asks_for_hidden_tracks_in_their_place_and_contrasts_them():
     query, table = model(visible), model.model.item_embedding.weight[: NUM_ITEMS + 1]
     next_item = full_softmax_loss(query[mask], table, torch.tensor([5, 7, 6])).mean()
     # Item 5 stands visible at the end: its hidden place is no anchor.
-    positives = torch.tensor([[-1, -1, -1, 3, -1], [-1, -1, 2, -1, -1]])
+    positives = cloze_positives(hidden.items, hidden.listened_mask, mask)
+    assert positives.tolist() == [[-1, -1, -1, 3, -1], [-1, -1, 2, -1, -1]]
     keys = table[hidden.items]
-    skip = skip_info_nce(query, keys, hidden.items, hidden.feedback, positive_position=positives)
+    skip = skip_info_nce(query, keys, hidden)
     assert skip > 0
     losses = model.losses(model.part_losses(batch()))
     torch.testing.assert_close(losses["next_item_loss"], next_item)

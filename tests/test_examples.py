@@ -127,7 +127,7 @@ def test_the_skip_loss_of_a_foreign_module_is_that_of_its_right_padded_sessions(
     else:
         right_items, right_feedback = items, feedback
     expected = skip_info_nce(
-        query, table[right_items], right_items, right_feedback, negatives="session", temperature=0.1
+        query, table[right_items], (right_items, right_feedback), negatives="session", temperature=0.1
     )
     assert expected > 0
     torch.testing.assert_close(module.losses(items, feedback)[1], expected)

@@ -26,8 +26,10 @@ def test_the_formulas_agree_with_the_cpu():
     items = torch.randint(1, 30, (4, 6), generator=generator)
     feedback = torch.rand(4, 6, generator=generator) * 2 - 1
     for negatives in ("session", "past", "batch"):
-        on_cpu = skip_info_nce(query, keys, items, feedback, negatives=negatives)
-        on_gpu = skip_info_nce(query.cuda(), keys.cuda(), items.cuda(), feedback.cuda(), negatives=negatives)
+        on_cpu = skip_info_nce(query, keys, (items, feedback), negatives=negatives)
+        on_gpu = skip_info_nce(
+            query.cuda(), keys.cuda(), (items.cuda(), feedback.cuda()), negatives=negatives
+        )
         torch.testing.assert_close(on_gpu.cpu(), on_cpu)
     queries, table = torch.randn(9, 8, generator=generator), torch.randn(101, 8, generator=generator)
     target = torch.randint(1, 101, (9,), generator=generator)
@@ -127,12 +129,10 @@ def test_half_precision_over_a_large_catalogue_comes_near_float64(dtype, size):
         return loss, *torch.autograd.grad(loss, leaves)
 
     expected = gradients(query.double(), table.double())
-    with torch.autocast("cuda", dtype=dtype):
-        by_attention = gradients(query, table, chunk_size=1999)
-        by_products = gradients(query, table, chunk_size=2000)
-    for found in (by_attention, by_products):
+    for chunk_size in (600, 2000):
+        with torch.autocast("cuda", dtype=dtype):
+            found = gradients(query, table, chunk_size=chunk_size)
         torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-3, atol=0)
         for one, right in zip(found[1:], expected[1:], strict=True):
             assert one.dtype == torch.float32
             assert (one - right).norm() < 0.01 * right.norm()
-    assert not torch.equal(by_attention[1], by_products[1])

@@ -103,9 +103,9 @@ def test_the_track_behind_the_longest_input_is_learned_from():
     keys = model.item_table[items]
     next_item = full_softmax_loss(query[0], model.item_table, torch.tensor([3, 3, 4, 5])).mean()
     padded = torch.cat([query, torch.zeros(1, 1, 8)], dim=1)
-    skip = skip_info_nce(padded, keys, items, feedback)
+    skip = skip_info_nce(padded, keys, long)
     losses = model.losses(model.part_losses(long))
     torch.testing.assert_close(losses["next_item_loss"], next_item)
     torch.testing.assert_close(losses["skip_loss"], skip)
     # Three anchors: the tracks that were listened to and have a next one.
-    assert (skip_info_nce(padded, keys, items, feedback, reduction="none") > 0).sum() == 3
+    assert (skip_info_nce(padded, keys, long, reduction="none") > 0).sum() == 3

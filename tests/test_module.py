@@ -74,7 +74,7 @@ def test_the_loss_is_the_next_item_loss_plus_the_weighted_skip_loss(rule):
     next_item = full_softmax_loss(
         query[target > 0], module.model.item_embedding.weight, target[target > 0]
     ).mean()
-    skip = skip_info_nce(query, keys, batch.items, batch.feedback)
+    skip = skip_info_nce(query, keys, batch)
     assert skip > 0
     torch.testing.assert_close(module.losses(module.part_losses(batch))["loss"], next_item + 0.3 * skip)
 

@@ -21,9 +21,13 @@ from skipcl_lightning.evaluation.measures import (
 )
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
-from skipcl_lightning.functional.candidates import CandidateSampler
-from skipcl_lightning.functional.diversity import catalogue_coverage, count_recommendations, self_information
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.candidates import CandidateSampler
+from skipcl_lightning.functional.ranking.diversity import (
+    catalogue_coverage,
+    count_recommendations,
+    self_information,
+)
+from skipcl_lightning.functional.ranking.ranks import TieRule
 
 __all__ = ["Split", "evaluate"]
 

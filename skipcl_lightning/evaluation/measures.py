@@ -18,10 +18,8 @@ from skipcl_lightning.functional import (
     target_ranks,
     top_k_items,
 )
-from skipcl_lightning.functional.candidates import CandidateSampler
-from skipcl_lightning.functional.catalogue import exclude_items
-from skipcl_lightning.functional.exact import multiply_pairs
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.candidates import CandidateSampler
+from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items, multiply_pairs
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

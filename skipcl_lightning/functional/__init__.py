@@ -1,31 +1,33 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
-from skipcl_lightning.functional.candidates import candidate_ranks, sample_candidates
-from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
-from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
-from skipcl_lightning.functional.cloze import (
+from skipcl_lightning.functional.next_item.cloze import (
     append_mask_token,
     cloze_positives,
     draw_cloze_mask,
     hide_masked,
 )
-from skipcl_lightning.functional.contrast import Contrast, session_contrast
-from skipcl_lightning.functional.contrast_candidates import Candidates, rejected_candidates
-from skipcl_lightning.functional.diversity import (
-    catalogue_coverage,
-    count_recommendations,
-    mean_self_information,
-    self_information,
+from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss, full_softmax_loss
+from skipcl_lightning.functional.next_item.sampled_softmax import (
+    chunked_sampled_softmax_loss,
+    sample_items,
+    sampled_softmax_loss,
+    sampling_log_probability,
 )
-from skipcl_lightning.functional.geometry import alignment, effective_rank, uniformity
-from skipcl_lightning.functional.opposing import RejectedSequence, opposing_contrast, rejected_sequence
 from skipcl_lightning.functional.positions import (
     last_position,
     next_item_targets,
     next_listened,
     target_positions,
 )
-from skipcl_lightning.functional.ranking import (
+from skipcl_lightning.functional.ranking.candidates import candidate_ranks, sample_candidates
+from skipcl_lightning.functional.ranking.diversity import (
+    catalogue_coverage,
+    count_recommendations,
+    mean_self_information,
+    self_information,
+)
+from skipcl_lightning.functional.ranking.geometry import alignment, effective_rank, uniformity
+from skipcl_lightning.functional.ranking.metrics import (
     average_precision,
     hit_rate,
     mrr,
@@ -33,23 +35,25 @@ from skipcl_lightning.functional.ranking import (
     pairwise_wins,
     rank_percentile,
 )
-from skipcl_lightning.functional.ranks import score_ranks, target_ranks
-from skipcl_lightning.functional.skip_info_nce import skip_info_nce
-from skipcl_lightning.functional.skip_margin import skip_margin
-from skipcl_lightning.functional.skip_pairs import skip_pair_mask, skip_pair_scores
-from skipcl_lightning.functional.skip_softmax import skip_softmax
-from skipcl_lightning.functional.skip_unlikelihood import skip_unlikelihood
-from skipcl_lightning.functional.softmax import (
-    full_softmax_loss,
-    sample_items,
-    sampled_softmax_loss,
-    sampling_log_probability,
+from skipcl_lightning.functional.ranking.ranks import score_ranks, target_ranks
+from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
+from skipcl_lightning.functional.ranking.top_k import top_k_items
+from skipcl_lightning.functional.skip_losses.candidates import Candidates, rejected_candidates
+from skipcl_lightning.functional.skip_losses.contrast import Contrast, ContrastSettings, session_contrast
+from skipcl_lightning.functional.skip_losses.opposing import (
+    RejectedSequence,
+    opposing_contrast,
+    rejected_sequence,
 )
-from skipcl_lightning.functional.top_k import top_k_items
+from skipcl_lightning.functional.skip_losses.skip_info_nce import skip_info_nce
+from skipcl_lightning.functional.skip_losses.skip_margin import skip_margin
+from skipcl_lightning.functional.skip_losses.skip_softmax import skip_softmax
+from skipcl_lightning.functional.skip_losses.skip_unlikelihood import skip_unlikelihood
 
 __all__ = [
     "Candidates",
     "Contrast",
+    "ContrastSettings",
     "RejectedSequence",
     "alignment",
     "append_mask_token",

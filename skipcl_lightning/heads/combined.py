@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning._settings import Part, build_part, describe_part
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import Sessions
 
 __all__ = ["CombinedHead", "Weighting"]
 
@@ -78,14 +78,14 @@ class CombinedHead(nn.Module):
             check()
 
     def losses(
-        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
+        self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The loss of each head, before its weight.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             keys: [B, L, D] floating point, the embeddings of the session's items.
-            batch: Their items and feedback.
+            sessions: A `SessionBatch`, or the pair `(items, feedback)`.
             item_embeddings: [V + 1, D] floating point, the item table.
 
         Returns:
@@ -94,7 +94,7 @@ class CombinedHead(nn.Module):
         losses: dict[str, Tensor] = {}
         for name, head in self.named_heads().items():
             extra = (item_embeddings,) if getattr(head, "uses_item_table", False) else ()
-            losses[name] = head(query, keys, batch, *extra)
+            losses[name] = head(query, keys, sessions, *extra)
         return losses
 
     def named_heads(self) -> dict[str, nn.Module]:
@@ -139,20 +139,20 @@ class CombinedHead(nn.Module):
         return ((-self.log_variance).exp() * values + self.log_variance / 2).sum()
 
     def forward(
-        self, query: Tensor, keys: Tensor, batch: SessionBatch, item_embeddings: Tensor | None = None
+        self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the weighted sum.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             keys: [B, L, D] floating point, the embeddings of the session's items.
-            batch: Their items and feedback.
+            sessions: A `SessionBatch`, or the pair `(items, feedback)`.
             item_embeddings: [V + 1, D] floating point, the item table.
 
         Returns:
             A scalar.
         """
-        return self.combine(self.losses(query, keys, batch, item_embeddings))
+        return self.combine(self.losses(query, keys, sessions, item_embeddings))
 
 
 def _weight(head: nn.Module) -> float:

@@ -1,29 +1,32 @@
-"""Next-item losses over the positions that have something to predict."""
+"""Next-item losses over the positions that have a target."""
 
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.functional.chunked_sampled_softmax import chunked_sampled_softmax_loss
-from skipcl_lightning.functional.chunked_softmax import chunked_softmax_loss
-from skipcl_lightning.functional.softmax import (
+from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss
+from skipcl_lightning.functional.next_item.sampled_softmax import (
     Sampler,
+    chunked_sampled_softmax_loss,
     sample_items,
     sampling_log_probability,
 )
-from skipcl_lightning.heads.real_positions import real_positions
 
-__all__ = ["FullSoftmax", "SampledSoftmax"]
+__all__ = ["FullSoftmax", "SampledSoftmax", "real_positions"]
+
+# GPU tensors are cut at multiples of this, so that memory of one size serves many batches.
+_ROUND = 128
 
 
 class FullSoftmax(nn.Module):
-    """Cross-entropy over the whole catalogue, without the logits of all positions at once.
+    """Cross-entropy over the whole catalogue, computed in chunks of positions.
 
     Args:
-        chunk_size: Positions whose logits are held at once (`chunked_softmax_loss`); None for as many as
-            suit the catalogue and the device.
+        chunk_size: Positions in a chunk; None for the default of `chunked_softmax_loss`.
 
     Raises:
         TypeError: `chunk_size` is no integer.
@@ -54,15 +57,16 @@ class FullSoftmax(nn.Module):
         *,
         most_targets: int | None = None,
     ) -> Tensor:
-        """The mean loss over positions with a target.
+        """Return the mean loss over the positions with a target.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
-            weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
-            most_targets: No fewer than the positions with a target, where the host knows such a number: a GPU
-                then computes at so many positions, and else at all of them.
+            weight: [B, L] floating point above 0, the weight of each position in the mean; None for equal
+                weights.
+            most_targets: An upper bound of the number of targets, or None. A GPU computes logits at this many
+                positions, or at all positions.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -116,15 +120,16 @@ class SampledSoftmax(nn.Module):
         *,
         most_targets: int | None = None,
     ) -> Tensor:
-        """The mean loss over positions with a target.
+        """Return the mean loss over the positions with a target.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
             item_embeddings: [V + 1, D] floating point; row 0 is padding.
             target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
-            weight: [B, L] floating point above 0, how much each position counts in the mean; None for alike.
-            most_targets: No fewer than the positions with a target, where the host knows such a number: a GPU
-                then computes at so many positions, and else at all of them.
+            weight: [B, L] floating point above 0, the weight of each position in the mean; None for equal
+                weights.
+            most_targets: An upper bound of the number of targets, or None. A GPU computes logits at this many
+                positions, or at all positions.
 
         Returns:
             A scalar; exactly 0, with a zero gradient, without targets.
@@ -147,3 +152,54 @@ class SampledSoftmax(nn.Module):
             negative_log_probability=log_probability,
             sparse_gradients=self.sparse_gradients,
         )
+
+
+def real_positions(
+    query: Tensor, target: Tensor, weight: Tensor | None = None, most_targets: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the positions that have a target.
+
+    On a CPU only these. On a GPU and in a compiled step their number is not known in advance, so
+    `most_targets` positions (or all) are returned, with weight 0 where there is no target.
+
+    Args:
+        query: [B, L, D] floating point.
+        target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
+        weight: [B, L] floating point above 0; None for equal weights.
+        most_targets: An upper bound of the number of targets; None if unknown.
+
+    Returns:
+        [N, D] queries, [N] targets in 1..V, and [N] weights, or None for equal weights.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
+
+    Examples:
+        >>> real_positions(torch.ones(1, 2, 1), torch.tensor([[0, 3]]))
+        (tensor([[1.]]), tensor([3]), None)
+    """
+    sizes = check_shape("query", query, "B L D", floating=True)
+    check_shape("target", target, "B L", sizes)
+    mask = target != PADDING_INDEX
+    if weight is not None:
+        check_shape("weight", weight, "B L", sizes, floating=True)
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        return query[mask], target[mask], None if weight is None else weight[mask]
+    share = (mask.to(torch.float32) if weight is None else weight * mask).flatten()
+    query, target, mask = query.flatten(0, 1), target.flatten(), mask.flatten()
+    if query.device.type == "cuda" and most_targets is not None and not torch.compiler.is_compiling():
+        places, mask = _few_places(mask, most_targets)
+        # `index_select`: the gradient of an index would need a sort.
+        query, target, share = query.index_select(0, places), target[places], share[places] * mask
+    # NaN there must not reach the sum through a zero factor.
+    query = torch.where(mask[:, None], query, 0)
+    # Not clamped, so that the index kernels refuse a negative target.
+    return query, torch.where(target == PADDING_INDEX, PADDING_INDEX + 1, target), share
+
+
+def _few_places(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """[N] int64 places where a [B * L] mask is True, and [N] bool: False for filled-up places."""
+    count = min(len(mask), -(-most // _ROUND) * _ROUND)
+    places = torch.nonzero_static(mask, size=count, fill_value=0).squeeze(1)
+    return places, torch.arange(count, device=mask.device) < mask.sum()

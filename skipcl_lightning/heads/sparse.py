@@ -6,10 +6,10 @@ from torch import nn
 
 from skipcl_lightning.heads.combined import CombinedHead
 
-__all__ = ["look_rows_up_alone", "use_sparse_gradients"]
+__all__ = ["only_looks_up", "use_sparse_gradients"]
 
 
-def look_rows_up_alone(next_item_loss: nn.Module, skip_head: nn.Module | None) -> bool:
+def only_looks_up(next_item_loss: nn.Module, skip_head: nn.Module | None) -> bool:
     """Whether losses do nothing with the item table but look rows of it up.
 
     Args:
@@ -21,7 +21,7 @@ def look_rows_up_alone(next_item_loss: nn.Module, skip_head: nn.Module | None) -
 
     Examples:
         >>> from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
-        >>> look_rows_up_alone(SampledSoftmax(8), None), look_rows_up_alone(FullSoftmax(), None)
+        >>> only_looks_up(SampledSoftmax(8), None), only_looks_up(FullSoftmax(), None)
         (True, False)
     """
     return all(hasattr(part, "sparse_gradients") for _, part in _given_the_table(next_item_loss, skip_head))

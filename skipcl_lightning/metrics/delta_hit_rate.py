@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.functional.ranking import hit_rate
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.metrics import hit_rate
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.metrics.feedback_metric import Among, Population
 from skipcl_lightning.metrics.rank_metric import RankMetric
 

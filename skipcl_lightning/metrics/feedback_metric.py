@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_number, check_shape
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.metrics.count_metric import CountMetric
 
 __all__ = ["Among", "FeedbackMetric", "Population"]

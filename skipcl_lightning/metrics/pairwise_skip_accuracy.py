@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipcl_lightning.functional.ranking import pairwise_wins
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.metrics import pairwise_wins
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.metrics.feedback_metric import FeedbackMetric
 
 __all__ = ["PairwiseSkipAccuracy"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
-from skipcl_lightning.functional.ranks import score_ranks
+from skipcl_lightning.functional.ranking.ranks import score_ranks
 from skipcl_lightning.metrics.feedback_metric import FeedbackMetric
 
 __all__ = ["RankMetric"]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from skipcl_lightning.functional.ranks import TieRule, score_ranks
+from skipcl_lightning.functional.ranking.ranks import TieRule, score_ranks
 from skipcl_lightning.metrics.delta_hit_rate import DeltaHitRate
 from skipcl_lightning.metrics.pairwise_skip_accuracy import PairwiseSkipAccuracy
 from skipcl_lightning.metrics.skip_rank_percentile import SkipRankPercentile

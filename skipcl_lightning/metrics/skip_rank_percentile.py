@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.functional.ranking import rank_percentile
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.metrics import rank_percentile
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.metrics.feedback_metric import Among
 from skipcl_lightning.metrics.rank_metric import RankMetric
 

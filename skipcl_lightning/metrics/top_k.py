@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.functional.ranking import average_precision, hit_rate, mrr, ndcg
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.metrics import average_precision, hit_rate, mrr, ndcg
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.metrics.feedback_metric import Among, Population
 from skipcl_lightning.metrics.rank_metric import RankMetric
 

@@ -53,7 +53,7 @@ def ours(
     query: torch.Tensor, keys: torch.Tensor, items: torch.Tensor, feedback: torch.Tensor
 ) -> torch.Tensor:
     """One masked product."""
-    return skip_info_nce(query, keys, items, feedback, negatives="session", temperature=TEMPERATURE)
+    return skip_info_nce(query, keys, (items, feedback), negatives="session", temperature=TEMPERATURE)
 
 
 WAYS: dict[str, Callable[..., torch.Tensor]] = {"tiled": tiled, "ours": ours}

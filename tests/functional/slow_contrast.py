@@ -2,6 +2,8 @@
 
 import torch
 
+from skipcl_lightning.batch import SessionBatch
+
 
 def random_sessions(seed, *, sessions=4, length=7, num_items=9, explicit=True, dtype=torch.float64):
     """Query, table, items, feedback and explicit feedback, with repeats, unknowns and padding."""
@@ -18,6 +20,12 @@ def random_sessions(seed, *, sessions=4, length=7, num_items=9, explicit=True, d
     said[items == 0] = 0
     query = torch.randn(sessions, length, 5, generator=generator, dtype=dtype)
     return query, table, items, feedback, said
+
+
+def batch_of(items, feedback, said=None, *, threshold=0.0, **more):
+    """The sessions as the library takes them: float32 feedback, which holds the levels exactly."""
+    explicit = None if said is None else said.float()
+    return SessionBatch(items, feedback.float(), explicit_feedback=explicit, skip_threshold=threshold, **more)
 
 
 def slow_anchors(  # noqa: C901 - the definitions, one after the other, as a reader would check them

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from skipcl_lightning.functional import alignment, effective_rank, geometry, uniformity
+from skipcl_lightning.functional import alignment, effective_rank, uniformity
+from skipcl_lightning.functional.ranking import geometry
 
 
 def unit(row):

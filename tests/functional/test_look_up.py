@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skipcl_lightning.functional.look_up import gather_gradients, look_up
+from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up
 from skipcl_lightning.model import ItemEmbedding
 
 

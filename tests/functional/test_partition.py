@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from skipcl_lightning.functional.partition import log_partition
+from skipcl_lightning.functional.next_item.full_softmax import log_partition
 
 
 def tensors(dtype=torch.float64):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from skipcl_lightning.functional.ranking import (
+from skipcl_lightning.functional.ranking.metrics import (
     average_precision,
     hit_rate,
     mrr,

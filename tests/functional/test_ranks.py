@@ -9,11 +9,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from skipcl_lightning.functional import rank_count, score_ranks, target_ranks
-from skipcl_lightning.functional.exact import compare_exactly, error_unit, full_precision, scale_queries
+from skipcl_lightning.functional import score_ranks, target_ranks
+from skipcl_lightning.functional.ranking import ranks as module
+from skipcl_lightning.functional.ranking.ranks import (
+    compare_exactly,
+    error_unit,
+    full_precision,
+    scale_queries,
+)
 
 SCORES = st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 1.0, math.inf, math.nan])
-RANKS = sys.modules["skipcl_lightning.functional.ranks"]
+RANKS = sys.modules["skipcl_lightning.functional.ranking.ranks"]
 TIES = ["pessimistic", "mean", "optimistic"]
 
 
@@ -99,7 +105,7 @@ def test_ranks_equal_unrounded_arithmetic_however_close_the_scores(
     queries, table = scale * queries, table_scale * table
     target = torch.tensor([10, 20, 3, 39])
     exclude = torch.randint(0, 40, (4, 6), generator=generator)
-    with mock.patch.object(rank_count, "_GROUP", group):
+    with mock.patch.object(module, "_GROUP", group):
         ranks = target_ranks(queries, table, target, exclude=exclude, ties=ties, chunk_size=chunk_size)
     ranks = ranks.tolist()
     for n in range(4):
@@ -290,7 +296,7 @@ def test_what_is_settled_on_the_way_counts_as_what_is_settled_at_the_end(monkeyp
     for ties in TIES:
         expected = target_ranks(queries, table, target, ties=ties)
         with monkeypatch.context() as patch:
-            patch.setattr(rank_count, "_MOST_OPEN", 3)
+            patch.setattr(module, "_MOST_OPEN", 3)
             assert torch.equal(target_ranks(queries, table, target, ties=ties, chunk_size=5000), expected)
     assert len(expected.unique()) > 20
 
@@ -330,6 +336,6 @@ def test_many_targets_without_a_score_take_no_product_of_their_own(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("settled pair by pair")
 
-    monkeypatch.setattr(rank_count.RankCount, "_add_near", refuse)
+    monkeypatch.setattr(module.RankCount, "_add_near", refuse)
     queries = torch.full((5, 3), math.nan)
     assert target_ranks(queries, torch.randn(30, 3), torch.arange(1, 6)).tolist() == [29] * 5

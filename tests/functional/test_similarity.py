@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skipcl_lightning.functional import similarity
-from skipcl_lightning.functional.similarity import cosine
+from skipcl_lightning.functional.skip_losses import similarity
+from skipcl_lightning.functional.skip_losses.similarity import cosine
 
 KINDS = {"session": (3, 5, 4), "shared": (7, 4), "own": (3, 6, 5, 4)}
 

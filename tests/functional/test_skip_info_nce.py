@@ -5,9 +5,10 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from slow_contrast import batch_of
 from torch import Tensor
 
-from skipcl_lightning.functional import skip_info_nce
+from skipcl_lightning.functional import cloze_positives, skip_info_nce
 
 SWITCHES = list(
     itertools.product(
@@ -78,7 +79,9 @@ def test_loss_equals_the_slow_loop_in_every_switch_combination(
     data = random_sessions(seed)
     switches = {"anchors": anchors, "negatives": negatives, "skip_weights": skip_weights}
     expected = slow_losses(*data, **switches, threshold=threshold, temperature=0.5)
-    settings = {**switches, "skip_threshold": threshold, "temperature": 0.5}
+    settings = {**switches, "temperature": 0.5}
+    query, keys, *sessions = data
+    data = query, keys, batch_of(*sessions, threshold=threshold)
 
     each = skip_info_nce(*data, **settings, reduction="none")
     for b, t in itertools.product(range(each.shape[0]), range(each.shape[1])):
@@ -91,26 +94,19 @@ def test_loss_equals_the_slow_loop_in_every_switch_combination(
 
 @pytest.mark.parametrize("negatives", ["session", "past", "batch"])
 @pytest.mark.parametrize("seed", range(4))
-def test_given_positives_take_the_place_of_the_next_listened_track(negatives, seed):
+def test_hidden_positions_are_their_own_positives(negatives, seed):
     query, keys, items, feedback = random_sessions(seed)
     positions = torch.arange(items.shape[1]).expand_as(items)
-    # As in the cloze task: every other listened position is asked for itself.
-    asked = (items != 0) & (feedback >= 0) & (positions % 2 == 0)
-    positives = torch.where(asked, positions, -1)
+    hidden = (items != 0) & (positions % 2 == 0)
+    listened = (items != 0) & (feedback >= 0)
+    positives = cloze_positives(items, listened, hidden)
+    assert (positives >= 0).any()
     switches = {"anchors": "listened", "negatives": negatives, "skip_weights": "uniform"}
     expected = slow_losses(
         query, keys, items, feedback, **switches, threshold=0, temperature=0.5, positives=positives.tolist()
     )
-    each = skip_info_nce(
-        query,
-        keys,
-        items,
-        feedback,
-        **switches,
-        temperature=0.5,
-        positive_position=positives,
-        reduction="none",
-    )
+    batch = batch_of(items, feedback, cloze_mask=hidden)
+    each = skip_info_nce(query, keys, batch, **switches, temperature=0.5, reduction="none")
     for b, t in itertools.product(range(each.shape[0]), range(each.shape[1])):
         assert each[b, t].item() == pytest.approx(expected.get((b, t), 0.0), abs=1e-6)
 
@@ -145,8 +141,7 @@ def test_gradients_pass_gradcheck(negatives, skip_weights):
         return skip_info_nce(
             query,
             keys,
-            items,
-            feedback,
+            (items, feedback),
             negatives=negatives,
             skip_weights=skip_weights,
             temperature=temperature,
@@ -168,7 +163,7 @@ def test_gradients_pass_gradcheck(negatives, skip_weights):
 def test_padding_batch_order_and_item_numbers_change_nothing(seed, pad, negatives, anchors):
     query, keys, items, feedback = random_sessions(seed)
     settings = {"negatives": negatives, "anchors": anchors}
-    reference = skip_info_nce(query, keys, items, feedback, **settings)
+    reference = skip_info_nce(query, keys, (items, feedback), **settings)
 
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(items), generator=generator)
@@ -178,8 +173,10 @@ def test_padding_batch_order_and_item_numbers_change_nothing(seed, pad, negative
     changed = skip_info_nce(
         torch.cat([query, noise], dim=1)[order],
         torch.cat([keys, noise], dim=1)[order],
-        numbers[torch.cat([items, blank.long()], dim=1)][order],
-        torch.cat([feedback, blank.to(feedback.dtype)], dim=1)[order],
+        (
+            numbers[torch.cat([items, blank.long()], dim=1)][order],
+            torch.cat([feedback, blank.to(feedback.dtype)], dim=1)[order],
+        ),
         **settings,
     )
     torch.testing.assert_close(changed, reference, rtol=1e-9, atol=1e-12)
@@ -191,7 +188,7 @@ def test_nan_at_padding_reaches_no_gradient(negatives):
     for tensor in (query, keys):
         tensor[items == 0] = torch.nan
         tensor.requires_grad_()
-    loss = skip_info_nce(query, keys, items, feedback, negatives=negatives)
+    loss = skip_info_nce(query, keys, (items, feedback), negatives=negatives)
     loss.backward()
     assert (items == 0).any()
     assert loss > 0
@@ -209,7 +206,7 @@ def test_without_anchors_the_loss_is_exactly_zero_with_a_zero_gradient(feedback,
     query = torch.randn(1, 3, 4, requires_grad=True)
     keys = torch.randn(1, 3, 4, requires_grad=True)
     loss = skip_info_nce(
-        query, keys, torch.tensor([[1, 2, 3]]), torch.tensor([feedback]), negatives=negatives
+        query, keys, (torch.tensor([[1, 2, 3]]), torch.tensor([feedback])), negatives=negatives
     )
     loss.backward()
     assert loss.item() == 0.0
@@ -220,10 +217,10 @@ def test_without_anchors_the_loss_is_exactly_zero_with_a_zero_gradient(feedback,
 def test_each_query_meets_the_skips_of_its_own_session_only():
     # Error 1 of the authors' code: other sessions' skips stood where the own ones should.
     query, keys, items, feedback = random_sessions(2, sessions=8, num_items=40)
-    each = skip_info_nce(query, keys, items, feedback, reduction="none")
+    each = skip_info_nce(query, keys, (items, feedback), reduction="none")
     keys[4:] = keys[4:].flip(2)
     items[4:] = torch.where(items[4:] > 0, items[4:] % 40 + 1, 0)
-    again = skip_info_nce(query, keys, items, feedback, reduction="none")
+    again = skip_info_nce(query, keys, (items, feedback), reduction="none")
     assert each[:4].any()
     assert torch.equal(each[:4], again[:4])
     assert not torch.equal(each[4:], again[4:])
@@ -235,8 +232,7 @@ def test_a_trailing_position_has_no_positive_instead_of_the_first_track():
     each = skip_info_nce(
         query,
         keys,
-        torch.tensor([[1, 2, 3]]),
-        torch.tensor([[1.0, -1.0, 1.0]]),
+        (torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])),
         anchors="all",
         reduction="none",
     )
@@ -249,7 +245,7 @@ def test_listened_slots_are_no_negatives_and_the_mean_counts_anchors_only():
     generator = torch.Generator().manual_seed(0)
     query, keys = (torch.randn(1, 4, 6, generator=generator) for _ in range(2))
     loss = skip_info_nce(
-        query, keys, torch.tensor([[1, 2, 3, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]]), temperature=0.5
+        query, keys, (torch.tensor([[1, 2, 3, 0]]), torch.tensor([[1.0, -1.0, 1.0, 0.0]])), temperature=0.5
     )
     positive, negative = (torch.cosine_similarity(query[0, 0], keys[0, s], dim=0) / 0.5 for s in (2, 1))
     torch.testing.assert_close(loss, torch.log1p(torch.exp(negative - positive)))
@@ -257,9 +253,9 @@ def test_listened_slots_are_no_negatives_and_the_mean_counts_anchors_only():
 
 def test_half_precision_is_contrasted_in_float32():
     query, keys, items, feedback = random_sessions(3, dtype=torch.float32)
-    exact = skip_info_nce(query.bfloat16().float(), keys.bfloat16().float(), items, feedback)
+    exact = skip_info_nce(query.bfloat16().float(), keys.bfloat16().float(), (items, feedback))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = skip_info_nce(query.bfloat16(), keys.bfloat16(), items, feedback)
+        loss = skip_info_nce(query.bfloat16(), keys.bfloat16(), (items, feedback))
     assert loss.dtype == torch.float32
     assert torch.equal(loss, exact)
 
@@ -273,13 +269,14 @@ def test_half_precision_is_contrasted_in_float32():
         ({"reduction": "max"}, "`reduction` must be one of"),
         ({"temperature": 0.0}, r"`temperature` must be in \(0, inf\), got 0.0"),
         ({"temperature": math.nan}, "`temperature` must be in"),
-        ({"skip_threshold": -1.0}, r"`skip_threshold` must be in \(-1, 1\]"),
         ({"keys": torch.zeros(4, 7, 3)}, r"`keys` must have shape \[B=4, L=7, D=5\], got \[4, 7, 3\]"),
-        ({"feedback": torch.zeros(4, 6)}, "`feedback` must have shape"),
+        ({"sessions": (torch.ones(4, 7).long(), torch.zeros(4, 6))}, "`feedback` must have shape"),
+        ({"sessions": (torch.ones(4, 6).long(), torch.zeros(4, 6))}, "`items` must have shape"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
-    arguments = dict(zip(["query", "keys", "items", "feedback"], random_sessions(0), strict=True))
+    query, keys, *sessions = random_sessions(0)
+    arguments = {"query": query, "keys": keys, "sessions": tuple(sessions)}
     with pytest.raises(ValueError, match=message):
         skip_info_nce(**{**arguments, **change})
 
@@ -287,4 +284,4 @@ def test_bad_arguments_are_named(change, message):
 def test_integer_feedback_is_a_type_error():
     query, keys, items, _ = random_sessions(0)
     with pytest.raises(TypeError, match=r"`feedback` must be of a floating-point dtype, got torch.int64"):
-        skip_info_nce(query, keys, items, items)
+        skip_info_nce(query, keys, (items, items))

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from slow_contrast import random_sessions, slow_anchors
+from slow_contrast import batch_of, random_sessions, slow_anchors
 
 from skipcl_lightning.functional import (
     Candidates,
@@ -93,23 +93,24 @@ def test_the_loss_equals_the_slow_loop(seed, negatives, hardest, beta, parts):
     shared, mined, positives = (
         random_items(seed + n, *shape) for n, shape in enumerate([(6,), (4, 7, 2), (4, 7, 3)])
     )
-    given = {
-        "candidates": Candidates(shared, table[shared]) if "shared" in parts else None,
-        "mined_negatives": Candidates(mined, table[mined]) if "mined" in parts else None,
-        "mined_positives": Candidates(positives, table[positives]) if "positives" in parts else None,
-    }
+    batch = batch_of(
+        items,
+        feedback,
+        said,
+        mined_negatives=mined if "mined" in parts else None,
+        mined_positives=positives if "positives" in parts else None,
+    )
     loss = skip_info_nce(
         query,
         table[items],
-        items,
-        feedback,
-        explicit_feedback=said,
+        batch,
+        table,
         negatives=negatives,
         like_weight=2.0,
         temperature=TAU,
         num_hardest=hardest,
         mined_positive_weight=beta,
-        **given,
+        candidates=Candidates(shared, table[shared]) if "shared" in parts else None,
     )
     expected = slow_mean(
         query,
@@ -132,11 +133,10 @@ def test_the_loss_equals_the_slow_loop(seed, negatives, hardest, beta, parts):
 @hypothesis.settings(max_examples=40)
 def test_the_skips_of_the_batch_are_candidates_for_all_its_sessions(seed, hardest):
     query, table, items, feedback, said = random_sessions(seed)
-    settings = {"explicit_feedback": said, "temperature": TAU, "skip_weights": "strength"}
-    loss = skip_info_nce(
-        query, table[items], items, feedback, negatives="batch", num_hardest=hardest, **settings
-    )
-    contrast = session_contrast(items, feedback, explicit_feedback=said, skip_weights="strength")
+    batch = batch_of(items, feedback, said)
+    settings = {"temperature": TAU, "skip_weights": "strength"}
+    loss = skip_info_nce(query, table[items], batch, negatives="batch", num_hardest=hardest, **settings)
+    contrast = session_contrast(batch, skip_weights="strength")
     candidates = rejected_candidates(table[items], items, contrast)
     expected = slow_mean(
         query,
@@ -158,18 +158,11 @@ def test_gradients_reach_all_that_is_compared_and_pass_gradcheck():
         random_items(n, *shape) for n, shape in enumerate([(6,), (4, 7, 2), (4, 7, 3)])
     )
 
+    batch = batch_of(items, feedback, said, mined_negatives=mined, mined_positives=positives)
+
     def loss(query, table):
-        return skip_info_nce(
-            query,
-            table[items],
-            items,
-            feedback,
-            explicit_feedback=said,
-            candidates=Candidates(shared, table[shared]),
-            mined_negatives=Candidates(mined, table[mined]),
-            mined_positives=Candidates(positives, table[positives]),
-            temperature=TAU,
-        )
+        candidates = Candidates(shared, table[shared])
+        return skip_info_nce(query, table[items], batch, table, candidates=candidates, temperature=TAU)
 
     assert torch.autograd.gradcheck(loss, (query.requires_grad_(), table.requires_grad_()))
 
@@ -183,33 +176,38 @@ def test_gradients_reach_all_that_is_compared_and_pass_gradcheck():
             {"candidates": Candidates(torch.ones(3).long(), torch.zeros(2, 5))},
             r"`candidates.keys` must have shape \[C=3, D=5\], got \[2, 5\]",
         ),
-        (
-            {"mined_negatives": Candidates(torch.ones(4, 6, 2).long(), torch.zeros(4, 6, 2, 5))},
-            r"`mined_negatives.items` must have shape \[B=4, L=7, C\]",
-        ),
+        ({"gather_ranks": True}, "`negatives` must be 'batch' with `gather_ranks`, got 'session'"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     query, table, items, feedback, _ = random_sessions(0)
     with pytest.raises(ValueError, match=message):
-        skip_info_nce(query, table[items], items, feedback, **change)
+        skip_info_nce(query, table[items], (items, feedback), **change)
 
 
-def test_the_batch_s_candidates_can_be_replaced():
+def test_candidates_join_the_skips_of_the_batch():
     query, table, items, feedback, said = random_sessions(5)
-    shared = torch.tensor([1, 4, 8])
+    shared, batch = torch.tensor([1, 4, 8]), batch_of(items, feedback, said)
     loss = skip_info_nce(
         query,
         table[items],
-        items,
-        feedback,
-        explicit_feedback=said,
+        batch,
         negatives="batch",
         candidates=Candidates(shared, table[shared]),
         temperature=TAU,
     )
-    expected = slow_mean(query, table, items, feedback, said, shared=shared.tolist(), own_session=False)
+    own = rejected_candidates(table[items], items, session_contrast(batch)).items
+    expected = slow_mean(
+        query, table, items, feedback, said, shared=[*own.tolist(), *shared.tolist()], own_session=False
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_mined_items_need_the_item_table():
+    query, table, items, feedback, _ = random_sessions(0)
+    batch = batch_of(items, feedback, mined_negatives=random_items(0, 4, 7, 2))
+    with pytest.raises(ValueError, match="`item_embeddings` must be given for mined tracks, got None"):
+        skip_info_nce(query, table[items], batch)
 
 
 @pytest.mark.parametrize("skip_weights", ["uniform", "strength"])
@@ -221,8 +219,7 @@ def test_the_hardest_negatives_have_the_largest_terms_weight_included(skip_weigh
     losses = skip_info_nce(
         query,
         keys,
-        items,
-        feedback,
+        (items, feedback),
         skip_weights=skip_weights,
         temperature=1.0,
         num_hardest=1,
@@ -234,32 +231,10 @@ def test_the_hardest_negatives_have_the_largest_terms_weight_included(skip_weigh
     assert losses[0, 0].item() == pytest.approx(math.log(1 + hardest), rel=1e-5)
 
 
-@pytest.mark.parametrize("negatives", ["session", "batch"])
-def test_a_positive_at_a_skipped_track_is_never_its_own_negative(negatives):
-    items, feedback = torch.tensor([[1, 2, 3, 2]]), torch.tensor([[1.0, -1.0, -1.0, -1.0]])
-    keys = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0)).double()
-    mined = torch.tensor([[[2, 3]] * 4])
-    positive_position = torch.tensor([[1, -1, -1, -1]])
-    losses = skip_info_nce(
-        keys,
-        keys,
-        items,
-        feedback,
-        negatives=negatives,
-        positive_position=positive_position,
-        mined_negatives=Candidates(mined, keys[:, [1, 2]][:, None].expand(1, 4, 2, 5)),
-        temperature=TAU,
-        reduction="none",
-    )
-    own, other = similarity(keys[0, 0], keys[0, 1]), similarity(keys[0, 0], keys[0, 2])
-    # Item 3 twice, as a skip and as a mined track; item 2 not at all.
-    assert losses[0, 0].item() == pytest.approx(-math.log(own / (own + 2 * other)))
-
-
 def test_places_without_a_candidate_change_nothing():
     # As on a GPU, where candidates stay in their places.
     query, table, items, feedback, _ = random_sessions(4)
-    contrast = session_contrast(items, feedback)
+    contrast = session_contrast((items, feedback))
     compact = rejected_candidates(table[items], items, contrast)
     padded = Candidates(
         torch.where(contrast.rejected_mask, items, 0).flatten(),
@@ -268,7 +243,7 @@ def test_places_without_a_candidate_change_nothing():
     )
     assert len(compact.items) < len(padded.items)
     losses = [
-        skip_info_nce(query, table[items], items, feedback, negatives="batch", candidates=each, num_hardest=n)
+        skip_info_nce(query, table[items], (items, feedback), candidates=each, num_hardest=n, temperature=TAU)
         for each in (compact, padded)
         for n in (None, 2)
     ]

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from slow_contrast import random_sessions, slow_anchors
+from slow_contrast import batch_of, random_sessions, slow_anchors
 
 from skipcl_lightning.functional import (
     opposing_contrast,
@@ -88,13 +88,19 @@ LOSSES = {
 }
 
 
-def compute(name, query, table, items, contrast):
+def compute(name, query, table, batch, *, reduction="none", negatives="session", **contrast):
     function, _, settings = LOSSES[name]
-    if function is skip_unlikelihood:
-        return function(query, table[items], items, contrast, table, **settings)
-    if "samples" in settings:
-        settings = {**settings, "sample_keys": table[SAMPLES]}
-    return function(query, table[items], items, contrast, **settings)
+    given = () if function is skip_margin else (table,)
+    return function(
+        query,
+        table[batch.items],
+        batch,
+        *given,
+        **settings,
+        reduction=reduction,
+        negatives=negatives,
+        **contrast,
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -104,21 +110,21 @@ def compute(name, query, table, items, contrast):
 @hypothesis.settings(max_examples=40)
 def test_losses_equal_the_slow_loops(name, seed, switches, explicit):
     query, table, items, feedback, said = random_sessions(seed, explicit=explicit)
-    contrast = session_contrast(items, feedback, explicit_feedback=said, like_weight=2.0, **switches)
-    losses, weights = compute(name, query, table, items, contrast)
+    batch = batch_of(items, feedback, said)
+    losses = compute(name, query, table, batch, like_weight=2.0, **switches)
     expected = {
         place: anchor
         for place, anchor in slow_anchors(items, feedback, said, like_weight=2.0, **switches).items()
         if anchor[2]
     }
+    slow = {place: LOSSES[name][1](query, table, items, *place, anchor) for place, anchor in expected.items()}
     for b in range(4):
         for t in range(7):
-            if (b, t) in expected:
-                slow = LOSSES[name][1](query, table, items, b, t, expected[b, t])
-                assert losses[b, t].item() == pytest.approx(slow, rel=1e-6)
-                assert weights[b, t] == expected[b, t][1]
-            else:
-                assert losses[b, t] == weights[b, t] == 0
+            assert losses[b, t].item() == pytest.approx(slow.get((b, t), 0.0), rel=1e-6)
+    total = sum(expected[place][1] * loss for place, loss in slow.items())
+    count = sum(weight for _, weight, _ in expected.values())
+    mean = compute(name, query, table, batch, like_weight=2.0, reduction="mean", **switches)
+    assert mean.item() == pytest.approx(total / count if count else 0.0, rel=1e-6)
 
 
 @hypothesis.given(seed=st.integers(0, 10_000))
@@ -126,7 +132,7 @@ def test_losses_equal_the_slow_loops(name, seed, switches, explicit):
 def test_the_contrast_of_opposing_sequences_equals_the_slow_loop(seed):
     query, table, items, feedback, said = random_sessions(seed)
     opposing = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    contrast = session_contrast(items, feedback, explicit_feedback=said)
+    contrast = session_contrast(batch_of(items, feedback, said))
     losses, _ = opposing_contrast(query, table[items], opposing, items, contrast, temperature=0.5)
     sequence = rejected_sequence(items, contrast)
     for b in range(4):
@@ -150,7 +156,7 @@ def test_the_contrast_of_opposing_sequences_equals_the_slow_loop(seed):
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_nan_and_the_order_of_sessions_change_nothing(name):
     query, table, items, feedback, _ = random_sessions(5, explicit=False)
-    losses, _ = compute(name, query, table, items, session_contrast(items, feedback))
+    losses = compute(name, query, table, batch_of(items, feedback))
     assert losses.any()
     order = torch.tensor([2, 0, 3, 1])
     wide_items = torch.cat([items, torch.zeros(4, 2, dtype=torch.int64)], dim=1)[order]
@@ -158,7 +164,7 @@ def test_padding_nan_and_the_order_of_sessions_change_nothing(name):
     wide_query = torch.cat([query, torch.full((4, 2, 5), math.nan, dtype=torch.float64)], dim=1)[order]
     wide_query[wide_items == 0] = math.nan
     wide_query.requires_grad_()
-    again, _ = compute(name, wide_query, table, wide_items, session_contrast(wide_items, wide_feedback))
+    again = compute(name, wide_query, table, batch_of(wide_items, wide_feedback))
     torch.testing.assert_close(again[:, :7], losses[order])
     again.sum().backward()
     assert wide_query.grad.isfinite().all()
@@ -167,10 +173,10 @@ def test_padding_nan_and_the_order_of_sessions_change_nothing(name):
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "hinge"])
 def test_gradients_pass_gradcheck(name):
     query, table, items, feedback, said = random_sessions(1, sessions=3)
-    contrast = session_contrast(items, feedback, explicit_feedback=said)
+    batch = batch_of(items, feedback, said)
 
     def loss(query, table):
-        return compute(name, query, table, items, contrast)[0].sum()
+        return compute(name, query, table, batch, reduction="sum")
 
     assert loss(query, table) > 0
     assert torch.autograd.gradcheck(loss, (query.requires_grad_(), table.requires_grad_()))
@@ -180,12 +186,9 @@ def test_gradients_pass_gradcheck(name):
 def test_without_anchors_losses_are_zero_with_a_zero_gradient(name):
     query = torch.randn(1, 3, 5, requires_grad=True)
     items = torch.tensor([[1, 2, 3]])
-    losses, weights = compute(
-        name, query, torch.randn(8, 5), items, session_contrast(items, torch.ones(1, 3))
-    )
-    losses.sum().backward()
-    assert not losses.any()
-    assert not weights.any()
+    loss = compute(name, query, torch.randn(8, 5), batch_of(items, torch.ones(1, 3)), reduction="mean")
+    loss.backward()
+    assert loss == 0
     assert not query.grad.any()
 
 
@@ -193,31 +196,35 @@ def test_a_probability_of_one_has_a_finite_unlikelihood():
     query = torch.full((1, 3, 1), 60.0, requires_grad=True)
     table = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
     items = torch.tensor([[1, 2, 3]])
-    contrast = session_contrast(items, torch.tensor([[1.0, -1.0, 1.0]]))
-    losses, _ = skip_unlikelihood(query, table[items], items, contrast, table)
+    sessions = items, torch.tensor([[1.0, -1.0, 1.0]])
+    losses = skip_unlikelihood(query, table[items], sessions, table, reduction="none")
     losses.sum().backward()
     assert losses.isfinite().all()
     assert losses[0, 0] > 10
     assert query.grad.isfinite().all()
 
 
-def test_samples_come_with_their_embeddings():
+def test_samples_need_the_item_table():
     query, table, items, feedback, _ = random_sessions(0)
-    with pytest.raises(ValueError, match="`samples` and `sample_keys` must be given together"):
-        skip_softmax(query, table[items], items, session_contrast(items, feedback), samples=SAMPLES)
+    with pytest.raises(ValueError, match="`item_embeddings` must be given for sampled items"):
+        skip_softmax(query, table[items], (items, feedback), samples=SAMPLES)
+    with pytest.raises(ValueError, match="`item_embeddings` must be given for probabilities"):
+        skip_unlikelihood(query, table[items], (items, feedback))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"loss": "square"}, "`loss` must be one of 'bpr', 'hinge', got 'square'"),
-        ({"margin": 0.0}, r"`margin` must be in \(0, inf\)"),
+        ({"loss": "hinge", "margin": 0.0}, r"`margin` must be in \(0, inf\)"),
+        ({"margin": 0.5}, "`margin` must be None for 'bpr', got 0.5"),
+        ({"negatives": "batch"}, "`negatives` must be one of 'session', 'past', 'passed', got 'batch'"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
     query, table, items, feedback, _ = random_sessions(0)
     with pytest.raises(ValueError, match=message):
-        skip_margin(query, table[items], items, session_contrast(items, feedback), **settings)
+        skip_margin(query, table[items], (items, feedback), **settings)
 
 
 def test_a_skip_without_a_usable_sample_contributes_nothing():
@@ -225,25 +232,14 @@ def test_a_skip_without_a_usable_sample_contributes_nothing():
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_()
     query = torch.randn(1, 4, 5, generator=generator, dtype=torch.float64)
-    contrast = session_contrast(items, feedback)
     # All samples are the first skip: only the second one has other items to compare with.
-    losses, weights = skip_unlikelihood(
-        query, table[items], items, contrast, table, samples=torch.tensor([2, 2])
-    )
+    settings = {"samples": torch.tensor([2, 2]), "negatives": "session", "reduction": "none"}
+    losses = skip_unlikelihood(query, table[items], (items, feedback), table, **settings)
     skip, sample = (math.exp(dot(query[0, 0], table[item])) for item in (3, 2))
     # V - 1 = 4 other items are estimated by the one sample.
     assert losses[0, 0].item() == pytest.approx(-math.log(1 - skip / (skip + 4 * sample)))
-    assert weights[0, 0] == 1
-    only = session_contrast(items[:, [0, 1, 3]], feedback[:, [0, 1, 3]])
-    losses, weights = skip_unlikelihood(
-        query[:, :3],
-        table[items[:, [0, 1, 3]]],
-        items[:, [0, 1, 3]],
-        only,
-        table,
-        samples=torch.tensor([2, 2]),
-    )
+    short = items[:, [0, 1, 3]], feedback[:, [0, 1, 3]]
+    losses = skip_unlikelihood(query[:, :3], table[short[0]], short, table, **settings)
     assert not losses.any()
-    assert not weights.any()
     losses.sum().backward()
     assert not table.grad.any()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from skipcl_lightning.functional.ranks import target_ranks
-from skipcl_lightning.functional.top_k import top_k_items
+from skipcl_lightning.functional.ranking.ranks import target_ranks
+from skipcl_lightning.functional.ranking.top_k import top_k_items
 
 # Exact products, so that the slow reference sees the same ties.
 NUMBERS = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0, math.nan])

@@ -14,7 +14,7 @@ from skipcl_lightning.functional import (
     sampled_softmax_loss,
     skip_info_nce,
 )
-from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, real_positions
+from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, next_item
 
 
 def session_batch(**changes):
@@ -44,7 +44,7 @@ def test_every_setting_reaches_the_formula(settings):
     query, keys = query_and_keys()
     batch = session_batch()
     loss = SkipInfoNCE(**settings)(query, keys, batch)
-    torch.testing.assert_close(loss, skip_info_nce(query, keys, batch.items, batch.feedback, **settings))
+    torch.testing.assert_close(loss, skip_info_nce(query, keys, batch, **settings))
     assert not torch.isclose(loss, SkipInfoNCE()(query, keys, batch)) or settings.get("negatives") == "past"
 
 
@@ -52,7 +52,7 @@ def test_the_item_query_contrasts_the_item_itself():
     query, keys = query_and_keys()
     batch = session_batch()
     loss = SkipInfoNCE(query="item")(query, keys, batch)
-    torch.testing.assert_close(loss, skip_info_nce(keys, keys, batch.items, batch.feedback))
+    torch.testing.assert_close(loss, skip_info_nce(keys, keys, batch))
 
 
 def test_the_threshold_is_the_batchs():
@@ -166,8 +166,8 @@ def test_heads_rebuild_from_their_settings():
 def test_the_places_that_a_gpu_computes_at_are_those_with_a_target_first(real, more, step):
     mask = torch.tensor(real)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real_positions, "_ROUND", step)
-        places, is_real = real_positions._few_places(mask, sum(real) + more)
+        patch.setattr(next_item, "_ROUND", step)
+        places, is_real = next_item._few_places(mask, sum(real) + more)
     assert len(places) == min(len(real), -(-(sum(real) + more) // step) * step)
     assert places[is_real].tolist() == [place for place, one in enumerate(real) if one]
     assert int(is_real.sum()) == sum(real)

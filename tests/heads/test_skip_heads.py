@@ -10,8 +10,8 @@ from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import (
     Candidates,
+    ContrastSettings,
     next_item_targets,
-    session_contrast,
     skip_info_nce,
     skip_margin,
     skip_softmax,
@@ -93,13 +93,6 @@ def test_settings_reach_the_formulas():
         "dislike_weight": 3.0,
         "like_weight": 2.0,
     }
-    contrast = session_contrast(
-        sessions.items,
-        sessions.feedback,
-        explicit_feedback=sessions.explicit_feedback,
-        **contrast_settings,
-    )
-    mean = lambda terms: (terms[0] * terms[1]).sum() / terms[1].sum()  # noqa: E731 - a formula
     cases = [
         (
             SkipMargin(loss="hinge", margin=0.3, **contrast_settings),
@@ -109,27 +102,44 @@ def test_settings_reach_the_formulas():
         (SkipSoftmax(num_samples=0, **contrast_settings), skip_softmax, {}),
     ]
     for head, function, settings in cases:
-        expected = mean(function(query, keys, sessions.items, contrast, **settings))
+        expected = function(query, keys, sessions, **settings, **contrast_settings)
         torch.testing.assert_close(head(query, keys, sessions), expected)
     head = SkipUnlikelihood(**contrast_settings)
-    expected = mean(skip_unlikelihood(query, keys, sessions.items, contrast, table))
+    expected = skip_unlikelihood(query, keys, sessions, table, **contrast_settings)
     torch.testing.assert_close(head(query, keys, sessions, table), expected)
     info = SkipInfoNCE(**contrast_settings, num_hardest=1, mined_positive_weight=0.25)
     mined = torch.tensor([[[1, 2]] * 5, [[0, 9]] * 5])
     with_mined = sessions.replace(mined_negatives=mined, mined_positives=mined.flip(2))
     expected = skip_info_nce(
-        query,
-        keys,
-        sessions.items,
-        sessions.feedback,
-        explicit_feedback=sessions.explicit_feedback,
-        mined_negatives=Candidates(mined, table[mined]),
-        mined_positives=Candidates(mined.flip(2), table[mined.flip(2)]),
-        mined_positive_weight=0.25,
-        num_hardest=1,
-        **contrast_settings,
+        query, keys, with_mined, table, mined_positive_weight=0.25, num_hardest=1, **contrast_settings
     )
     torch.testing.assert_close(info(query, keys, with_mined, table), expected)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_takes_a_batch_or_its_items_and_feedback(name):
+    query, table = tensors()
+    sessions = batch()
+    torch.manual_seed(0)
+    head = HEADS[name]().eval()
+    losses = []
+    for one in (sessions, (sessions.items, sessions.feedback)):
+        torch.manual_seed(1)
+        losses.append(head(query, table[sessions.items], one, table))
+    assert losses[0] > 0
+    assert torch.equal(*losses)
+
+
+def test_the_settings_of_the_contrast_are_one_frozen_object():
+    head = SkipMargin(like_weight=2.0)
+    assert head.contrast == ContrastSettings(negatives="passed", like_weight=2.0)
+    assert head.settings == {"weight": 0.1, "loss": "bpr", "margin": None} | head.contrast.options
+    with pytest.raises(
+        ValueError, match="`negatives` must be one of 'session', 'past', 'passed', got 'batch'"
+    ):
+        SkipMargin(negatives="batch")
+    with pytest.raises(TypeError, match="negative"):
+        SkipMargin(negative="past")
 
 
 def test_the_opposing_encoder_learns_the_next_skip_besides_the_contrast():
@@ -168,8 +178,7 @@ def test_a_bank_keeps_the_latest_skips_and_pushes_from_them_in_later_steps():
     expected = skip_info_nce(
         query,
         table[sessions.items],
-        sessions.items,
-        sessions.feedback,
+        sessions,
         candidates=Candidates(bank, table[bank]),
     )
     torch.testing.assert_close(second, expected)

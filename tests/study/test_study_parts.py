@@ -25,7 +25,7 @@ def test_a_head_has_the_weight_and_its_own_negatives():
     for negatives in ("session", "past", "batch"):
         head = find_variant(negatives).build_head(0.7)
         assert isinstance(head, SkipInfoNCE)
-        assert (head.weight, head.negatives) == (0.7, negatives)
+        assert (head.weight, head.contrast.negatives) == (0.7, negatives)
     assert find_variant("none").build_head(0.7) is None
 
 
@@ -36,7 +36,10 @@ def test_every_variant_builds(name):
 
 def test_a_combined_head_gives_each_part_the_weight():
     head = find_variant("session+batch").build_head(0.7)
-    assert [(part.weight, part.negatives) for part in head.heads] == [(0.7, "session"), (0.7, "batch")]
+    assert [(part.weight, part.contrast.negatives) for part in head.heads] == [
+        (0.7, "session"),
+        (0.7, "batch"),
+    ]
 
 
 def test_the_suffix_turns_the_input_on_and_nothing_else():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
-from skipcl_lightning.functional.ranks import TieRule
+from skipcl_lightning.functional.ranking.ranks import TieRule
 
 __all__ = ["average_precision", "hit_rate", "mrr", "ndcg", "pairwise_wins", "rank_percentile"]
 

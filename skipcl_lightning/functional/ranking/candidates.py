@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.ranks import TieRule, score_ranks
+from skipcl_lightning.functional.ranking.ranks import TieRule, score_ranks
 
 __all__ = ["CandidateSampler", "candidate_ranks", "sample_candidates"]
 

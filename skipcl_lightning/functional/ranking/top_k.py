@@ -6,8 +6,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.catalogue import check_catalogue
-from skipcl_lightning.functional.exact import wide_dtype
+from skipcl_lightning.functional.ranking.ranks import check_catalogue, wide_dtype
 
 __all__ = ["top_k_items"]
 

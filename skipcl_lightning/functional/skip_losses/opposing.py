@@ -1,4 +1,4 @@
-"""Two sequences of one session, what was listened to and what was skipped, contrasted with each other."""
+"""Contrast of the listened and the skipped sequence of a session."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.contrast import Contrast
-from skipcl_lightning.functional.similarity import cosine
+from skipcl_lightning.functional.skip_losses.contrast import Contrast
+from skipcl_lightning.functional.skip_losses.similarity import cosine
 
 __all__ = ["RejectedSequence", "opposing_contrast", "rejected_sequence"]
 
 
 class RejectedSequence(NamedTuple):
-    """What each session rejects, as a sequence of its own.
+    """The rejected items of each session as a sequence.
 
     Attributes:
-        items: [B, L] int64, the rejected tracks in order, padded on the right with 0.
-        position: [B, L] int64, where each stands in its session; L at padding.
+        items: [B, L] int64, the rejected items in order, padded on the right with 0.
+        position: [B, L] int64, the position of each in its session; L at padding.
     """
 
     items: Tensor
@@ -27,11 +27,11 @@ class RejectedSequence(NamedTuple):
 
 
 def rejected_sequence(items: Tensor, contrast: Contrast) -> RejectedSequence:
-    """The skipped and disliked tracks of each session, moved together.
+    """Return the rejected items of each session as a sequence.
 
     Args:
         items: [B, L] int64; 0 is padding.
-        contrast: Of these sessions.
+        contrast: The contrast of these sessions.
 
     Returns:
         The sequences.
@@ -43,7 +43,7 @@ def rejected_sequence(items: Tensor, contrast: Contrast) -> RejectedSequence:
     Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[5, 6, 7]]), torch.tensor([[-1.0, 1.0, -0.5]])
-        >>> rejected_sequence(items, session_contrast(items, feedback)).items
+        >>> rejected_sequence(items, session_contrast((items, feedback))).items
         tensor([[5, 7, 0]])
     """
     sizes = check_shape("items", items, "B L", dtype=torch.int64)
@@ -63,9 +63,9 @@ def opposing_contrast(
     *,
     temperature: float | Tensor = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    r"""Pull each position to the next listened track, away from what the skips before it add up to.
+    r"""Return the contrast of the next listened item with the encoded sequence of skipped items.
 
-    With n_s what an encoder of the skipped tracks alone makes of those up to s, and S the skips before p(t):
+    With n_s the output of an encoder of the skipped items after the skip s, and S the skips before p(t):
 
     $$
     \ell_t = -\log \frac{\exp(\cos(q_t, e_{p(t)}) / \tau)}
@@ -75,29 +75,29 @@ def opposing_contrast(
     Args:
         query: [B, L, D] floating point, q_t.
         keys: [B, L, D] floating point, e_t.
-        opposing: [B, L, D] floating point, n of each place in the rejected sequence.
+        opposing: [B, L, D] floating point, n_s for each place of the rejected sequence.
         items: [B, L] int64; 0 is padding.
-        contrast: Anchors and positives.
+        contrast: The contrast of the same batch.
         temperature: τ > 0.
 
     Returns:
-        [B, L] losses and [B, L] weights of the anchors, both 0 where there is none: an anchor has a skip
-        before its positive.
+        [B, L] losses and [B, L] weights of the anchors, both 0 where there is no anchor. An anchor
+        has a skip before its positive.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
         ValueError: Shapes disagree.
 
     Reference:
-        In the manner of Ivanova, Frolov, Vasilev: Benefiting from Negative yet Informative Feedback by
-        Contrasting Opposing Sequential Patterns, RecSys 2025, arXiv 2508.14786, which contrasts two encoders
-        as well; here the listened side is the backbone's own output.
+        After Ivanova, Frolov, Vasilev: Benefiting from Negative yet Informative Feedback by
+        Contrasting Opposing Sequential Patterns, RecSys 2025, arXiv 2508.14786, which contrasts two encoders;
+        here the backbone is the listened one.
 
     Examples:
         >>> from skipcl_lightning.functional import session_contrast
         >>> items, feedback = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> ones = torch.ones(1, 3, 2)
-        >>> losses, _ = opposing_contrast(ones, ones, ones, items, session_contrast(items, feedback))
+        >>> losses, _ = opposing_contrast(ones, ones, ones, items, session_contrast((items, feedback)))
         >>> losses.round(decimals=4)
         tensor([[0.6931, 0.0000, 0.0000]])
     """

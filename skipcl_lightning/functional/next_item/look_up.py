@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gather_gradients", "look_up"]
+__all__ = ["gather_gradients", "look_up", "require_table"]
 
 
 def look_up(
@@ -57,6 +57,30 @@ def gather_gradients(item_embeddings: Tensor) -> Tensor:
     """
     gathered: Tensor = _Gathered.apply(item_embeddings)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def require_table(item_embeddings: Tensor | None, reason: str) -> Tensor:
+    """Return the item table, or raise an error that says what needs it.
+
+    Args:
+        item_embeddings: [V + 1, D], or None.
+        reason: What needs it.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: It is None.
+
+    Examples:
+        >>> require_table(None, "a memory bank")
+        Traceback (most recent call last):
+            ...
+        ValueError: `item_embeddings` must be given for a memory bank, got None. Pass the item table.
+    """
+    if item_embeddings is None:
+        raise ValueError(f"`item_embeddings` must be given for {reason}, got None. Pass the item table.")
+    return item_embeddings
 
 
 class _Gathered(torch.autograd.Function):
