@@ -12,7 +12,7 @@ from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import session_lengths
-from skipcl_lightning.data.ids import to_ids
+from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.module import SkipCLModule
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from skipcl_lightning.data import SessionEncoder
-from skipcl_lightning.data.fingerprint import fingerprint_vocabulary
+from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
 
 __all__ = ["CheckpointArtifact"]
 

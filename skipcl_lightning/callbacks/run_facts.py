@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.data.fingerprint import fingerprint_vocabulary
+from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
 
 __all__ = ["RunFacts"]
 

@@ -28,8 +28,8 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
-from skipcl_lightning.data.run_warnings import FeedbackWarning
-from skipcl_lightning.data.split import Split, Targets
+from skipcl_lightning.data.prepare.drop_report import FeedbackWarning
+from skipcl_lightning.data.splits.splits import Split, Targets
 
 __all__ = ["add_prepare", "make_split", "run_prepare"]
 

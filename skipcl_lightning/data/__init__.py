@@ -1,13 +1,15 @@
 """From logs of listening to batches: readers, sessions, item numbers, splits and the data module."""
 
+from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
+from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.datamodule import SessionDataModule
-from skipcl_lightning.data.dataset import SessionDataset, keep_batch
-from skipcl_lightning.data.drop_report import DropReport
-from skipcl_lightning.data.encoder import SessionEncoder
-from skipcl_lightning.data.filters import SessionFilter
+from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
-from skipcl_lightning.data.preparation import prepare_sessions
-from skipcl_lightning.data.prepared import PreparedData
+from skipcl_lightning.data.prepare.drop_report import DropReport
+from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.preparation import prepare_sessions
+from skipcl_lightning.data.prepare.prepared_data import PreparedData
+from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.readers import (
     read_30music,
     read_lfm1k,
@@ -19,16 +21,12 @@ from skipcl_lightning.data.readers import (
     read_table,
     read_yambda,
 )
-from skipcl_lightning.data.recommendations import recommendation_frame
-from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
-from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.simulated_logs import write_mssd_logs
-from skipcl_lightning.data.split import LeaveOneOut, SplitBySession, leave_one_out
-from skipcl_lightning.data.split_by_time import SplitByTime
-from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.store_on_disk import open_store, prepare_store
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.splits.by_time import SplitByTime
+from skipcl_lightning.data.splits.splits import LeaveOneOut, SplitBySession, leave_one_out
+from skipcl_lightning.data.store.on_disk import open_store, prepare_store
+from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = [

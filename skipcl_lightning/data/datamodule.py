@@ -15,17 +15,16 @@ from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.data.dataset import SessionDataset, keep_batch
-from skipcl_lightning.data.drop_report import DropReport
+from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
+from skipcl_lightning.data.batches.loader import QuietDataModule, ResumableLoader, silence_run_warnings
+from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
-from skipcl_lightning.data.loader import ResumableLoader
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
-from skipcl_lightning.data.prepared import ColdTargets, PreparedData
-from skipcl_lightning.data.run_warnings import QuietDataModule, silence_run_warnings
-from skipcl_lightning.data.sampler import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data.prepare.drop_report import DropReport
+from skipcl_lightning.data.prepare.log_or_store import make_source
+from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import Table
-from skipcl_lightning.data.source import make_source
-from skipcl_lightning.data.split import Split
+from skipcl_lightning.data.splits.splits import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["SessionDataModule"]

@@ -8,13 +8,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.data.store import SessionStore
+from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 
-__all__ = ["SessionEncoder", "session_lengths"]
+__all__ = ["SessionEncoder", "recommendation_frame", "session_lengths"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 
@@ -263,3 +264,40 @@ def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any
             "`1.0 if listened else -1.0`; use 0 for tracks without feedback."
         )
     return values
+
+
+def recommendation_frame(
+    session_ids: pl.Series, items: Tensor, scores: Tensor, vocabulary: ItemVocabulary
+) -> pl.DataFrame:
+    """One row a recommendation, the best of each session first.
+
+    Args:
+        session_ids: The external id of each of the N sessions.
+        items: [N, k] int64 indices in 0..V; 0 where a session has no further candidate, which yields no row.
+        scores: [N, k] float32.
+        vocabulary: The items.
+
+    Returns:
+        A frame with `session_id`, `rank` (from 1), `item_id` and `score`.
+
+    Examples:
+        >>> import torch
+        >>> sessions, items = pl.Series(["monday"]), torch.tensor([[2, 1, 0]])
+        >>> scores = torch.tensor([[0.5, 0.25, -torch.inf]])
+        >>> recommendation_frame(sessions, items, scores, ItemVocabulary(["song", "tune"])).rows()
+        [('monday', 1, 'tune', 0.5), ('monday', 2, 'song', 0.25)]
+    """
+    top_k = items.shape[1]
+    table = pl.DataFrame(
+        {
+            "row": pl.int_range(items.numel(), eager=True),
+            "index": items.flatten().cpu().numpy(),
+            "score": scores.flatten().float().cpu().numpy(),
+        }
+    ).filter(pl.col("index") != PADDING_INDEX)
+    return table.select(
+        session_ids.gather(table["row"] // max(top_k, 1)).alias("session_id"),
+        (pl.col("row") % max(top_k, 1) + 1).alias("rank"),
+        pl.Series("item_id", vocabulary.decode(table["index"].to_numpy()), dtype=vocabulary.dtype),
+        pl.col("score"),
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
 from skipcl_lightning.batch import is_rejected
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.store.session_store import SessionView
 
 __all__ = ["MinedItems", "MiningScore", "mine_transitions", "sample_mined"]
 

@@ -1,5 +1,6 @@
 """The numbering of items: external ids on one side, indices 1 to V on the other."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,9 +11,8 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.data.ids import to_ids
 
-__all__ = ["UNKNOWN_CHOICES", "ItemVocabulary"]
+__all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "to_ids"]
 
 UNKNOWN_CHOICES = ("error", "ignore")
 _MOST_ITEMS = 2**31 - 1
@@ -254,3 +254,107 @@ class ItemVocabulary:
         return (
             f"{type(self).__name__}({len(self)} items: {shown}{', ...' if len(self) > _MOST_NAMED else ''})"
         )
+
+
+def to_ids(
+    name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
+) -> pl.Series:
+    """External ids as a column of one of the two types that ids have.
+
+    Args:
+        name: What the values are called in an error.
+        values: All strings or all integers, none null.
+        dtype: String or Int64, which they must be of unless there are none; None for either.
+
+    Returns:
+        String or Int64.
+
+    Raises:
+        TypeError: Values are neither strings nor integers, of both types, or not of `dtype`.
+        ValueError: A value is null, does not fit into 64 bits, or is no valid text (a lone surrogate).
+
+    Examples:
+        >>> to_ids("items", [3, 1]).dtype
+        Int64
+    """
+    if not isinstance(values, pl.Series):
+        values = _sequence_to_series(name, values, dtype)
+    if not (values.dtype == pl.String or values.dtype.is_integer()):
+        raise TypeError(f"`{name}` must be strings or integers, got {values.dtype}. Cast them first.")
+    if values.null_count():
+        raise ValueError(f"`{name}` must not hold nulls, got {values.null_count()} of them. Drop them first.")
+    if values.dtype != pl.String:
+        values = _to_int64(name, values)
+    if dtype is not None and values.dtype != dtype and len(values):
+        raise TypeError(
+            f"`{name}` must be {dtype} as in the vocabulary, got {values.dtype}. Cast them first."
+        )
+    return values
+
+
+def _sequence_to_series(
+    name: str, values: Sequence[str] | Sequence[int], dtype: pl.DataType | None
+) -> pl.Series:
+    """A Python sequence as a series, when all its values are of one accepted type."""
+    if isinstance(values, str):
+        raise TypeError(f"`{name}` must be a sequence of ids, got the string {values!r}. Put it into a list.")
+    kinds = set(map(type, values))
+    if not kinds:
+        return pl.Series([], dtype=dtype or pl.String)
+    if all(issubclass(kind, str) for kind in kinds):
+        return _to_strings(name, values)
+    # bool is a kind of int, and no id.
+    if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(
+            f"`{name}` must be all strings or all integers, got {names}. Convert them with `str(...)` or "
+            "`int(...)`, and leave missing ones (None, NaN) out."
+        )
+    try:
+        return pl.Series([int(value) for value in values], dtype=pl.Int64)
+    except (OverflowError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
+        ) from error
+
+
+def _to_strings(name: str, values: Sequence[Any]) -> pl.Series:
+    """Python strings as a series."""
+    try:
+        return pl.Series(list(values), dtype=pl.String)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{name}` must be valid Unicode text, got {error.object!r} with a lone surrogate. It was "
+            "decoded with the wrong encoding: read it as UTF-8, or with `errors='replace'`."
+        ) from error
+
+
+def _to_int64(name: str, values: pl.Series) -> pl.Series:
+    """The same integers in the one type that ids have here."""
+    try:
+        return values.cast(pl.Int64)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
+        ) from error
+
+
+def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
+    """A digest of the items and of their order: equal for two vocabularies that number items alike.
+
+    Args:
+        vocabulary: The items.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> one, other = ItemVocabulary(["song", "tune"]), ItemVocabulary(["tune", "song"])
+        >>> fingerprint_vocabulary(one) == fingerprint_vocabulary(other)
+        False
+    """
+    digest = hashlib.sha256(repr(vocabulary.dtype).encode())
+    for item in vocabulary.to_series():
+        # Its length first, so that no two lists of ids read alike.
+        digest.update(f"\n{len(str(item))} {item}".encode())
+    return digest.hexdigest()

@@ -24,7 +24,7 @@ from watched_runs import (
 
 from skipcl_lightning import Recommender
 from skipcl_lightning.callbacks import SkipLossWarmup
-from skipcl_lightning.data.fingerprint import fingerprint_vocabulary
+from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
 
 EPOCHS, STEPS = 2, 6
 

@@ -72,7 +72,7 @@ def test_a_batch_costs_one_gather(make_store, monkeypatch):
         calls.append(len(rows))
         return gather(self, rows, ends, max_length=max_length)
 
-    monkeypatch.setattr("skipcl_lightning.data.store.SessionStore.gather", counted)
+    monkeypatch.setattr("skipcl_lightning.data.store.session_store.SessionStore.gather", counted)
     load(make_store, "train")
     assert calls == [3, 1]
 

@@ -18,7 +18,7 @@ from skipcl_lightning.data import (
     simulate_sessions,
 )
 from skipcl_lightning.data.mining import mine_transitions, sample_mined
-from skipcl_lightning.data.views import whole_sessions
+from skipcl_lightning.data.store.session_store import whole_sessions
 
 NUM_ITEMS = 6
 SCORES = ("count", "pmi", "wilson")

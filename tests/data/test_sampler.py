@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import EvaluationSampler, TrainingSampler
-from skipcl_lightning.data import sampler as sampler_room
+from skipcl_lightning.data.batches import sampler as sampler_room
 
 
 @given(rows=st.integers(1, 40), processes=st.integers(1, 8))

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out, store
-from skipcl_lightning.data.storage import MemoryStorage
-from skipcl_lightning.data.store_writer import StoreWriter
+from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out
+from skipcl_lightning.data.store import session_store as store
+from skipcl_lightning.data.store.writing import MemoryStorage, StoreWriter
 
 SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
 

@@ -22,10 +22,9 @@ from skipcl_lightning.data import (
     simulate_sessions,
     write_mssd_logs,
 )
-from skipcl_lightning.data import manifest as manifest_room
-from skipcl_lightning.data import store_on_disk as store_room
-from skipcl_lightning.data.fingerprint import fingerprint_log
-from skipcl_lightning.data.manifest import Manifest
+from skipcl_lightning.data.store import folder as manifest_room
+from skipcl_lightning.data.store import on_disk as store_room
+from skipcl_lightning.data.store.folder import Manifest, fingerprint_log
 
 
 @pytest.fixture

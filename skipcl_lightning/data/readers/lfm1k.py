@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from skipcl_lightning.data.prepare.sessions import join_histories, label_and_cut
 from skipcl_lightning.data.readers.columns import parse_columns, text_column, time_column
 from skipcl_lightning.data.readers.files import Paths, list_files
 from skipcl_lightning.data.readers.parsing import (
@@ -14,7 +15,6 @@ from skipcl_lightning.data.readers.parsing import (
     known,
     scan_fields,
 )
-from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_lfm1k"]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from skipcl_lightning.data.prepare.sessions import join_histories, label_and_cut
 from skipcl_lightning.data.readers.columns import (
     integer_column,
     parse_columns,
@@ -11,7 +12,6 @@ from skipcl_lightning.data.readers.columns import (
     time_column,
 )
 from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line
-from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_lfm2b"]
 

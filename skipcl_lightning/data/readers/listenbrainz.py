@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from skipcl_lightning.data.prepare.sessions import join_histories, label_and_cut
 from skipcl_lightning.data.readers.columns import ROW
 from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes, read_first_line
 from skipcl_lightning.data.readers.parsing import (
@@ -22,7 +23,6 @@ from skipcl_lightning.data.readers.parsing import (
     parse_lines,
     require,
 )
-from skipcl_lightning.data.sessions import join_histories, label_and_cut
 
 __all__ = ["read_listenbrainz"]
 

@@ -8,6 +8,7 @@ from typing import Literal, cast
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
+from skipcl_lightning.data.prepare.sessions import in_listening_order, join_histories, sessionise
 from skipcl_lightning.data.readers.columns import (
     Column,
     cast_column,
@@ -28,7 +29,6 @@ from skipcl_lightning.data.schema import (
     resolve_schema,
     to_frame,
 )
-from skipcl_lightning.data.sessions import in_listening_order, join_histories, sessionise
 
 __all__ = ["read_table"]
 

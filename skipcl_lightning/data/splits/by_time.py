@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.split import Rows, SessionBlock, Targets
+from skipcl_lightning.data.splits.splits import Rows, SessionBlock, Targets
 
 __all__ = ["SplitByTime"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.data.permutation import shuffled_rows
+from skipcl_lightning.data.splits.permutation import shuffled_rows
 
 __all__ = ["EvaluationSampler", "TrainingSampler"]
 

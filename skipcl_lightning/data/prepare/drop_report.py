@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-__all__ = ["DropReport"]
+from lightning.pytorch.utilities import rank_zero_warn
+
+__all__ = ["DropReport", "FeedbackWarning", "warn_without_sign"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,28 @@ def _list(counts: dict[str, int], noun: str) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+class FeedbackWarning(UserWarning):
+    """A log's feedback holds no skip, although it seems to record them."""
+
+
+def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0) -> None:
+    """Warn where feedback varies within [0, 1], as a flag or a share does, so that nothing is a skip.
+
+    Args:
+        lowest: The least feedback of a log, in [-1, 1].
+        highest: The greatest.
+        skip_threshold: The feedback under which a track counts as skipped.
+
+    Examples:
+        >>> warn_without_sign(-1.0, 1.0)
+        >>> warn_without_sign(1.0, 1.0)
+    """
+    if max(0, skip_threshold) <= lowest < highest:
+        rank_zero_warn(
+            f"The column 'feedback' lies in [{lowest:g}, {highest:g}], so it has no skip: "
+            f"only feedback below {skip_threshold:g} is one. Map a flag with `read_table(..., skipped=...)`, "
+            "played time with `played=...`, and a share of listening x with `2 * x - 1`.",
+            category=FeedbackWarning,
+        )

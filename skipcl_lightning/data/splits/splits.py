@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning.data.permutation import shuffled_rows
-from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.splits.permutation import shuffled_rows
+from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 
 __all__ = [
     "LeaveOneOut",

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import is_rejected
-from skipcl_lightning.data.ordering import run_lengths
-from skipcl_lightning.data.parts import TableParts
-from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.prepare.ordering import run_lengths
+from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress
 
 __all__ = ["SessionFilter"]
 

@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any, get_args
 
 from skipcl_lightning._checks import check_choice, check_integer
-from skipcl_lightning.data.drop_report import DropReport
-from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.fingerprint import fingerprint_log
-from skipcl_lightning.data.manifest import MANIFEST, Manifest, describe_files, read_version
-from skipcl_lightning.data.preparation import HistoryRules, prepare_parts
-from skipcl_lightning.data.prepared import SPLIT_NAMES, ColdTargets, PreparedData, lay_out
-from skipcl_lightning.data.progress import Progress, no_progress
+from skipcl_lightning.data.prepare.drop_report import DropReport
+from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.parts import Progress, no_progress
+from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
+from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData, lay_out
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
-from skipcl_lightning.data.storage import FolderStorage, map_array, read_column
-from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.store_folder import check_folder, new_store, publish
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.splits.splits import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.store.folder import (
+    MANIFEST,
+    SPLIT_NAMES,
+    Manifest,
+    check_folder,
+    describe_files,
+    fingerprint_log,
+    map_array,
+    new_store,
+    publish,
+    read_column,
+    read_version,
+)
+from skipcl_lightning.data.store.session_store import SessionStore, SessionView
+from skipcl_lightning.data.store.writing import FolderStorage
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["open_store", "prepare_store", "read_settings"]

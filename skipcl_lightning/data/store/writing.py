@@ -1,20 +1,22 @@
 """Flat arrays and columns that grow piece by piece, in memory or in files that are mapped back."""
 
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, cast
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["FolderStorage", "MemoryStorage", "Storage", "map_array", "read_column"]
+from skipcl_lightning.data.store.folder import map_array
+from skipcl_lightning.data.store.session_store import SessionStore
+from skipcl_lightning.data.vocabulary import ItemVocabulary
+
+__all__ = ["FolderStorage", "MemoryStorage", "Storage", "StoreWriter"]
 
 Piece = TypeVar("Piece", contravariant=True)
 Whole = TypeVar("Whole", covariant=True)
 Array = NDArray[Any]
-
-_HEADER_BYTES = 128
 
 
 class Growing(Protocol[Piece, Whole]):
@@ -155,31 +157,76 @@ class _ColumnFile:
         return self.file
 
 
-def map_array(file: Path) -> NDArray[Any]:
-    """An array whose values are read from its file where they are asked for.
+class StoreWriter:
+    """Lays tables out flat, one after the other.
 
     Args:
-        file: A `.npy` file.
+        storage: Where to.
+        vocabulary: The items' indices.
 
-    Returns:
-        The array, read-only.
+    Examples:
+        >>> from skipcl_lightning.data.store.writing import MemoryStorage
+        >>> writer = StoreWriter(MemoryStorage(), ItemVocabulary(["a", "b"]))
+        >>> session = {"session_id": 7, "item_id": ["b", "a"], "feedback": [1.0, 0.0]}
+        >>> writer.append(pl.DataFrame(session)).tolist()
+        [2, 1]
+        >>> writer.finish().offsets
+        array([0, 2])
     """
-    # An array without values cannot be mapped.
-    if file.stat().st_size <= _HEADER_BYTES:
-        return cast("Array", np.load(file))
-    # As a plain array: the class for maps takes its time with every index.
-    return np.asarray(np.load(file, mmap_mode="r"))
 
+    def __init__(self, storage: Storage, vocabulary: ItemVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._storage = storage
+        self._items = storage.array("items", np.int32)
+        self._feedback = storage.array("feedback", np.float32)
+        self._offsets = storage.array("offsets", np.int64)
+        self._offsets.append(np.zeros(1, dtype=np.int64))
+        self._session_ids = storage.column("session_id")
+        self._explicit: Growing[NDArray[Any], NDArray[Any]] | None = None
+        self._tracks = 0
 
-def read_column(file: Path) -> pl.Series:
-    """A column as a whole.
+    def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
+        """Add the sessions of a table, in its order.
 
-    Args:
-        file: An Arrow file with one column.
+        Args:
+            table: `session_id`, `item_id`, `feedback` and perhaps `explicit_feedback`, each session's
+                rows together and in order; all tables with the same columns, and no session in two.
 
-    Returns:
-        The column, in memory.
-    """
-    # By a stream: a path with brackets in it would be taken for a pattern.
-    with file.open("rb") as stream:
-        return pl.read_ipc(stream).to_series()
+        Returns:
+            [rows] int64, the items' indices.
+
+        Raises:
+            ValueError: An item is not in the vocabulary, or a session's rows are not together.
+        """
+        runs = table.select(pl.col("session_id").rle().struct.unnest())
+        if runs["value"].n_unique() != runs.height:
+            raise ValueError(
+                "`table` must have each session's rows together, got a session in two places. "
+                "Sort it, or use `prepare_sessions`."
+            )
+        items = self.vocabulary.encode(table["item_id"])
+        self._items.append(items)
+        self._feedback.append(table["feedback"].cast(pl.Float32).to_numpy())
+        if "explicit_feedback" in table.columns:
+            if self._explicit is None:
+                self._explicit = self._storage.array("explicit_feedback", np.float32)
+            self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
+        self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
+        self._session_ids.append(runs["value"].alias("session_id"))
+        self._tracks += table.height
+        return items
+
+    def finish(self) -> SessionStore:
+        """The store.
+
+        Returns:
+            All sessions that were added.
+        """
+        return SessionStore(
+            items=self._items.finish(),
+            feedback=self._feedback.finish(),
+            offsets=self._offsets.finish(),
+            session_ids=self._session_ids.finish(),
+            explicit_feedback=None if self._explicit is None else self._explicit.finish(),
+            folder=getattr(self._storage, "folder", None),
+        )

@@ -8,10 +8,17 @@ from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data.progress import Progress, no_progress
 from skipcl_lightning.data.schema import name_unreadable
 
-__all__ = ["TableParts", "arrange_parts", "read_chunks"]
+__all__ = ["Progress", "TableParts", "arrange_parts", "no_progress", "read_chunks"]
+
+# The step's name, how much of it is done, and of how much; None where nobody knows yet.
+Progress = Callable[[str, int, int | None], None]
+
+
+def no_progress(step: str, done: int, total: int | None) -> None:
+    """Tell nobody."""
+
 
 _GROUP_ROWS = 1 << 16
 # As many keys of each part are looked at to find where parts begin.

@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import SessionBatch, is_rejected
 from skipcl_lightning.data.mining import MinedItems, sample_mined
-from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 
 __all__ = ["SessionDataset", "keep_batch"]
 

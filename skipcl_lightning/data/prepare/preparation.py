@@ -9,14 +9,12 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning.data.drop_report import DropReport
-from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.ordering import drop_repeated, order_rows, restore_order, run_lengths
-from skipcl_lightning.data.parts import TableParts, arrange_parts, read_chunks
-from skipcl_lightning.data.progress import Progress, no_progress
-from skipcl_lightning.data.run_warnings import warn_without_sign
+from skipcl_lightning.data.prepare.drop_report import DropReport, warn_without_sign
+from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.ordering import drop_repeated, order_rows, restore_order, run_lengths
+from skipcl_lightning.data.prepare.parts import Progress, TableParts, arrange_parts, no_progress, read_chunks
+from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.sessions import label_by_next_play, sessionise
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
 

@@ -9,24 +9,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from skipcl_lightning.batch import is_rejected
-from skipcl_lightning.data.drop_report import DropReport
-from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.ordering import run_lengths
-from skipcl_lightning.data.parts import TableParts
-from skipcl_lightning.data.preparation import prepare_parts
-from skipcl_lightning.data.progress import Progress, no_progress
-from skipcl_lightning.data.sessions import to_microseconds
-from skipcl_lightning.data.split import SessionBlock, Split
-from skipcl_lightning.data.storage import MemoryStorage, Storage
-from skipcl_lightning.data.store import SessionStore
-from skipcl_lightning.data.store_writer import StoreWriter
-from skipcl_lightning.data.views import SessionView
+from skipcl_lightning.data.prepare.drop_report import DropReport
+from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.ordering import run_lengths
+from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress
+from skipcl_lightning.data.prepare.preparation import prepare_parts
+from skipcl_lightning.data.prepare.sessions import to_microseconds
+from skipcl_lightning.data.splits.splits import SessionBlock, Split
+from skipcl_lightning.data.store.folder import SPLIT_NAMES
+from skipcl_lightning.data.store.session_store import SessionStore, SessionView
+from skipcl_lightning.data.store.writing import MemoryStorage, Storage, StoreWriter
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["SPLIT_NAMES", "ColdTargets", "PreparedData", "lay_out"]
+__all__ = ["ColdTargets", "PreparedData", "lay_out"]
 
 ColdTargets = Literal["miss", "drop"]
-SPLIT_NAMES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)

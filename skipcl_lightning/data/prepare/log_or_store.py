@@ -8,11 +8,11 @@ import polars as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from skipcl_lightning._checks import check_choice
-from skipcl_lightning.data.filters import SessionFilter
-from skipcl_lightning.data.prepared import ColdTargets, PreparedData
+from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.split import LeaveOneOut, Split, check_split
-from skipcl_lightning.data.store_on_disk import open_store, read_settings
+from skipcl_lightning.data.splits.splits import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.store.on_disk import open_store, read_settings
 
 __all__ = ["Source", "make_source"]
 

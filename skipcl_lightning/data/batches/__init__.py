@@ -1,0 +1,1 @@
+"""Sampler, dataset and loader: which sessions make a batch, and how it is gathered."""

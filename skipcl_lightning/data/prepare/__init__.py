@@ -1,0 +1,1 @@
+"""From a canonical table to checked, filtered, numbered and split sessions."""

@@ -1,0 +1,1 @@
+"""What is held out for validation and test."""

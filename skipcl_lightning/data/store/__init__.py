@@ -1,0 +1,1 @@
+"""Sessions as flat arrays, in memory or on disk."""

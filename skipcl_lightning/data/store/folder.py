@@ -1,0 +1,359 @@
+"""The folder of a session store: its manifest, its place on the disk, and the mapping of its files."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+__all__ = [
+    "MANIFEST",
+    "SPLIT_NAMES",
+    "STORE_FILES",
+    "Manifest",
+    "check_folder",
+    "describe_files",
+    "fingerprint_log",
+    "map_array",
+    "new_store",
+    "publish",
+    "read_column",
+    "read_version",
+]
+
+_SCAN = re.compile(r"\bSCAN \[(.*)\]\s*$")
+
+MANIFEST = "manifest.json"
+SPLIT_NAMES = ("train", "validation", "test")
+FORMAT = 1
+# Of the files that numpy writes here.
+_HEADER_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says of itself.
+
+    Args:
+        settings: How it was made; stores with the same settings and source are the same.
+        source: What it was made from, as a digest; None where that cannot be told.
+        versions: Of the libraries that made it.
+        counts: What was read, dropped, kept and held out.
+        files: By name, `bytes` and `sha256`.
+
+    Examples:
+        >>> import tempfile
+        >>> manifest = Manifest({"top": 1}, "abc", {}, {}, {})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest.write(Path(folder))
+        ...     Manifest.read(Path(folder)) == manifest
+        True
+    """
+
+    settings: Mapping[str, Any]
+    source: str | None
+    versions: Mapping[str, str]
+    counts: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the store.
+
+        Args:
+            folder: The folder.
+        """
+        content = {"format": FORMAT, **vars(self)}
+        text = json.dumps(content | {"sha256": _digest(content)}, indent=2)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read and check the manifest itself, not yet the other files.
+
+        Args:
+            folder: The folder of a store.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            ValueError: There is no such folder or no manifest in it, it is damaged, or of another format.
+        """
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            told, version = content.pop("sha256"), content["format"]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(
+                f"`folder` must be a session store, got {str(folder)!r} without a {MANIFEST}: it does not "
+                "exist, is something else, or was copied in part. `skipcl prepare` makes one."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_describe_damage(folder, MANIFEST, "is no manifest")) from error
+        if version != FORMAT:
+            raise ValueError(
+                f"`folder` must be a store of format {FORMAT}, got {str(folder)!r} of format {version}. "
+                "Prepare it again, with `rebuild=True`, or with the version that made it."
+            )
+        if told != _digest(content):
+            raise ValueError(_describe_damage(folder, MANIFEST, "has another checksum than it says"))
+        del content["format"]
+        return cls(**content)
+
+    def check_files(self, folder: Path, *, contents: bool) -> None:
+        """Look whether all files of the store are there and whole.
+
+        Args:
+            folder: The folder.
+            contents: Whether to read them to compare their checksums, and not only their sizes.
+
+        Raises:
+            ValueError: A file is missing, of another size, or of another content; the message names it.
+        """
+        for name, told in self.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise ValueError(_describe_damage(folder, name, "is missing"))
+            size = file.stat().st_size
+            if size != told["bytes"]:
+                raise ValueError(
+                    _describe_damage(folder, name, f"has {size:,} bytes in place of {told['bytes']:,}")
+                )
+            if contents and _digest_file(file) != told["sha256"]:
+                raise ValueError(
+                    _describe_damage(folder, name, "has another checksum than the manifest says")
+                )
+
+
+def read_version(folder: Path) -> str:
+    """What tells a store from another: the checksum of its manifest, and so of all that is in it.
+
+    Args:
+        folder: The folder of a store.
+
+    Returns:
+        A digest; of nothing where there is no manifest.
+    """
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The size and checksum of each file in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        By name, `bytes` and `sha256`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.npy").write_bytes(b"abc")
+        ...     describe_files(Path(folder))["a.npy"]["bytes"]
+        3
+    """
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": _digest_file(file)}
+        for file in sorted(_files(folder))
+    }
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
+
+
+def _digest_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _describe_damage(folder: Path, name: str, what: str) -> str:
+    return (
+        f"`folder` must be a whole session store, got {str(folder)!r}, of which {name!r} {what}: it is "
+        "damaged or was copied in part. Copy it again, or prepare it again with `rebuild=True`."
+    )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+STORE_FILES = frozenset(
+    {
+        MANIFEST,
+        *(f"{name}.npy" for name in ("items", "feedback", "explicit_feedback", "offsets", "item_counts")),
+        *(f"{name}.arrow" for name in ("item_id", "session_id")),
+        *(f"{name}_{part}.npy" for name in (*SPLIT_NAMES, "predict") for part in ("rows", "ends")),
+    }
+)
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder without links and shorthands, unless writing a store would destroy something else."""
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"`folder` must be a string or a `pathlib.Path`, got {type(folder).__name__}.")
+    place = Path(folder).expanduser().resolve()
+    if place == Path.cwd() or not place.name:
+        raise ValueError(f"`folder` must not be the working folder, got {str(folder)!r}. Name one in it.")
+    # The nearest of those above that exists must be a folder that may be written to.
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"`folder` must be where a folder can be made, got {str(folder)!r} below {str(above)!r}, which "
+            "is none, or may not be written to. Name another place."
+        )
+    if place.exists() and not _may_be_replaced(place):
+        raise ValueError(
+            f"`folder` must be a session store, empty or new, got {str(folder)!r} with something else in it. "
+            "Name another folder."
+        )
+    return place
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder holds nothing but the files of a store."""
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    # A manifest alone may be anybody's.
+    return names <= STORE_FILES and names != {MANIFEST}
+
+
+@contextmanager
+def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A place to work and a place for the store, beside the folder; both are gone afterwards."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    try:
+        work, store = beside / "work", beside / "store"
+        work.mkdir()
+        store.mkdir()
+        yield work, store
+    except (OSError, pl.exceptions.PolarsError) as error:
+        # polars tells the number in words.
+        told = any(f"(os error {number})" in str(error) for number in _FULL)
+        if getattr(error, "errno", None) in _FULL or told:
+            raise OSError(
+                errno.ENOSPC,
+                "`folder` must be on a disk with room for the store and as much again for sorting, got a "
+                f"full one for {str(folder)!r}. Nothing was left behind. Free some room, or name another",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Put a finished store in its place; whatever store was there, also of another process, makes room."""
+    for number in count():
+        old = new.with_name(f"old-{number}")
+        with suppress(FileNotFoundError):
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError as error:
+            # Another process was quicker.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue
+            _put_back(old, folder)
+            raise
+        except BaseException:
+            _put_back(old, folder)
+            raise
+        return
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    # Whoever has taken the place meanwhile keeps it.
+    with suppress(OSError):
+        old.rename(folder)
+
+
+def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
+    """A digest of what a log is read from, without reading its files.
+
+    Of a lazy table over files it covers the query, tables and Python functions in it, and each file's path,
+    size and time of change; of one in memory its rows.
+
+    Args:
+        log: The table.
+
+    Returns:
+        The digest; None where it cannot be told, as with several files in one scan or a function that cannot
+        be pickled.
+
+    Examples:
+        >>> one, other = pl.DataFrame({"item_id": [7]}), pl.DataFrame({"item_id": [8]})
+        >>> told = fingerprint_log(one)
+        >>> told == fingerprint_log(one.lazy()), told == fingerprint_log(other)
+        (True, False)
+    """
+    plan = log.lazy().explain(optimized=False)
+    scans = [line for line in plan.splitlines() if " SCAN" in line]
+    if not scans:
+        return _digest_rows(log.lazy().collect())
+    found = [_SCAN.search(line) for line in scans]
+    files = [Path(match[1]) for match in found if match is not None]
+    if len(files) < len(scans) or not all(file.is_file() for file in files):
+        return None
+    try:
+        # Not the plan's text, which leaves out how files are read and cuts long lists short.
+        digest = hashlib.sha256(log.lazy().serialize())
+    except (pl.exceptions.PolarsError, TypeError):
+        return None
+    for stat in (file.stat() for file in files):
+        digest.update(f"\n{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _digest_rows(table: pl.DataFrame) -> str:
+    digest = hashlib.sha256(repr(table.schema).encode())
+    # In the order of the rows, which decides where times are equal.
+    digest.update(table.hash_rows(seed=0).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def map_array(file: Path) -> NDArray[Any]:
+    """An array whose values are read from its file where they are asked for.
+
+    Args:
+        file: A `.npy` file.
+
+    Returns:
+        The array, read-only.
+    """
+    # An array without values cannot be mapped.
+    if file.stat().st_size <= _HEADER_BYTES:
+        return cast("NDArray[Any]", np.load(file))
+    # As a plain array: the class for maps takes its time with every index.
+    return np.asarray(np.load(file, mmap_mode="r"))
+
+
+def read_column(file: Path) -> pl.Series:
+    """A column as a whole.
+
+    Args:
+        file: An Arrow file with one column.
+
+    Returns:
+        The column, in memory.
+    """
+    # By a stream: a path with brackets in it would be taken for a pattern.
+    with file.open("rb") as stream:
+        return pl.read_ipc(stream).to_series()
