@@ -18,7 +18,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.checkpoint import describe_parts, load_encoder, match_encoder, save_encoder
 from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
-from skipcl_lightning.functional import draw_cloze_mask, skip_pair_scores, target_ranks, top_k_items
+from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
     TargetRule,
     possible_targets,
@@ -481,26 +481,10 @@ class SkipCLModule(LightningModule):
             rank_zero_info(left_out)
 
     def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
-        if batch.target is None or batch.target_feedback is None:
-            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-        query, table = self.session_query(batch), self.item_table
-        seen = batch.seen_items if self.exclude_seen else None
-        target_scores, skip_scores, skip_mask = skip_pair_scores(
-            query, table, batch.target, batch.items, batch.rejected_mask
-        )
-        ranks = target_ranks(query, table, batch.target, exclude=seen, ties=self.ties)
-        ranks = batch.worst_if_cold(ranks, self.num_items)
-        metrics.update(
-            ranks=ranks,
-            # The metrics' threshold is 0; the batch's own may be another.
-            target_feedback=batch.target_feedback - batch.skip_threshold,
-            target_seen=(batch.seen_items == batch.target[:, None]).any(dim=1),
-            # A cold target ranks last, so that every skipped track outranks it.
-            target_scores=batch.worst_if_cold(target_scores, -torch.inf),
-            skip_scores=skip_scores,
-            skip_mask=skip_mask,
-        )
-        return ranks
+        query = self.session_query(batch)
+        ranked = rank_batch(query, self.item_table, batch, exclude_seen=self.exclude_seen, ties=self.ties)
+        metrics.update(**ranked._asdict())
+        return ranked.ranks
 
 
 def _warm_up(step: int, *, steps: int) -> float:

@@ -1,11 +1,15 @@
 import os
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from skipcl_lightning.cli import main
 from skipcl_lightning.data import prepare_store, simulate_sessions
+
+# The writer of large simulated logs is a tool of the benchmarks.
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
 # Models and torch warm up unevenly: a deadline would measure the machine. Derandomised, so that a failure
 # seen once is seen again.

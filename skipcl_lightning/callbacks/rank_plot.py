@@ -12,10 +12,10 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.callbacks.outlets import publish_picture
+from skipcl_lightning.callbacks.loggers import publish_picture
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_module
 from skipcl_lightning.evaluation import save_rank_plot
-from skipcl_lightning.functional import target_ranks
+from skipcl_lightning.functional import rank_batch
 
 __all__ = ["RankPlot"]
 
@@ -156,11 +156,11 @@ class RankPlot(Callback):
     def _count(self, pl_module: LightningModule, outputs: Any, batch: SessionBatch) -> None:
         if self._counts is None or self._edges is None:
             return
-        if batch.target is None or batch.target_feedback is None:
+        if batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
         ranks = outputs.get("ranks") if isinstance(outputs, dict) else None
         if ranks is None:
-            ranks = _rank_targets(watched_module(pl_module, self), batch, batch.target)
+            ranks = _rank_targets(watched_module(pl_module, self), batch)
         place = torch.bucketize(ranks, self._edges)
         skipped = (batch.target_feedback < batch.skip_threshold).long()
         self._counts.view(-1).index_add_(0, skipped * len(self._edges) + place, torch.ones_like(place))
@@ -196,9 +196,9 @@ class RankPlot(Callback):
             publish_picture(trainer, key, picture)
 
 
-def _rank_targets(module: WatchedModule, batch: SessionBatch, target: Tensor) -> Tensor:
-    """[B] ranks among the whole catalogue, by the module's own rules where it has some."""
-    seen = batch.seen_items if getattr(module, "exclude_seen", False) else None
+def _rank_targets(module: WatchedModule, batch: SessionBatch) -> Tensor:
+    """[B] ranks in the whole catalogue, by the module's own rules if it has some."""
+    exclude_seen: bool = getattr(module, "exclude_seen", False)
     ties: Any = getattr(module, "ties", "pessimistic")
-    ranks = target_ranks(module.session_query(batch), module.item_table, target, exclude=seen, ties=ties)
-    return batch.worst_if_cold(ranks, len(module.item_table) - 1)
+    query = module.session_query(batch)
+    return rank_batch(query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties).ranks

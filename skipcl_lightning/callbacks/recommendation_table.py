@@ -11,7 +11,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.callbacks.outlets import publish_table
+from skipcl_lightning.callbacks.loggers import publish_table
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_data, watched_module
 from skipcl_lightning.functional import target_ranks, top_k_items
 

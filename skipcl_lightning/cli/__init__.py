@@ -10,12 +10,11 @@ from jsonargparse import ArgumentParser
 from skipcl_lightning.cli.configs import add_configs, configs
 from skipcl_lightning.cli.demo import demo
 from skipcl_lightning.cli.prepare import add_prepare, run_prepare
-from skipcl_lightning.cli.simulate import simulate
 from skipcl_lightning.study import study
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "simulate": simulate, "study": study}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "study": study}
 # LightningCLI's: it has a parser of its own.
 TRAINING_COMMANDS = {
     "fit": "Train a model, as a configuration says: see `skipcl configs`.",

@@ -1,7 +1,7 @@
 """The parser of the training commands: help, comments and errors that fit on a screen."""
 
-import re
 import sys
+import traceback
 from argparse import Action
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,9 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
-__all__ = ["TrainingParser", "shorten_error"]
+__all__ = ["TrainingParser", "cut_lines", "root_cause"]
 
-SUBCLASSES = re.compile(r", known subclasses: [\w., ]+")
 # Of a torch module jsonargparse knows hundreds of subclasses, and would name them all.
 PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {
@@ -25,25 +24,18 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
         "next_item_loss": NEXT_ITEM_LOSSES,
     }
 )
-MOST_NAMES = 1000
-# What jsonargparse says of each other type that a setting could have had.
-NOISE = re.compile(
-    r"\s*(-\s)?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
-    r"|Expected a <class '(NoneType|dict)'>|Missing required keys: \{'name'\})"
-)
-GIVEN = re.compile(r"\s*Given value: ")
-LONGEST_VALUE = 100
+# A line of help or of an error that is longer lists all classes or settings that there are.
+LONGEST_LINE = 400
 
 
 class ShortHelp(DefaultHelpFormatter):
     """Names the classes that suit an argument, and not all that torch has."""
 
     def _get_help_string(self, action: Action) -> str:
-        text = super()._get_help_string(action)
         part = PARTS.get(action.dest.rpartition(".")[2])
-        if part is None and len(text) < MOST_NAMES:
-            return text
-        return SUBCLASSES.sub("" if part is None else f", or one of {', '.join(part)}", text)
+        if part is None:
+            return cut_lines(super()._get_help_string(action))
+        return f"{action.help} (one of {', '.join(part)}, or the path of a class of your own)"
 
 
 class TrainingParser(LightningArgumentParser):
@@ -80,25 +72,46 @@ class TrainingParser(LightningArgumentParser):
             message: What jsonargparse found.
             ex: The error behind it.
         """
-        super().error(shorten_error(message), ex)
+        text, cause = cut_lines(message), root_cause(ex) if ex else None
+        super().error(text if cause is None or cause is ex else f"{text}\nThe cause: {cause}", ex)
 
 
-def shorten_error(message: str) -> str:
-    """What is wrong, without all types that a value could have had and the settings around it.
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error from which jsonargparse raised its own.
 
     Args:
-        message: What jsonargparse found.
+        error: An error, perhaps raised by jsonargparse from another.
 
     Returns:
-        Its lines that say something.
+        The first error of the chain that jsonargparse did not raise, or the start of the chain.
 
     Examples:
-        >>> shorten_error("Given value type: <class 'dict'>")
-        ''
+        >>> root_cause(ValueError("`x` must be 1"))
+        ValueError('`x` must be 1')
     """
-    lines = message.splitlines()
-    return "\n".join(
-        line
-        for line in lines
-        if not NOISE.fullmatch(line) and not (GIVEN.match(line) and len(line) > LONGEST_VALUE)
-    )
+    while error.__cause__ is not None and _raised_in(error).startswith("jsonargparse"):
+        error = error.__cause__
+    return error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def cut_lines(text: str) -> str:
+    """Cut the lines that would fill a screen.
+
+    Args:
+        text: Lines of help or of an error.
+
+    Returns:
+        The same lines, none longer than 400 characters.
+
+    Examples:
+        >>> len(cut_lines("x" * 1000))
+        400
+    """
+    lines = text.splitlines()
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…" for line in lines)

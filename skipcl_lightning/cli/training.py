@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from skipcl_lightning.cli.configs import expand_arguments
-from skipcl_lightning.cli.parser import TrainingParser, shorten_error
+from skipcl_lightning.cli.parser import TrainingParser, root_cause
 from skipcl_lightning.cli.predictions import RecommendationWriter
 from skipcl_lightning.cli.run_config import SaveRunConfig
 from skipcl_lightning.cli.session_trainer import SessionTrainer
@@ -97,8 +97,7 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
-            found = shorten_error(str(error)).strip().removeprefix("- ")
-            raise SystemExit(f"skipcl {self.subcommand}: {found}") from error
+            raise SystemExit(f"skipcl {self.subcommand}: {root_cause(error)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, which logs to a CSV file unless it is told otherwise.

@@ -22,7 +22,6 @@ from skipcl_lightning.data.readers import (
     read_yambda,
 )
 from skipcl_lightning.data.simulate import simulate_sessions
-from skipcl_lightning.data.simulated_logs import write_mssd_logs
 from skipcl_lightning.data.splits.by_time import SplitByTime
 from skipcl_lightning.data.splits.splits import LeaveOneOut, SplitBySession, leave_one_out
 from skipcl_lightning.data.store.on_disk import open_store, prepare_store
@@ -65,5 +64,4 @@ __all__ = [
     "sample_mined",
     "sessionise",
     "simulate_sessions",
-    "write_mssd_logs",
 ]

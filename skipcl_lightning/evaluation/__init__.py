@@ -10,9 +10,9 @@ from skipcl_lightning.evaluation.baselines import (
 )
 from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import evaluate
-from skipcl_lightning.evaluation.measures import Baseline, QueryModel
 from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot
 from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.target_rows import Baseline, QueryModel
 
 __all__ = [
     "BPR",

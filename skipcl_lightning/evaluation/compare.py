@@ -4,9 +4,9 @@ import math
 
 import polars as pl
 
-from skipcl_lightning.evaluation.intervals import bootstrap, ratio_values
 from skipcl_lightning.evaluation.report import EvaluationReport
-from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER
+from skipcl_lightning.evaluation.report_metrics import is_higher_better
+from skipcl_lightning.evaluation.statistics import bootstrap, judge, ratio_values
 
 __all__ = ["compare"]
 
@@ -81,16 +81,5 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
     frame = pl.DataFrame(
         rows, schema={columns[0]: pl.String} | dict.fromkeys(columns[1:], pl.Float64), orient="row"
     )
-    verdicts = [_verdict(name, *intervals[name]) for name in defined]
+    verdicts = [judge(*intervals[name], higher_is_better=is_higher_better(name)) for name in defined]
     return frame.with_columns(pl.Series("verdict", verdicts))
-
-
-def _verdict(metric: str, low: float, high: float) -> str:
-    if low != low or high != high:
-        return "undefined"
-    if not (low > 0 or high < 0):
-        return "no difference to be told"
-    higher_is_better = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]
-    if higher_is_better is None:
-        return "higher" if low > 0 else "lower"
-    return "better" if (low > 0) == higher_is_better else "worse"

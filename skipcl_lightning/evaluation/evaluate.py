@@ -12,15 +12,15 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
-from skipcl_lightning.evaluation.measures import (
+from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
+from skipcl_lightning.evaluation.target_rows import (
     Baseline,
     QueryModel,
     RankingProtocol,
     is_query_model,
     measure_batch,
 )
-from skipcl_lightning.evaluation.report import EvaluationReport
-from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
 from skipcl_lightning.functional.ranking.candidates import CandidateSampler
 from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,

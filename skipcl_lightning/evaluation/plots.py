@@ -3,21 +3,42 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
 from skipcl_lightning.evaluation.segments import SEGMENTS
 
-if TYPE_CHECKING:
-    from skipcl_lightning.evaluation.report import EvaluationReport
-
 __all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis", "write_whole"]
 
 # Told apart by the colour-blind too, and by their brightness in print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
 INK = "#333333"
+
+
+class SegmentedReport(Protocol):
+    """The part of an `EvaluationReport` that a picture of segments needs."""
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        ...
+
+    @property
+    def postfix(self) -> str:
+        """The end of the metrics' names."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The metrics by name."""
+        ...
+
+    @property
+    def segments(self) -> pl.DataFrame:
+        """Metrics with intervals, one row for each segment and metric."""
+        ...
 
 
 def save_rank_plot(
@@ -53,9 +74,7 @@ def save_rank_plot(
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def save_segment_plot(
-    path: Path, reports: "Sequence[EvaluationReport]", *, metric: str = "hit_rate@10"
-) -> None:
+def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric: str = "hit_rate@10") -> None:
     """Draw a metric by segment, a panel for each way of segmenting, with its intervals.
 
     Args:
@@ -71,7 +90,7 @@ def save_segment_plot(
     axes = figure.subplots(1, len(SEGMENTS), sharex=True)
     colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
     for number, report in enumerate(reports):
-        if metric + report.postfix not in report.ratios(report.sessions):
+        if metric + report.postfix not in report.values:
             raise ValueError(f"`metric` must be one of the reports', got {metric!r}. See `report.values`.")
         rows = report.segments.filter(pl.col("metric") == metric + report.postfix)
         for axis, title in zip(axes, SEGMENTS.values(), strict=True):

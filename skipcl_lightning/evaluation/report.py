@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.evaluation.intervals import Ratio, bootstrap, ratio_values
+from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot, write_whole
+from skipcl_lightning.evaluation.report_metrics import is_higher_better, session_ratios
 from skipcl_lightning.evaluation.segments import SEGMENTS
-from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER, session_ratios
+from skipcl_lightning.evaluation.statistics import Ratio, bootstrap, ratio_values
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 
 if TYPE_CHECKING:
@@ -214,8 +215,6 @@ class EvaluationReport:
         Returns:
             The folder.
         """
-        from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot, write_whole
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         writers: dict[str, Callable[[Path], Any]] = {
@@ -268,7 +267,7 @@ class EvaluationReport:
     def _cells(self) -> list[tuple[str, str, str, str, str]]:
         rows = []
         for metric, value, low, high, targets, sessions in self.metrics.iter_rows():
-            higher = HIGHER_IS_BETTER[metric.split("@")[0].split("/")[0]]
+            higher = is_higher_better(metric)
             arrow = "" if higher is None else " ↑" if higher else " ↓"
             interval = "" if low is None or low != low else f"{low:.4f} to {high:.4f}"
             rows.append((metric + arrow, f"{value:.4f}", interval, f"{targets:,}", f"{sessions:,}"))

@@ -35,6 +35,7 @@ from skipcl_lightning.functional.ranking.metrics import (
     pairwise_wins,
     rank_percentile,
 )
+from skipcl_lightning.functional.ranking.ranked_batch import RankedBatch, rank_batch, rank_scored_batch
 from skipcl_lightning.functional.ranking.ranks import score_ranks, target_ranks
 from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
 from skipcl_lightning.functional.ranking.top_k import top_k_items
@@ -54,6 +55,7 @@ __all__ = [
     "Candidates",
     "Contrast",
     "ContrastSettings",
+    "RankedBatch",
     "RejectedSequence",
     "alignment",
     "append_mask_token",
@@ -77,7 +79,9 @@ __all__ = [
     "next_listened",
     "opposing_contrast",
     "pairwise_wins",
+    "rank_batch",
     "rank_percentile",
+    "rank_scored_batch",
     "rejected_candidates",
     "rejected_sequence",
     "sample_candidates",

@@ -1,27 +1,26 @@
 """`skipcl study`: what the skip heads do, over backbones, weights, seeds and data sets."""
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
+import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.evaluation.plots import write_whole
-from skipcl_lightning.study.backbones import build_backbone
 from skipcl_lightning.study.datasets import find_recipe
-from skipcl_lightning.study.facts import describe_runs
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
-from skipcl_lightning.study.reading import read_hits, read_metrics
-from skipcl_lightning.study.results import compare_all, gains_by_skip_rate
-from skipcl_lightning.study.runs import Run
-from skipcl_lightning.study.schedule import do_missing, list_runs
-from skipcl_lightning.study.tables import make_markdown, make_terminal_tables
-from skipcl_lightning.study.tracking import Mode, Tracking
-from skipcl_lightning.study.variants import PLAIN, find_variant
+from skipcl_lightning.study.results import compare_all, gains_by_skip_rate, read_hits, read_metrics
+from skipcl_lightning.study.runs import Mode, Run, Tracking, execute, read_record
+from skipcl_lightning.study.tables import describe_runs, make_markdown, make_terminal_tables
+from skipcl_lightning.study.variants import PLAIN, build_backbone, find_variant
 
-__all__ = ["study"]
+__all__ = ["do_missing", "list_runs", "study"]
 
 
 def study(
@@ -152,3 +151,89 @@ def _check_datasets(datasets: Sequence[str], sessions: int | None) -> None:
             f"`sessions` must be left alone without a simulated data set, got {sessions}. "
             "Real logs are used whole."
         )
+
+
+def list_runs(
+    *,
+    datasets: Sequence[str],
+    backbones: Sequence[str],
+    variants: Sequence[str],
+    weights: Sequence[float],
+    seeds: int,
+    epochs: int | None = None,
+    sessions: int | None = None,
+) -> list[Run]:
+    """Every combination; one without a head once, and not once a weight.
+
+    Args:
+        datasets: As for `make_data`.
+        backbones: Names.
+        variants: Names.
+        weights: Values of λ.
+        seeds: How many, from 0.
+        epochs: Of each training; the data set's own number if None.
+        sessions: Of simulated logs; the recipe's number if None.
+
+    Returns:
+        The runs: seed by seed, so that a study that is broken off has whole seeds.
+
+    Examples:
+        >>> names = {"datasets": ["dense"], "backbones": ["SASRec"], "variants": ["none", "session"]}
+        >>> [(run.variant, run.weight) for run in list_runs(**names, weights=[0.1, 1.0], seeds=1)]
+        [('none', None), ('session', 0.1), ('session', 1.0)]
+    """
+    choices: list[tuple[str, float | None]] = []
+    for variant in variants:
+        choices += [(variant, weight) for weight in (weights if find_variant(variant).parts else [None])]
+    runs = []
+    for seed in range(seeds):
+        for dataset in datasets:
+            recipe = find_recipe(dataset)
+            count = sessions if recipe.simulation else None
+            runs += [
+                Run(dataset, backbone, variant, weight, seed, epochs or recipe.epochs, count)
+                for backbone in backbones
+                for variant, weight in choices
+            ]
+    return runs
+
+
+def do_missing(
+    runs: Sequence[Run], folder: Path, *, jobs: int, tracking: Tracking | None, console: Console
+) -> None:
+    """Execute the runs that are not on disk yet, each in one of several processes.
+
+    A run that fails does not stop the others.
+
+    Args:
+        runs: All that are wanted.
+        folder: Of the study.
+        jobs: Runs at once; they share the cores.
+        tracking: Where they are logged in W&B.
+        console: Where progress is shown.
+
+    Raises:
+        RuntimeError: Some failed; the message names them.
+    """
+    missing = [run for run in runs if read_record(run, folder) is None]
+    console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
+    if not missing:
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    failures: list[tuple[Run, BaseException]] = []
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(jobs, len(missing))
+    with Progress(console=console) as progress, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        task = progress.add_task("Training", total=len(missing))
+        futures = {pool.submit(execute, run, folder, threads, tracking): run for run in missing}
+        for future in as_completed(futures):
+            run, error = futures[future], future.exception()
+            if error is not None:
+                failures.append((run, error))
+                console.print(f"{run.label}: failed, {type(error).__name__}: {error}", markup=False)
+            progress.advance(task)
+    if failures:
+        told = "\n".join(f"  {run.label}: {type(error).__name__}: {error}" for run, error in failures)
+        raise RuntimeError(
+            f"{len(failures)} of {len(missing)} runs failed; run again to do only these:\n{told}"
+        ) from failures[0][1]

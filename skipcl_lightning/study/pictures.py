@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis, write_whole
+from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.study.variants import INPUT_SUFFIX, PLAIN, VARIANTS
 
 __all__ = ["save_skip_rate_plot", "save_trade_off_plot"]
@@ -191,15 +192,12 @@ def _limits(points: NDArray[np.float64], centre: float, margin: float) -> tuple[
 
 def _spread(plain: pl.DataFrame, metric: str) -> tuple[float | None, float]:
     """The mean over seeds and half of its 95 % interval; None without a value."""
-    from scipy import stats
-
     values = plain.filter(pl.col("metric") == metric)["value"].drop_nulls().to_numpy()
     if not len(values):
         return None, math.nan
     if len(values) == 1:
         return float(values[0]), math.nan
-    margin = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(margin)
+    return float(values.mean()), float(student_margin(values.std(ddof=1), len(values)))
 
 
 def _style(variant: str) -> tuple[str, str, str]:

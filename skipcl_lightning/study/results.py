@@ -1,14 +1,16 @@
 """From the metrics of runs to figures: means, differences paired by seed, and their intervals."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import polars as pl
-from scipy import stats
 
-from skipcl_lightning.evaluation.statistics import HIGHER_IS_BETTER
+from skipcl_lightning.evaluation.report_metrics import is_higher_better
+from skipcl_lightning.evaluation.statistics import judge, student_margin
+from skipcl_lightning.study.runs import Run, read_record
 from skipcl_lightning.study.variants import INPUT_SUFFIX, PLAIN
 
 __all__ = [
@@ -16,8 +18,82 @@ __all__ = [
     "compare_all",
     "compare_with",
     "gains_by_skip_rate",
-    "higher_is_better",
+    "read_hits",
+    "read_metrics",
 ]
+
+_NAMES = {
+    "dataset": pl.String,
+    "backbone": pl.String,
+    "variant": pl.String,
+    "weight": pl.Float64,
+    "seed": pl.Int64,
+}
+
+
+def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
+    """The metrics of finished runs.
+
+    Args:
+        runs: Which.
+        folder: Of the study.
+
+    Returns:
+        A row a run and metric: `dataset`, `backbone`, `variant`, `weight` (null without a head),
+        `seed`, `metric`, and `value`. A metric whose population is empty has no row.
+
+    Raises:
+        ValueError: A run is not finished.
+    """
+    rows = []
+    for run in runs:
+        metrics = _record(run, folder)["metrics"]
+        rows += [(*_names(run), metric, metrics[metric]) for metric in METRICS if metric in metrics]
+    schema = {**_NAMES, "metric": pl.String, "value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def read_hits(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
+    """HitRate@10 of finished runs by the skip rate of the session.
+
+    Args:
+        runs: Which.
+        folder: Of the study.
+
+    Returns:
+        A row a run and segment that has sessions: the columns of `read_metrics`, with `segment`, an
+        ordered category, in place of `metric`, and `sessions`.
+
+    Raises:
+        ValueError: A run is not finished.
+    """
+    frames = []
+    for run in runs:
+        _record(run, folder)
+        sessions = pl.read_parquet(
+            folder / "runs" / f"{run.key}.parquet", columns=["rank", "skipped", "skip_segment"]
+        )
+        hits = (
+            sessions.filter(~pl.col("skipped"))
+            .group_by(pl.col("skip_segment").alias("segment"))
+            .agg((pl.col("rank") <= 10).mean().alias("value"), pl.len().cast(pl.Int64).alias("sessions"))
+            .sort("segment")
+        )
+        names = pl.DataFrame([_names(run)], schema=_NAMES, orient="row")
+        frames.append(names.join(hits, how="cross"))
+    return pl.concat(frames)
+
+
+def _names(run: Run) -> tuple[str, str, str, float | None, int]:
+    return run.title, run.backbone, run.variant, run.weight, run.seed
+
+
+def _record(run: Run, folder: Path) -> dict[str, Any]:
+    record = read_record(run, folder)
+    if record is None:
+        raise ValueError(f"`runs` must be finished, got {run.label}, which is not. Do it with `execute`.")
+    return record
+
 
 # By the name in a report, what tables call it.
 METRICS: Mapping[str, str] = MappingProxyType(
@@ -35,24 +111,7 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 _MODEL = ["dataset", "backbone", "variant", "weight"]
 _PLACE = ["dataset", "backbone", "seed"]
-_CONFIDENCE = 0.95
 _LEAST_MARGIN = 1e-12
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better.
-
-    Args:
-        metric: A key of `METRICS`.
-
-    Returns:
-        False where less is.
-
-    Examples:
-        >>> higher_is_better("skip_mrr@10")
-        False
-    """
-    return bool(HIGHER_IS_BETTER[metric.split("@")[0]])
 
 
 def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
@@ -140,9 +199,8 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
             pl.col("sessions").mean(),
         )
     )
-    seeds = both["seeds"].to_numpy()
-    quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, np.maximum(seeds - 1, 1)) / np.sqrt(seeds)
-    margin = pl.Series(quantile, dtype=pl.Float64) * both["deviation"]
+    deviation = both["deviation"].cast(pl.Float64).to_numpy()
+    margin = pl.Series(student_margin(deviation, both["seeds"].to_numpy()), dtype=pl.Float64).fill_nan(None)
     # Above what rounding makes of differences that are equal.
     margin = pl.select(pl.when(margin > _LEAST_MARGIN).then(margin)).to_series()
     relative = 100 * pl.col("difference") / pl.col("against")
@@ -154,8 +212,5 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    if row["low"] is None:
-        return "undefined"
-    if row["low"] <= 0 <= row["high"]:
-        return "no difference to be told"
-    return "better" if (row["low"] > 0) == higher_is_better(row["metric"]) else "worse"
+    low, high = (math.nan if row[name] is None else row[name] for name in ("low", "high"))
+    return judge(low, high, higher_is_better=is_higher_better(row["metric"]))

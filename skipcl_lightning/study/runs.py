@@ -4,11 +4,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -20,12 +21,65 @@ from skipcl_lightning.evaluation import EvaluationReport, evaluate
 from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.heads import SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
-from skipcl_lightning.study.backbones import EMBEDDING_SIZE, build_backbone
 from skipcl_lightning.study.datasets import Recipe, find_recipe, make_data
-from skipcl_lightning.study.tracking import Tracking, tracked
-from skipcl_lightning.study.variants import find_variant
+from skipcl_lightning.study.variants import EMBEDDING_SIZE, build_backbone, find_variant
 
-__all__ = ["Run", "execute", "read_record"]
+__all__ = ["Mode", "Run", "Tracking", "execute", "read_record", "tracked"]
+
+Mode = Literal["none", "offline", "online"]
+PROJECT = "skipcl"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are logged.
+
+    Args:
+        mode: `offline`, which needs no account, or `online`.
+        group: The runs' common group.
+        folder: Where W&B keeps its files.
+    """
+
+    mode: Literal["offline", "online"]
+    group: str
+    folder: Path
+
+
+@contextmanager
+def tracked(
+    tracking: Tracking | None, name: str, settings: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A run in W&B for as long as the context lasts; marked as failed if an error ends it.
+
+    Args:
+        tracking: Where; None for nowhere.
+        name: The run's.
+        settings: Its configuration.
+
+    Yields:
+        What takes the metrics, which become the run's summary.
+
+    Examples:
+        >>> with tracked(None, "run", {}) as log:
+        ...     log({"hit_rate@10": 0.5})
+    """
+    if tracking is None:
+        yield lambda _: None
+        return
+    import wandb  # slow to import, and most studies do without
+
+    tracking.folder.mkdir(parents=True, exist_ok=True)
+    with wandb.init(
+        project=PROJECT,
+        group=tracking.group,
+        name=name,
+        dir=tracking.folder,
+        mode=tracking.mode,
+        config=dict(settings),
+        settings=wandb.Settings(silent=True),
+    ) as run:
+        yield lambda metrics: run.summary.update(dict(metrics))
+
 
 TOP_K = (1, 5, 10, 20)
 

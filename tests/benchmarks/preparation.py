@@ -25,6 +25,7 @@ import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
 from memory import peak_mebibytes
+from mssd_logs import write_mssd_logs
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skipcl_lightning import SkipCLModule
@@ -34,7 +35,6 @@ from skipcl_lightning.data import (
     prepare_store,
     read_mssd,
     simulate_sessions,
-    write_mssd_logs,
 )
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from skipcl_lightning.cli.verdict import describe_results
+from skipcl_lightning.cli.demo import describe_results
 
 KEYS = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_accuracy"]
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from mssd_logs import write_mssd_logs
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
-from skipcl_lightning.data import SessionDataModule, simulate_sessions, write_mssd_logs
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import SkipInfoNCE
 
 SMALL = [
@@ -197,7 +198,17 @@ def test_a_wrong_key_is_an_error_that_names_it(skipcl, tmp_path, capsys, wrong):
     assert raised.value.code == 2
     told = capsys.readouterr().err
     assert "embeding" in told
-    assert len(told.splitlines()) < 20
+    assert len(told.splitlines()) < 30
+
+
+def test_the_last_line_of_an_error_says_what_is_wrong(skipcl, capsys):
+    for setting, message in [
+        ("--model.skip_head.weight=x", "Expected a <class 'float'>. Got value: x"),
+        ("--trainer.max_epochs=x", "Expected a <class 'int'>. Got value: x"),
+    ]:
+        with pytest.raises(SystemExit):
+            skipcl("fit", *SMALL, setting)
+        assert capsys.readouterr().err.splitlines()[-1] == f"The cause: {message}"
 
 
 def test_an_unknown_part_and_a_wrong_value_are_named(skipcl, capsys):

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from mssd_logs import write_mssd_logs
 
 from skipcl_lightning.cli import main
 from skipcl_lightning.cli.prepare import SOURCES, make_split
@@ -15,7 +16,6 @@ from skipcl_lightning.data import (
     prepare_store,
     read_lfm1k,
     read_mssd,
-    write_mssd_logs,
 )
 
 

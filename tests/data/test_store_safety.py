@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from mssd_logs import write_mssd_logs
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import SASRec
@@ -20,7 +21,6 @@ from skipcl_lightning.data import (
     prepare_store,
     read_mssd,
     simulate_sessions,
-    write_mssd_logs,
 )
 from skipcl_lightning.data.store import folder as manifest_room
 from skipcl_lightning.data.store import on_disk as store_room

@@ -7,11 +7,10 @@ import torch
 
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.heads import SkipInfoNCE
-from skipcl_lightning.study.backbones import backbone_names, build_backbone
+from skipcl_lightning.study.command import list_runs
 from skipcl_lightning.study.datasets import find_recipe, make_data
 from skipcl_lightning.study.runs import Run, read_record
-from skipcl_lightning.study.schedule import list_runs
-from skipcl_lightning.study.variants import VARIANTS, find_variant
+from skipcl_lightning.study.variants import VARIANTS, backbone_names, build_backbone, find_variant
 
 SHARED = Path(os.environ.get("SKIPCL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

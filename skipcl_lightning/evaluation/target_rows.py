@@ -1,4 +1,4 @@
-"""What one batch of held-out targets yields: a row a session, on the device until the end."""
+"""One row for each held-out target of a batch, computed on the model's device."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -9,17 +9,15 @@ from torch import Tensor
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import (
-    candidate_ranks,
+    RankedBatch,
     pairwise_wins,
+    rank_batch,
+    rank_scored_batch,
     sample_candidates,
-    score_ranks,
-    skip_pair_mask,
-    skip_pair_scores,
-    target_ranks,
     top_k_items,
 )
 from skipcl_lightning.functional.ranking.candidates import CandidateSampler
-from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items, multiply_pairs
+from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -97,47 +95,42 @@ def measure_batch(
     """Rank the targets of a batch, compare them with the session's skips, and list recommendations.
 
     Args:
-        model: What is evaluated.
+        model: The evaluated model.
         batch: B sessions with targets, on the model's device.
-        protocol: How targets are ranked.
-        generator: Of sampled candidates, on the CPU.
+        protocol: The rules of the ranking.
+        generator: Source of sampled candidates, on the CPU.
 
     Returns:
-        By name, tensors of B rows: `rank`, `target`, `feedback`, `seen` (the session already held
-        the target), `length`, `skips`, `half_points` and `pairs` (of `pairwise_wins`),
-        `unscored` (the target's score is NaN), `session_index`, and `recommended` [B, list_length].
+        By name, tensors of B rows: `rank`, `target`, `feedback` (minus the threshold), `seen` (the session
+        already held the target), `length`, `tracks`, `skips`, `half_points` and `pairs` (of
+        `pairwise_wins`), `unscored` (the target's score is NaN), `session_index`, and `recommended`
+        [B, list_length].
 
     Raises:
         ValueError: The batch has no targets or no `session_index`.
     """
-    if batch.target is None or batch.target_feedback is None:
+    if batch.target is None:
         raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
     if batch.session_index is None:
         raise ValueError(
             "`batch` must have `session_index`, got None. Intervals resample whole sessions, so each row "
             "must say which session it is of."
         )
-    measured: dict[str, Tensor]
+    candidates = _draw_candidates(batch, batch.target, protocol, generator)
     if is_query_model(model):
-        measured = _measure_query(model, batch, batch.target, protocol, generator)
+        ranked, recommended = _rank_queries(model, batch, protocol, candidates)
     else:
-        measured = _measure_scores(model, batch, batch.target, protocol, generator)
-    target_scores = measured.pop("target_scores")
-    # A cold target ranks last, so that every skipped track outranks it.
+        ranked, recommended = _rank_scores(model, batch, protocol, candidates)
     half_points, pairs = pairwise_wins(
-        batch.worst_if_cold(target_scores, -torch.inf),
-        measured.pop("skip_scores"),
-        measured.pop("skip_mask"),
-        ties=protocol.ties,
+        ranked.target_scores, ranked.skip_scores, ranked.skip_mask, ties=protocol.ties
     )
-    most = protocol.num_items if protocol.num_candidates is None else protocol.num_candidates + 1
-    return measured | {
-        "rank": batch.worst_if_cold(measured["rank"], most),
-        "unscored": target_scores.isnan(),
+    return {
+        "rank": ranked.ranks,
+        "recommended": recommended,
+        "unscored": ranked.target_scores.isnan(),
         "target": batch.target,
-        # The threshold that skips are told by is the batch's own.
-        "feedback": batch.target_feedback - batch.skip_threshold,
-        "seen": (batch.seen_items == batch.target[:, None]).any(dim=1),
+        "feedback": ranked.target_feedback,
+        "seen": ranked.target_seen,
         "length": (batch.seen_items != PADDING_INDEX).sum(dim=1),
         "tracks": batch.lengths,
         "skips": batch.rejected_mask.sum(dim=1),
@@ -147,73 +140,38 @@ def measure_batch(
     }
 
 
-def _measure_query(
-    model: QueryModel,
-    batch: SessionBatch,
-    target: Tensor,
-    protocol: RankingProtocol,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
+def _rank_queries(
+    model: QueryModel, batch: SessionBatch, protocol: RankingProtocol, candidates: Tensor | None
+) -> tuple[RankedBatch, Tensor]:
     query, table = model.session_query(batch), model.item_table
     sizes = check_shape("session_query", query, "B D", {"B": len(batch)}, floating=True)
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
-    exclude = batch.seen_items if protocol.exclude_seen else None
-    target_scores, skip_scores, skip_mask = skip_pair_scores(
-        query, table, target, batch.items, batch.rejected_mask
-    )
-    candidates = _draw_candidates(target, exclude, protocol, generator)
-    if candidates is None:
-        ranks = target_ranks(query, table, target, exclude=exclude, ties=protocol.ties)
-    else:
-        # Equal rows of the table give equal scores, so that a collapsed one ranks last.
-        products, _ = multiply_pairs(query, table, torch.cat([target[:, None], candidates], dim=1))
-        scores = products.float()
-        ranks = candidate_ranks(scores[:, 0], scores[:, 1:], candidates, ties=protocol.ties)
-    return {
-        "rank": ranks,
-        "target_scores": target_scores,
-        "skip_scores": skip_scores,
-        "skip_mask": skip_mask,
-        "recommended": top_k_items(query, table, protocol.list_length, exclude=exclude)[0],
-    }
+    exclude_seen, ties = protocol.exclude_seen, protocol.ties
+    ranked = rank_batch(query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates)
+    exclude = batch.seen_items if exclude_seen else None
+    return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude)[0]
 
 
-def _measure_scores(
-    model: Baseline,
-    batch: SessionBatch,
-    target: Tensor,
-    protocol: RankingProtocol,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
+def _rank_scores(
+    model: Baseline, batch: SessionBatch, protocol: RankingProtocol, candidates: Tensor | None
+) -> tuple[RankedBatch, Tensor]:
     scores = model.scores(batch)
     check_shape("scores", scores, "B V+1", {"B": len(batch), "V+1": protocol.num_items + 1}, floating=True)
-    own = scores.gather(1, target[:, None]).squeeze(1)
-    exclude = batch.seen_items if protocol.exclude_seen else None
-    candidates = scores if exclude is None else exclude_items(scores, exclude, keep=target)
-    drawn = _draw_candidates(target, exclude, protocol, generator)
-    if drawn is None:
-        ranks = score_ranks(candidates[:, 1:], target - 1, ties=protocol.ties)
-    else:
-        ranks = candidate_ranks(own, scores.gather(1, drawn), drawn, ties=protocol.ties)
-    open_to_all = scores if exclude is None else exclude_items(scores, exclude)
+    exclude_seen, ties = protocol.exclude_seen, protocol.ties
+    ranked = rank_scored_batch(scores, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates)
+    listed = exclude_items(scores, batch.seen_items) if exclude_seen else scores
     best = (
-        open_to_all[:, 1:]
+        listed[:, 1:]
         .nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         .topk(protocol.list_length, dim=1)
     )
-    return {
-        "rank": ranks,
-        "target_scores": own,
-        "skip_scores": scores.gather(1, batch.items),
-        "skip_mask": skip_pair_mask(target, batch.items, batch.rejected_mask),
-        "recommended": torch.where(best.values == -torch.inf, PADDING_INDEX, best.indices + 1),
-    }
+    return ranked, torch.where(best.values == -torch.inf, PADDING_INDEX, best.indices + 1)
 
 
 def _draw_candidates(
-    target: Tensor, exclude: Tensor | None, protocol: RankingProtocol, generator: torch.Generator
+    batch: SessionBatch, target: Tensor, protocol: RankingProtocol, generator: torch.Generator
 ) -> Tensor | None:
-    """[B, n] candidates, 0 for what is excluded; None where the whole catalogue is ranked."""
+    """[B, n] candidates, 0 for an excluded item; None if the whole catalogue is ranked."""
     if protocol.num_candidates is None:
         return None
     drawn = sample_candidates(
@@ -224,8 +182,8 @@ def _draw_candidates(
         item_counts=protocol.item_counts,
         generator=generator,
     ).to(target.device)
-    if exclude is None:
+    if not protocol.exclude_seen:
         return drawn
-    seen, _ = exclude.sort(dim=1)
+    seen, _ = batch.seen_items.sort(dim=1)
     place = torch.searchsorted(seen, drawn).clamp(max=seen.shape[1] - 1)
     return torch.where(seen.gather(1, place) == drawn, PADDING_INDEX, drawn)

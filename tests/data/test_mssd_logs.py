@@ -3,11 +3,14 @@ import gzip
 import re
 import tracemalloc
 
+import mssd_logs
+import mssd_marginals
 import numpy as np
 import polars as pl
 import pytest
+from mssd_logs import write_mssd_logs
 
-from skipcl_lightning.data import mssd_marginals, prepare_sessions, read_mssd, simulated_logs, write_mssd_logs
+from skipcl_lightning.data import prepare_sessions, read_mssd
 
 # As in the header of the dataset's own logs.
 HEADER = [
@@ -283,9 +286,9 @@ def test_a_longer_log_begins_with_the_shorter_and_the_cut_into_files_changes_no_
 
 
 def test_a_block_is_made_once_however_many_files_it_fills(tmp_path, monkeypatch):
-    make, made = simulated_logs._Blocks.make, []
+    make, made = mssd_logs._Blocks.make, []
     monkeypatch.setattr(
-        simulated_logs._Blocks, "make", lambda self, number: made.append(number) or make(self, number)
+        mssd_logs._Blocks, "make", lambda self, number: made.append(number) or make(self, number)
     )
     assert len(write_mssd_logs(tmp_path, num_sessions=5000, sessions_per_file=500, num_items=100)) == 10
     assert made == [0, 1]
