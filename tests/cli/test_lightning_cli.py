@@ -292,5 +292,5 @@ def test_help_lists_all_commands_without_the_time_that_training_takes_to_import(
     assert raised.value.code == 0
     assert "lightning.pytorch.cli" not in sys.modules
     printed = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "configs", "prepare", "simulate", "study", "demo"):
+    for command in ("fit", "validate", "test", "predict", "configs", "prepare", "study", "demo"):
         assert f"\n    {command} " in printed
