@@ -348,7 +348,7 @@ class SkipCLModule(LightningModule):
         each step gathers them while it runs.
         """
         if self.device_mesh is not None:
-            from skipcl_lightning.sharding import shard
+            from skipcl_lightning.optimizers import shard
 
             shard(self, self.device_mesh["data_parallel"])
 

@@ -8,9 +8,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer, SparseAdam
 
-__all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adamw", "may_fuse"]
+__all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adamw", "may_fuse", "shard"]
 
 
 class SparseAdamW(Optimizer):
@@ -225,3 +227,18 @@ def may_fuse(module: LightningModule) -> bool:
     if module.device.type not in ("cpu", "cuda"):
         return False
     return trainer is None or trainer.precision != "16-mixed" or not trainer.gradient_clip_val
+
+
+def shard(module: LightningModule, mesh: DeviceMesh) -> None:
+    """Shard all weights of a module; a second call does nothing.
+
+    Args:
+        module: The module; its steps gather the weights while they run.
+        mesh: The processes that share them.
+    """
+    # Lightning configures the model at each stage.
+    if isinstance(module, FSDPModule):
+        return
+    fully_shard(module, mesh=mesh)
+    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+        register_fsdp_forward_method(module, name)

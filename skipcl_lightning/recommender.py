@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning._modes import evaluation_mode
+from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import session_lengths

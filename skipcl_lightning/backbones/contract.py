@@ -1,15 +1,21 @@
 """What any backbone must do, checked on a small input before the first epoch is wasted."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_shape
-from skipcl_lightning._modes import evaluation_mode
 
-__all__ = ["check_backbone", "clean_input", "is_causal", "takes_argument"]
+__all__ = [
+    "check_backbone",
+    "clean_input",
+    "evaluation_mode",
+    "is_causal",
+    "takes_argument",
+]
 
 _LENGTH = 4
 
@@ -153,3 +159,27 @@ def _run(backbone: nn.Module, x: Tensor, valid_mask: Tensor) -> Tensor:
         found = list(output.shape) if output.shape != x.shape else "values that are not finite"
         raise ValueError(f"`backbone` must return finite values of shape {list(x.shape)}, got {found}.")
     return output
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and restore each sub-module's own mode at the end.
+
+    Args:
+        module: Any module. A sub-module that is in evaluation mode while the rest trains stays so.
+
+    Examples:
+        >>> module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> with evaluation_mode(module):
+        ...     module[0].training
+        False
+        >>> module[0].training, module[1].training
+        (True, False)
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

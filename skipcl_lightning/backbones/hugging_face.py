@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning._modes import evaluation_mode
 from skipcl_lightning.backbones.attention import key_mask
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, evaluation_mode
 
 __all__ = ["HFBackbone"]
 

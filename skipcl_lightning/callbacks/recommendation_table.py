@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning._modes import evaluation_mode
+from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.callbacks.loggers import publish_table
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_data, watched_module

@@ -7,6 +7,7 @@ from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
 from skipcl_lightning.data.prepare.drop_report import DropReport
 from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.on_disk import open_store, prepare_store
 from skipcl_lightning.data.prepare.preparation import prepare_sessions
 from skipcl_lightning.data.prepare.prepared_data import PreparedData
 from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
@@ -24,7 +25,6 @@ from skipcl_lightning.data.readers import (
 from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.splits.by_time import SplitByTime
 from skipcl_lightning.data.splits.splits import LeaveOneOut, SplitBySession, leave_one_out
-from skipcl_lightning.data.store.on_disk import open_store, prepare_store
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 

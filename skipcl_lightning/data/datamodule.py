@@ -29,6 +29,8 @@ from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["SessionDataModule"]
 
+# The length of sessions if neither the user nor the backbone gives one.
+DEFAULT_LENGTH = 50
 # Padded positions that `training_sessions` holds at once.
 _MOST_POSITIONS = 1 << 20
 
@@ -51,9 +53,10 @@ class SessionDataModule(QuietDataModule):
             `skipcl prepare` made, whose batches are mapped from disk. How a store was prepared is settled:
             `split`, `cold_targets` and the filter must then be left alone.
         batch_size: Sessions in a batch, on each device.
-        max_length: The most tracks of a session that a model looks at; the latest are kept. Batches of
-            training hold a track more, to be predicted from so many. No session is longer than the longest
-            training part less one at evaluation either: no model has learned what stands so late.
+        max_length: The largest number of items of a session that a model sees; the latest are kept. None
+            takes the `max_length` of the trained `SkipCLModule` when Lightning calls `setup`, and 50 without
+            one. Training batches hold one item more, the last target. At evaluation, sessions are also cut to
+            the longest training length minus one, because later positions were never trained.
         split: What is held out; `LeaveOneOut` if None.
         cold_targets: What becomes of held-out tracks that the training part does not have: `miss` ranks
             them last of all, `drop` leaves them out. `miss` if None. Either way they are counted, and
@@ -99,7 +102,7 @@ class SessionDataModule(QuietDataModule):
         log: Table | str | Path,
         *,
         batch_size: int = 256,
-        max_length: int = 50,
+        max_length: int | None = None,
         split: Split | None = None,
         cold_targets: ColdTargets | None = None,
         min_session_length: int | None = None,
@@ -118,7 +121,8 @@ class SessionDataModule(QuietDataModule):
     ) -> None:
         super().__init__()
         check_integer("batch_size", batch_size)
-        check_integer("max_length", max_length)
+        if max_length is not None:
+            check_integer("max_length", max_length)
         check_integer("bucket_batches", bucket_batches, minimum=0)
         check_integer("num_workers", num_workers, minimum=0)
         check_integer("mined_negatives", mined_negatives, minimum=0)
@@ -132,7 +136,8 @@ class SessionDataModule(QuietDataModule):
             raise TypeError(f"`pin_memory` must be True or False, got {pin_memory!r}.")
         self.log = log
         self.batch_size = batch_size
-        self.max_length = max_length
+        self.max_length = DEFAULT_LENGTH if max_length is None else max_length
+        self._takes_length = max_length is None
         self._source = make_source(
             log,
             split=split,
@@ -252,12 +257,17 @@ class SessionDataModule(QuietDataModule):
         return dict(self._data.num_cold_targets)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Prepare the data, if nothing has asked for it yet.
+        """Prepare the data if needed, and take `max_length` from the model if none was given.
 
         Args:
             stage: Lightning's stage; the same data serves all.
         """
         _ = self._data
+        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        length = getattr(model, "max_length", None)
+        if self._takes_length and isinstance(length, int):
+            # A bidirectional backbone needs one position for its mask token.
+            self.max_length = length if getattr(model, "causal", True) else max(1, length - 1)
         silence_run_warnings(self.num_workers)
 
     def warn_without_rejected(self) -> None:

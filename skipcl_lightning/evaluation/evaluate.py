@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning._modes import evaluation_mode
+from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles

@@ -7,8 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from small_models import quiet_trainer
 from torch import Tensor, nn
 
+from skipcl_lightning import SkipCLModule
+from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import (
     EvaluationSampler,
@@ -273,3 +276,22 @@ def test_the_real_excerpt_becomes_batches(real_data):
     batch = next(iter(data.test_dataloader()))
     assert batch.skip_mask.sum() / batch.valid_mask.sum() > 0.2
     assert np.sum(data.item_counts.numpy()) == 201 - 2 * 11
+
+
+@pytest.mark.parametrize(
+    ("backbone", "length"), [(SASRec(8, max_length=6), 6), (BERT4Rec(8, max_length=6), 5), (GRU4Rec(8), 50)]
+)
+def test_without_a_length_the_data_takes_that_of_the_backbone(backbone, length):
+    data = SessionDataModule(simulate_sessions(40, num_items=40, num_moods=4), batch_size=8)
+    module = SkipCLModule(backbone, num_items=data.num_items)
+    quiet_trainer(max_steps=1).fit(module, data)
+    # The mask token of a bidirectional backbone takes one of its positions.
+    assert data.max_length == length
+    assert module.encoder.max_length == data.input_length <= length
+    assert next(iter(data.train_dataloader())).items.shape[1] <= length + 1
+
+
+def test_a_length_that_was_given_stays():
+    data = SessionDataModule(simulate_sessions(40, num_items=40, num_moods=4), batch_size=8, max_length=4)
+    quiet_trainer(max_steps=1).fit(SkipCLModule(SASRec(8, max_length=6), num_items=data.num_items), data)
+    assert data.max_length == 4

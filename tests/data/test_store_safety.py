@@ -22,8 +22,8 @@ from skipcl_lightning.data import (
     read_mssd,
     simulate_sessions,
 )
+from skipcl_lightning.data.prepare import on_disk as store_room
 from skipcl_lightning.data.store import folder as manifest_room
-from skipcl_lightning.data.store import on_disk as store_room
 from skipcl_lightning.data.store.folder import Manifest, fingerprint_log
 
 

@@ -1,7 +1,6 @@
 """The readers of public logs: from files to the canonical table."""
 
-from skipcl_lightning.data.readers.lfm1k import read_lfm1k
-from skipcl_lightning.data.readers.lfm2b import read_lfm2b
+from skipcl_lightning.data.readers.lastfm import read_lfm1k, read_lfm2b
 from skipcl_lightning.data.readers.listenbrainz import read_listenbrainz
 from skipcl_lightning.data.readers.movielens import read_movielens
 from skipcl_lightning.data.readers.mssd import read_mssd

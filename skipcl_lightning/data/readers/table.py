@@ -12,6 +12,7 @@ from skipcl_lightning.data.prepare.sessions import in_listening_order, join_hist
 from skipcl_lightning.data.readers.columns import (
     Column,
     cast_column,
+    feedback_from_ratio,
     flag_column,
     integer_column,
     number_column,
@@ -21,7 +22,6 @@ from skipcl_lightning.data.readers.columns import (
     time_column,
 )
 from skipcl_lightning.data.readers.files import Paths, list_files
-from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 from skipcl_lightning.data.schema import (
     CANONICAL_COLUMNS,
     Table,

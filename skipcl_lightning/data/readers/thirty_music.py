@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from skipcl_lightning.data.readers.columns import feedback_from_ratio
 from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
 from skipcl_lightning.data.readers.parsing import check_max_damaged, parse_lines, require
-from skipcl_lightning.data.readers.play_ratio import feedback_from_ratio
 
 __all__ = ["read_30music"]
 
