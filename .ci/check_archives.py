@@ -16,6 +16,7 @@ FILES_IN_SDIST = {
     ".gitignore",  # hatchling adds it, so that a wheel built from the sdist leaves out the same
     "CHANGELOG.md",
     "CITATION.cff",
+    "CONTRIBUTING.md",
     "LICENSE",
     "PKG-INFO",
     "README.md",

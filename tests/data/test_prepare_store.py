@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import (
@@ -131,7 +131,13 @@ def test_a_history_is_labelled_and_cut_part_by_part_as_it_is_at_once(tmp_path_fa
         with pytest.raises(ValueError, match="at least one session"):
             prepare()
         return
-    data = prepare()
+    try:
+        data = prepare()
+    except ValueError as error:
+        # The only held-out targets may be skips that training never saw.
+        if "`split` must leave something for" not in str(error):
+            raise
+        reject()
     kept = {
         session: (part["item_id"].to_list(), part["feedback"].to_list())
         for (session,), part in table.group_by("session_id", maintain_order=True)

@@ -1,5 +1,8 @@
-"""Formulas between dollar signs as MathML, which browsers draw without a script: a hook of mkdocs."""
+"""Hooks of mkdocs: formulas become MathML and Mermaid diagrams SVG, which browsers draw without a script."""
 
+import re
+from itertools import count
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -7,6 +10,9 @@ from latex2mathml.converter import convert
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
+from merman import Merman
+
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Formulas(Extension):
@@ -42,3 +48,28 @@ def on_config(config: Any) -> Any:
     """
     config.markdown_extensions.append(Formulas())
     return config
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Draw the diagrams of a page, and let the page on the architecture say what CONTRIBUTING.md says.
+
+    Args:
+        markdown: The page.
+        kwargs: More of mkdocs.
+
+    Returns:
+        The page with an SVG in place of each Mermaid block.
+    """
+    if kwargs["page"].file.src_uri == "architecture.md":
+        contributing = (
+            Path(kwargs["config"].docs_dir).with_name("CONTRIBUTING.md").read_text(encoding="utf-8")
+        )
+        markdown += contributing.partition("\n")[2]
+    client, numbers = Merman(), count()
+
+    def draw(match: re.Match[str]) -> str:
+        svg = client.render_svg(match[1], f'{{"svg": {{"diagram_id": "diagram-{next(numbers)}"}}}}')
+        # One line, because an empty line would end the block of HTML.
+        return f'<div class="diagram">{" ".join(svg.split())}</div>'
+
+    return DIAGRAM.sub(draw, markdown)
