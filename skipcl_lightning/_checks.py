@@ -1,7 +1,7 @@
-"""Argument checks that name the argument, what came, what was expected and the way out.
+"""Argument checks with errors that name the argument, what came, what was expected and the way out.
 
-They look at shapes, dtypes and Python values. Only `check_indices` looks at a tensor's contents, and only on
-a CPU: elsewhere a look inside would make the host wait for the device in every step.
+They check shapes, dtypes and Python values. Only `check_indices` reads a tensor's contents, and only on a
+CPU, because on other devices the host would have to wait in every step.
 """
 
 import math
@@ -18,8 +18,8 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
     Args:
         name: The argument's name, as the caller wrote it.
-        value: What came.
-        choices: What is accepted.
+        value: The given value.
+        choices: The accepted values.
 
     Raises:
         ValueError: `value` is none of them.
@@ -35,9 +35,9 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_indices(name: str, indices: Tensor, num_items: int) -> None:
-    """Raise unless all indices are real items; on a CPU only, and not while compiling.
+    """Raise unless all indices are in 1..V; on a CPU only, and not while compiling.
 
-    Elsewhere nothing is looked at: an accelerator's own kernels refuse such an index.
+    On other devices, the kernels themselves refuse a wrong index.
 
     Args:
         name: The argument's name.
@@ -71,7 +71,7 @@ def check_integer(
 
     Args:
         name: The argument's name.
-        value: What came.
+        value: The given value.
         minimum: The smallest accepted value.
         maximum: The largest accepted value, or None for no bound.
         cure: A sentence that says what to do instead.
@@ -107,11 +107,11 @@ def check_number(
 
     Args:
         name: The argument's name.
-        value: What came.
+        value: The given value.
         minimum: The lower end.
         maximum: The upper end.
-        open_minimum: Whether the lower end itself is refused.
-        open_maximum: Whether the upper end itself is refused.
+        open_minimum: Whether the lower end is excluded.
+        open_maximum: Whether the upper end is excluded.
 
     Raises:
         TypeError: `value` is no number.
@@ -142,18 +142,18 @@ def check_shape(
     dtype: torch.dtype | None = None,
     floating: bool = False,
 ) -> dict[str, int]:
-    """Raise unless `tensor` has the shape that the letters say, and bind new letters to its sizes.
+    """Raise unless `tensor` has the shape that the letters state, and bind new letters to its sizes.
 
     Args:
         name: The argument's name.
-        tensor: What came.
-        shape: One letter a dimension, as in `"B L D"`.
-        sizes: The sizes that letters stand for so far.
+        tensor: The given value.
+        shape: One letter for each dimension, such as `"B L D"`.
+        sizes: The sizes of letters that are already bound.
         dtype: The only accepted dtype, or None for any.
         floating: Whether a floating-point dtype is needed.
 
     Returns:
-        `sizes`, extended by the letters that this tensor binds; the argument itself is left as it was.
+        `sizes` with the letters that this tensor binds; the argument is not changed.
 
     Raises:
         TypeError: It is no tensor, or one of another dtype.

@@ -1,4 +1,4 @@
-"""Parts that remember the settings they were built with, so that a checkpoint can rebuild them."""
+"""Parts that keep the settings they were built with, so that a checkpoint can rebuild them."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ __all__ = ["Part", "PartSettings", "build_part", "describe_part", "records_setti
 
 
 class PartSettings(TypedDict):
-    """A part as a checkpoint holds it; no other key is known, so that the command line finds wrong ones."""
+    """The name and settings of a part in a checkpoint or configuration."""
 
     name: str
     settings: NotRequired[dict[str, Any] | None]
@@ -124,14 +124,14 @@ def _recording(
 
 
 def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> dict[str, Any]:
-    """What a checkpoint keeps of a part, in plain values.
+    """Return the name and settings of a part, as plain values for a checkpoint.
 
     Args:
         part: A backbone or a loss.
         registry: The parts that can be rebuilt by name.
 
     Returns:
-        `name` and `settings`; for a part that is not of ours, its full name and None.
+        `name` and `settings`; for a user's own part, its full name and None.
 
     Examples:
         >>> describe_part(nn.Identity(), {})
@@ -144,7 +144,7 @@ def describe_part(part: nn.Module, registry: Mapping[str, type[nn.Module]]) -> d
 
 
 def build_part(argument: str, part: Part, registry: Mapping[str, type[nn.Module]]) -> nn.Module:
-    """A part from an object, which is returned as it is, or from what `describe_part` keeps of one.
+    """Return a part that is given as an object, or build it from `describe_part`'s result.
 
     Args:
         argument: The argument's name, as the caller knows it.

@@ -1,23 +1,21 @@
 """The batch that all layers exchange, the legend of shapes and the polarity of masks.
 
-Legend of shapes, used in every comment and docstring of the package:
+Letters of shapes, in every comment and docstring of the package:
 
-====== =====================================================================
-letter meaning
-====== =====================================================================
-`B`  sessions in a batch
-`L`  positions in a session, padding included
-`D`  size of an embedding
-`V`  items in the catalogue; tables over it have `V + 1` rows
-`N`  queries: positions or sessions that something is ranked for
-`K`  sampled negatives
-====== =====================================================================
+| letter | meaning |
+|---|---|
+| `B` | sessions in a batch |
+| `L` | positions in a session, padding included |
+| `D` | size of an embedding |
+| `V` | items in the catalogue; tables over it have `V + 1` rows |
+| `N` | queries: positions or sessions for which something is ranked |
+| `K` | sampled negatives |
 
-Polarity: a mask says what is true of a position (`valid_mask`: a real track stands here). True never
-means "ignore".
+Polarity: a mask says what is true of a position (`valid_mask`: the position holds an item). True never means
+"ignore".
 
-Indices: 0 is padding, in every tensor of item indices: "no item here", "no target", "nothing to
-exclude". Real items are 1 to V. Sessions are padded on the right.
+Indices: 0 is padding in every tensor of item indices ("no item", "no target", "nothing to exclude"). Items
+have the indices 1 to V. Sessions are padded on the right.
 """
 
 from collections.abc import Callable
@@ -54,40 +52,39 @@ _FIELDS = (
 
 
 class SessionBatch:
-    """Sessions padded on the right, with what the listener did at each position.
+    """Sessions padded on the right, with the listener's feedback at each position.
 
-    On a CPU, feedback outside [-1, 1] or NaN is refused; other contents (padding only on the right) are
-    checked once, where the data is prepared. A batch is not changed: `replace` makes another. Under any
-    precision of Lightning's `Trainer` the feedback stays float32.
+    On a CPU, feedback outside [-1, 1] or NaN is refused. Other contents, such as padding only on the right,
+    are checked once, when the data is prepared. A batch is immutable; `replace` returns another one. The
+    feedback stays float32 under any precision of Lightning's `Trainer`.
 
     Args:
         items: [B, L] int64 item indices in 0..V; 0 is padding.
-        feedback: [B, L] float32 in [-1, 1]: below `skip_threshold` skipped (-1: at once), else listened
-            (+1: to the end); 0 is unknown, and at padding.
+        feedback: [B, L] float32 in [-1, 1]: below `skip_threshold` skipped (-1: at once), else listened (+1:
+            to the end); 0 is unknown, and padding.
         target: [B] int64, the held-out item after each session; at evaluation only.
-        target_feedback: [B] float32, what the listener did with it; at evaluation only. The data module gives
-            -1 for a disliked target and +1 for a liked one that was skipped, so that this value alone says
-            whether the target was rejected.
-        session_index: [B] int64, which session of the source each row is.
-        seen: [B, S] int64, all tracks of each session so far, where `items` holds only the latest; 0 fills
-            the rows.
-        cloze_mask: [B, L] bool, the track here is hidden from the backbone, which is asked for it; while a
-            bidirectional backbone is trained only.
-        explicit_feedback: [B, L] float32 in [-1, 1]: below 0 the track was disliked, above 0 liked, 0
-            unknown, and at padding; None where the source has none.
-        cold_target: [B] bool, the held-out item never occurs in the training part, and ranks last of all
-            candidates, whatever its score; at evaluation only. None where that is not known.
-        mined_negatives: [B, L, M] int64, tracks often skipped right after the one here in the training part,
-            sampled; 0 is none; in training only.
-        mined_positives: [B, L, P] int64, tracks often listened to after it, likewise.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
-        num_tracks: At least as many as there are real tracks, 0 or more; None where the host does not know:
-            it need not ask an accelerator, then, for how many positions there is something to compute.
+        target_feedback: [B] float32, the feedback on the target; at evaluation only. The data module gives -1
+            for a disliked target and +1 for a liked skip, so this value alone says whether the target was
+            rejected.
+        session_index: [B] int64, the number of each row's session in the data.
+        seen: [B, S] int64, all items of each session so far, if `items` holds only the latest; filled with 0.
+        cloze_mask: [B, L] bool, True where the item is hidden from a bidirectional backbone, which must
+            predict it; in training only.
+        explicit_feedback: [B, L] float32 in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown or padding;
+            None if the data has none.
+        cold_target: [B] bool, True if the held-out item never occurs in the training set; it then ranks last.
+            None if unknown.
+        mined_negatives: [B, L, M] int64, sampled items that are often skipped right after this one in the
+            training set; 0 is none; in training only.
+        mined_positives: [B, L, P] int64, sampled items that are often listened to after it.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        num_tracks: An upper bound of the number of items in the batch, 0 or more; None if unknown. With it,
+            the host need not ask a GPU for that number.
 
     Raises:
         TypeError: A tensor has the wrong dtype, or the number of tracks is no integer.
-        ValueError: Shapes disagree, only one of the two targets is given, feedback is NaN or outside
-            [-1, 1], or the threshold is out of range.
+        ValueError: Shapes disagree, only one of the two targets is given, feedback is NaN or outside [-1, 1],
+            or the threshold is out of range.
 
     Examples:
         >>> batch = SessionBatch(
@@ -103,7 +100,7 @@ class SessionBatch:
         1
     """
 
-    # No dataclass: Lightning would convert its feedback to the precision of the weights, and so move
+    # No dataclass: Lightning would convert its feedback to the precision of the weights, which could move
     # values across the threshold.
     def __init__(
         self,
@@ -162,41 +159,41 @@ class SessionBatch:
 
     @property
     def valid_mask(self) -> Tensor:
-        """[B, L] bool: a real track stands here."""
+        """[B, L] bool: the position holds an item."""
         return self.items != PADDING_INDEX
 
     @property
     def skip_mask(self) -> Tensor:
-        """[B, L] bool: a track stands here and was skipped."""
+        """[B, L] bool: the item was skipped."""
         return self.valid_mask & (self.feedback < self.skip_threshold)
 
     @property
     def listened_mask(self) -> Tensor:
-        """[B, L] bool: a track stands here and was neither skipped nor disliked."""
+        """[B, L] bool: the item was neither skipped nor disliked."""
         listened = self.valid_mask & (self.feedback >= self.skip_threshold)
         return listened if self.explicit_feedback is None else listened & (self.explicit_feedback >= 0)
 
     @property
     def rejected_mask(self) -> Tensor:
-        """[B, L] bool: a track stands here and was skipped or disliked, and not liked (`is_rejected`)."""
+        """[B, L] bool: the item was skipped or disliked, and not liked (`is_rejected`)."""
         rejected: Tensor = is_rejected(self.feedback, self.explicit_feedback, self.skip_threshold)
         return self.valid_mask & rejected
 
     @property
     def lengths(self) -> Tensor:
-        """[B] int64: the number of real tracks."""
+        """[B] int64: the number of items of each session."""
         return self.valid_mask.sum(dim=1)
 
     @property
     def seen_items(self) -> Tensor:
-        """[B, S] int64: all tracks of each session so far, however many of them `items` holds."""
+        """[B, S] int64: all items of each session so far, even if `items` holds only the latest."""
         return self.items if self.seen is None else self.seen
 
     def __len__(self) -> int:
         return self.items.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
-        """Some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
+        """Return some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
         return self._map(lambda tensor: tensor[rows]).replace(num_tracks=None)
 
     def worst_if_cold(self, values: Tensor, worst: float) -> Tensor:
@@ -219,18 +216,18 @@ class SessionBatch:
         return values if self.cold_target is None else values.masked_fill(self.cold_target, worst)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "SessionBatch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "SessionBatch":
-        """The same batch in page-locked memory, from which it reaches a GPU without a stop."""
+        """Return the same batch in page-locked memory, from which a copy to a GPU need not wait."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def latest(self, length: int) -> "SessionBatch":
-        """The same sessions, of each only its latest tracks.
+        """Return the same sessions, each cut to its latest items.
 
         Args:
-            length: The most tracks of a session, at least 1.
+            length: The largest number of items of a session, at least 1.
 
         Returns:
             A batch of at most `length` positions; `seen_items` stay whole.
@@ -258,22 +255,22 @@ class SessionBatch:
         )
 
     def replace(self, **changes: Any) -> "SessionBatch":
-        """The same batch with other values for some of its arguments.
+        """Return the same batch with other values of some arguments.
 
-        Other `items` make the number of tracks unknown where it is not given, too.
+        With other `items`, `num_tracks` becomes unknown unless it is given too.
 
         Args:
-            changes: New values by the arguments' names.
+            changes: New values by argument name.
 
         Returns:
             Another batch.
 
         Raises:
-            TypeError: A name is none of the arguments', or a tensor has the wrong dtype.
+            TypeError: A name is no argument, or a tensor has the wrong dtype.
             ValueError: Shapes disagree.
         """
         if torch.compiler.is_compiling():
-            # It has no use for the number, and would make a graph for each.
+            # A compiler would make a graph for each number.
             changes["num_tracks"] = None
         elif "items" in changes:
             changes.setdefault("num_tracks", None)
@@ -288,7 +285,7 @@ class SessionBatch:
 
 
 def _check_signal(name: str, signal: Tensor | None) -> None:
-    """Raise where feedback is no number in [-1, 1]; on a CPU only, since a look makes a host wait."""
+    """Raise unless feedback holds numbers in [-1, 1]; on a CPU only, where the check costs no wait."""
     if signal is None or signal.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values = signal.detach().numpy()  # the tensor's own memory
@@ -301,15 +298,15 @@ def _check_signal(name: str, signal: Tensor | None) -> None:
 
 
 def is_rejected(feedback: Any, explicit_feedback: Any | None, skip_threshold: float) -> Any:
-    """Return what the listener rejected: tracks that were skipped or disliked, but not liked.
+    """Return which items the listener rejected: those skipped or disliked, but not liked.
 
-    Heads push from these tracks, mining counts them as skips, and evaluation counts a held-out one in the
-    metrics of skips.
+    Heads push from these items, mining counts them as skips, and evaluation counts rejected targets in the
+    skip metrics.
 
     Args:
         feedback: Floating-point tensor or NumPy array of any shape, in [-1, 1].
-        explicit_feedback: The same shape, below 0 disliked and above 0 liked; None where nothing is known.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        explicit_feedback: The same shape: below 0 disliked, above 0 liked; None if there is none.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Returns:
         A bool tensor or array of the same shape.

@@ -1,7 +1,7 @@
-"""Checkpoints that load without data or arguments: parts and item vocabulary in plain values.
+"""Checkpoints that load without data or arguments: parts and item vocabulary as plain values.
 
-Lightning keeps a module's plain arguments, not the modules among them; and an item's index means nothing
-without the vocabulary.
+Lightning keeps a module's plain arguments but not its modules, and item indices mean nothing without the
+vocabulary.
 """
 
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ def describe_parts(
 
 
 def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None) -> None:
-    """Add the item vocabulary to a checkpoint, in plain values.
+    """Add the item vocabulary to a checkpoint, as plain values.
 
     Args:
         checkpoint: The dictionary that Lightning is about to write.
-        encoder: What knows the vocabulary; None if it is not known.
+        encoder: The encoder with the vocabulary, or None.
     """
     checkpoint[_KEY] = {"encoder": None if encoder is None else encoder.state_dict()}
 
@@ -52,15 +52,15 @@ def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None) -> 
 def load_encoder(
     checkpoint: Mapping[str, Any], known: SessionEncoder | None, num_items: int
 ) -> SessionEncoder | None:
-    """Read the item vocabulary of a checkpoint.
+    """Return the encoder with the item vocabulary of a checkpoint.
 
     Args:
         checkpoint: The dictionary that Lightning has read.
-        known: The module's encoder, if it has one already.
+        known: The module's encoder, if it has one.
         num_items: The module's V.
 
     Returns:
-        `known`, or else the checkpoint's encoder; None if neither is there.
+        `known`, or else the checkpoint's encoder; None if there is neither.
 
     Raises:
         ValueError: The checkpoint has other items than the data, or another number than the module.
@@ -80,11 +80,11 @@ def load_encoder(
 
 
 def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items: int) -> SessionEncoder:
-    """Take the encoder of the data, or check that its items are those of the module.
+    """Return the data's encoder, after a check that its items are those of the module.
 
     Args:
         data: The encoder of the data module.
-        known: The module's encoder, if it has one already.
+        known: The module's encoder, if it has one.
         num_items: The module's V.
 
     Returns:
@@ -104,7 +104,7 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
 
 
 def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
-    """Say which vocabulary is whose."""
+    """Raise an error that names both vocabularies."""
     raise ValueError(
         "The data must have the items that the model was trained on, got data with "
         f"{data.vocabulary} for a model trained on {trained_on.vocabulary}. Prepare the same log in the same "

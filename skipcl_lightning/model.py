@@ -1,6 +1,6 @@
-"""The model alone: item table, feedback input and backbone, which turn sessions into queries for tracks.
+"""The model without training: item table, feedback input and backbone, which turn sessions into queries.
 
-It knows torch and nothing of training, so that it can be exported, served or put into any other module.
+It needs only torch, so it can be exported, served or used in any other module.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class ItemEmbedding(nn.Embedding):
     Args:
         num_items: V.
         embedding_size: D.
-        sparse: Whether gradients are sparse tensors of the rows used.
+        sparse: Whether gradients are sparse tensors of the used rows.
 
     Examples:
         >>> import torch
@@ -43,12 +43,12 @@ class ItemEmbedding(nn.Embedding):
 
     @property
     def table(self) -> Tensor:
-        """[V + 1, D]; within `gathered_gradients` one to look rows up in by `look_up`."""
+        """[V + 1, D]; inside `gathered_gradients`, a view for `look_up`."""
         return self.weight if self._gathered is None else self._gathered
 
     @contextmanager
     def gathered_gradients(self) -> Iterator[None]:
-        """Let all lookups in a context make one dense gradient together, on a CPU, where that is faster."""
+        """Let all lookups in a context make one dense gradient together, which is faster on a CPU."""
         if self.weight.device.type == "cpu" and not self.sparse:
             self._gathered = gather_gradients(self.weight)
         try:
@@ -64,20 +64,20 @@ class ItemEmbedding(nn.Embedding):
 
 
 class SessionModel(nn.Module):
-    """One table of items, for inputs and candidates, and a backbone over it.
+    """An item table, used for inputs and candidates, and a backbone.
 
-    A causal backbone's output at a track is the query for what comes next. A bidirectional backbone has seen
-    what comes next: it is queried at a mask token behind the session's last track, and trained on tracks that
-    are hidden behind that token (the cloze task). A backbone with a `max_length` gets the latest positions.
+    The output of a causal backbone at a position is the query for the next item. A bidirectional backbone has
+    seen the next item, so its query is the output at a mask token after the session's last item, and it is
+    trained on hidden items (the cloze task). A backbone with a `max_length` gets the latest positions.
 
     Args:
-        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`, with `causal = False`
-            if it sees later tracks, and perhaps a `max_length`.
+        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`; `causal = False` if it
+            sees later items, and optionally a `max_length`.
         num_items: V, at least 2.
-        embedding_size: D; the backbone's own `embedding_size` if None.
-        feedback_input: Whether the backbone sees the feedback of each track: an embedding each for listening,
-            skips, likes and dislikes, linear in its strength and zero at first, is added to the track's own.
-        sparse_item_table: Whether the gradients of the table are sparse tensors of the rows used.
+        embedding_size: D; None for the backbone's own `embedding_size`.
+        feedback_input: Whether the backbone sees the feedback of each item. One embedding each for listening,
+            skips, likes and dislikes, linear in the strength and zero at first, is added to the item's own.
+        sparse_item_table: Whether the gradients of the table are sparse tensors of the used rows.
 
     Raises:
         TypeError: A part or setting has the wrong type.
@@ -113,14 +113,15 @@ class SessionModel(nn.Module):
         self.mask_embedding = None if self.causal else nn.Parameter(torch.randn(size) * size**-0.5)
         self.feedback_embedding = nn.Linear(4, size, bias=False) if feedback_input else None
         if self.feedback_embedding is not None:
-            # From zero: drawn at random it would outweigh the items, and a short log never unlearns that.
+            # Zero at first: random values would outweigh the items, and training on a short log would not
+            # correct that.
             nn.init.zeros_(self.feedback_embedding.weight)
-        # What a LightningModule that overrides `embed` puts in its place.
+        # Set by a LightningModule that overrides `embed`.
         self.embed_override: Callable[[SessionBatch, Tensor], Tensor] | None = None
 
     @property
     def max_length(self) -> int | None:
-        """The most positions that the backbone takes; None for no limit."""
+        """The largest number of positions that the backbone takes; None for no limit."""
         limit: int | None = getattr(self.backbone, "max_length", None)
         return limit
 
@@ -135,10 +136,10 @@ class SessionModel(nn.Module):
         return self.item_embedding.table
 
     def embed_items(self, items: Tensor) -> Tensor:
-        """The embeddings of a session's items, of a mask token among them.
+        """Return the embeddings of the sessions' items, mask tokens included.
 
         Args:
-            items: [B, L] int64 in 0..V + 1; V + 1 is the mask token, which a causal backbone never meets.
+            items: [B, L] int64 in 0..V + 1; V + 1 is the mask token of a bidirectional backbone.
 
         Returns:
             [B, L, D].
@@ -151,10 +152,10 @@ class SessionModel(nn.Module):
         return torch.where(hidden[..., None], self.mask_embedding, keys)
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
-        """Return the backbone's input: the items, with their feedback where it is an input.
+        """Return the backbone's input: the items and, if it is an input, their feedback.
 
         Args:
-            batch: B sessions, without what is hidden from a bidirectional backbone.
+            batch: B sessions, without the items that are hidden from a bidirectional backbone.
             keys: [B, L, D] the embeddings of their items.
 
         Returns:
@@ -164,7 +165,7 @@ class SessionModel(nn.Module):
             return keys
         explicit = batch.explicit_feedback
         known = [batch.feedback, torch.zeros_like(batch.feedback) if explicit is None else explicit]
-        # Listened to, skipped, liked, disliked; unknown is none of them.
+        # Listened to, skipped, liked, disliked; all zero if unknown.
         signed = torch.stack([part.clamp(min=0) for one in known for part in (one, -one)], dim=2)  # [B, L, 4]
         embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
         return embedded
@@ -174,31 +175,32 @@ class SessionModel(nn.Module):
 
         Args:
             batch: B sessions.
-            last_only: Return the last track of each session alone; for a backbone that takes the argument.
+            last_only: Return only the output at each session's last item; for a backbone that takes the
+                argument.
 
         Returns:
-            [B, L, D] in the space of the item table; of the latest `backbone.max_length` positions if L
-            is more; or [B, 1, D]. From a causal backbone the session as known after each track; from a
-            bidirectional one what each position should hold.
+            [B, L, D] in the space of the item table (of the latest `backbone.max_length` positions if L is
+            more), or [B, 1, D]. For a causal backbone, position t holds the query after t items; for a
+            bidirectional one, the prediction of the item at t.
         """
         batch = self.shorten(batch)
         only = {"last_only": True} if last_only else {}
         return self.encode(batch, self.embed_items(batch.items), **only)
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the sessions as known after all their tracks.
+        """Return the query of each session after all of its items.
 
         Args:
             batch: B sessions.
 
         Returns:
-            [B, D], whose inner products with the item table are the scores. A row without a track yields
-            zeros, or what a mask token alone stands for.
+            [B, D]; its inner products with the item table are the scores. An empty session has zeros, or the
+            output of a mask token alone.
         """
         if not self.causal:
             batch = append_mask_token(batch, self.mask_index)
         batch = self.shorten(batch)
-        # An override, or a backbone of one's own, may not take the argument.
+        # A user's override or backbone may not take the argument.
         if takes_argument("last_only", self.forward, self.encode, self.backbone.forward):
             query: Tensor = self(batch, last_only=True).squeeze(1)
             return query
@@ -208,15 +210,16 @@ class SessionModel(nn.Module):
         """Return the backbone's output for a batch that is short enough.
 
         Args:
-            batch: B sessions, of as many positions as the backbone takes, or one more for a causal backbone.
+            batch: B sessions with at most as many positions as the backbone takes, or one more for a causal
+                backbone.
             keys: [B, L, D] the embeddings of their items, hidden ones included.
-            last_only: As in `forward`; then of no more positions than the backbone takes.
+            last_only: As in `forward`, but without the additional position.
 
         Returns:
-            [B, L, D], zero at a position more than the backbone takes; or [B, 1, D].
+            [B, L, D], zero at the additional position; or [B, 1, D].
 
         Raises:
-            ValueError: Tracks are hidden from a causal backbone.
+            ValueError: Items are hidden from a causal backbone.
         """
         if batch.cloze_mask is not None:
             batch, keys = self._hide(batch)
@@ -241,11 +244,11 @@ class SessionModel(nn.Module):
         return query @ self.item_table.T
 
     def shorten(self, batch: SessionBatch, more: int = 0) -> SessionBatch:
-        """Cut sessions to the latest positions that the backbone takes.
+        """Return the sessions cut to the latest positions that the backbone takes.
 
         Args:
             batch: B sessions.
-            more: Positions beyond that limit.
+            more: Additional positions beyond that limit.
 
         Returns:
             The batch, or a shorter one.
@@ -253,7 +256,7 @@ class SessionModel(nn.Module):
         return batch if self.max_length is None else batch.latest(self.max_length + more)
 
     def _hide(self, batch: SessionBatch) -> tuple[SessionBatch, Tensor]:
-        """The batch as a bidirectional backbone may see it, and the embeddings of its items."""
+        """Return the batch as a bidirectional backbone may see it, and the embeddings of its items."""
         if self.causal:
             raise ValueError(
                 "`batch` must hide nothing from a causal backbone, got a `cloze_mask`. Leave it None."
@@ -263,7 +266,7 @@ class SessionModel(nn.Module):
 
 
 def _embedding_size(backbone: nn.Module, given: int | None) -> int:
-    """The size that is given, or that the backbone has."""
+    """Return the given size, or the backbone's own."""
     size: int | None = getattr(backbone, "embedding_size", None) if given is None else given
     if size is None:
         raise ValueError(

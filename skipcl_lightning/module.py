@@ -1,4 +1,4 @@
-"""The LightningModule: item table, backbone, next-item loss, skip head and metrics, wired together."""
+"""The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -41,13 +41,13 @@ _DEFAULT_SIZE = 64
 
 
 class TrainingStates(NamedTuple):
-    """What a training step computes before any weight: the states that losses compare, and their losses.
+    """The states of a training step and its losses before any weight.
 
     Attributes:
         keys: [B, L, D] the embeddings of the batch's items.
         query: [B, L, D] the backbone's output.
-        parts: Scalars: `next_item_loss` and, with a head, `skip_loss`; of a `CombinedHead` one by each
-            class's name instead.
+        parts: Scalars: `next_item_loss` and, with a head, `skip_loss`; for a `CombinedHead`, one for each of
+            its heads by class name.
     """
 
     keys: Tensor
@@ -56,63 +56,63 @@ class TrainingStates(NamedTuple):
 
 
 class SkipCLModule(LightningModule):
-    """Learns what a listener plays next, and what not, from sessions with skips.
+    """LightningModule that learns the next item, and which items to avoid, from sessions with skips.
 
-    Tracks are embedded by one table, which scores them too; the backbone turns a session into z_t after
-    each track; the loss is L = L_next + λ · L_skip. Validation and test rank each held-out track among the
-    whole catalogue and log the metrics of `session_metrics` whose population is not empty.
+    The loss is L = L_next + λ · L_skip. Validation and test rank each held-out target in the whole catalogue,
+    and log the metrics of `session_metrics` whose population is not empty.
 
-    Pass another backbone or loss, or subclass and override `build_backbone`, `embed`, `losses`, a step
-    or `configure_optimizers`; a subclass's arguments are kept in `hparams` without a call of its own.
+    Pass another backbone or loss, or subclass and override `build_backbone`, `embed`, `losses`, a step or
+    `configure_optimizers`. The arguments of a subclass are kept in `hparams` automatically.
 
-    A checkpoint is whole: weights, settings, the names and settings of built-in parts, and, if the module
-    was fitted with a `SessionDataModule`, the item vocabulary. It loads with `weights_only=True` and
-    without arguments, except for parts of your own, which are passed again by their argument's name.
+    A checkpoint is complete: weights, settings, names and settings of built-in parts, and the item vocabulary
+    if the module was fitted with a `SessionDataModule`. It loads with `weights_only=True` and without
+    arguments. If a checkpoint needs one of your own classes, pass an instance again under its argument's
+    name.
 
     Args:
-        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`; one that looks at
-            later tracks says so with `causal = False`, and is trained by the cloze task. One with a
-            `max_length` gets the latest tracks only; one whose `forward` takes `last_only` may return
-            [B, 1, D], the last real positions, where that is True. None calls `build_backbone`.
-        skip_head: The skip-contrastive loss, `forward(query, keys, batch) -> scalar`, with
-            `weight` for λ (1 without it); one whose `uses_item_table` is True is given the table
-            as a fourth argument. None trains on the next-item task alone. Beside a
-            bidirectional backbone it must take its anchors from `batch.cloze_mask`, and say so with a
-            method `check_cloze()`.
+        backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`. Set `causal = False` on
+            one that sees later items; it is trained by the cloze task. One with a `max_length` gets the
+            latest items. One whose `forward` takes `last_only` may return [B, 1, D], the last valid
+            positions, if that is True. None calls `build_backbone`.
+        skip_head: The skip loss, `forward(query, keys, batch) -> scalar`, with a `weight` λ (1 without it). A
+            head with `uses_item_table = True` gets the item table as a fourth argument. None trains the
+            next-item task alone. With a bidirectional backbone, a head must take its anchors from
+            `batch.cloze_mask` and have a method `check_cloze()`.
         num_items: V, the catalogue's size; `SessionDataModule.num_items`.
         embedding_size: D; None for the backbone's own `embedding_size`, and 64 for `build_backbone`.
-        next_item_loss: `forward(query, item_embeddings, target) -> scalar`; None is `FullSoftmax`. With a
-            `like_weight` other than 1 it is given weights [B, L] as a fourth argument; with an attribute
-            `takes_most_targets` that is true, the batch's `num_tracks` as `most_targets` too.
-        target_rule: Which track is the target at each position: `next_listened` (the paper) or `next`.
-            A bidirectional backbone is asked for hidden tracks, listened ones or all.
-        feedback_input: Add an embedding of each past track's feedback to the track's own, linear in its
-            strength: one each for listening, skips, likes and dislikes; from zero on. On by default, since it
-            gained more than any head in the study (README); recommendations then want the feedback too.
-        like_weight: How much a liked target counts in the next-item loss, above 0; all others count 1. A
-            disliked one is never a target.
-        mask_probability: How likely a track is hidden from a bidirectional backbone in a training step, in
-            (0, 1]; 0.2 if None. Causal backbones have no use for it.
-        last_mask_probability: How likely a session hides only its last target instead, in [0, 1]; 0.1 if
-            None. Causal backbones have no use for it.
-        sparse_item_table: Update only the rows of the item table that a step uses (`SparseAdamW`), so that
-            a step costs about the same whatever V is. Needs a loss that looks up rows, as `SampledSoftmax`.
-        exclude_seen: Leave the session's tracks out of the candidates at evaluation and prediction. Off,
-            since listeners repeat tracks; the target itself is never left out.
+        next_item_loss: `forward(query, item_embeddings, target) -> scalar`; None for `FullSoftmax`. With a
+            `like_weight` other than 1 it gets weights [B, L] as a fourth argument; with `takes_most_targets =
+            True`, the batch's `num_tracks` as `most_targets`.
+        target_rule: The target of each position: `next_listened` (the paper) or `next`. A bidirectional
+            backbone predicts hidden items instead: listened ones, or all.
+        feedback_input: Whether the backbone sees the feedback of past items: an embedding each for listening,
+            skips, likes and dislikes, linear in the strength and zero at first. On by default, because it
+            gained more than any head in the study (README). Recommendations then need the feedback too.
+        like_weight: Weight of a liked target in the next-item loss, above 0; other targets have 1. A disliked
+            item is never a target.
+        mask_probability: Probability that an item is hidden from a bidirectional backbone in a training step,
+            in (0, 1]; None for 0.2. Not for causal backbones.
+        last_mask_probability: Probability that a session hides only its last target instead, in [0, 1]; None
+            for 0.1. Not for causal backbones.
+        sparse_item_table: Whether a step updates only the rows of the item table that it uses
+            (`SparseAdamW`), so its cost does not grow with V. Needs a loss that looks up rows, such as
+            `SampledSoftmax`.
+        exclude_seen: Whether evaluation and prediction leave out the session's items, except the target. Off
+            by default, because listeners repeat tracks.
         top_k: The cut-offs of the metrics.
-        ties: How ties between scores count in ranks.
-        learning_rate: AdamW's, above 0.
-        weight_decay: AdamW's, on matrices other than the item table.
+        ties: The rule for equal scores in ranks.
+        learning_rate: Learning rate of AdamW, above 0.
+        weight_decay: Weight decay of AdamW, on matrices other than the item table.
         warmup_steps: Optimizer steps over which the learning rate rises linearly; 0 for none.
 
     Raises:
         TypeError: A part or setting has the wrong type.
-        ValueError: A setting is out of range or has no use, or the backbone does not fit or sees what it
-            must not.
+        ValueError: A setting is out of range or has no effect, or the backbone does not fit or is not causal
+            although it says so.
 
     Reference:
-        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
-        Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367.
+        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative Feedback-informed
+        Contrastive Learning, RecSys 2024, arXiv 2409.07367.
 
     Examples:
         >>> import torch
@@ -153,7 +153,7 @@ class SkipCLModule(LightningModule):
         super().__init__()
         if backbone is None and embedding_size is None:
             embedding_size = _DEFAULT_SIZE
-        # Before the backbone is built, since `build_backbone` reads a subclass's settings from them.
+        # First, because `build_backbone` reads a subclass's settings from them.
         self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
         self.save_hyperparameters({"embedding_size": embedding_size})
         self.builds_backbone = backbone is None
@@ -196,10 +196,10 @@ class SkipCLModule(LightningModule):
         self._left_out = ""
 
     def build_backbone(self) -> nn.Module:
-        """Return the backbone where none is passed: override it, and checkpoints load without arguments.
+        """Return the backbone if none is passed; override it, and checkpoints load without arguments.
 
         Returns:
-            The backbone; `self.hparams` holds the settings of the subclass as well.
+            The backbone; `self.hparams` also holds the subclass's settings.
 
         Raises:
             ValueError: It is not overridden.
@@ -220,7 +220,7 @@ class SkipCLModule(LightningModule):
         """Return the backbone's input; override it to add inputs of your own.
 
         Args:
-            batch: B sessions, without what is hidden from a bidirectional backbone.
+            batch: B sessions, without the items that are hidden from a bidirectional backbone.
             keys: [B, L, D] the embeddings of their items.
 
         Returns:
@@ -234,18 +234,18 @@ class SkipCLModule(LightningModule):
         return output
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the sessions as known after all their tracks: `SessionModel.session_query`."""
+        """Return the query of each session after all of its items: `SessionModel.session_query`."""
         return self.model.session_query(batch)
 
     def prepare_training(self, batch: SessionBatch) -> SessionBatch:
-        """Return the batch that a step is trained on.
+        """Return the batch on which a step is trained.
 
         Args:
             batch: B sessions.
 
         Returns:
-            The latest positions that the backbone takes, and for a causal backbone one track more, the
-            target of the last of them; for a bidirectional one with a `cloze_mask` drawn anew.
+            The latest positions that the backbone takes. For a causal backbone one item more, the target of
+            the last position; for a bidirectional one with a new `cloze_mask`.
         """
         if self.model.causal:
             return self.model.shorten(batch, more=1)
@@ -258,11 +258,11 @@ class SkipCLModule(LightningModule):
         return batch.replace(cloze_mask=mask)
 
     def part_losses(self, batch: SessionBatch) -> TrainingStates:
-        """Compute the states of a step and its losses before any weight; this can be compiled whole.
+        """Compute the states of a step and its losses before any weight; this is the part to compile.
 
-        `module.part_losses = torch.compile(module.part_losses, dynamic=True)` gives one graph for batches
-        of any size, but for backbones that torch itself cannot compile so: it takes no GRU, and compiles
-        `Caser` anew for each length. A sparse item table is not for compilers.
+        `module.part_losses = torch.compile(module.part_losses, dynamic=True)` gives one graph for batches of
+        any size. Two backbones are limited by torch itself: it cannot compile a GRU, and it compiles `Caser`
+        again for each length. A sparse item table cannot be compiled.
 
         Args:
             batch: B sessions.
@@ -271,7 +271,7 @@ class SkipCLModule(LightningModule):
             The states and the parts of the loss.
         """
         batch = self.prepare_training(batch)
-        # A compiler finds its own way.
+        # A compiler fuses the gradients itself.
         if torch.compiler.is_compiling() or not self._looks_rows_up:
             return self._part_losses(batch)
         with self.model.item_embedding.gathered_gradients():
@@ -297,14 +297,14 @@ class SkipCLModule(LightningModule):
         return TrainingStates(keys, query, parts)
 
     def losses(self, states: TrainingStates) -> dict[str, Tensor]:
-        """Weigh the parts of a step's loss; override it to add a loss on the same states.
+        """Return the weighted loss of a step; override it to add a loss on the same states.
 
         Args:
-            states: What `part_losses` computed.
+            states: The result of `part_losses`.
 
         Returns:
-            Scalars: `loss`, `next_item_loss` and, with a head, `skip_loss` before its weight; of a
-            `CombinedHead` its weighted sum, and each part as `skip_loss/<its class>`.
+            Scalars: `loss`, `next_item_loss` and, with a head, `skip_loss` before its weight. For a
+            `CombinedHead`, `skip_loss` is its weighted sum and each part is `skip_loss/<its class>`.
         """
         parts = states.parts
         if self.skip_head is None:
@@ -319,10 +319,10 @@ class SkipCLModule(LightningModule):
         return {"loss": loss, "next_item_loss": parts["next_item_loss"], "skip_loss": skip_loss, **named}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
-        """Take the item vocabulary from the data module, or check that it is the one trained on.
+        """Take the item vocabulary from the data module, or check that it equals the trained one.
 
         Args:
-            stage: Lightning's stage; all begin alike.
+            stage: Lightning's stage; unused.
 
         Raises:
             ValueError: The data has another catalogue.
@@ -332,20 +332,20 @@ class SkipCLModule(LightningModule):
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add parts and vocabulary, in plain values, to what Lightning writes."""
-        # A subclass that saves its own arguments would put modules here.
+        """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
+        # Not the modules that a subclass's own arguments may hold.
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY].update(self._describe_parts())
         save_encoder(checkpoint, self.encoder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the vocabulary back; a catalogue that is not that of the data is a `ValueError`."""
+        """Restore the vocabulary; raise a `ValueError` if the data has another catalogue."""
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
 
     def configure_model(self) -> None:
-        """Shard all weights under Lightning's `ModelParallelStrategy`; other strategies need nothing.
+        """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.
 
-        Its `data_parallel_size` is how many processes share the weights and what optimizers keep of them;
-        each step gathers them while it runs.
+        Its `data_parallel_size` is the number of processes that share the weights and the optimizer's state.
+        Each step gathers the weights while it runs.
         """
         if self.device_mesh is not None:
             from skipcl_lightning.optimizers import shard
@@ -376,22 +376,22 @@ class SkipCLModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says: `optimizers.clip_gradients`."""
+        """Clip gradients by the Trainer's settings: `optimizers.clip_gradients`."""
         sparse = self.model.item_embedding.sparse
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
     def on_fit_start(self) -> None:
-        """Warn if there is a skip head, and the data module's log has nothing for it."""
+        """Warn if there is a skip head but the data has no rejected item."""
         data = getattr(self.trainer, "datamodule", None)
         if self.skip_head is not None and isinstance(data, SessionDataModule):
             data.warn_without_rejected()
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
-        """The loss of a batch; all its parts are logged.
+        """Return the loss of a batch, and log its parts.
 
         Args:
             batch: B sessions.
-            batch_idx: Lightning's count; unused.
+            batch_idx: Unused.
 
         Returns:
             A scalar.
@@ -405,18 +405,18 @@ class SkipCLModule(LightningModule):
                 "`SessionDataModule.train_dataloader()` or the data module, not a loader for evaluation."
             )
         losses = self.losses(self.part_losses(batch))
-        # Lightning copies what a bar is to show to the host in every step, even where there is no bar.
+        # Lightning copies the values of the progress bar to the host in every step, even without a bar.
         has_bar = self.trainer.progress_bar_callback is not None
         for name, value in losses.items():
             self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
         return losses["loss"]
 
     def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
-        """Rank the held-out tracks of B sessions with targets; callbacks get the `ranks` [B]."""
+        """Rank the held-out targets of B sessions; callbacks get the `ranks` [B]."""
         return {"ranks": self._evaluate(batch, self.val_metrics)}
 
     def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
-        """Rank the held-out tracks of B sessions with targets; callbacks get the `ranks` [B]."""
+        """Rank the held-out targets of B sessions; callbacks get the `ranks` [B]."""
         return {"ranks": self._evaluate(batch, self.test_metrics)}
 
     def on_validation_epoch_end(self) -> None:
@@ -428,11 +428,11 @@ class SkipCLModule(LightningModule):
         self._log_metrics(self.test_metrics)
 
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
-        """The best next tracks of each session, as many as the largest cut-off of the metrics.
+        """Return the best next items of each session, as many as the largest cut-off of the metrics.
 
         Args:
             batch: B sessions, from a `SessionDataModule`.
-            batch_idx: Lightning's count; unused.
+            batch_idx: Unused.
 
         Returns:
             `session_id`, `rank`, `item_id`, `score`, with external ids.
@@ -468,7 +468,7 @@ class SkipCLModule(LightningModule):
         return value
 
     def _log_metrics(self, metrics: MetricCollection) -> None:
-        # Over all processes, which so log the same keys.
+        # Over all processes, so that all log the same keys.
         values = metrics.compute()
         metrics.reset()
         undefined = torch.stack(list(values.values())).isnan().tolist()
@@ -488,12 +488,12 @@ class SkipCLModule(LightningModule):
 
 
 def _warm_up(step: int, *, steps: int) -> float:
-    """The share of the learning rate at an optimizer step; a function by name, so that it can be pickled."""
+    """Return the factor of the learning rate at a step; a module-level function, so it can be pickled."""
     return min(1.0, (step + 1) / max(1, steps))
 
 
 def _check_cloze(head: nn.Module) -> None:
-    """Raise unless a head knows what to do where tracks are hidden from a bidirectional backbone."""
+    """Raise unless a head is defined for a bidirectional backbone."""
     check = getattr(head, "check_cloze", None)
     if check is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""AdamW for an item table and what stands beside it, and for a table with sparse gradients."""
+"""Optimizers for an item table beside other weights, gradient clipping, and sharding."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,15 +16,15 @@ __all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adam
 
 
 class SparseAdamW(Optimizer):
-    """`SparseAdam` for tables whose gradients are sparse, `AdamW` for all else, as a single optimizer.
+    """`SparseAdam` for tables with sparse gradients and `AdamW` for all other weights, as one optimizer.
 
-    Lightning's automatic optimisation takes one optimizer, and torch's Adam takes no sparse gradients. The
-    moments of a row change only in steps that use the row, so that a step costs what it uses, not what there
-    is; that is another rule than Adam's, whose moments decay, and move a row, in every step. Tables are not
-    decayed.
+    Lightning's automatic optimisation takes one optimizer, and torch's Adam refuses sparse gradients. The
+    moments of a row change only in steps that use the row, so the cost of a step does not grow with the
+    table. This differs from Adam, whose moments decay and move every row in every step. Tables have no weight
+    decay.
 
     Args:
-        dense: AdamW's parameters, or groups of them.
+        dense: The parameters or parameter groups of AdamW.
         tables: Parameters with sparse gradients; at least one.
         learning_rate: Above 0.
         fused: Whether AdamW runs as one kernel.
@@ -62,7 +62,7 @@ class SparseAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both.
+        """Run a step of both optimizers.
 
         Args:
             closure: Evaluates the model again and returns the loss, or None.
@@ -79,19 +79,19 @@ class SparseAdamW(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore the state of `state_dict`.
 
         Args:
-            state_dict: Of an optimizer with the same groups.
+            state_dict: The state of an optimizer with the same groups.
 
         Raises:
-            ValueError: The groups are others.
+            ValueError: The groups differ.
         """
         super().load_state_dict(dict(state_dict))
         self._share()
 
     def _share(self) -> None:
-        """Let both work on the groups and moments that schedules change and checkpoints keep."""
+        """Share groups and moments, which schedules change and checkpoints keep, between both."""
         for part, groups in zip(self._parts, (self.param_groups[:-1], self.param_groups[-1:]), strict=True):
             part.param_groups, part.state = groups, self.state
 
@@ -105,12 +105,10 @@ def make_adamw(
     weight_decay: float,
     fused: bool,
 ) -> Optimizer:
-    """AdamW whose decay spares what must not decay.
-
-    A decayed bias, norm or temperature drifts to a value of no meaning, a decayed item to being rare.
+    """Return AdamW without weight decay for biases, norms, temperatures and the item table.
 
     Args:
-        parameters: All but the table; only those of two dimensions or more are decayed.
+        parameters: All but the table; only those with two or more dimensions decay.
         table: The item table.
         sparse: Whether its gradients are sparse.
         learning_rate: Above 0.
@@ -142,12 +140,12 @@ def make_adamw(
 
 
 def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients, sparse ones among them, so that their norm together is at most so much.
+    """Scale gradients, sparse ones included, to a total norm of at most `max_norm`.
 
-    Rows of a sparse gradient that come more than once are added up first. The host waits for nothing.
+    Repeated rows of a sparse gradient are added up first. The host waits for nothing.
 
     Args:
-        parameters: Whose gradients are scaled in place.
+        parameters: The parameters; their gradients are scaled in place.
         max_norm: Above 0.
 
     Returns:
@@ -186,13 +184,13 @@ def clip_gradients(
     *,
     sparse: bool,
 ) -> None:
-    """Clip as Lightning does, for a sparse item table and for a fused optimizer in bfloat16 too.
+    """Clip as Lightning does, also for a sparse item table and a fused optimizer in bfloat16.
 
     Args:
-        module: The module that is trained.
+        module: The trained module.
         optimizer: Its optimizer.
         value: The Trainer's `gradient_clip_val`; None for no clipping.
-        algorithm: `norm` (None), or `value`, which a sparse table does not take.
+        algorithm: `norm` (or None), or `value`, which is not possible with a sparse table.
         sparse: Whether the item table has sparse gradients.
 
     Raises:
@@ -208,7 +206,7 @@ def clip_gradients(
         return
     plugin = module.trainer.precision_plugin
     if value and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-        # Lightning refuses a fused optimizer here, as if there were a scale that it undoes later.
+        # Lightning refuses fused optimizers here, although there is no scale to undo.
         Precision.clip_gradients(plugin, optimizer, value, GradClipAlgorithmType(algorithm or "norm"))
     else:
         module.clip_gradients(optimizer, value, algorithm)
@@ -218,10 +216,10 @@ def may_fuse(module: LightningModule) -> bool:
     """Return whether AdamW may run as one kernel.
 
     Args:
-        module: The module that is trained.
+        module: The trained module.
 
     Returns:
-        False on devices without that kernel, and where a GradScaler must unscale gradients before clipping.
+        False on devices without that kernel, and if a GradScaler must unscale gradients before clipping.
     """
     trainer = module._trainer
     if module.device.type not in ("cpu", "cuda"):

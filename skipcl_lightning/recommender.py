@@ -1,4 +1,4 @@
-"""Next-track recommendations from a trained model: external ids in, external ids out."""
+"""Next-item recommendations from a trained model, with external ids."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 
 
 class Recommender:
-    """K-nearest-neighbour search over the item table: exact, by inner product, over the whole catalogue.
+    """Exact nearest-neighbour search by inner product over the whole item table.
 
-    The module is in evaluation mode during a search only, so that its training can go on afterwards.
+    The module is in evaluation mode only during a search, so its training can continue afterwards.
 
     Args:
-        module: A trained module that has its item vocabulary: loaded from a checkpoint, or fitted with a
+        module: A trained module with its item vocabulary: loaded from a checkpoint, or fitted with a
             `SessionDataModule`.
 
     Raises:
@@ -60,21 +60,21 @@ class Recommender:
     def from_checkpoint(
         cls, path: str | Path, *, module_class: type[SkipCLModule] = SkipCLModule, **parts: Any
     ) -> "Recommender":
-        """Load a trained model; neither data nor settings are needed.
+        """Load a trained model, without data or settings.
 
         Args:
             path: A checkpoint that Lightning wrote.
             module_class: The class that was trained, if it is a subclass.
-            parts: Parts of your own by argument name, such as `backbone=MyBackbone()`; the weights come
-                from the checkpoint.
+            parts: Instances of your own classes by argument name, such as `backbone=MyBackbone()`; the
+                weights come from the checkpoint.
 
         Returns:
             The recommender, on the CPU; `recommender.module.to(device)` moves it.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The checkpoint has no vocabulary, or needs a part of your own, which the
-                message names.
+            ValueError: The checkpoint has no vocabulary, or needs a class of your own, which the message
+                names.
         """
         module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
         return cls(module)
@@ -93,29 +93,29 @@ class Recommender:
         unknown: str = "error",
         batch_size: int = 1024,
     ) -> pl.DataFrame:
-        """The best next tracks after each session.
+        """Return the best next items after each session.
 
         Args:
-            sessions: Item ids of each session, in the order of time; the latest `max_length` count.
-            feedback: What the listener did with each, in [-1, 1]; unknown (0) without it, which a model
-                trained with feedback as an input seldom saw.
-            explicit_feedback: What the listener said of each, in [-1, 1]: below 0 disliked, above 0 liked.
-            session_ids: What the sessions are called in the result; 0, 1, … without it.
-            top_k: Tracks a session, at most the catalogue's size.
-            exclude_seen: Leave out every track of the session, also those before the latest
-                `max_length`.
-            exclude_skipped: Leave out the tracks that it rejected: skipped or disliked, and not liked.
-            unknown: What to do with a track that was not trained on: `error`, or `ignore` it.
+            sessions: Item ids of each session, in the order of time; the model sees the latest `max_length`.
+            feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
+                feedback as an input has seldom seen.
+            explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.
+            session_ids: The names of the sessions in the result; None for 0, 1, …
+            top_k: Items for each session, at most the catalogue's size.
+            exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
+            exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
+                liked.
+            unknown: What to do with an item that was not trained: raise an `error`, or `ignore` it.
             batch_size: Sessions encoded at once.
 
         Returns:
-            `session_id`, `rank` (from 1), `item_id`, `score`; fewer than `top_k` rows where so
-            many tracks are excluded that no more are left.
+            `session_id`, `rank` (from 1), `item_id`, `score`. A session has fewer than `top_k` rows if
+            exclusions leave fewer items.
 
         Raises:
-            TypeError: Ids are of another type than those trained on.
-            ValueError: A session is empty, a track is unknown, feedback is out of range, or `top_k`
-                is above the catalogue's size.
+            TypeError: Ids have another type than the trained ones.
+            ValueError: A session is empty, an item is unknown, feedback is out of range, or `top_k` is above
+                the catalogue's size.
         """
         check_integer(
             "top_k", top_k, maximum=self.module.num_items, cure="The catalogue holds no more than that."
@@ -127,7 +127,7 @@ class Recommender:
             raise ValueError(
                 f"`session_ids` must name each session, got {len(names)} for {len(sessions)}. Give one each."
             )
-        # What is excluded counts from the first track on, however few of them the model looks at.
+        # Exclusions cover the whole session, even if the model sees only its latest items.
         longest = int(lengths.max())
         whole = SessionEncoder(self.encoder.vocabulary, longest, self.encoder.skip_threshold)
         frames = []

@@ -1,4 +1,4 @@
-"""What the Transformers among the backbones share: attention, residual blocks and learned positions."""
+"""Parts that the Transformer backbones share: attention, residual blocks and learned positions."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position, counted from the session's first track.
+    """Adds a learned vector to each position, counted from the session's first item.
 
     Args:
         max_length: Positions.
@@ -58,10 +58,9 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [B, L, D].
-            mask: [B, 1, 1, L] bool, True where a position may be seen; None if causal, where whatever
-                stands after a position, padding included, is out of sight anyway.
-            position: [B] int64, the only one of each session that attends, to what the mask lets it see;
-                None for all.
+            mask: [B, 1, 1, L] bool, True at visible positions; None if causal, because padding on the right
+                is then invisible anyway.
+            position: [B] int64, the only position of each session that attends; None for all.
 
         Returns:
             [B, L, D], or [B, 1, D].
@@ -89,12 +88,11 @@ class ResidualBlock(nn.Module):
     """Attention and a feed-forward network, each with a residual connection, dropout and a norm.
 
     Args:
-        attention: Of size D.
+        attention: Attention of size D.
         feed_forward: [B, L, D] to [B, L, D].
         size: D.
-        dropout: Share of units dropped behind each of the two, in [0, 1).
-        norm_first: Whether the norms stand before the two, and leave the residual path free, or behind
-            each sum.
+        dropout: Share of units dropped after each of the two, in [0, 1).
+        norm_first: Whether the norms come before the two (pre-norm), or after each sum (post-norm).
     """
 
     def __init__(
@@ -115,7 +113,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """[B, L, D] to as much, or to [B, 1, D]; `mask` and `position` as for `SelfAttention`."""
+        """[B, L, D] to [B, L, D] or [B, 1, D]; `mask` and `position` as for `SelfAttention`."""
         output: Tensor
         own = at_position(x, position)
         if self.norm_first:
@@ -128,12 +126,12 @@ class ResidualBlock(nn.Module):
 
 
 def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
-    """The point-wise network of a block: two linear maps around an activation.
+    """Return the point-wise network of a block: two linear maps with an activation between them.
 
     Args:
         size: D.
         hidden_size: The width between the two.
-        activation: What stands there.
+        activation: The activation.
         dropout: Share of hidden units dropped, in [0, 1).
 
     Returns:
@@ -149,7 +147,7 @@ def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: fl
 
 
 def at_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """One position of each session, or all.
+    """Return one position of each session, or all.
 
     Args:
         x: [B, L, ...].
@@ -172,17 +170,17 @@ def at_position(x: Tensor, position: Tensor | None) -> Tensor:
 def run_blocks(
     blocks: nn.ModuleList, x: Tensor, valid_mask: Tensor, *, causal: bool, last_only: bool
 ) -> tuple[Tensor, Tensor]:
-    """The blocks of a Transformer, one after the other, the last of them at the last tracks alone if asked.
+    """Run the blocks of a Transformer, the last one only at each session's last item if `last_only`.
 
     Args:
-        blocks: At least one of `forward(x, mask, position)`.
+        blocks: At least one `forward(x, mask, position)`.
         x: [B, L, D].
-        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
-        causal: Whether they look to the left only.
-        last_only: Whether only the last real position of each session is wanted.
+        valid_mask: [B, L] bool, True at items; padding is on the right.
+        causal: Whether the blocks see only earlier positions.
+        last_only: Whether only the last valid position of each session is needed.
 
     Returns:
-        [B, L, D], or [B, 1, D]; and its [B, L] or [B, 1] bool, True where that is a real track's.
+        [B, L, D], or [B, 1, D]; and its [B, L] or [B, 1] bool, True at items.
     """
     mask = None if causal else key_mask(valid_mask)
     *earlier, final = blocks
@@ -195,14 +193,14 @@ def run_blocks(
 
 
 def key_mask(valid_mask: Tensor) -> Tensor:
-    """Which positions may be looked at where attention does not look to the left alone.
+    """Return the positions that bidirectional attention may see.
 
     Args:
-        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+        valid_mask: [B, L] bool, True at items; padding is on the right.
 
     Returns:
-        [B, 1, 1, L] bool: real positions, and the first one in any case, since what attention to nothing
-        yields is for each kernel to say (NaN, by the formula).
+        [B, 1, 1, L] bool: the items, and always the first position, because attention to nothing is undefined
+        (NaN by the formula).
 
     Examples:
         >>> key_mask(torch.tensor([[True, True, False], [False, False, False]]))[:, 0, 0]
@@ -216,13 +214,13 @@ def key_mask(valid_mask: Tensor) -> Tensor:
 def check_transformer(
     *, embedding_size: int, max_length: int, num_layers: int, num_heads: int, dropout: float
 ) -> None:
-    """Raise unless the settings that all Transformers have are right.
+    """Raise unless the settings that all Transformers share are valid.
 
     Args:
         embedding_size: D, divisible by `num_heads`.
-        max_length: The longest session.
-        num_layers: Blocks.
-        num_heads: Attention heads a block.
+        max_length: The largest number of positions.
+        num_layers: The number of blocks.
+        num_heads: Attention heads in each block.
         dropout: Share of units dropped, in [0, 1).
 
     Raises:

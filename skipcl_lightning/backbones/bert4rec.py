@@ -1,4 +1,4 @@
-"""BERT4Rec: bidirectional self-attention, trained to fill in hidden tracks."""
+"""BERT4Rec: bidirectional self-attention, trained to predict hidden items."""
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,17 @@ __all__ = ["BERT4Rec"]
 class BERT4Rec(nn.Module):
     """Transformer blocks in which each position sees the whole session, trained by the cloze task.
 
-    `SkipCLModule` hides tracks behind a mask token while it trains, and asks for the next track by a mask
-    token behind the session's last one; so of a session as long as `max_length` the earliest track gives
-    way to the token there.
+    `SkipCLModule` hides items behind a mask token in training, and predicts the next item at a mask token
+    after the session's last one. A session of `max_length` items loses its earliest item to that token.
 
     Args:
         embedding_size: D, divisible by `num_heads`; the paper has 64 (and others, from 16 to 256).
-        max_length: The longest session, the mask token included, at least 2: one more than the data
-            module's, for all of its tracks to be seen. The paper has 200 for MovieLens-1M and 50 for
-            sparser data.
-        num_layers: Blocks.
-        num_heads: Attention heads a block.
-        dropout: Share of units dropped, in [0, 1): at the input, in attention, and behind both sublayers.
-            0.2 is the authors' setting for MovieLens-1M.
+        max_length: The largest number of positions, the mask token included, at least 2. The paper has 200
+            for MovieLens-1M and 50 for sparser data.
+        num_layers: The number of blocks.
+        num_heads: Attention heads in each block.
+        dropout: Share of units dropped, in [0, 1): at the input, in attention, and after both sublayers. 0.2
+            is the authors' setting for MovieLens-1M.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -41,8 +39,8 @@ class BERT4Rec(nn.Module):
 
     Reference:
         Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
-        Transformer, CIKM 2019, arXiv 1904.06690. As in BERT and in the authors' code, a layer norm stands
-        behind the sum of item and position, and behind the last non-linear map. Scores have no bias a item:
+        Transformer, CIKM 2019, arXiv 1904.06690. As in BERT and in the authors' code, a layer norm follows
+        the sum of item and position, and the last non-linear map. Scores have no bias for each item, because
         recommendations are nearest neighbours of z_t in the item table.
 
     Examples:
@@ -94,17 +92,16 @@ class BERT4Rec(nn.Module):
         )
 
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """What each position of the session should hold.
+        """Return the prediction of the item at each position.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks, with the mask token's vector in place of what
-                is asked for.
-            valid_mask: [B, L] bool, True where a real track or a mask token stands; padding is on the right.
-            last_only: Whether only what stands at each session's last track is wanted: the last block then
-                leaves out all else.
+            x: [B, L, D] floating point, the embedded items, with the mask token's vector at hidden positions.
+            valid_mask: [B, L] bool, True at items and mask tokens; padding is on the right.
+            last_only: Whether to return only the output at each session's last item; the last block then
+                computes no other.
 
         Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
+            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.

@@ -1,4 +1,4 @@
-"""Caser: convolutions over a window of the latest tracks."""
+"""Caser: convolutions over a window of the latest items."""
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,16 @@ __all__ = ["Caser"]
 
 
 class Caser(nn.Module):
-    """Horizontal and vertical convolutions over the last `window` tracks, at every position.
+    """Horizontal and vertical convolutions over the last `window` items, at every position.
 
-    A horizontal filter spans some tracks and all D dimensions; the largest of its values in the window
-    counts. A vertical filter is a weighted sum of the window's tracks, one for each dimension. Where the
-    session has fewer tracks before a position than the window, zeros stand for them, as in the paper.
-
-    The windows are never built: a horizontal filter runs over the session once, and each window's largest
-    value is a sliding maximum.
+    A horizontal filter spans some items and all D dimensions; its largest value in the window is its output.
+    A vertical filter is a weighted sum of the window's items in each dimension. Zeros fill a window before
+    the session's start, as in the paper. The windows are never built: a horizontal filter runs over the
+    session once, followed by a sliding maximum.
 
     Args:
         embedding_size: D; the paper has 50.
-        window: The tracks that each position looks at, itself included (the paper's L).
+        window: The number of items that each position sees, itself included (the paper's L).
         num_horizontal_filters: Horizontal filters of each height from 1 to `window`.
         num_vertical_filters: Vertical filters.
         dropout: Share of the convolutions' outputs dropped, in [0, 1).
@@ -33,8 +31,8 @@ class Caser(nn.Module):
         ValueError: A setting is out of range.
 
     Reference:
-        Tang and Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding,
-        WSDM 2018, arXiv 1809.07047. Sessions have no users here: the user's embedding is left out. The
+        Tang and Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM
+        2018, arXiv 1809.07047. The user's embedding is left out, because sessions have no users here. The
         other defaults are those of the authors' code.
 
     Examples:
@@ -72,11 +70,11 @@ class Caser(nn.Module):
         self.output = nn.Linear(features, embedding_size)
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """The session as known after each track.
+        """Return the query after each item.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
 
         Returns:
             [B, L, D], zero at padding and never negative (the paper's last activation is a ReLU).
@@ -90,9 +88,9 @@ class Caser(nn.Module):
         return torch.where(valid_mask[..., None], F.relu(self.output(features)), 0)
 
     def _convolve_horizontally(self, x: Tensor) -> Tensor:
-        """[B, L, filters · window]: of each filter the largest value in the window."""
+        """[B, L, filters · window]: the largest value of each filter in the window."""
         maxima = [
-            # Of height h, a window has window - h + 1 places.
+            # A filter of height h has window - h + 1 places in a window.
             F.max_pool1d(F.relu(convolution(x)), self.window - height + 1, stride=1)
             for height, convolution in enumerate(self.horizontal, start=1)
         ]

@@ -1,4 +1,4 @@
-"""What any backbone must do, checked on a small input before the first epoch is wasted."""
+"""The contract of backbones, checked on a small input before training."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ _LENGTH = 4
 
 
 def is_causal(backbone: nn.Module) -> bool:
-    """Whether a backbone says that each of its outputs knows only what came before.
+    """Return whether a backbone declares that its outputs depend only on earlier positions.
 
     Args:
         backbone: Any backbone.
 
     Returns:
-        Its `causal`; True where it has none.
+        Its `causal`; True without one.
 
     Examples:
         >>> is_causal(nn.Identity())
@@ -37,14 +37,14 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
-    """Whether all of some functions say that they have an argument of a name.
+    """Return whether all functions declare an argument.
 
     Args:
         name: The argument.
-        functions: Bound methods, say.
+        functions: Functions or bound methods.
 
     Returns:
-        The answer.
+        False if the signature of one is unknown.
 
     Examples:
         >>> takes_argument("last_only", nn.Identity().forward)
@@ -52,20 +52,19 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
     """
     try:
         return all(name in inspect.signature(function).parameters for function in functions)
-    except ValueError:  # those of scripted and traced modules do not say
+    except ValueError:  # scripted and traced modules have no signature
         return False
 
 
 def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:
-    """A backbone's input, checked, with zeros at padding.
+    """Return a checked backbone input with zeros at padding.
 
-    Whatever stands at padding, NaN included, must not meet the zero weights of attention or reach a
-    gradient.
+    Padding may hold anything, NaN included, and must not reach attention or a gradient.
 
     Args:
-        x: [B, L, D] floating point, the embedded tracks.
-        valid_mask: [B, L] bool, True where a real track stands.
-        max_length: The longest session that the backbone knows; None for no limit.
+        x: [B, L, D] floating point, the embedded items.
+        valid_mask: [B, L] bool, True at items.
+        max_length: The largest number of positions of the backbone; None for no limit.
 
     Returns:
         [B, L, D].
@@ -90,15 +89,14 @@ def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None)
 
 
 def check_backbone(backbone: nn.Module, embedding_size: int) -> None:
-    """Raise unless a backbone has the right signature and looks at nothing that it must not see.
+    """Raise unless a backbone has the right signature and sees only what it may see.
 
-    A causal one must see no track that comes later (nor then padding, which stands on the right); one that
-    says `causal = False` must see no padding. It is run without gradients, in evaluation mode, on two
-    short random sessions; afterwards it is as it was. A backbone with parameters on the meta device is
-    taken on trust.
+    A causal backbone must not see later positions. One with `causal = False` must not see padding. It runs
+    without gradients, in evaluation mode, on two short random sessions, and is restored afterwards. A
+    backbone with parameters on the meta device is not checked.
 
     Args:
-        backbone: Any module with `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`, and perhaps
+        backbone: Any module with `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`, and optionally
             `causal` (True without it) and `max_length`.
         embedding_size: D.
 

@@ -19,17 +19,17 @@ __all__ = ["ESASRec"]
 
 
 class ESASRec(nn.Module):
-    """SASRec whose residual blocks are gated: x + sigmoid(W x + b) · f(norm(x)); f is attention, then SwiGLU.
+    """SASRec with gated residual blocks: x + sigmoid(W x + b) · f(norm(x)); f is attention, then SwiGLU.
 
-    The eSASRec paper finds these LiGR blocks, SASRec's shifted targets and a sampled softmax to be the
-    strongest combination of many; the loss is the module's: `next_item_loss=SampledSoftmax(256)`.
+    The paper finds these LiGR blocks, SASRec's shifted targets and a sampled softmax to be the strongest of
+    many combinations. The loss is set in the module: `next_item_loss=SampledSoftmax(256)`.
 
     Args:
         embedding_size: D, divisible by `num_heads`.
-        max_length: The longest session, in tracks; learned positions know no more.
-        num_layers: Blocks.
-        num_heads: Attention heads a block.
-        dropout: Share of units dropped, in [0, 1): at the input, in attention, inside the SwiGLU and behind
+        max_length: The largest number of positions.
+        num_layers: The number of blocks.
+        num_heads: Attention heads in each block.
+        dropout: Share of units dropped, in [0, 1): at the input, in attention, inside the SwiGLU and after
             both sublayers.
         expansion: The width of the SwiGLU, in multiples of D. The authors' code has 4, and no bias there.
 
@@ -38,11 +38,11 @@ class ESASRec(nn.Module):
         ValueError: A setting is out of range.
 
     Reference:
-        Tikhonovich et al.: eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion,
-        RecSys 2025, arXiv 2508.06450. The block: Borisyuk et al.: From Features to Transformers: Redefining
-        Ranking for Scalable Impact, arXiv 2502.03417. The papers tune sizes by data set; those here are
-        SASRec's, and so are the scaled input and the layer norm behind the last block, which the authors'
-        code does not have.
+        Tikhonovich et al.: eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion, RecSys
+        2025, arXiv 2508.06450. The block: Borisyuk et al.: From Features to Transformers: Redefining Ranking
+        for Scalable Impact, arXiv 2502.03417. The papers tune sizes by data set; the defaults here are
+        SASRec's. So are the scaled input and the layer norm after the last block, which the authors' code
+        does not have.
 
     Examples:
         >>> backbone = ESASRec(embedding_size=8, max_length=5)
@@ -83,16 +83,16 @@ class ESASRec(nn.Module):
         self.norm = nn.LayerNorm(embedding_size)
 
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """The session as known after each track.
+        """Return the query after each item.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
-            last_only: Whether only what stands at each session's last track is wanted: the last block then
-                leaves out all else.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
+            last_only: Whether to return only the output at each session's last item; the last block then
+                computes no other.
 
         Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
+            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.

@@ -11,16 +11,16 @@ __all__ = ["GRU4Rec"]
 
 
 class GRU4Rec(nn.Module):
-    """Layers of gated recurrent units: each position knows itself and what came before.
+    """Layers of gated recurrent units, without a limit of length.
 
-    There is no longest session. The cell is torch's (and cuDNN's), which applies the reset gate behind the
-    recurrent product; the paper's applies it before.
+    The cell is torch's (and cuDNN's), which applies the reset gate after the recurrent product; the paper
+    applies it before.
 
     Args:
         embedding_size: D.
-        hidden_size: Units a layer; a linear map leads back to D where it is not D. D if None; the paper
-            has 100.
-        num_layers: Layers; the paper finds one to be best.
+        hidden_size: Units in each layer; None for D, the paper has 100. A linear map leads back to D if it
+            differs.
+        num_layers: The number of layers; the paper finds one to be best.
         embedding_dropout: Share of input units dropped, in [0, 1).
         hidden_dropout: Share of each layer's output units dropped, in [0, 1).
 
@@ -31,8 +31,8 @@ class GRU4Rec(nn.Module):
     Reference:
         Hidasi, Karatzoglou, Baltrunas, Tikk: Session-based Recommendations with Recurrent Neural Networks,
         ICLR 2016, arXiv 1511.06939. Embeddings shared by input and output, and dropout on both: Hidasi and
-        Karatzoglou: Recurrent Neural Networks with Top-k Gains for Session-based Recommendations, CIKM
-        2018, arXiv 1706.03847. The defaults are those of the authors' code, without dropout.
+        Karatzoglou: Recurrent Neural Networks with Top-k Gains for Session-based Recommendations, CIKM 2018,
+        arXiv 1706.03847. The defaults are those of the authors' code, without dropout.
 
     Examples:
         >>> backbone = GRU4Rec(embedding_size=8, hidden_size=16)
@@ -62,7 +62,7 @@ class GRU4Rec(nn.Module):
         check_number("hidden_dropout", hidden_dropout, minimum=0, maximum=1, open_maximum=True)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.hidden_dropout = nn.Dropout(hidden_dropout)
-        # torch's own dropout stands between layers only, and warns where there is one.
+        # torch's own dropout is only between layers, and warns for a single layer.
         self.gru = nn.GRU(
             embedding_size,
             hidden_size,
@@ -75,11 +75,11 @@ class GRU4Rec(nn.Module):
         )
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """The session as known after each track.
+        """Return the query after each item.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
 
         Returns:
             [B, L, D], zero at padding.

@@ -15,23 +15,23 @@ __all__ = ["HFBackbone"]
 
 
 class HFBackbone(nn.Module):
-    """A Transformer of the `transformers` package, fed with embedded tracks in place of its tokens.
+    """A Transformer of the `transformers` package, with embedded items in place of its tokens.
 
-    Its token table, a pooler and a language head are taken away; whatever else plays no part in its last
-    hidden state is frozen, so that DistributedDataParallel finds no parameter without a gradient. The module
-    that is passed is changed by it, and set to training.
+    Its token table, pooler and language head are removed. Other parameters without an effect on the last
+    hidden state are frozen, so DistributedDataParallel finds no parameter without a gradient. The given model
+    is changed and set to training.
 
     Needs the extra `hf`: `pip install "skipcl-lightning[hf]"`.
 
     Args:
-        model: A `PreTrainedModel` that takes `inputs_embeds` and `attention_mask`, with or without
-            a head; or its configuration as a mapping with `model_type`, which builds one with random
-            weights. A checkpoint keeps the configuration, and so loads without arguments.
-        causal: Whether each position sees only what came before: True for decoders (GPT-2, Llama …),
-            False for encoders (BERT …), which `SkipCLModule` trains by the cloze task. A model that
-            does otherwise is refused.
-        embedding_size: D, where it is not the model's `hidden_size`: linear maps then lead in and out.
-        max_length: The longest session, a mask token included; as many positions as the model has if None.
+        model: A `PreTrainedModel` that takes `inputs_embeds` and `attention_mask`, with or without a head; or
+            its configuration as a mapping with `model_type`, which builds one with random weights. A
+            checkpoint keeps the configuration, so it loads without arguments.
+        causal: Whether each position sees only earlier ones: True for decoders (GPT-2, Llama …), False for
+            encoders (BERT …), which `SkipCLModule` trains by the cloze task. A model that behaves otherwise
+            is refused.
+        embedding_size: D, if it differs from the model's `hidden_size`; linear maps then lead in and out.
+        max_length: The largest number of positions, a mask token included; None for the model's own.
 
     Raises:
         ImportError: `transformers` is not installed.
@@ -40,8 +40,8 @@ class HFBackbone(nn.Module):
             would not build the same model again; or `causal` is wrong.
 
     Reference:
-        Wolf et al.: Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020,
-        doi 10.18653/v1/2020.emnlp-demos.6.
+        Wolf et al.: Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020, doi
+        10.18653/v1/2020.emnlp-demos.6.
 
     Examples:
         >>> config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
@@ -73,7 +73,7 @@ class HFBackbone(nn.Module):
         self.max_length = known if max_length is None else max_length
         if self.max_length is not None:
             check_integer("max_length", self.max_length, maximum=known, cure="The model has no more.")
-        # Plain values, from which a checkpoint rebuilds the same architecture.
+        # Plain values, from which a checkpoint rebuilds the architecture.
         config = json.loads(transformer.config.to_json_string(use_diff=False))
         self.settings = {
             "model": config,
@@ -83,11 +83,11 @@ class HFBackbone(nn.Module):
         }
         self.causal = causal
         weight = table.weight
-        # Some models ask their table for its dtype, so that a small one stays.
+        # A small table stays, because some models read its dtype.
         transformer.set_input_embeddings(
             nn.Embedding(1, table.embedding_dim, device=weight.device, dtype=weight.dtype)
         )
-        # `from_pretrained` sets it to evaluation, and Lightning would leave it there, without dropout.
+        # `from_pretrained` sets evaluation mode, which Lightning would keep, without dropout.
         self.model: nn.Module = transformer.train()
         self.input = _linear_map(size, table.embedding_dim, weight)
         self.output = _linear_map(hidden_size, size, weight)
@@ -95,11 +95,11 @@ class HFBackbone(nn.Module):
             self._probe(table.embedding_dim, weight)
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """The model's last hidden state.
+        """Return the model's last hidden state.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
 
         Returns:
             [B, L, D], zero at padding.
@@ -108,29 +108,29 @@ class HFBackbone(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         cleaned = clean_input(x, valid_mask, max_length=self.max_length)
-        # The model may be of another precision than the item table.
+        # The model may have another precision than the item table.
         inner = cleaned.to(self.model.get_input_embeddings().weight.dtype)  # type: ignore[operator]
         hidden = self.output(self._last_hidden_state(self.input(inner), valid_mask))
         return torch.where(valid_mask[..., None], hidden.to(x.dtype), 0)
 
     def _last_hidden_state(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        # What a causal model must not see, padding on the right included, it does not see anyway.
+        # A causal model cannot see padding on the right, so it needs no mask.
         mask = None if self.causal else key_mask(valid_mask)[:, 0, 0].long()
         output: Tensor = self.model(inputs_embeds=x, attention_mask=mask).last_hidden_state
         return output
 
     def _probe(self, size: int, like: Tensor) -> None:
-        """Freeze the parameters that have no part in the output, and check that `causal` is right."""
+        """Freeze the parameters without an effect on the output, and check that `causal` is right."""
         generator = torch.Generator().manual_seed(0)
         length = min(2, self.max_length or 2)
         x = torch.randn(1, length, size, generator=generator).to(like).requires_grad_()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Without dropped layers, whose parameters have no gradient by chance.
+        # Without layer drop, which would leave random parameters without a gradient.
         with evaluation_mode(self.model), torch.enable_grad():
             state = self._last_hidden_state(x, torch.ones(1, length, dtype=torch.bool, device=like.device))
-            # Not a plain sum: behind a layer norm that is constant.
+            # Not a plain sum, which is constant after a layer norm.
             weights = torch.randn(state.shape, generator=generator).to(state)
-            # torch's annotation forgets the None of what is unused.
+            # torch's annotation lacks the None of unused parameters.
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 (state * weights).sum(), trained, allow_unused=True, retain_graph=True
             )
@@ -152,17 +152,17 @@ def _linear_map(size_in: int, size_out: int, like: Tensor) -> nn.Module:
 
 
 def _count_positions(transformer: Any) -> int | None:
-    """The longest input of a model; None where it has no limit."""
+    """Return the longest input of a model; None for no limit."""
     positions: int | None = getattr(transformer.config, "max_position_embeddings", None)
     for module in transformer.modules():
-        # RoBERTa and its kin count positions from behind the padding token's index.
+        # RoBERTa and similar models count positions from the padding token's index on.
         if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx:
             return positions - module.padding_idx - 1
     return positions
 
 
 def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
-    """A `PreTrainedModel` without a head, from a model or from a configuration."""
+    """Return a `PreTrainedModel` without a head, from a model or a configuration."""
     try:
         import transformers
     except ImportError as error:
@@ -198,7 +198,7 @@ def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
 
 
 def _build_model(transformers: Any, settings: dict[str, Any]) -> Any:
-    """A model with random weights."""
+    """Return a model with random weights."""
     model_type = settings.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(
@@ -210,9 +210,9 @@ def _build_model(transformers: Any, settings: dict[str, Any]) -> Any:
 
 
 def _drop_pooler(base: Any) -> Any:
-    """Some models have one with a head and none without, or the reverse; it is never used here."""
+    """Remove the pooler, which is never used here."""
     if getattr(base, "pooler", None) is not None:
         base.pooler = None
-    # Kept keys and values serve the writing of text, token by token.
+    # Cached keys and values are only for text generation.
     base.config.use_cache = False
     return base

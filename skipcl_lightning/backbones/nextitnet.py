@@ -14,16 +14,15 @@ __all__ = ["NextItNet"]
 
 
 class NextItNet(nn.Module):
-    """Residual blocks of two dilated causal convolutions: the past that is seen grows with the dilations.
+    """Residual blocks of two dilated causal convolutions, without a limit of length.
 
-    Each position sees itself and the 3 · (kernel_size - 1) · Σ dilations positions before it; there is no
-    longest session.
+    Each position sees itself and the 3 · (kernel_size - 1) · Σ dilations positions before it.
 
     Args:
         embedding_size: D.
-        kernel_size: Positions that a convolution looks at, at least 2.
-        dilations: One residual block each: its first convolution looks at every l-th position, its second
-            at every 2l-th.
+        kernel_size: Positions that a convolution sees, at least 2.
+        dilations: One residual block each: its first convolution sees every l-th position, its second every
+            2l-th.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -31,8 +30,8 @@ class NextItNet(nn.Module):
 
     Reference:
         Yuan, Karatzoglou, Arapakis, Jose, He: A Simple Convolutional Generative Network for Next Item
-        Recommendation, WSDM 2019, arXiv 1808.05163; the residual block (b) of its figure 3, and the
-        kernel and dilations of the authors' code.
+        Recommendation, WSDM 2019, arXiv 1808.05163; the residual block (b) of its figure 3, and the kernel
+        and dilations of the authors' code.
 
     Examples:
         >>> backbone = NextItNet(embedding_size=8)
@@ -65,11 +64,11 @@ class NextItNet(nn.Module):
         )
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """The session as known after each track.
+        """Return the query after each item.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
 
         Returns:
             [B, L, D], zero at padding.

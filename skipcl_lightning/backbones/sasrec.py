@@ -23,21 +23,20 @@ Norm = Literal["pre", "post"]
 
 
 class SASRec(nn.Module):
-    """Transformer blocks with learned positions, each position seeing itself and what came before.
+    """Transformer blocks with learned positions, in which each position sees itself and earlier ones.
 
-    Since padding stands on the right and attention looks only to the left, no real position ever sees
-    padding; padded positions themselves come out as zeros.
+    Padding is on the right, so no item ever sees it. The outputs at padding are zeros.
 
     Args:
         embedding_size: D, divisible by `num_heads`; the paper has 50.
-        max_length: The longest session, in tracks; learned positions know no more. The paper has 200 for
-            MovieLens-1M and 50 for sparser data.
-        num_layers: Blocks.
-        num_heads: Attention heads a block.
-        dropout: Share of units dropped, in [0, 1): at the input, in attention, and behind both sublayers.
-            The paper has 0.2 for MovieLens-1M and 0.5 for sparser data.
-        norm: Layer norms before the sublayers and at the end (`pre`, the paper), or behind each residual
-            sum (`post`, the first Transformer's).
+        max_length: The largest number of positions. The paper has 200 for MovieLens-1M and 50 for sparser
+            data.
+        num_layers: The number of blocks.
+        num_heads: Attention heads in each block.
+        dropout: Share of units dropped, in [0, 1): at the input, in attention, and after both sublayers. The
+            paper has 0.2 for MovieLens-1M and 0.5 for sparser data.
+        norm: Layer norms before the sublayers and at the end (`pre`, the paper), or after each residual sum
+            (`post`, the first Transformer).
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -82,7 +81,7 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(
             ResidualBlock(
                 SelfAttention(embedding_size, num_heads=num_heads, dropout=dropout, causal=True),
-                # The paper's point-wise network keeps the width, and uses ReLU.
+                # The paper's point-wise network keeps the width and uses ReLU.
                 feed_forward(embedding_size, embedding_size, nn.ReLU(), dropout),
                 embedding_size,
                 dropout=dropout,
@@ -90,20 +89,20 @@ class SASRec(nn.Module):
             )
             for _ in range(num_layers)
         )
-        # Behind the last block of `post` stands a norm already.
+        # The last block of `post` already ends with a norm.
         self.norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
 
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """The session as known after each track.
+        """Return the query after each item.
 
         Args:
-            x: [B, L, D] floating point, the embedded tracks.
-            valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
-            last_only: Whether only what stands at each session's last track is wanted: the last block then
-                leaves out all else.
+            x: [B, L, D] floating point, the embedded items.
+            valid_mask: [B, L] bool, True at items; padding is on the right.
+            last_only: Whether to return only the output at each session's last item; the last block then
+                computes no other.
 
         Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero without a track.
+            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
 
         Raises:
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.

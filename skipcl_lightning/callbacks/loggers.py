@@ -18,7 +18,7 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
     Other loggers have no form for it, and get none. To be called on rank 0 only.
 
     Args:
-        trainer: Whose loggers.
+        trainer: The trainer with the loggers.
         key: What it is called; in a file's name `/` becomes `_`.
         frame: The table; lists within it are joined by commas.
     """
@@ -45,7 +45,7 @@ def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
     Other loggers get none. To be called on rank 0 only.
 
     Args:
-        trainer: Whose loggers.
+        trainer: The trainer with the loggers.
         key: What it is called; in a file's name `/` becomes `_`.
         picture: A PNG, which may be gone afterwards.
     """

@@ -36,7 +36,7 @@ class RunFacts(Callback):
         Args:
             trainer: Lightning's.
             pl_module: Unused.
-            stage: Lightning's stage; all begin alike.
+            stage: Unused.
 
         Raises:
             TypeError: As for the class.

@@ -40,7 +40,7 @@ class SessionDataModule(QuietDataModule):
 
     A log is read once, when something of it is first asked for or Lightning calls `setup`; what was
     dropped is then told on rank 0. Everything about the items (their numbering, their counts) comes from
-    the training part. Batches of prediction hold whole sessions without a target: the question is what comes
+    the training set. Batches of prediction hold whole sessions without a target: the question is what comes
     after all that is known.
 
     Which batch comes when depends on `seed`, the epoch and the process alone. A run that is resumed from a
@@ -58,15 +58,15 @@ class SessionDataModule(QuietDataModule):
             one. Training batches hold one item more, the last target. At evaluation, sessions are also cut to
             the longest training length minus one, because later positions were never trained.
         split: What is held out; `LeaveOneOut` if None.
-        cold_targets: What becomes of held-out tracks that the training part does not have: `miss` ranks
+        cold_targets: What becomes of held-out tracks that the training set does not have: `miss` ranks
             them last of all, `drop` leaves them out. `miss` if None. Either way they are counted, and
             those that were skipped are left out: to avoid what nobody could have recommended is no merit.
-        min_session_length: Tracks that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
+        min_session_length: Items that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
         min_item_count: Rows that an item needs; 1 if None.
         require_skip: Whether a session needs a skipped track; no if None.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1]; 0 if None.
+        skip_threshold: Feedback below it is a skip, in (-1, 1]; 0 if None.
         mined_negatives: M, how many tracks are drawn for each track of a training batch from those most often
-            skipped right after it in the training part; 0 for none.
+            skipped right after it in the training set; 0 for none.
         mined_positives: P, how many of those most often listened to after it.
         mining_score: What the best are best by: `count`, `pmi` or `wilson` (`mine_transitions`).
         mining_depth: How many are kept for each track, to draw from.
@@ -164,12 +164,12 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def skip_threshold(self) -> float:
-        """The feedback under which a track counts as skipped."""
+        """Feedback below it is a skip."""
         return self._source.skip_threshold
 
     @property
     def vocabulary(self) -> ItemVocabulary:
-        """The items, the most frequent in the training part first."""
+        """The items, the most frequent in the training set first."""
         return self._data.vocabulary
 
     @property
@@ -238,7 +238,7 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def item_counts(self) -> Tensor:
-        """[V + 1] int64: how often each item occurs in the training part; index 0, padding, has none."""
+        """[V + 1] int64: how often each item occurs in the training set; index 0, padding, has none."""
         return torch.from_numpy(self._data.item_counts.copy())
 
     @property
@@ -253,7 +253,7 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def num_cold_targets(self) -> dict[str, int]:
-        """By split, the held-out targets whose item never occurs in the training part."""
+        """By split, the held-out targets whose item never occurs in the training set."""
         return dict(self._data.num_cold_targets)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
@@ -285,7 +285,7 @@ class SessionDataModule(QuietDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches of the training part, in a new order each epoch; without targets."""
+        """Batches of the training set, in a new order each epoch; without targets."""
         dataset = self._dataset("train")
         processes, process = self._processes
         sampler = TrainingSampler(

@@ -25,8 +25,8 @@ class SessionEncoder:
 
     Args:
         vocabulary: The items' indices.
-        max_length: The most tracks of a session; the latest are kept.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        max_length: The largest number of items of a session; the latest are kept.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Raises:
         TypeError: `vocabulary` is none, or a setting is no number.

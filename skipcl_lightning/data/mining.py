@@ -94,7 +94,7 @@ def mine_transitions(
         depth: The most tracks to keep of each kind for each track.
         score: What the best ones are best by.
         min_count: The fewest times that a pair must occur.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Returns:
         The two tables, [V + 1, depth] int32; the row of a track that nothing was mined for is all 0.
@@ -148,7 +148,7 @@ def sample_mined(
             device of `items`; the entries of a row stand at its left, 0 fills it.
         items: [B, L] int64 in 0..V; 0 is padding.
         num_samples: How many to draw for each position.
-        generator: Where the randomness comes from; torch's global generator by default.
+        generator: The source of randomness; None for torch's global generator.
 
     Returns:
         [B, L, num_samples] int64 in 0..V; 0 at padding and where nothing was mined for the track.

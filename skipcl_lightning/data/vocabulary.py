@@ -58,11 +58,11 @@ class ItemVocabulary:
         """Number the items of a log by how often they occur in its training part, the most frequent first.
 
         The order is the rank in popularity, which log-uniform negative sampling relies on, and it depends
-        on nothing but the rows: equal counts are ordered by id, items outside the training part come last.
+        on nothing but the rows: equal counts are ordered by id, items outside the training set come last.
 
         Args:
             items: The item of each row, strings or integers.
-            in_training: Bool, which rows are of the training part; all if None.
+            in_training: Bool, which rows are of the training set; all if None.
 
         Returns:
             The vocabulary.

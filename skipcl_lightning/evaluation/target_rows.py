@@ -73,7 +73,7 @@ class RankingProtocol:
     Args:
         num_items: V.
         list_length: How many recommendations are looked at.
-        ties: How a tie counts.
+        ties: The rule for equal scores.
         exclude_seen: Whether a session's tracks, but for the target, are no candidates.
         num_candidates: How many sampled candidates a target is ranked among; None for the whole catalogue.
         sampler: How they are drawn.

@@ -1,4 +1,4 @@
-"""Where the next listened track stands, and which item each position should predict."""
+"""Positions of next listened items, and the target of each position."""
 
 from typing import Literal, get_args
 
@@ -23,27 +23,26 @@ TargetRule = Literal["next_listened", "next"]
 
 
 def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float = 0.0) -> Tensor:
-    """Position p(t) of the next listened track after each position t.
+    """Return the position p(t) of the next listened item after each position t.
 
-    p(t) = min {s > t : track s is real and f_s ≥ `skip_threshold`}, and -1 where there is no such s: a
-    trailing position has no positive, and never falls back on another one.
+    p(t) = min {s > t : position s holds an item and f_s ≥ `skip_threshold`}, and -1 if there is no such s.
 
     Args:
         feedback: [B, L] floating point, in [-1, 1].
-        valid_mask: [B, L] bool, True where a real track stands.
-        skip_threshold: The feedback under which a track counts as skipped.
+        valid_mask: [B, L] bool, True at items.
+        skip_threshold: Feedback below it is a skip.
 
     Returns:
-        [B, L] int64 positions in 0..L-1, or -1 for none. Defined at skipped and padded positions too:
-        the rule looks only at what follows.
+        [B, L] int64 positions in 0..L-1, or -1. Also defined at skipped and padded positions, because the
+        rule depends only on later positions.
 
     Raises:
         TypeError: `valid_mask` is not bool.
         ValueError: The shapes disagree.
 
     Reference:
-        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
-        Feedback-informed Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
+        Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative Feedback-informed
+        Contrastive Learning, RecSys 2024, doi 10.1145/3640457.3688188.
 
     Examples:
         >>> next_listened(torch.tensor([[1.0, -1.0, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool))
@@ -70,18 +69,18 @@ def target_positions(
     rule: TargetRule = "next_listened",
     skip_threshold: float = 0.0,
 ) -> Tensor:
-    """Where the track stands that each position should predict.
+    """Return the position of each position's target.
 
     Args:
         items: [B, L] int64 item indices; 0 is padding.
         feedback: [B, L] floating point, in [-1, 1].
-        explicit_feedback: [B, L] floating point in [-1, 1]; a track below 0 was disliked, and is never a
+        explicit_feedback: [B, L] floating point in [-1, 1]; an item below 0 was disliked, and is never a
             target.
         rule: As for `next_item_targets`.
-        skip_threshold: The feedback under which a track counts as skipped; unused by `next`.
+        skip_threshold: Feedback below it is a skip; unused by `next`.
 
     Returns:
-        [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
+        [B, L] int64 positions in 0..L-1, or -1 without a target.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
@@ -117,21 +116,21 @@ def next_item_targets(
     rule: TargetRule = "next_listened",
     skip_threshold: float = 0.0,
 ) -> Tensor:
-    """The item that each position should predict.
+    """Return the target item of each position.
 
-    `next_listened`: i_{p(t)}, so that what was skipped is never a target (the paper's text). `next`:
-    i_{t+1}, whatever the listener did with it, as in most sequence recommenders. A disliked track is never a
-    target: the first rule passes it over, the second has nothing to predict there.
+    `next_listened`: i_{p(t)}, so a skipped item is never a target (the paper's text). `next`: i_{t+1},
+    whatever its feedback, as in most sequence recommenders. A disliked item is never a target: the first rule
+    takes a later one, the second has no target there.
 
     Args:
         items: [B, L] int64 item indices; 0 is padding.
         feedback: [B, L] floating point, in [-1, 1].
-        explicit_feedback: [B, L] floating point in [-1, 1], below 0 where a track was disliked.
-        rule: Which of the two.
-        skip_threshold: The feedback under which a track counts as skipped; unused by `next`.
+        explicit_feedback: [B, L] floating point in [-1, 1], below 0 for a disliked item.
+        rule: `next_listened` or `next`.
+        skip_threshold: Feedback below it is a skip; unused by `next`.
 
     Returns:
-        [B, L] int64 item indices; 0 where there is nothing to predict.
+        [B, L] int64 item indices; 0 without a target.
 
     Raises:
         ValueError: The rule is unknown or the shapes disagree.
@@ -150,11 +149,11 @@ def next_item_targets(
 
 
 def possible_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
-    """Return the tracks that may be targets of the cloze task.
+    """Return the items that may be targets of the cloze task.
 
     Args:
         batch: B sessions.
-        rule: Listened tracks only, or all; a disliked track is never a target.
+        rule: `next_listened`: listened items only; `next`: all. A disliked item is never a target.
 
     Returns:
         [B, L] bool.
@@ -172,11 +171,11 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     """Return the position of each position's target in a training step.
 
     Args:
-        batch: B sessions; with a `cloze_mask` each hidden track is the target of its own position.
+        batch: B sessions; with a `cloze_mask`, each hidden item is the target of its own position.
         rule: As for `next_item_targets`.
 
     Returns:
-        [B, L] int64 positions in 0..L-1, or -1 where there is nothing to predict.
+        [B, L] int64 positions in 0..L-1, or -1 without a target.
 
     Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3, 4]]), torch.tensor([[1.0, -1.0, 1.0]]))
@@ -196,12 +195,12 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
 
 
 def target_weights(batch: SessionBatch, positions: Tensor, like_weight: float) -> Tensor:
-    """Return how much each position's target counts in the next-item loss.
+    """Return the weight of each position's target in the next-item loss.
 
     Args:
         batch: B sessions.
         positions: [B, L] int64, as from `training_targets`.
-        like_weight: How much a liked target counts; all others count 1.
+        like_weight: Weight of a liked target; other targets have 1.
 
     Returns:
         [B, L] float32.
@@ -219,14 +218,13 @@ def target_weights(batch: SessionBatch, positions: Tensor, like_weight: float) -
 
 
 def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:
-    """What stands at the last real position of each session: the session as known after all its tracks.
+    """Return the entry at the last item of each session.
 
-    A session without a real track yields zeros, so that whatever a backbone made of padding alone
-    reaches nobody.
+    A session without an item yields zeros, whatever a backbone computed from padding.
 
     Args:
         sequence: [B, L, D] of any dtype.
-        valid_mask: [B, L] bool, True where a real track stands; padding is on the right.
+        valid_mask: [B, L] bool, True at items; padding is on the right.
 
     Returns:
         [B, D].

@@ -1,4 +1,4 @@
-"""In which precision a formula computes, whatever autocast says."""
+"""The precision in which formulas compute, independent of autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,7 +9,7 @@ __all__ = ["at_least_float32", "autocast_dtype", "softmax_scales", "without_auto
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """A half-precision tensor in float32, any other as it is.
+    """Return a half-precision tensor in float32, and any other tensor unchanged.
 
     Args:
         tensor: Floating point.
@@ -25,13 +25,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which products keep the precision of their factors.
+    """Return a context in which products keep the precision of their factors.
 
     Args:
-        device: Where they are.
+        device: The device of the factors.
 
     Returns:
-        The context; one without effect on devices that know no autocast.
+        The context; it does nothing on devices without autocast.
 
     Examples:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
@@ -42,13 +42,13 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision that autocast gives products of a tensor, or its own.
+    """Return the dtype that autocast gives to products of a tensor, or the tensor's own.
 
     Args:
         tensor: Floating point.
 
     Returns:
-        The type.
+        The dtype.
 
     Examples:
         >>> autocast_dtype(torch.ones(1))
@@ -61,13 +61,13 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
-    """What probabilities and weighted queries are multiplied by before their product is taken.
+    """Return factors that keep probabilities and weighted queries within the range of a dtype.
 
-    A probability among many items times a query's weight among many is below what float16 can hold, so that
-    a gradient made of them would be 0. Their product is then to be divided by both.
+    In float16, a small probability times a small weight would become 0, and so would the gradient. Multiply
+    both by these factors, and divide their product by both.
 
     Args:
-        dtype: In which products are taken.
+        dtype: The dtype of the product.
 
     Returns:
         Powers of 2: 256 and 16 for float16, whose largest number is 65,504; else 1 and 1.
@@ -80,5 +80,5 @@ def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _knows_autocast(kind: str) -> bool:
-    # Compilers of torch before 2.13 cannot trace the question; what they compile for knows autocast.
+    # Compilers before torch 2.13 cannot trace this call; the devices that they compile for have autocast.
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)

@@ -1,4 +1,4 @@
-"""Several heads as one: their weighted sum, with weights that are given or learned."""
+"""Several heads as one, with given or learned weights."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -16,16 +16,16 @@ Weighting = Literal["fixed", "uncertainty"]
 
 
 class CombinedHead(nn.Module):
-    r"""The sum of several heads.
+    r"""Weighted sum of several heads.
 
-    With `fixed` weighting it is Σ λ_h · L_h with each head's own `weight`. With
-    `uncertainty` each head gets a learned s_h besides, the logarithm of a variance, and the sum is
+    With `fixed` weighting the sum is Σ λ_h · L_h, with each head's own `weight`. With `uncertainty` each head
+    also gets a learned s_h, the logarithm of a variance, and the sum is
 
     $$
     \sum_h \lambda_h \exp(-s_h) L_h + s_h / 2
     $$
 
-    so that a loss that cannot be made small counts less; the next-item loss keeps the weight 1.
+    so a loss that stays large gets a smaller weight. The next-item loss keeps the weight 1.
 
     Args:
         heads: At least two heads, or their names and settings.
@@ -58,15 +58,15 @@ class CombinedHead(nn.Module):
         self.heads = nn.ModuleList(build_part("heads", head, _registry()) for head in heads)
         self.weighting: Weighting = weighting
         self.log_variance = nn.Parameter(torch.zeros(len(heads))) if weighting == "uncertainty" else None
-        # What a checkpoint keeps, in plain values: of the heads their names and settings.
+        # The plain values that a checkpoint keeps.
         parts = [describe_part(head, _registry()) for head in self.heads]
         self.settings: dict[str, Any] = {"heads": parts, "weighting": weighting}
 
     def check_cloze(self) -> None:
-        """Raise unless every head knows what to do with a bidirectional backbone.
+        """Check that every head is defined for a bidirectional backbone.
 
         Raises:
-            ValueError: A head has a setting without a meaning there, or no such method.
+            ValueError: A setting of a head is not, or a head has no such method.
         """
         for head in self.heads:
             check = getattr(head, "check_cloze", None)
@@ -80,16 +80,16 @@ class CombinedHead(nn.Module):
     def losses(
         self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss of each head, before its weight.
+        """Return the loss of each head, before its weight.
 
         Args:
             query: [B, L, D] floating point, the backbone's output.
-            keys: [B, L, D] floating point, the embeddings of the session's items.
+            keys: [B, L, D] floating point, the embeddings of the sessions' items.
             sessions: A `SessionBatch`, or the pair `(items, feedback)`.
             item_embeddings: [V + 1, D] floating point, the item table.
 
         Returns:
-            Scalars by the heads' class names, numbered where one comes twice.
+            Scalars by the heads' class names; a repeated name gets a number.
         """
         losses: dict[str, Tensor] = {}
         for name, head in self.named_heads().items():
@@ -98,10 +98,10 @@ class CombinedHead(nn.Module):
         return losses
 
     def named_heads(self) -> dict[str, nn.Module]:
-        """The heads by what their losses are called.
+        """Return the heads by the names of their losses.
 
         Returns:
-            By the heads' class names, numbered where one comes twice.
+            By class name; a repeated name gets a number.
         """
         named: dict[str, nn.Module] = {}
         for head in self.heads:
@@ -113,10 +113,7 @@ class CombinedHead(nn.Module):
 
     @property
     def weights(self) -> dict[str, Tensor | float]:
-        """What each head's loss is multiplied by in the sum, by the names of `named_heads`.
-
-        Learned factors are included, without gradients.
-        """
+        """The factor of each head's loss in the sum, by the names of `named_heads`, without gradients."""
         weights = {name: _weight(head) for name, head in self.named_heads().items()}
         if self.log_variance is None:
             return dict(weights)
@@ -127,7 +124,7 @@ class CombinedHead(nn.Module):
         """Return the weighted sum of the heads' losses.
 
         Args:
-            losses: As `losses` gives them.
+            losses: The result of `losses`.
 
         Returns:
             A scalar.
@@ -160,7 +157,7 @@ def _weight(head: nn.Module) -> float:
 
 
 def _registry() -> Any:
-    # The registry names this class too, so it cannot be there before it.
+    # Imported here, because the registry itself contains this class.
     from skipcl_lightning.heads import SKIP_HEADS
 
     return SKIP_HEADS

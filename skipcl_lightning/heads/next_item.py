@@ -79,13 +79,13 @@ class FullSoftmax(nn.Module):
 
 
 class SampledSoftmax(nn.Module):
-    """Cross-entropy against one set of sampled items, drawn anew in each step and shared by the batch.
+    """Cross-entropy against one set of sampled items, drawn in each step and shared by the batch.
 
     Args:
         num_negatives: K, items drawn with replacement; below the catalogue's size.
         sampler: `uniform`, or `log_uniform` by popularity rank.
-        correct_sampling: Correct the logits of the negatives for how likely each was drawn (logQ), so that
-            the loss estimates the full softmax.
+        correct_sampling: Whether the logits of the negatives are corrected by the probability of their draw
+            (logQ), so the loss estimates the full softmax.
 
     Raises:
         ValueError: A setting is out of range.

@@ -1,4 +1,4 @@
-"""Losses that only look rows of the item table up, so that its gradient may hold these rows alone."""
+"""Sparse gradients of the item table, for losses that only look up rows."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ __all__ = ["only_looks_up", "use_sparse_gradients"]
 
 
 def only_looks_up(next_item_loss: nn.Module, skip_head: nn.Module | None) -> bool:
-    """Whether losses do nothing with the item table but look rows of it up.
+    """Return whether all losses use the item table only by looking up rows.
 
     Args:
-        next_item_loss: The one.
-        skip_head: The other, or None; of a `CombinedHead` its heads.
+        next_item_loss: The next-item loss.
+        skip_head: The skip head, or None; for a `CombinedHead`, its heads.
 
     Returns:
-        Whether all that are given the table have the attribute of `use_sparse_gradients`.
+        Whether every loss that gets the table has the attribute of `use_sparse_gradients`.
 
     Examples:
         >>> from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
@@ -28,17 +28,17 @@ def only_looks_up(next_item_loss: nn.Module, skip_head: nn.Module | None) -> boo
 
 
 def use_sparse_gradients(next_item_loss: nn.Module, skip_head: nn.Module | None) -> None:
-    """Tell losses that are given the item table to leave it sparse gradients.
+    """Let losses that get the item table leave sparse gradients.
 
-    A loss of your own that can do so has an attribute `sparse_gradients`, False at first; where it is True
-    every use of the table goes through `torch.nn.functional.embedding(items, table, sparse=True)`.
+    A loss of your own that can do so has an attribute `sparse_gradients`, False at first. If it is True, use
+    the table only through `torch.nn.functional.embedding(items, table, sparse=True)`.
 
     Args:
-        next_item_loss: The one.
-        skip_head: The other, or None; of a `CombinedHead` its heads.
+        next_item_loss: The next-item loss.
+        skip_head: The skip head, or None; for a `CombinedHead`, its heads.
 
     Raises:
-        ValueError: One has no such attribute.
+        ValueError: A loss has no such attribute.
 
     Examples:
         >>> from skipcl_lightning.heads import SampledSoftmax
@@ -60,7 +60,7 @@ def use_sparse_gradients(next_item_loss: nn.Module, skip_head: nn.Module | None)
 def _given_the_table(
     next_item_loss: nn.Module, skip_head: nn.Module | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Losses by the argument they came as."""
+    """Yield the losses that get the item table, with the name of their argument."""
     yield "next_item_loss", next_item_loss
     for head in skip_head.heads if isinstance(skip_head, CombinedHead) else [skip_head]:
         if head is not None and getattr(head, "uses_item_table", False):

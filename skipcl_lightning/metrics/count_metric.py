@@ -1,4 +1,4 @@
-"""What all metrics share: states of integers, and a plot."""
+"""The base of all metrics: integer states, and a plot."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,10 @@ __all__ = ["CountMetric"]
 
 
 class CountMetric(Metric):
-    """A metric whose states are sums of integers.
+    """Metric whose states are sums of integers.
 
-    Integers, so that a result is the same to the last bit for any split into batches, any order and any
-    number of processes, and so that no state grows with the number of samples. Undefined results (of
-    nothing) are NaN, never 0.
+    With integers, a result is equal to the last bit for any split into batches, any order and any number of
+    processes, and no state grows with the number of samples. An undefined result is NaN, not 0.
 
     Args:
         kwargs: Settings of `torchmetrics.Metric`.
@@ -27,11 +26,11 @@ class CountMetric(Metric):
     plot_upper_bound: float | None = 1.0
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot one value, or one after another.
+        """Plot one value or several.
 
         Args:
-            val: What `compute` or `forward` returned, or several of them; by default `compute()`.
-            ax: The matplotlib axes to draw on; by default new ones.
+            val: The result of `compute` or `forward`, or several of them; None for `compute()`.
+            ax: The matplotlib axes; None for new ones.
 
         Returns:
             The matplotlib figure and axes.
@@ -41,9 +40,9 @@ class CountMetric(Metric):
     def _add_count(self, name: str, *size: int) -> str:
         """Register an int64 state and return its name.
 
-        `MetricCollection` lets metrics share one update for good once their states agree in name and
-        value after the first batch, and values can agree by chance. So a name must carry all that the
-        update depends on, save for what shows in the state's size.
+        `MetricCollection` lets metrics share one update if their states agree in name and value after the
+        first batch, and values can agree by chance. So the name must contain everything on which the update
+        depends, except what the state's size shows.
         """
         self.add_state(name, torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
         return name

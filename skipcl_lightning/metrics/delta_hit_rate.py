@@ -1,4 +1,4 @@
-"""How much more often a listened target makes the first k places than a skipped one."""
+"""Difference of the hit rates of listened and skipped targets."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ __all__ = ["DeltaHitRate"]
 
 
 class DeltaHitRate(RankMetric):
-    """The difference between HR@k of the listened targets and that of the skipped. Higher is better.
+    """HR@k of the listened targets minus HR@k of the skipped ones. Higher is better.
 
-    delta HR@k = HR@k - SkipHitRate@k, in [-1, 1]; NaN while either population is empty. The feedback is
-    needed: without it both populations would be all rows, and the difference 0 whatever the model does.
+    delta HR@k = HR@k - SkipHitRate@k, in [-1, 1]; NaN if either population is empty. The feedback is
+    required: without it both populations would be all rows, and the difference always 0.
 
     Args:
         top_k: k, at least 1.
-        ties: How a tie counts when ranks are made from scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: `all` targets, those that the session already held (`repeat`), or the others
+        ties: The rule for equal scores; see `score_ranks`.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        among: `all` targets, only those that the session already held (`repeat`), or only new ones
             (`explore`).
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -70,7 +70,7 @@ class DeltaHitRate(RankMetric):
             self._increase(self._targets[population], members.sum())
 
     def compute(self) -> Tensor:
-        """The difference over all targets counted so far; NaN while either population is empty."""
+        """Return the difference over all targets so far; NaN if either population is empty."""
         return self._share("listened") - self._share("skipped")
 
     def _share(self, population: Population) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the recommended lists are like, whatever the listener did: their coverage and novelty."""
+"""Coverage and novelty of recommended lists."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["CatalogueCoverage", "Novelty", "RecommendationMetric"]
 
 
 class RecommendationMetric(CountMetric):
-    """A metric of how often each item stands among the first k recommendations.
+    """Metric of how often each item is among the first k recommendations.
 
     Its state has the size of the catalogue, and is shared in a `MetricCollection`.
 
@@ -44,8 +44,8 @@ class RecommendationMetric(CountMetric):
         """Count the first k items of each list.
 
         Args:
-            recommended: [N, K] int64 in 0..V, the best first, K at least k; 0 where a list is shorter, as
-                `top_k_items` gives them.
+            recommended: [N, K] int64 in 0..V, the best first, K at least k; 0 fills shorter lists, as
+                `top_k_items` does.
 
         Raises:
             TypeError: The tensor has the wrong dtype.
@@ -61,11 +61,10 @@ class RecommendationMetric(CountMetric):
 
 
 class CatalogueCoverage(RecommendationMetric):
-    """The share of the catalogue that is recommended to anyone at all. Higher is better.
+    """The share of the catalogue that is recommended at all. Higher is better.
 
-    Arguments as in `RecommendationMetric`; formula in
-    `skipcl_lightning.functional.catalogue_coverage`. It depends on how many lists were counted: compare
-    models on the same sessions.
+    Arguments as in `RecommendationMetric`; formula: `functional.catalogue_coverage`. It depends on the number
+    of lists, so compare models on the same sessions.
 
     Examples:
         >>> import torch
@@ -77,17 +76,17 @@ class CatalogueCoverage(RecommendationMetric):
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """The share over all lists counted so far; NaN without any."""
+        """Return the share over all lists so far; NaN without any."""
         return catalogue_coverage(self._sum(self._counts))
 
 
 class Novelty(RecommendationMetric):
     """The mean self-information of the recommended items, in bits. Higher is more novel.
 
-    Formulas in `skipcl_lightning.functional.self_information` and `mean_self_information`.
+    Formulas: `functional.self_information` and `functional.mean_self_information`.
 
     Args:
-        item_counts: [V + 1] int64, how often each item occurs in the training part;
+        item_counts: [V + 1] int64, the count of each item in the training set;
             `SessionDataModule.item_counts`.
         top_k: k, at least 1.
         kwargs: Settings of `torchmetrics.Metric`.
@@ -113,5 +112,5 @@ class Novelty(RecommendationMetric):
         self.register_buffer("information", information, persistent=False)
 
     def compute(self) -> Tensor:
-        """The mean over all recommended items so far; NaN without any."""
+        """Return the mean over all recommended items so far; NaN without any."""
         return mean_self_information(self._sum(self._counts), self.information)

@@ -1,4 +1,4 @@
-"""Integer sums over the targets that were listened to, or over the skipped ones; of all, or of repeats."""
+"""Integer sums over a population of targets: listened or skipped, repeats or new items."""
 
 from typing import Any, Literal, get_args
 
@@ -16,13 +16,13 @@ Among = Literal["all", "repeat", "explore"]
 
 
 class FeedbackMetric(CountMetric):
-    """Sums of integers over the targets of a population.
+    """Metric with sums of integers over a population of targets.
 
     Args:
-        ties: How a tie counts, where this metric compares scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: Which targets count: `all`, those that the session already held (`repeat`), or those
-            that it did not (`explore`).
+        ties: The rule for equal scores, if this metric compares scores.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        among: Which targets count: `all`, those that the session already held (`repeat`), or those that it
+            did not (`explore`).
         kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
@@ -46,7 +46,7 @@ class FeedbackMetric(CountMetric):
         self.among: Among = among
 
     def _add_sum(self, name: str, population: Population, *size: int) -> str:
-        """Register a state whose name carries all that the update depends on."""
+        """Register a state whose name contains everything on which the update depends."""
         return self._add_count(f"{name}_{population}_{self.among}_{self.ties}_{self.skip_threshold}", *size)
 
     def _members(
@@ -56,7 +56,7 @@ class FeedbackMetric(CountMetric):
         target_feedback: Tensor | None,
         target_seen: Tensor | None = None,
     ) -> Tensor:
-        """Which of the N rows of `like` count: [N] bool."""
+        """[N] bool: the rows of `like` that count."""
         sizes = {"N": len(like)}
         if target_feedback is None:
             members = torch.ones(len(like), dtype=torch.bool, device=like.device)

@@ -1,4 +1,4 @@
-"""How often a listened target outranks the skipped tracks that came before it."""
+"""Share of skipped items that a listened target outranks."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ __all__ = ["PairwiseSkipAccuracy"]
 
 
 class PairwiseSkipAccuracy(FeedbackMetric):
-    """The share of (listened target, earlier skipped track) pairs that are scored the right way round.
+    """The share of pairs (listened target, earlier skipped item) with the target scored higher.
 
-    Pairs are pooled: each counts once, so that a session with ten skips weighs ten times one with a single
-    skip. Scores of both sides must come from one query, the session as known before the target. Higher is
-    better; a half is chance. Formula in `skipcl_lightning.functional.pairwise_wins`.
+    Pairs are pooled, so a session with ten skips has ten times the weight of one with a single skip. Both
+    scores must come from one query, the session before the target. Higher is better; 0.5 is chance. Formula:
+    `functional.pairwise_wins`.
 
-    In a `MetricCollection` with the rank metrics, call `update` by keywords: the collection hands each
-    metric those that it names.
+    In a `MetricCollection` with rank metrics, call `update` with keywords; each metric gets the ones that it
+    takes.
 
     Args:
-        ties: How a tie counts.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
+        ties: The rule for equal scores.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
     Raises:
@@ -59,11 +59,11 @@ class PairwiseSkipAccuracy(FeedbackMetric):
         """Count the pairs of the sessions whose target was listened to.
 
         Args:
-            target_scores: [N] floating point, each session's score of its target.
-            skip_scores: [N, L] floating point, its scores of its tracks before the target.
-            skip_mask: [N, L] bool, True where such a track was skipped.
-            target_feedback: [N] floating point, what the listener did with the target; NaN leaves the
-                session out. Without it, every session counts.
+            target_scores: [N] floating point, the scores of the targets.
+            skip_scores: [N, L] floating point, the scores of the items before the target.
+            skip_mask: [N, L] bool, True at skipped items.
+            target_feedback: [N] floating point, the feedback on the target; NaN leaves the session out. None
+                counts every session.
 
         Raises:
             TypeError: A tensor has the wrong dtype.
@@ -75,5 +75,5 @@ class PairwiseSkipAccuracy(FeedbackMetric):
         self._increase(self._pairs, torch.where(members, pairs, 0).sum())
 
     def compute(self) -> Tensor:
-        """The share of all pairs counted so far; NaN without any."""
+        """Return the share over all pairs so far; NaN without any."""
         return self._sum(self._half_points) / (2 * self._sum(self._pairs))

@@ -1,4 +1,4 @@
-"""Metrics that see a target only through its rank."""
+"""Metrics that depend on a target only through its rank."""
 
 from abc import abstractmethod
 
@@ -15,7 +15,7 @@ RANK_DTYPES = (torch.int64, torch.float32, torch.float64)
 
 
 class RankMetric(FeedbackMetric):
-    """A metric of ranks, which it takes as they are or makes from scores."""
+    """Metric of ranks, which are given or computed from scores."""
 
     def update(
         self,
@@ -26,25 +26,24 @@ class RankMetric(FeedbackMetric):
         target_feedback: Tensor | None = None,
         target_seen: Tensor | None = None,
     ) -> None:
-        """Count the targets of a batch, given by their scores or by their ranks.
+        """Count the targets of a batch, given by scores or by ranks.
 
-        Metrics that are given `preds` each rank them anew; ranks computed once feed any number of
-        metrics.
+        Each metric ranks `preds` again; ranks that are computed once can feed any number of metrics.
 
         Args:
             preds: [N, C] floating-point scores of C candidates.
             target: [N] int64, the target's column in 0..C-1.
-            ranks: [N] int64 or float32, in 1..V and in whole or half steps, as `target_ranks` gives
-                them. The metric's own tie rule no longer matters then.
-            target_feedback: [N] floating point, what the listener did with the target; NaN counts in
-                neither population. Without it, every row counts.
-            target_seen: [N] bool, whether the session already held the target; needed where the metric
-                counts only such targets (`repeat`), or only others (`explore`).
+            ranks: [N] int64 or float32, in 1..V and in whole or half steps, as `target_ranks` returns them.
+                The metric's tie rule then has no effect.
+            target_feedback: [N] floating point, the feedback on the target; NaN counts in neither population.
+                None counts every row.
+            target_seen: [N] bool, whether the session already held the target; needed with `among` other than
+                `all`.
 
         Raises:
             TypeError: A tensor has the wrong dtype.
-            ValueError: Shapes disagree, not exactly one of `preds` and `ranks` is given, or
-                `target_seen` is needed and missing.
+            ValueError: Shapes disagree, not exactly one of `preds` and `ranks` is given, or `target_seen` is
+                needed and missing.
         """
         if ranks is None:
             ranks = self._rank(preds, target)

@@ -1,4 +1,4 @@
-"""Ready collections of metrics, which rank each batch once."""
+"""Ready collections of metrics that rank each batch once."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ __all__ = ["RankingMetrics", "SkipRankMetrics", "describe_left_out", "session_me
 Metrics = dict[str, Metric | MetricCollection]
 TopKMetrics = dict[str, Callable[..., Metric]]
 
-# Without MAP, which equals MRR where each row has one target.
+# Without MAP, which equals MRR for one target.
 RANKING_METRICS: TopKMetrics = {"hit_rate": HitRate, "ndcg": NDCG, "mrr": MRR}
 SKIP_METRICS: TopKMetrics = {
     "skip_hit_rate": SkipHitRate,
@@ -30,7 +30,7 @@ PAPERS_TOP_K = (1, 5, 10, 20)
 
 
 class _RankedCollection(MetricCollection):
-    """Metrics of ranks, which makes the ranks of a batch of scores itself, once for all of them."""
+    """Collection of rank metrics that ranks a batch of scores once for all of them."""
 
     def __init__(self, metrics: Metrics, *, ties: TieRule, prefix: str, postfix: str) -> None:
         super().__init__(metrics, prefix=prefix or None, postfix=postfix or None)
@@ -44,14 +44,14 @@ class _RankedCollection(MetricCollection):
         ranks: Tensor | None = None,
         target_feedback: Tensor | None = None,
     ) -> None:
-        """Count the targets of a batch, given by their scores or by their ranks.
+        """Count the targets of a batch, given by scores or by ranks.
 
         Args:
             preds: [N, C] floating-point scores of C candidates.
             target: [N] int64, the target's column in 0..C-1.
             ranks: [N] int64 or float32, in place of `preds` and `target`.
-            target_feedback: [N] floating point, what the listener did with the target; without it, every
-                row counts in every metric.
+            target_feedback: [N] floating point, the feedback on the target; without it, every row counts in
+                every metric.
 
         Raises:
             TypeError: A tensor has the wrong dtype.
@@ -67,31 +67,31 @@ class _RankedCollection(MetricCollection):
         ranks: Tensor | None = None,
         target_feedback: Tensor | None = None,
     ) -> Any:
-        """Count the targets of a batch as `update` does, and return this batch's own values."""
+        """Count the targets of a batch, and return the values of this batch."""
         return super().forward(**self._rank(preds, target, ranks), target_feedback=target_feedback)
 
     def _rank(
         self, preds: Tensor | None, target: Tensor | None, ranks: Tensor | None
     ) -> dict[str, Tensor | None]:
         if preds is None or target is None or ranks is not None:
-            # The metrics say what is missing, or too much.
+            # The metrics' own errors name missing or superfluous arguments.
             return {"preds": preds, "target": target, "ranks": ranks}
         return {"ranks": score_ranks(preds, target, ties=self.ties)}
 
 
 class RankingMetrics(_RankedCollection):
-    """HitRate, NDCG and MRR of the listened targets, at several cut-offs, from one ranking.
+    """HitRate, NDCG and MRR of the listened targets at several cut-offs.
 
-    Keys are `hit_rate@k`, `ndcg@k` and `mrr@k` (which MAP@k equals, since each row has one target), and
-    `num_listened`, how many targets they stand on.
+    Keys are `hit_rate@k`, `ndcg@k`, `mrr@k` (equal to MAP@k, because each row has one target), and
+    `num_listened`, the number of listened targets.
 
     Args:
         top_k: The cut-offs k, each at least 1.
-        ties: How a tie counts when ranks are made from scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as `"val/"`.
-        postfix: What every key ends with; `"/sampled1000"` where targets are ranked among so many
-            sampled candidates.
+        ties: The rule for equal scores; see `score_ranks`.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        prefix: The start of every key, such as `"val/"`.
+        postfix: The end of every key; `"/sampled1000"` where targets are ranked among so many sampled
+            candidates.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -119,19 +119,19 @@ class RankingMetrics(_RankedCollection):
 
 
 class SkipRankMetrics(_RankedCollection):
-    """What becomes of the skipped targets, at several cut-offs, from one ranking.
+    """Metrics of the skipped targets at several cut-offs.
 
-    Keys are `skip_hit_rate@k`, `skip_mrr@k`, `delta_hit_rate@k` (for which the listened targets are
-    counted too), `skip_rank_percentile`, and `num_skipped`, how many targets they stand on. `update`
-    needs `target_feedback`.
+    Keys are `skip_hit_rate@k`, `skip_mrr@k`, `delta_hit_rate@k` (which also counts the listened targets),
+    `skip_rank_percentile`, and `num_skipped`, the number of skipped targets. `update` needs
+    `target_feedback`.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
         top_k: The cut-offs k, each at least 1.
-        ties: How a tie counts when ranks are made from scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as `"val/"`.
-        postfix: What every key ends with.
+        ties: The rule for equal scores; see `score_ranks`.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        prefix: The start of every key, such as `"val/"`.
+        postfix: The end of every key.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -168,23 +168,23 @@ def session_metrics(
     skip_threshold: float = 0.0,
     prefix: str = "",
 ) -> MetricCollection:
-    """Every metric of ranks in a collection, to update by keywords and to log with `log_dict`.
+    """Return all metrics of ranks as a collection, to update with keywords and to log with `log_dict`.
 
-    Those of `RankingMetrics` and `SkipRankMetrics`; `hit_rate@k/repeat` and `hit_rate@k/explore`,
-    of listened targets that the session already held and of others; `pairwise_skip_accuracy`; and
-    `num_repeated`, the number of repeats among the listened targets. A metric whose population is empty
-    is NaN.
+    It holds the metrics of `RankingMetrics` and `SkipRankMetrics`; `hit_rate@k/repeat` and
+    `hit_rate@k/explore`, of listened targets that the session already held and of new ones;
+    `pairwise_skip_accuracy`; and `num_repeated`, the number of repeats among the listened targets. A metric
+    whose population is empty is NaN.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
         top_k: The cut-offs k, each at least 1.
-        ties: How a tie counts.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        prefix: What every key begins with, such as `"val/"`.
+        ties: The rule for equal scores.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        prefix: The start of every key, such as `"val/"`.
 
     Returns:
-        A `torchmetrics.MetricCollection`. Its `update` takes `ranks`, `target_feedback`,
-        `target_seen`, `target_scores`, `skip_scores` and `skip_mask`, by keywords.
+        A `torchmetrics.MetricCollection`. Its `update` takes `ranks`, `target_feedback`, `target_seen`,
+        `target_scores`, `skip_scores` and `skip_mask`, by keywords.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -225,7 +225,7 @@ def describe_left_out(names: Iterable[str]) -> str:
         names: The names of metrics whose population is empty.
 
     Returns:
-        A sentence with each name once, whatever its cut-offs; empty without names.
+        A sentence with each name once, without cut-offs; empty without names.
 
     Examples:
         >>> describe_left_out(["skip_mrr@1", "skip_mrr@5", "skip_rank_percentile"])

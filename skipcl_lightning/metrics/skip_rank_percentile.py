@@ -1,4 +1,4 @@
-"""How far down the catalogue skipped targets stand."""
+"""Mean place of skipped targets in the catalogue."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ __all__ = ["SkipRankPercentile"]
 
 
 class SkipRankPercentile(RankMetric):
-    """The mean rank percentile of the skipped targets: 0 all first, 1 all last. Higher is better.
+    """Mean rank percentile of the skipped targets: 0 if all are first, 1 if all are last. Higher is better.
 
-    Formula in `skipcl_lightning.functional.rank_percentile`. Where items were excluded from the ranking,
-    V stays the whole catalogue's size, and the last place left is a little short of 1.
+    Formula: `functional.rank_percentile`. If items are excluded from the ranking, V stays the size of the
+    whole catalogue, and the last possible place is slightly below 1.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
-        ties: How a tie counts when ranks are made from scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: `all` targets, those that the session already held (`repeat`), or the others
+        ties: The rule for equal scores; see `score_ranks`.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        among: `all` targets, only those that the session already held (`repeat`), or only new ones
             (`explore`).
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -57,12 +57,12 @@ class SkipRankPercentile(RankMetric):
 
     def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
         members = self._members("skipped", ranks, target_feedback, target_seen)
-        # Doubled, a mean tie's half ranks are integers too.
+        # Doubled, because a mean tie has half ranks.
         doubled = (2 * ranks).to(torch.int64)
         self._increase(self._doubled_ranks, torch.where(members, doubled, 0).sum())
         self._increase(self._targets, members.sum())
 
     def compute(self) -> Tensor:
-        """The mean percentile of all skipped targets counted so far; NaN without any."""
+        """Return the mean over all skipped targets so far; NaN without any."""
         mean_rank = self._sum(self._doubled_ranks) / (2 * self._sum(self._targets))
         return rank_percentile(mean_rank, num_items=self.num_items)

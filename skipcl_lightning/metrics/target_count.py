@@ -1,4 +1,4 @@
-"""How many targets a metric's value stands on."""
+"""Number of targets in a population."""
 
 from typing import Any, get_args
 
@@ -12,12 +12,12 @@ __all__ = ["TargetCount"]
 
 
 class TargetCount(RankMetric):
-    """The number of targets in a population: report it beside every mean over that population.
+    """The number of targets in a population; report it beside every mean over that population.
 
     Args:
         population: `listened` or `skipped`.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: `all` targets, those that the session already held (`repeat`), or the others
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        among: `all` targets, only those that the session already held (`repeat`), or only new ones
             (`explore`).
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -53,5 +53,5 @@ class TargetCount(RankMetric):
         )
 
     def compute(self) -> Tensor:
-        """The number of targets so far: float32, since Lightning warns of integers that it logs."""
+        """Return the number of targets so far, as float32, because Lightning warns about logged integers."""
         return self._sum(self._targets).float()

@@ -1,4 +1,4 @@
-"""Metrics of the first k places, of targets that were listened to and of skipped ones."""
+"""Metrics of the first k places, for listened and skipped targets."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -16,16 +16,16 @@ __all__ = ["MAP", "MRR", "NDCG", "HitRate", "SkipHitRate", "SkipMRR", "TopKMetri
 
 
 class TopKMetric(RankMetric):
-    """The mean over a population of a gain that is 0 beyond rank k.
+    """Mean over a population of a gain that is 0 beyond rank k.
 
-    Its states are a count of targets for each rank up to k, in half steps, and a count of all. The gain is
-    applied to the ranks once, in `compute`: metrics of one population and k share their states.
+    Its states count the targets of each rank up to k, in half steps, and all targets. `compute` applies the
+    gain to the ranks, so metrics of one population and k share their states.
 
     Args:
         top_k: k, at least 1.
-        ties: How a tie counts when ranks are made from scores.
-        skip_threshold: The feedback under which a target counts as skipped, in (-1, 1].
-        among: `all` targets, those that the session already held (`repeat`), or the others
+        ties: The rule for equal scores; see `score_ranks`.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        among: `all` targets, only those that the session already held (`repeat`), or only new ones
             (`explore`).
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -53,24 +53,24 @@ class TopKMetric(RankMetric):
 
     def _count(self, ranks: Tensor, target_feedback: Tensor | None, target_seen: Tensor | None) -> None:
         members = self._members(self.population, ranks, target_feedback, target_seen)
-        # Not `bincount`: on a GPU it makes the host wait for its size.
+        # Not `bincount`, for whose size the host would wait on a GPU.
         at_rank = (ranks[:, None] == self._ranks(ranks.device)) & members[:, None]  # [N, 2 * top_k - 1]
         self._increase(self._histogram, at_rank.sum(dim=0))
         self._increase(self._targets, members.sum())
 
     def compute(self) -> Tensor:
-        """The mean gain of all targets counted so far; NaN without any."""
+        """Return the mean gain over all targets so far; NaN without any."""
         histogram = self._sum(self._histogram)
         gains = self._gain(self._ranks(histogram.device))
         return (histogram * gains).sum() / self._sum(self._targets)
 
     def _ranks(self, device: torch.device) -> Tensor:
-        """The ranks that a hit can have: 1, 1.5 (a mean tie), 2, up to k."""
+        """Return the ranks of possible hits: 1, 1.5 (a mean tie), 2, up to k."""
         return torch.arange(2, 2 * self.top_k + 1, device=device).float() / 2
 
     @abstractmethod
     def _gain(self, ranks: Tensor) -> Tensor:
-        """The gain at each rank."""
+        """Return the gain at each rank."""
 
 
 class HitRate(TopKMetric):

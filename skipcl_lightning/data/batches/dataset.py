@@ -27,15 +27,15 @@ class SessionDataset(Dataset[SessionBatch]):
 
     Args:
         view: Which part of which sessions.
-        max_length: The most tracks of a session; the latest are kept.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
-        mined: What was mined from the training part, to sample from for each track; None for nothing.
+        max_length: The largest number of items of a session; the latest are kept.
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
+        mined: What was mined from the training set, to sample from for each track; None for nothing.
         mined_negatives: M, how many of the tracks skipped after it are drawn for each track, with
             replacement.
         mined_positives: P, how many of those listened to after it.
         seed: Of these draws, in 0..2^32 - 1. They depend on it and on the rows of the batch alone: they
             are the same in whatever process, and when a run is resumed.
-        num_warm_items: How many items the training part has, those of the indices 1 to this: targets above
+        num_warm_items: How many items the training set has, those of the indices 1 to this: targets above
             are called cold, and rank last. None where that is not known.
         with_seen: Whether a batch names all tracks of its sessions so far (`seen`) where some are longer
             than `max_length`, so that all can be left out of the candidates.

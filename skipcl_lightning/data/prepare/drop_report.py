@@ -103,7 +103,7 @@ def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0
     Args:
         lowest: The least feedback of a log, in [-1, 1].
         highest: The greatest.
-        skip_threshold: The feedback under which a track counts as skipped.
+        skip_threshold: Feedback below it is a skip.
 
     Examples:
         >>> warn_without_sign(-1.0, 1.0)

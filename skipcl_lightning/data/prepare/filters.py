@@ -33,13 +33,13 @@ class SessionFilter:
     is dropped first.
 
     Args:
-        min_session_length: Tracks that a session needs, at least 2;
+        min_session_length: Items that a session needs, at least 2;
             `LeaveOneOut` needs 3: one to learn from, one for validation and
             one for test.
         min_item_count: Rows that an item needs, at least 1.
         require_skip: Whether a session needs a rejected track: skipped or disliked, and not liked. It always
             needs one that was not, since there is nothing to recommend from rejected ones alone.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Raises:
         TypeError: A count is no integer, the threshold no number, or `require_skip` no bool.

@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def skip_threshold(self) -> float:
-        """The feedback under which a track counts as skipped."""
+        """Feedback below it is a skip."""
         ...
 
     def prepare(self) -> PreparedData:
@@ -71,10 +71,10 @@ def make_source(
         log: As for `SessionDataModule`, like all others.
         split: What is held out.
         cold_targets: What becomes of held-out tracks that training never saw.
-        min_session_length: Tracks that a session needs.
+        min_session_length: Items that a session needs.
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped track.
-        skip_threshold: The feedback under which a track counts as skipped.
+        skip_threshold: Feedback below it is a skip.
 
     Returns:
         The source.

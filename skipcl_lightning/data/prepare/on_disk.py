@@ -67,13 +67,13 @@ def prepare_store(
         folder: The store's own folder. It may not hold anything else.
         split: What is held out: `LeaveOneOut` if None, or
             `SplitBySession`, or `SplitByTime`.
-        cold_targets: What becomes of held-out tracks that the training part does not have: `miss` ranks
+        cold_targets: What becomes of held-out tracks that the training set does not have: `miss` ranks
             them last of all, `drop` leaves them out. Either way they are counted, and those that were
             skipped are left out: to avoid what nobody could have recommended is no merit.
-        min_session_length: Tracks that a session needs, at least 2; 3 for leave-one-out.
+        min_session_length: Items that a session needs, at least 2; 3 for leave-one-out.
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped track.
-        skip_threshold: The feedback under which a track counts as skipped, in (-1, 1].
+        skip_threshold: Feedback below it is a skip, in (-1, 1].
         gap_minutes: The longest pause within a session in minutes, above 0, where sessions are cut here, part
             by part; a user's plays must fit into memory. None where the log has sessions.
         skip_seconds: With `gap_minutes`, for a log without feedback: a play that another follows within so

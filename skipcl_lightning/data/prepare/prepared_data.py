@@ -1,4 +1,4 @@
-"""All that is made from a log, once: items, sessions, splits and what the training part counts."""
+"""All that is made from a log, once: items, sessions, splits and what the training set counts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class PreparedData:
     """A log as batches need it.
 
     Args:
-        vocabulary: The items, the most frequent in the training part first.
+        vocabulary: The items, the most frequent in the training set first.
         store: The sessions.
         views: By split, `train`, `validation`, `test` and `predict`, what is seen of them.
-        item_counts: [V + 1] int64, how often each item occurs in the training part.
+        item_counts: [V + 1] int64, how often each item occurs in the training set.
         drop_report: What was read, dropped and kept.
-        num_cold_targets: By split, the held-out targets whose item never occurs in the training part.
-        longest_input: The most tracks of a session in the training part.
+        num_cold_targets: By split, the held-out targets whose item never occurs in the training set.
+        longest_input: The most tracks of a session in the training set.
         caution: What figures of this split must not be taken for.
     """
 
@@ -93,7 +93,7 @@ class PreparedData:
 
     @property
     def num_warm_items(self) -> int:
-        """How many items the training part has: the indices 1 to this; what is above it is cold."""
+        """How many items the training set has: the indices 1 to this; what is above it is cold."""
         return int(np.count_nonzero(self.item_counts))
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ def lay_out(
         cold_targets: What becomes of held-out tracks that training never saw. Rejected ones are left
             out either way: nobody could have recommended them, so that avoiding them is no merit.
         storage: Where the arrays go.
-        skip_threshold: The feedback under which a track counts as skipped.
+        skip_threshold: Feedback below it is a skip.
         on_progress: Told after each part.
 
     Returns:
@@ -207,7 +207,7 @@ def _blocks(
 
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
-    """All items, and how often each occurs in the training part."""
+    """All items, and how often each occurs in the training set."""
     counts: pl.DataFrame | None = None
     for part, block in _blocks(parts, report, split):
         rows, ends = split.cut(block)["train"]

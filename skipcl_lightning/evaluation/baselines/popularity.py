@@ -10,7 +10,7 @@ __all__ = ["Popularity", "SessionPopularity"]
 
 
 class Popularity:
-    """The same list for everyone: items by how often they occur in the training part.
+    """The same list for everyone: items by how often they occur in the training set.
 
     Args:
         item_counts: [V + 1] int64 counts; `SessionDataModule.item_counts`.

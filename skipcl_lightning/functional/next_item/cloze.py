@@ -1,4 +1,4 @@
-"""The cloze task of bidirectional backbones: tracks are hidden and asked for in their place."""
+"""The cloze task of bidirectional backbones: hide items and predict them."""
 
 import torch
 from torch import Tensor
@@ -16,17 +16,17 @@ def draw_cloze_mask(
     last_probability: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Which tracks of each session are hidden in this step.
+    """Return the items of each session that are hidden in a step.
 
-    With `last_probability` a session hides its last candidate alone, which is what evaluation will ask
-    for. Else each candidate is hidden with `probability`, and the last one if no other is: every session
-    with a candidate is learned from.
+    With `last_probability` a session hides only its last candidate, as at evaluation. Otherwise each
+    candidate is hidden with `probability`, and the last one if no other is, so every session with a candidate
+    is used.
 
     Args:
-        candidates: [B, L] bool, the tracks that may be hidden.
-        probability: How likely each is, in (0, 1].
-        last_probability: How likely a session hides only its last candidate, in [0, 1].
-        generator: Where the randomness comes from; torch's global generator by default.
+        candidates: [B, L] bool, the items that may be hidden.
+        probability: The probability of each, in (0, 1].
+        last_probability: The probability that a session hides only its last candidate, in [0, 1].
+        generator: The source of randomness; None for torch's global generator.
 
     Returns:
         [B, L] bool, True only at candidates.
@@ -37,8 +37,8 @@ def draw_cloze_mask(
 
     Reference:
         Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
-        Transformer, CIKM 2019, arXiv 1904.06690, section 3.6. The authors' code for MovieLens-1M hides 0.2
-        of the tracks, and the last track alone in one of eleven sessions.
+        Transformer, CIKM 2019, arXiv 1904.06690, section 3.6. The authors' code for MovieLens-1M hides 0.2 of
+        the items, and the last item alone in one of eleven sessions.
 
     Examples:
         >>> candidates = torch.tensor([[True, True, False], [False, False, False]])
@@ -50,7 +50,7 @@ def draw_cloze_mask(
     check_number("probability", probability, minimum=0, maximum=1, open_minimum=True)
     check_number("last_probability", last_probability, minimum=0, maximum=1)
     device = candidates.device
-    # Not `torch.rand`: with a generator's argument it cannot be compiled for any shape.
+    # Not `torch.rand`, which cannot be compiled for dynamic shapes with a generator.
     drawn = torch.empty(candidates.shape, device=device).uniform_(generator=generator) < probability
     only_last = torch.empty(sizes["B"], 1, device=device).uniform_(generator=generator) < last_probability
     drawn = candidates & drawn & ~only_last
@@ -60,15 +60,15 @@ def draw_cloze_mask(
 
 
 def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
-    """The batch as the backbone may see it: hidden tracks and their feedback are gone.
+    """Return the batch as the backbone may see it, without hidden items and their feedback.
 
     Args:
         batch: B sessions.
-        mask_index: The item index of the mask token, one past the items.
+        mask_index: The item index of the mask token, V + 1.
 
     Returns:
-        The batch itself where nothing is hidden; else one with the mask token and feedback 0, explicit or
-        not, in place of what `cloze_mask` hides.
+        The batch itself if nothing is hidden; otherwise one with the mask token and feedback 0 at hidden
+        positions.
 
     Examples:
         >>> mask = torch.tensor([[False, True]])
@@ -90,11 +90,11 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
 
 
 def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
-    """The sessions with a mask token behind their last track: what comes next is asked for.
+    """Return the sessions with a mask token after their last item, at which the next item is predicted.
 
     Args:
-        batch: B sessions; a row without a track gets the token at its first position.
-        mask_index: The item index of the mask token, one past the items.
+        batch: B sessions; an empty session gets the token at its first position.
+        mask_index: The item index of the mask token, V + 1.
 
     Returns:
         A batch of L + 1 positions; the token's feedback is 0, unknown.
@@ -122,16 +122,15 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
 
 
 def cloze_positives(items: Tensor, listened_mask: Tensor, cloze_mask: Tensor) -> Tensor:
-    """The position of each anchor's positive in the cloze task: its own, or -1 where there is no anchor.
+    """Return the position of each anchor's positive in the cloze task: its own, or -1 at other positions.
 
-    A bidirectional backbone has seen every track that is not hidden, so only a hidden position may be an
-    anchor; and only if its item stands nowhere else in the visible session, or the input would hold the
-    answer.
+    A bidirectional backbone has seen all visible items. So only a hidden position may be an anchor, and only
+    if its item is not visible at another position of the session.
 
     Args:
-        items: [B, L] int64 item indices before anything was hidden; 0 is padding.
-        listened_mask: [B, L] bool, True where a track was listened to.
-        cloze_mask: [B, L] bool, True where a track is hidden.
+        items: [B, L] int64 item indices before hiding; 0 is padding.
+        listened_mask: [B, L] bool, True at listened items.
+        cloze_mask: [B, L] bool, True at hidden items.
 
     Returns:
         [B, L] int64 positions in 0..L-1, or -1.

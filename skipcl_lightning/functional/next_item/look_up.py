@@ -1,4 +1,4 @@
-"""Rows of the item table, and one gradient for all that are looked up in a step."""
+"""Lookups in the item table, with one gradient for all lookups of a step."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ __all__ = ["gather_gradients", "look_up", "require_table"]
 def look_up(
     items: Tensor, item_embeddings: Tensor, *, sparse: bool = False, padding_index: int | None = None
 ) -> Tensor:
-    """The embeddings of items.
+    """Return the embeddings of items.
 
     Args:
         items: [...] int64 in 0..V.
         item_embeddings: [V + 1, D] floating point.
-        sparse: Whether the gradient of `item_embeddings` is a sparse tensor of the rows used.
+        sparse: Whether the gradient of `item_embeddings` is a sparse tensor of the used rows.
         padding_index: The item whose row gets no gradient.
 
     Returns:
@@ -34,10 +34,10 @@ def look_up(
 
 
 def gather_gradients(item_embeddings: Tensor) -> Tensor:
-    """The same table, for whose lookups (`look_up`) a single dense gradient is made in the backward pass.
+    """Return a view of the table whose lookups (`look_up`) share one dense gradient.
 
-    Each lookup of its own would make one, [V + 1, D] and nearly all zero, and all be added up: most of a
-    step at a million items. Whatever else uses the table may leave a dense gradient.
+    Otherwise each lookup makes a [V + 1, D] gradient that is nearly all zero, and their sum is most of a step
+    at a million items. Other uses of the table may leave dense gradients.
 
     Args:
         item_embeddings: [V + 1, D] floating point.
@@ -97,7 +97,7 @@ class _Gathered(torch.autograd.Function):
         (gradient,) = gradients
         if not gradient.is_sparse:
             return gradient
-        # Without `coalesce`, which would sort: a row that comes twice is added up here anyway.
+        # Without `coalesce`, which would sort; repeated rows are added up here anyway.
         rows, values = gradient._indices()[0], gradient._values()
         dense: Tensor = torch.ops.aten.embedding_dense_backward(values, rows, ctx.num_rows, -1, False)
         return dense

@@ -37,17 +37,16 @@ def sampled_softmax_loss(
     negative_log_probability: Tensor | None = None,
     sparse_gradients: bool = False,
 ) -> Tensor:
-    r"""Cross-entropy of the target against one shared set of sampled items, one value a query.
+    r"""Return the cross-entropy of each target against one shared set of sampled items.
 
     $$
     \ell = -\log \frac{\exp(q \cdot e_{target})}
     {\exp(q \cdot e_{target}) + \sum_{k : n_k \ne target} \exp(q \cdot e_{n_k} - c_k)}
     $$
 
-    A sampled item that is the query's target is no negative. Without `negative_log_probability` c_k = 0.
-    With it c_k = log(K · P(n_k)), which makes the sum an unbiased estimate of the full softmax's sum over
-    all other items. The target itself is not corrected: it is always among the candidates, whatever the
-    sampler does.
+    A sampled item that is the query's target is no negative. Without `negative_log_probability` c_k = 0. With
+    it c_k = log(K · P(n_k)), which makes the sum an unbiased estimate of the full softmax's sum over all
+    other items. The target is not corrected, because it is always a candidate.
 
     Args:
         query: [N, D] floating point.
@@ -56,7 +55,7 @@ def sampled_softmax_loss(
         negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
         negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
         sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
-            tensor of the rows used.
+            tensor of the used rows.
 
     Returns:
         [N] losses.
@@ -85,7 +84,7 @@ def sampled_softmax_loss(
     if negative_log_probability is not None:
         check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
         negative_logits = negative_logits - (negative_log_probability + math.log(len(negatives)))
-    # A finite floor, since bf16 and fp16 have no room for a fixed large number.
+    # The dtype's own floor, because bf16 and fp16 cannot hold a fixed large number.
     floor = torch.finfo(negative_logits.dtype).min
     negative_logits = negative_logits.masked_fill(negatives == target[:, None], floor)
     logits = torch.cat([target_logits.to(negative_logits.dtype), negative_logits], dim=1)  # [N, 1 + K]
@@ -103,27 +102,26 @@ def chunked_sampled_softmax_loss(
     sparse_gradients: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    r"""The weighted mean of `sampled_softmax_loss`, a chunk of queries at a time.
+    r"""Return the weighted mean of `sampled_softmax_loss`, computed in chunks of queries.
 
     $$
     L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
     $$
 
-    The gradient of a chunk is found with its loss, while its logits are in the processor's cache, and added
-    up: the [N, K] logits never exist. Under autocast products are in its precision, all else in float32.
-    There is no second derivative, and none for the weights. Within `torch.compile` the plain formula is
-    used.
+    The gradient of a chunk is computed with its loss, while its logits are in the CPU's cache, and the [N, K]
+    logits are never held at once. Under autocast the products have its dtype, all else is float32. There is
+    no second derivative and no gradient of the weights. Within `torch.compile` the plain formula is used.
 
     Args:
         query: [N, D] floating point.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
         target: [N] int64 in 1..V.
         negatives: [K] int64 in 1..V, drawn with replacement, shared by all queries.
-        weight: [N] floating point, 0 or more; None for alike.
+        weight: [N] floating point, 0 or more; None for equal weights.
         negative_log_probability: [K] log P(n_k) of each draw under the sampler (logQ correction), or None.
         sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
-            tensor of the rows used.
-        chunk_size: Queries in a chunk; if None as many as make about 2^18 logits on a CPU and 2^26 elsewhere.
+            tensor of the used rows.
+        chunk_size: Queries in a chunk; None for about 2^18 logits on a CPU and 2^26 elsewhere.
 
     Returns:
         A scalar; exactly 0, with a zero gradient, without queries.
@@ -180,21 +178,21 @@ def sample_items(
 ) -> Tensor:
     """Draw items with replacement, uniformly or by popularity rank.
 
-    `log_uniform`: P(i) = log((i + 1) / i) / log(V + 1), an approximation of Zipf's law for vocabularies
-    numbered by falling popularity, as `ItemVocabulary` numbers them.
+    `log_uniform`: P(i) = log((i + 1) / i) / log(V + 1), an approximation of Zipf's law for vocabularies that
+    are ordered by falling popularity, as `ItemVocabulary` is.
 
     Args:
         num_samples: K, at least 1 and below the catalogue's size.
         num_items: V, at least 2.
-        sampler: Which of the two.
-        device: Where the samples are drawn.
-        generator: Where the randomness comes from; torch's global generator by default.
+        sampler: `uniform` or `log_uniform`.
+        device: The device of the samples.
+        generator: The source of randomness; None for torch's global generator.
 
     Returns:
         [K] int64 in 1..V.
 
     Raises:
-        ValueError: As many negatives as items, or more, are asked for.
+        ValueError: `num_samples` is not below the number of items.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -207,18 +205,18 @@ def sample_items(
     check_integer("num_samples", num_samples, maximum=num_items - 1, cure=cure)
     if sampler == "uniform":
         return torch.randint(1, num_items + 1, (num_samples,), device=device, generator=generator)
-    # float32 has no room for the tail of a catalogue beyond 2^24 items.
+    # float32 cannot tell items beyond 2^24 apart.
     uniform = torch.rand(num_samples, device=device, generator=generator, dtype=torch.float64)
     return (uniform * math.log(num_items + 1)).exp().long().clamp(min=1, max=num_items)
 
 
 def sampling_log_probability(items: Tensor, num_items: int, *, sampler: Sampler = "uniform") -> Tensor:
-    """Log probability that one draw of `sample_items` is the given item.
+    """Return the log probability that one draw of `sample_items` is the given item.
 
     Args:
         items: [K] int64 in 1..V.
         num_items: V.
-        sampler: The sampler that draws.
+        sampler: The sampler.
 
     Returns:
         [K] float32.
@@ -238,7 +236,7 @@ def sampling_log_probability(items: Tensor, num_items: int, *, sampler: Sampler 
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """The loss, whose gradients are known as soon as it is."""
+    """The loss; its gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -274,7 +272,8 @@ class _SampledSoftmax(torch.autograd.Function):
                 own_weight = (own[rows] - highest).exp()
                 total = weights.sum(dim=1, keepdim=True) + own_weight
                 loss += ((highest + total.log() - own[rows]) * shares).sum()
-                # By the logits: each candidate's probability; the query gets what its row weighs.
+                # The gradient by the logits is each candidate's probability; the row's weight is applied to
+                # the query.
                 slope = weights.mul_(of_slope / total).to(low)
                 own_slope[rows] = (own_weight / total - 1) * shares
                 query_gradient[rows] = (slope @ candidates) * (shares / of_slope)
@@ -289,7 +288,7 @@ class _SampledSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        # What follows the loss may have scaled it up, so that low precision can hold the gradient.
+        # A GradScaler may have scaled the loss up, so that low precision can hold the gradient.
         found = ((one * gradient).to(dtype) for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return (*found, None, None, None, None, None)
 

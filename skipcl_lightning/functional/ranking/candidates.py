@@ -1,4 +1,4 @@
-"""Ranks among a sample of candidates, for comparison with papers that report them; they mislead."""
+"""Ranks among sampled candidates, for comparison with papers that report them."""
 
 import warnings
 from typing import Literal, get_args
@@ -30,27 +30,26 @@ def sample_candidates(
     item_counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw the items that each target is ranked against in a sampled protocol; warns that it misleads.
+    """Draw the items among which each target is ranked, and warn that such ranks mislead.
 
     Args:
         target: [N] int64 in 1..V.
         num_candidates: n, items drawn for each target, with replacement.
         num_items: V, at least 2.
         sampler: `uniform`, or in proportion to `popularity`.
-        item_counts: [V + 1] int64, how often each item occurs in the training part; for `popularity`
-            only.
-        generator: Where the randomness comes from; torch's global generator by default.
+        item_counts: [V + 1] int64, the count of each item in the training set; for `popularity` only.
+        generator: The source of randomness; None for torch's global generator.
 
     Returns:
-        [N, n] int64 in 0..V: never a row's target; by popularity, 0 where the target was drawn.
+        [N, n] int64 in 0..V, never a row's target; by popularity, 0 where the target was drawn.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
         ValueError: A setting is out of range, or `item_counts` is given or missing against the sampler.
 
     Reference:
-        Krichene and Rendle: On Sampled Metrics for Item Recommendation, KDD 2020,
-        doi 10.1145/3394486.3403226.
+        Krichene and Rendle: On Sampled Metrics for Item Recommendation, KDD 2020, doi
+        10.1145/3394486.3403226.
 
     Examples:
         >>> with warnings.catch_warnings():
@@ -72,12 +71,12 @@ def sample_candidates(
     shape = (sizes["N"], num_candidates)
     if item_counts is None:
         drawn = torch.randint(1, num_items, shape, device=target.device, generator=generator)
-        # Of the items without the target: those from its place on move up by one.
+        # Drawn from V - 1 numbers; those from the target on move up by one.
         return drawn + (drawn >= target[:, None])
     check_shape("item_counts", item_counts, "V+1", {"V+1": num_items + 1}, dtype=torch.int64)
     weights = item_counts.to(target.device, torch.float64)
     weights[PADDING_INDEX] = 0
-    # Not `multinomial`, which knows no more than 2^24 categories.
+    # Not `multinomial`, which is limited to 2^24 categories.
     ends = weights.cumsum(0)
     if item_counts.device.type == "cpu" and not ends[-1] > 0:
         raise ValueError("`item_counts` must have a count above 0, got none. Count the training part.")
@@ -89,13 +88,13 @@ def sample_candidates(
 def candidate_ranks(
     target_scores: Tensor, scores: Tensor, candidates: Tensor, *, ties: TieRule = "pessimistic"
 ) -> Tensor:
-    """Rank of each target among its own candidates.
+    """Return the rank of each target among its own candidates.
 
     Args:
         target_scores: [N] floating point.
         scores: [N, n] floating point, of the candidates.
-        candidates: [N, n] int64; what stands at 0 is no candidate.
-        ties: How a tie counts, as in `score_ranks`.
+        candidates: [N, n] int64; 0 is no candidate.
+        ties: The rule for equal scores; see `score_ranks`.
 
     Returns:
         [N] ranks in 1..n + 1: int64, or float32 for `mean`. A target whose score is NaN ranks n + 1.

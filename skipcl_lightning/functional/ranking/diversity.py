@@ -1,4 +1,4 @@
-"""Formulas on how often each item was recommended: coverage and novelty."""
+"""Coverage and novelty of recommendations."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ __all__ = ["catalogue_coverage", "count_recommendations", "mean_self_information
 
 
 def count_recommendations(recommended: Tensor, num_items: int) -> Tensor:
-    """How often each item stands in lists of recommendations.
+    """Return how often each item is recommended.
 
     Args:
-        recommended: [N, K] int64 in 0..V; 0 where a list is shorter.
+        recommended: [N, K] int64 in 0..V; 0 fills shorter lists.
         num_items: V.
 
     Returns:
@@ -30,18 +30,18 @@ def count_recommendations(recommended: Tensor, num_items: int) -> Tensor:
     check_shape("recommended", recommended, "N K", dtype=torch.int64)
     check_integer("num_items", num_items)
     flat = recommended.flatten()
-    # Not `bincount`: on a GPU it makes the host wait for its size.
+    # Not `bincount`, for whose size the host would wait on a GPU.
     counts = torch.zeros(num_items + 1, dtype=torch.int64, device=flat.device)
     return counts.index_add_(0, flat, (flat != PADDING_INDEX).long())
 
 
 def catalogue_coverage(counts: Tensor) -> Tensor:
-    """The share of the catalogue that is recommended to anyone.
+    """Return the share of the catalogue that is recommended at all.
 
-    coverage = #{i: c_i > 0} / V; NaN where nothing was recommended at all.
+    coverage = #{i: c_i > 0} / V; NaN without recommendations.
 
     Args:
-        counts: [V + 1] int64, how often each item was recommended; index 0 is padding.
+        counts: [V + 1] int64, the number of recommendations of each item; index 0 is padding.
 
     Returns:
         A float32 scalar in (0, 1].
@@ -60,13 +60,13 @@ def catalogue_coverage(counts: Tensor) -> Tensor:
 
 
 def self_information(item_counts: Tensor) -> Tensor:
-    """How surprising each item is, in bits: rare items say more.
+    """Return the self-information of each item in bits; rare items have more.
 
-    I(i) = -log2((n_i + 1) / (sum of n + V)): a count of one is added to each item, without which an item
-    that never occurred would be infinitely novel.
+    I(i) = -log2((n_i + 1) / (sum of n + V)). One is added to each count, so an item without a count has a
+    finite value.
 
     Args:
-        item_counts: [V + 1] int64, how often each item occurs in the training part; index 0 is padding.
+        item_counts: [V + 1] int64, the count of each item in the training set; index 0 is padding.
 
     Returns:
         [V + 1] float32, above 0; 0 at padding.
@@ -91,12 +91,12 @@ def self_information(item_counts: Tensor) -> Tensor:
 
 
 def mean_self_information(counts: Tensor, information: Tensor) -> Tensor:
-    """The mean self-information of what was recommended.
+    """Return the mean self-information of the recommendations.
 
-    novelty = sum of c_i · I(i) / sum of c_i; NaN where nothing was recommended.
+    novelty = sum of c_i · I(i) / sum of c_i; NaN without recommendations.
 
     Args:
-        counts: [V + 1] int64, how often each item was recommended; index 0 is padding.
+        counts: [V + 1] int64, the number of recommendations of each item; index 0 is padding.
         information: [V + 1] floating point, of `self_information`.
 
     Returns:

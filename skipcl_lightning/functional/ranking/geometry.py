@@ -1,4 +1,4 @@
-"""How embeddings lie in their space: whether pairs meet, points spread, and all dimensions are used."""
+"""Geometry of embeddings: alignment, uniformity and effective rank."""
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,21 @@ _MOST_PAIRS = 2**22
 
 
 def alignment(left: Tensor, right: Tensor) -> Tensor:
-    r"""How far the two sides of each positive pair lie apart on the unit sphere.
+    r"""Return the squared distance of each positive pair on the unit sphere.
 
     $$
     \ell_n = \lVert x_n / \lVert x_n \rVert - y_n / \lVert y_n \rVert \rVert^2
     $$
 
-    0 for equal directions, 2 for orthogonal ones, 4 for opposite ones. The mean over the pairs is the paper's
-    alignment loss with its exponent 2; lower is better.
+    It is 0 for equal directions, 2 for orthogonal and 4 for opposite ones. Its mean over the pairs is the
+    paper's alignment loss with exponent 2; lower is better.
 
     Args:
-        left: [N, D] floating point; one of zeros, without a direction, is 1 away from any other.
+        left: [N, D] floating point; a zero vector has the distance 1 to any other.
         right: [N, D] floating point, the partner of each.
 
     Returns:
-        [N] float32 in [0, 4], one a pair.
+        [N] float32 in [0, 4].
 
     Raises:
         TypeError: A tensor is not floating point.
@@ -46,13 +46,13 @@ def alignment(left: Tensor, right: Tensor) -> Tensor:
 
 
 def uniformity(points: Tensor) -> Tensor:
-    r"""How evenly points spread over the unit sphere: the logarithm of their mean Gaussian potential.
+    r"""Return the logarithm of the mean Gaussian potential of points on the unit sphere.
 
     $$
     \log \frac{2}{N (N - 1)} \sum_{n < m} \exp(-2 \lVert x_n - x_m \rVert^2)
     $$
 
-    over normalised points. 0 where all are one point, near -4 where directions are random and D is large;
+    for normalised points. It is 0 if all points are equal, and near -4 for random directions and large D;
     lower is better. NaN for fewer than two points.
 
     Args:
@@ -86,14 +86,14 @@ def uniformity(points: Tensor) -> Tensor:
 
 
 def effective_rank(points: Tensor) -> Tensor:
-    r"""How many dimensions points fill: the exponential of the entropy of their singular values.
+    r"""Return the effective number of dimensions: the exponential entropy of the singular values.
 
     $$
     \exp \left( -\sum_k p_k \log p_k \right), \quad p_k = \sigma_k / \sum_j \sigma_j
     $$
 
-    1 where all lie on a line through the origin, min(N, D) where they fill every dimension alike; NaN where
-    all are zero.
+    It is 1 if all points lie on a line through the origin, and min(N, D) if they fill all dimensions equally;
+    NaN if all are zero.
 
     Args:
         points: [N, D] floating point and finite.

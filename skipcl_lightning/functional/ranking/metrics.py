@@ -12,7 +12,7 @@ __all__ = ["average_precision", "hit_rate", "mrr", "ndcg", "pairwise_wins", "ran
 
 
 def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
-    """Whether the target is among the first `top_k`.
+    """Return 1 for each target among the first `top_k`, else 0.
 
     HR@k = 1 if rank <= k, else 0. A mean-tie rank of k + 1/2 is no hit.
 
@@ -28,8 +28,8 @@ def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
         ValueError: `top_k` is below 1.
 
     Reference:
-        Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks,
-        RecSys 2010, doi 10.1145/1864708.1864721 (recall with one relevant item).
+        Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys
+        2010, doi 10.1145/1864708.1864721 (recall with one relevant item).
 
     Examples:
         >>> hit_rate(torch.tensor([1, 2, 3]), top_k=2)
@@ -39,10 +39,9 @@ def hit_rate(ranks: Tensor, *, top_k: int) -> Tensor:
 
 
 def ndcg(ranks: Tensor, *, top_k: int) -> Tensor:
-    """Discounted gain of the target, normalised.
+    """Return the normalised discounted gain of each target.
 
-    NDCG@k = 1 / log2(rank + 1) if rank <= k, else 0. With one target the ideal gain is 1 for every k, so
-    there is nothing to divide by.
+    NDCG@k = 1 / log2(rank + 1) if rank <= k, else 0. With one target, the ideal gain is 1 for every k.
 
     Args:
         ranks: Ranks from 1, of any shape, int64 or floating point.
@@ -56,8 +55,8 @@ def ndcg(ranks: Tensor, *, top_k: int) -> Tensor:
         ValueError: `top_k` is below 1.
 
     Reference:
-        Järvelin, Kekäläinen: Cumulated Gain-based Evaluation of IR Techniques, ACM TOIS 20(4), 2002,
-        doi 10.1145/582415.582418.
+        Järvelin, Kekäläinen: Cumulated Gain-based Evaluation of IR Techniques, ACM TOIS 20(4), 2002, doi
+        10.1145/582415.582418.
 
     Examples:
         >>> ndcg(torch.tensor([1, 3, 4]), top_k=3)
@@ -67,9 +66,9 @@ def ndcg(ranks: Tensor, *, top_k: int) -> Tensor:
 
 
 def mrr(ranks: Tensor, *, top_k: int) -> Tensor:
-    """Reciprocal rank of the target.
+    """Return the reciprocal rank of each target.
 
-    RR@k = 1 / rank if rank <= k, else 0; the mean over targets is MRR@k.
+    RR@k = 1 / rank if rank <= k, else 0. Its mean over targets is MRR@k.
 
     Args:
         ranks: Ranks from 1, of any shape, int64 or floating point.
@@ -93,10 +92,10 @@ def mrr(ranks: Tensor, *, top_k: int) -> Tensor:
 
 
 def average_precision(ranks: Tensor, *, top_k: int) -> Tensor:
-    """Average precision of the target, which is its reciprocal rank.
+    """Return the average precision of each target, which equals its reciprocal rank.
 
-    AP@k = sum over i <= k of precision(i) * relevant(i) / min(k, #relevant). With one target a single term
-    is left, precision(rank) = 1 / rank: MAP@k and MRR@k are one number under two names, no two findings.
+    AP@k = sum over i <= k of precision(i) * relevant(i) / min(k, #relevant). With one target this is
+    precision(rank) = 1 / rank, so MAP@k equals MRR@k.
 
     Args:
         ranks: Ranks from 1, of any shape, int64 or floating point.
@@ -120,9 +119,9 @@ def average_precision(ranks: Tensor, *, top_k: int) -> Tensor:
 
 
 def rank_percentile(ranks: Tensor, *, num_items: int) -> Tensor:
-    """How far down the catalogue the target stands: 0 first, 1 last.
+    """Return the place of each target in the catalogue: 0 is the first, 1 the last.
 
-    percentile = (rank - 1) / (V - 1). Linear, so that the percentile of a mean rank is the mean percentile.
+    percentile = (rank - 1) / (V - 1). It is linear, so the percentile of a mean rank is the mean percentile.
 
     Args:
         ranks: Ranks in 1..V, of any shape, int64 or floating point.
@@ -146,17 +145,17 @@ def rank_percentile(ranks: Tensor, *, num_items: int) -> Tensor:
 def pairwise_wins(
     target_scores: Tensor, skip_scores: Tensor, skip_mask: Tensor, *, ties: TieRule = "pessimistic"
 ) -> tuple[Tensor, Tensor]:
-    """How often each target outranks the skipped tracks that came before it, in half points.
+    """Return how often each target outranks the session's skipped items, in half points.
 
-    half points = 2 * #{skipped below} + #{tied} * (0 `pessimistic`, 1 `mean`, 2 `optimistic`), over
-    the session's skips. Integers, so that sums over sessions are exact in any order: accuracy = half points
-    / (2 * pairs), an AUC. NaN on either side earns nothing under every rule.
+    half points = 2 * #{skipped below} + #{tied} * (0 `pessimistic`, 1 `mean`, 2 `optimistic`). They are
+    integers, so sums over sessions are exact in any order. Accuracy = half points / (2 * pairs), an AUC. NaN
+    on either side counts as a loss under every rule.
 
     Args:
         target_scores: [N] floating point.
-        skip_scores: [N, L] floating point; whatever stands where the mask is False is not looked at.
-        skip_mask: [N, L] bool, True where a skipped track stands.
-        ties: How a tie counts.
+        skip_scores: [N, L] floating point; unused where the mask is False.
+        skip_mask: [N, L] bool, True at skipped items.
+        ties: The rule for equal scores.
 
     Returns:
         Half points [N] and pairs [N], both int64; 0 and 0 for a session without skips.
@@ -166,8 +165,8 @@ def pairwise_wins(
         ValueError: Shapes disagree or the rule is unknown.
 
     Reference:
-        Hanley, McNeil: The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC)
-        Curve, Radiology 143(1), 1982, doi 10.1148/radiology.143.1.7063747 (the AUC as a share of pairs).
+        Hanley, McNeil: The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve,
+        Radiology 143(1), 1982, doi 10.1148/radiology.143.1.7063747 (the AUC as a share of pairs).
 
     Examples:
         >>> skips, skip_mask = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[True, True, False]])
@@ -189,6 +188,6 @@ def _floating(ranks: Tensor) -> Tensor:
 
 
 def _within(ranks: Tensor, top_k: int, gain: Tensor) -> Tensor:
-    """The gain of ranks up to `top_k`, and 0 beyond them."""
+    """Return the gain of ranks up to `top_k`, and 0 for later ranks."""
     check_integer("top_k", top_k)
     return torch.where(ranks <= top_k, gain, 0)

@@ -55,14 +55,14 @@ _PLAIN_LENGTHS = (1e-10, 1e15)
 def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic") -> Tensor:
     """Return the rank of each target's score in its row; 1 is the best.
 
-    rank = C - #{strictly below}, less none of the other scores that tie with it (`pessimistic`), half of
-    them (`mean`) or all of them (`optimistic`). Counted from below, NaN fails low: a
-    target whose score is NaN ranks C under every rule, and a competitor that is NaN counts against it.
+    rank = C - #{strictly below}, minus the number of other scores that tie with it times 0 (`pessimistic`),
+    1/2 (`mean`) or 1 (`optimistic`). A target whose score is NaN ranks C under every rule, and a competitor
+    that is NaN counts against the target.
 
     Args:
-        scores: [N, C] floating point; compared in float32 or better.
+        scores: [N, C] floating point; half precision is compared in float32.
         target: [N] int64 columns in 0..C-1.
-        ties: How a tie counts.
+        ties: The rule for equal scores.
 
     Returns:
         [N] ranks in 1..C: int64, or float32 for `mean`.
@@ -100,10 +100,10 @@ def target_ranks(
 ) -> Tensor:
     r"""Return the rank of each query's target in the whole catalogue, by inner product.
 
-    Scores are inner products in float64, rounded to float32, and compared as such: a collapsed table,
-    whose rows are all equal, ranks every target last.
+    Scores are inner products in float64, rounded to float32 and compared. A collapsed table, whose rows are
+    all equal, ranks every target last.
 
-    The table is streamed in float32, a block of queries and items at a time. A float32 difference between two
+    The table is streamed in float32, a block of queries and items at a time. A float32 difference of two
     scores is off by at most
 
     $$
@@ -111,22 +111,20 @@ def target_ranks(
     (\lVert q \rVert \cdot \max_i \lVert e_i \rVert + \lvert q \cdot e_{target} \rvert),
     $$
 
-    so only an item that comes as near to the target as that is scored anew in float64. The bound holds for D
-    below 16,000. Memory is that of a block and of the pairs that are open, at most a block of float64 more
-    where a table is collapsed. What is excluded is scored apart, at a cost of O(N·S·D). On a GPU up to 2^24
-    scores, a batch over a moderate catalogue, are all taken in float64, and the host waits for nothing;
-    beyond that it waits up to three times a block, for how many queries and items are so near, and once in
-    8 blocks.
+    so only items whose score is closer to the target's are scored again in float64. The bound holds for D
+    below 16,000. Memory is one block and the open pairs. Excluded items are scored separately, which costs
+    O(N·S·D). On a GPU, up to 2^24 scores are all computed in float64, and the host waits for nothing; for
+    more scores it waits up to three times for each block.
 
     Args:
         queries: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding, and no candidate.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding and no candidate.
         target: [N] int64 in 1..V.
-        exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing, and the target is
-            never excluded, since a track may repeat.
-        ties: How a tie counts, as in `score_ranks`.
-        chunk_size: The most scores held at once; 2^21 on a CPU, whose cache they should fit, and 2^24
-            elsewhere, if None.
+        exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing. The target is never
+            excluded, because an item may repeat.
+        ties: The rule for equal scores; see `score_ranks`.
+        chunk_size: The largest number of scores held at once; None for 2^21 on a CPU, where they fit the
+            cache, and 2^24 elsewhere.
 
     Returns:
         [N] ranks in 1..V: int64, or float32 for `mean`, exact up to V of 2^23. A target whose score is NaN
@@ -163,7 +161,7 @@ def target_ranks(
         excluded_below, excluded_tied, excluded = _count_excluded(
             queries, item_embeddings, own, target, exclude
         )
-        # They stand behind all candidates; behind a target that is NaN stands nothing.
+        # Excluded items rank below all candidates, but not below a target that is NaN.
         below = below - excluded_below + torch.where(own.isnan().squeeze(1), 0, excluded)
         tied = tied - excluded_tied
     return _rank(len(item_embeddings) - 1, below, (tied - 1).clamp(min=0), ties)
@@ -207,7 +205,7 @@ def _count_catalogue(
     width = max(1, min(last - 1, chunk_size // height, _MOST_COLUMNS))
     norms = queries.to(own.dtype).norm(dim=1, keepdim=True)
     memory = queries.new_empty(height * width, dtype=torch.float32)
-    # With a column of ones, one product yields differences from the own score.
+    # With a column of ones, one product gives the differences from the own score.
     augmented = queries.new_ones(min(last - 1, width * _STRIPE), queries.shape[1] + 1, dtype=torch.float32)
     for start in range(PADDING_INDEX + 1, last, width * _STRIPE):
         stripe = item_embeddings[start : start + width * _STRIPE]
@@ -220,7 +218,7 @@ def _count_catalogue(
             for left, right in item_blocks(len(stripe), width):
                 items = augmented[left:right]
                 part = memory[: len(query) * len(items)].view(-1, len(items))
-                torch.mm(query, items.T, out=part)  # with `out`, autocast stays away
+                torch.mm(query, items.T, out=part)  # `out` disables autocast
                 balance.add_(count.add_block(part, top, start + left))
             count.below[rows] += ((len(stripe) - balance) / 2).long()
     count.settle()
@@ -311,8 +309,8 @@ class RankCount:
         """
         size = _GROUP if part.shape[1] % _GROUP == 0 else part.shape[1]
         groups = part.clamp_(-1, 1).view(len(part), -1, size)
-        # -1 for each item that is surely below, 1 for each that is surely above; 0.8 at most is open, and
-        # would take 0.36 from the sum of squares.
+        # -1 for each item that is certainly below, 1 for each certainly above. An open item is within 0.8 and
+        # lowers the sum of squares by at least 0.36.
         signs = groups.sum(dim=2).round_()
         open_mask = ~(torch.linalg.vector_norm(groups, dim=2) > (size - 0.25) ** 0.5)
         unsure = open_mask.nonzero(as_tuple=True)  # few groups, in most blocks
@@ -344,7 +342,7 @@ class RankCount:
             self.settle()
 
     def settle(self) -> None:
-        """Decide on the pairs that are open."""
+        """Decide the open pairs by exact products."""
         if not self.open:
             return
         rows, items = (torch.cat(parts) for parts in zip(*self.open, strict=True))
@@ -355,7 +353,7 @@ class RankCount:
         self.open, self.num_open = [], 0
 
     def _settle_all(self, rows: Tensor, left: int, near_mask: Tensor) -> None:
-        """Compare all items of some queries, where pair by pair would take longer."""
+        """Compare all items of some queries exactly, if that is faster than pair by pair."""
         items = self.item_embeddings[left : left + near_mask.shape[1]]
         is_below, is_tied = compare_all(self.queries[rows], items, self.own[rows])
         self.below[rows] += (is_below & near_mask).sum(dim=1)
@@ -400,7 +398,7 @@ def error_unit(norms: Tensor, own: Tensor, items: Tensor) -> Tensor:
     size, tiny = items.shape[1], torch.finfo(torch.float32).tiny
     longest = _longest(items, norms.dtype)
     product = norms * longest + own.abs()
-    # D + 1 products and sums, and what is rounded before; then what float32 loses near 0.
+    # The error of D + 1 products and sums and of their rounded factors, and the loss of float32 near 0.
     unit = 1.25 * (size + 16) * 2.0**-24 * product + 4 * size * tiny * (1 + norms + longest)
     safe = (product < _MOST_PRODUCT) & (norms < _MOST_PRODUCT) & (longest < _MOST_LENGTH)
     return torch.where(safe, unit, torch.inf)
@@ -413,7 +411,7 @@ def _longest(items: Tensor, dtype: torch.dtype) -> Tensor:
     if low < float(in_float32) < high:
         return in_float32.to(dtype) * 1.001  # below 16,000 dimensions it is off by 0.0005 at most
     lengths: Tensor = torch.linalg.vector_norm(items, dim=1, dtype=dtype)
-    # Products of what is infinite or NaN are so in any precision.
+    # Infinite or NaN items have such products in any precision.
     return lengths.nan_to_num(nan=0.0, posinf=0.0).max()
 
 
@@ -436,7 +434,7 @@ def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> 
     `lengths` holds the products of the vectors' lengths, `size` is D. Scores that differ only by the order of
     a sum count as equal; otherwise equal rows of the table might round apart.
     """
-    # In place where there is nobody else's: all scores of a batch are compared at once on a GPU.
+    # In place, because a GPU compares all scores of a batch at once.
     rounding = (lengths * (size * torch.finfo(scores.dtype).eps)).nan_to_num_(nan=0.0, posinf=0.0)
     is_own = (scores - own).abs_() <= rounding
     own = own.float()

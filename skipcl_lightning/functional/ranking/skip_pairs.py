@@ -1,4 +1,4 @@
-"""Scores of a target beside those of the skipped tracks that came before it."""
+"""Pairs of a target and the skipped items before it."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,14 @@ __all__ = ["skip_pair_mask", "skip_pair_scores"]
 
 
 def skip_pair_mask(target: Tensor, items: Tensor, skip_mask: Tensor) -> Tensor:
-    """Which skipped tracks make a pair with the target that came after them.
+    """Return which skipped items are paired with the target after them.
 
-    A skipped track that is the target, or that the session also listens to, makes none: there is no right
-    way round for it.
+    A skipped item that is the target, or that the session also listens to, has no pair.
 
     Args:
         target: [N] int64 in 1..V.
-        items: [N, L] int64, the tracks before the target; 0 is padding.
-        skip_mask: [N, L] bool, True where such a track was skipped.
+        items: [N, L] int64, the items before the target; 0 is padding.
+        skip_mask: [N, L] bool, True at skipped items.
 
     Returns:
         [N, L] bool.
@@ -48,19 +47,19 @@ def skip_pair_scores(
     items: Tensor,
     skip_mask: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `PairwiseSkipAccuracy` compares: one query's scores of the target and of the session's skips.
+    """Return the scores of each target and of its session's items, for `PairwiseSkipAccuracy`.
 
-    Scores are float32, under autocast too.
+    Scores are float32, also under autocast.
 
     Args:
-        query: [N, D] floating point, the sessions as known before the target.
+        query: [N, D] floating point, the sessions before the target.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
         target: [N] int64 in 1..V.
-        items: [N, L] int64, the tracks before the target; 0 is padding.
-        skip_mask: [N, L] bool, True where such a track was skipped.
+        items: [N, L] int64, the items before the target; 0 is padding.
+        skip_mask: [N, L] bool, True at skipped items.
 
     Returns:
-        The target's scores [N], those of the tracks [N, L], and [N, L] bool: which of these make a pair.
+        The scores of the targets [N] and of the items [N, L], and [N, L] bool: the pairs.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
@@ -78,6 +77,6 @@ def skip_pair_scores(
     check_shape("target", target, "N", sizes, dtype=torch.int64)
     pairs = skip_pair_mask(target, items, skip_mask)
     candidates = item_embeddings[torch.cat([target[:, None], items], dim=1)]  # [N, 1 + L, D]
-    # Not a matrix product: that may round equal rows differently, and so make or break ties.
+    # Not a matrix product, which may round equal rows differently and so change ties.
     scores = (candidates.float() * query[:, None].float()).sum(dim=2)
     return scores[:, 0], scores[:, 1:], pairs

@@ -22,22 +22,22 @@ def top_k_items(
     exclude: Tensor | None = None,
     chunk_size: int = 2**24,
 ) -> tuple[Tensor, Tensor]:
-    """The `top_k` items with the largest inner products: exact nearest neighbours, not approximate ones.
+    """Return the `top_k` items with the largest inner products, exactly.
 
-    The table is streamed, some items at a time. Results are ordered by score, the best first, and equal
-    scores by item index; of several items that tie for the last places, `torch.topk` chooses which are
-    returned. An item whose score is NaN or -inf is no candidate.
+    The table is streamed. Results are ordered by score, the best first, and equal scores by item index. If
+    several items tie for the last places, `torch.topk` chooses. An item whose score is NaN or -inf is no
+    candidate.
 
     Args:
         queries: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding, and no candidate.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding and no candidate.
         top_k: Items for each query, in 1..V.
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing.
-        chunk_size: The most scores held at once, at least one query's.
+        chunk_size: The largest number of scores held at once, at least one query's.
 
     Returns:
-        Items [N, top_k] int64 and their scores [N, top_k] float32. Where fewer candidates are left, item 0
-        with score -inf fills the row's end.
+        Items [N, top_k] int64 and their scores [N, top_k] float32. If fewer candidates are left, item 0 with
+        score -inf fills the row.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
@@ -75,15 +75,15 @@ def top_k_items(
 def _search(
     queries: Tensor, item_embeddings: Tensor, top_k: int, exclude: Tensor | None, *, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The best items of some queries, from `width` items at a time."""
-    # As ranks are: by products in float64, rounded to float32.
+    """Return the best items of some queries, from `width` items at a time."""
+    # In float64, rounded to float32, like ranks.
     wide = wide_dtype(queries.device)
     query = queries.to(wide)
     items = torch.full((len(queries), top_k), PADDING_INDEX, device=queries.device)
     scores = torch.full(items.shape, -torch.inf, device=queries.device)
     for left in range(PADDING_INDEX + 1, len(item_embeddings), width):
         part = item_embeddings[left : left + width].to(wide)
-        # With `out`, autocast stays away.
+        # `out` disables autocast.
         products = torch.mm(query, part.T, out=query.new_empty(len(query), len(part))).float()
         # NaN counts as -inf, since `torch.topk` would put it first.
         products.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -93,14 +93,14 @@ def _search(
         together = torch.cat([scores, values], dim=1)
         scores, places = together.topk(top_k, dim=1)
         items = torch.cat([items, columns + left], dim=1).gather(1, places)
-    # Stable, over items in ascending order: equal scores stay in it.
+    # A stable sort keeps equal scores in the order of their items.
     items, order = items.sort(dim=1)
     scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return items.gather(1, order).masked_fill(scores == -torch.inf, PADDING_INDEX), scores
 
 
 def _exclude_from(scores: Tensor, columns: Tensor) -> Tensor:
-    """[N, C] scores, -inf at the given columns; those that are none of 0..C-1 exclude nothing."""
+    """[N, C] scores, -inf at the given columns; columns outside 0..C-1 exclude nothing."""
     inside = (columns >= 0) & (columns < scores.shape[1])
     aside = torch.where(inside, columns, scores.shape[1])
     return F.pad(scores, (0, 1)).scatter_(1, aside, -torch.inf)[:, :-1]

@@ -1,4 +1,4 @@
-"""Cosine similarity of queries and keys without normalised copies of either."""
+"""Cosine similarity of queries and keys, without normalised copies of either."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from skipcl_lightning.functional.precision import at_least_float32, without_auto
 
 __all__ = ["cosine"]
 
-# Shorter vectors count as being so long, as in `torch.nn.functional.normalize`.
+# The least norm, as in `torch.nn.functional.normalize`.
 _LEAST_NORM = 1e-12
 _CACHED = 1 << 18
 
@@ -24,25 +24,24 @@ def cosine(
     query_mask: Tensor | None = None,
     keys_mask: Tensor | None = None,
 ) -> Tensor:
-    r"""cos(q, k) / τ of all queries with the keys of their session, with shared ones, or with their own.
+    r"""Return cos(q, k) / τ of queries with the keys of their session, with shared keys, or with their own.
 
     $$
     \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
     $$
 
-    The products are scaled by the norms, not the vectors before the product: [B, L, D] copies would take
-    more time and memory than all else. There is no second derivative. Within `torch.compile` the plain
-    formula is used.
+    The products are divided by the norms afterwards: normalised [B, L, D] copies would take most of the time
+    and memory. There is no second derivative. Within `torch.compile` the plain formula is used.
 
     Args:
-        query: [B, L, D] floating point; half precision is contrasted in float32.
+        query: [B, L, D] floating point; half precision is computed in float32.
         keys: [B, S, D] of each session, [C, D] shared by all, or [B, L, C, D] of each position.
         temperature: τ > 0.
-        query_mask: [B, L] bool, False where a query is to count as 0 whatever stands there, NaN included.
-        keys_mask: [B, S] bool, likewise of the session's keys.
+        query_mask: [B, L] bool; a query where it is False counts as 0, even if it is NaN.
+        keys_mask: [B, S] bool, likewise for the session's keys.
 
     Returns:
-        [B, L, S] or [B, L, C], float32 or better.
+        [B, L, S] or [B, L, C], float32 or float64.
 
     Examples:
         >>> cosine(torch.ones(1, 1, 2), torch.tensor([[3.0, 3.0], [-1.0, -1.0]])).round()
@@ -56,7 +55,7 @@ def cosine(
         query, keys = query.reshape(-1, 1, query.shape[2]), keys.flatten(0, 1)
         query_mask = None if query_mask is None else query_mask.reshape(-1, 1)
     if torch.compiler.is_compiling():
-        # A compiler finds the lean way itself, and cannot see into one that is written out.
+        # A compiler fuses the plain formula itself, and cannot trace the function below.
         found = _plain_cosine(query, keys, query_mask, keys_mask)
     else:
         found = _Cosine.apply(query, keys, query_mask, keys_mask)  # type: ignore[no-untyped-call]
@@ -64,7 +63,7 @@ def cosine(
 
 
 def _plain_cosine(query: Tensor, keys: Tensor, query_mask: Tensor | None, keys_mask: Tensor | None) -> Tensor:
-    """[G, M, S], as the formula has it."""
+    """[G, M, S], by the formula."""
     everything = slice(None)
     with without_autocast(query.device):
         rows = F.normalize(_masked(query, query_mask, everything), dim=-1, eps=_LEAST_NORM)
@@ -88,7 +87,7 @@ class _Cosine(torch.autograd.Function):
                 rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
                 row_scale[some], column_scale[some] = _scale(rows), _scale(columns)
                 torch.bmm(rows, columns.mT, out=found[some])
-        # 0 where it is masked, so that no gradient comes from there.
+        # 0 at masked positions, so that they have no gradient.
         row_scale = row_scale if query_mask is None else row_scale.mul_(query_mask)
         column_scale = column_scale if keys_mask is None else column_scale.mul_(keys_mask)
         found.mul_(row_scale[:, :, None]).mul_(column_scale[:, None, :])
@@ -100,7 +99,7 @@ class _Cosine(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         query, keys, query_mask, keys_mask, row_scale, column_scale, found = ctx.saved_tensors
         query_gradient, keys_gradient = torch.empty_like(query), torch.empty_like(keys)
-        # What each vector loses of its own direction, since a longer one has the same cosine.
+        # The component along each vector, which is subtracted because a longer vector has the same cosine.
         along = gradient * found
         row_share, column_share = _share(along.sum(dim=2), row_scale), _share(along.sum(dim=1), column_scale)
         slope = (gradient * row_scale[:, :, None]).mul_(column_scale[:, None, :])
@@ -113,7 +112,7 @@ class _Cosine(torch.autograd.Function):
 
 
 def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
-    """Groups whose masked copies stay in the caches of a CPU; elsewhere all at once."""
+    """Return groups whose masked copies fit the caches of a CPU; on other devices a single group."""
     groups = len(query)
     if query.device.type != "cpu":
         return [slice(0, groups)]
@@ -127,12 +126,12 @@ def _masked(vectors: Tensor, mask: Tensor | None, some: slice) -> Tensor:
 
 
 def _scale(vectors: Tensor) -> Tensor:
-    """One over the norm."""
+    """Return one over the norm."""
     scale: Tensor = torch.linalg.vector_norm(vectors, dim=-1).clamp_(min=_LEAST_NORM).reciprocal_()
     return scale
 
 
 def _share(along: Tensor, scale: Tensor) -> Tensor:
-    """[G, M, 1]: how much of each vector itself its gradient lacks."""
-    # A vector that counts as longer than it is has a cosine that grows with it.
+    """[G, M, 1]: the component of each gradient along its own vector, which has no effect on the cosine."""
+    # Below the least norm, the cosine grows with the vector.
     return torch.where(scale < 1 / _LEAST_NORM, along * scale.square(), 0)[..., None]
