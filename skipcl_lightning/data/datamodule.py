@@ -36,56 +36,54 @@ _MOST_POSITIONS = 1 << 20
 
 
 class SessionDataModule(QuietDataModule):
-    """Batches for training, validation, test and prediction, from a log or from a prepared store.
+    """LightningDataModule with the batches of every stage, from a log or a prepared store.
 
-    A log is read once, when something of it is first asked for or Lightning calls `setup`; what was
-    dropped is then told on rank 0. Everything about the items (their numbering, their counts) comes from
-    the training set. Batches of prediction hold whole sessions without a target: the question is what comes
-    after all that is known.
+    The log is read once, at the first use of its data or when Lightning calls `setup`; rank 0 then reports
+    what was dropped. Item numbers and counts come from the training set only. Prediction batches hold whole
+    sessions without a target.
 
-    Which batch comes when depends on `seed`, the epoch and the process alone. A run that is resumed from a
-    checkpoint in mid-epoch goes on with the next batch; what models draw at random, as in dropout, is not
-    part of Lightning's checkpoints.
+    The batch order is a function of `seed`, epoch and rank only, so a run that resumes within an epoch
+    continues with the next batch. Random draws of models, such as dropout, are not part of Lightning's
+    checkpoints.
 
     Args:
         log: A canonical table (polars, pandas, Arrow, or a list of dictionaries), which is prepared in
-            memory; or the folder of a store that `prepare_store` or
-            `skipcl prepare` made, whose batches are mapped from disk. How a store was prepared is settled:
-            `split`, `cold_targets` and the filter must then be left alone.
+            memory; or the folder of a store from `prepare_store` or `skipcl prepare`, whose batches are
+            mapped from disk. A store has its own `split`, `cold_targets` and filter, so leave these alone
+            then.
         batch_size: Sessions in a batch, on each device.
         max_length: The largest number of items of a session that a model sees; the latest are kept. None
             takes the `max_length` of the trained `SkipCLModule` when Lightning calls `setup`, and 50 without
             one. Training batches hold one item more, the last target. At evaluation, sessions are also cut to
             the longest training length minus one, because later positions were never trained.
-        split: What is held out; `LeaveOneOut` if None.
-        cold_targets: What becomes of held-out tracks that the training set does not have: `miss` ranks
-            them last of all, `drop` leaves them out. `miss` if None. Either way they are counted, and
-            those that were skipped are left out: to avoid what nobody could have recommended is no merit.
-        min_session_length: Items that a session needs, at least 2, and 3 for leave-one-out; 3 if None.
-        min_item_count: Rows that an item needs; 1 if None.
-        require_skip: Whether a session needs a skipped track; no if None.
-        skip_threshold: Feedback below it is a skip, in (-1, 1]; 0 if None.
-        mined_negatives: M, how many tracks are drawn for each track of a training batch from those most often
+        split: How targets are held out; None for `LeaveOneOut`.
+        cold_targets: How held-out targets are treated that are not in the training set: `miss` (or None)
+            ranks them last, `drop` leaves them out. Either way they are counted. Rejected cold targets are
+            always left out, because no model could have recommended them.
+        min_session_length: Items that a session needs, at least 2, and 3 for leave-one-out; None for 3.
+        min_item_count: Rows that an item needs; None for 1.
+        require_skip: Whether a session needs a skipped item; None for no.
+        skip_threshold: Feedback below it is a skip, in (-1, 1]; None for 0.
+        mined_negatives: M, the number of items drawn for each item of a training batch from those most often
             skipped right after it in the training set; 0 for none.
-        mined_positives: P, how many of those most often listened to after it.
-        mining_score: What the best are best by: `count`, `pmi` or `wilson` (`mine_transitions`).
-        mining_depth: How many are kept for each track, to draw from.
-        mining_min_count: How often a pair must have come.
-        bucket_batches: Of how many batches' sessions at a time training batches are cut by length, so that
-            less is padding; 0 for no such order.
-        seed: Of the order of training, in 0..2^32 - 1; that of `seed_everything` if None, or 0.
-        num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which
-            costs less than to pass it between processes.
-        pin_memory: Whether batches are put into page-locked memory; without an accelerator they are not.
+        mined_positives: P, the number drawn from those most often listened to after it.
+        mining_score: The score of mined items: `count`, `pmi` or `wilson` (`mine_transitions`).
+        mining_depth: Items kept for each item, from which the draws are made.
+        mining_min_count: The least count of a pair.
+        bucket_batches: Sort the sessions of this many batches by length, so that training batches have less
+            padding; 0 for no sorting.
+        seed: Seed of the training order, in 0..2^32 - 1; None for that of `seed_everything`, or 0.
+        num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which costs
+            less than passing it between processes.
+        pin_memory: Whether batches are put into page-locked memory; only with an accelerator.
 
     Raises:
-        TypeError: `log` is neither a table nor a path, or a setting has another type.
-        ValueError: A column is missing, a setting is out of range, or one is given that a store has settled.
-            At the first use of the data: the contents are wrong, nothing is left, or a store is damaged.
+        TypeError: `log` is neither a table nor a path, or a setting has the wrong type.
+        ValueError: A column is missing, a setting is out of range, or one is given that the store has. At the
+            first use of the data: the contents are wrong, nothing is left, or a store is damaged.
 
     Reference:
-        The protocol: Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367. Its limits:
-        `LeaveOneOut`.
+        The protocol: Seshadri, Shashaani, Knees, RecSys 2024, arXiv 2409.07367. Its limits: `LeaveOneOut`.
 
     Examples:
         >>> from skipcl_lightning.data import simulate_sessions
@@ -179,20 +177,17 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def encoder(self) -> SessionEncoder:
-        """What turns sessions from outside into such batches as these."""
+        """The encoder that turns sessions of external ids into such batches."""
         return SessionEncoder(self.vocabulary, self.input_length, self.skip_threshold)
 
     @property
     def input_length(self) -> int:
-        """The most tracks that a model is given: `max_length`, or fewer if no training part is so long.
-
-        A model that learns positions has learned nothing of those that come later.
-        """
+        """The largest number of items that a model sees: `max_length`, or less if training sessions are short."""
         return max(1, min(self.max_length, self._data.longest_input - 1))
 
     @cached_property
     def mined(self) -> MinedItems:
-        """For each track those most often skipped, and most often listened to, after it in training."""
+        """The items most often skipped, and most often listened to, after each item of the training set."""
         return mine_transitions(
             self._data.views["train"],
             self.num_items,
@@ -203,9 +198,9 @@ class SessionDataModule(QuietDataModule):
         )
 
     def training_sessions(self) -> Iterator[SessionBatch]:
-        """Yield every training session whole, whatever `max_length`: what counting models learn from.
+        """Yield every training session whole, without the limit of `max_length`, for models that count.
 
-        Sessions come by length, shortest first, so that a batch is little more than its tracks.
+        Sessions are ordered by length, so batches have little padding.
 
         Yields:
             Batches of at most a million positions, or of one session, without targets and with
@@ -233,34 +228,34 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def session_ids(self) -> pl.Series:
-        """External session ids; `session_index` of a batch points into them."""
+        """External session ids; `session_index` of a batch is the row here."""
         return self._data.store.ids
 
     @property
     def item_counts(self) -> Tensor:
-        """[V + 1] int64: how often each item occurs in the training set; index 0, padding, has none."""
+        """[V + 1] int64: the count of each item in the training set; index 0, padding, has none."""
         return torch.from_numpy(self._data.item_counts.copy())
 
     @property
     def drop_report(self) -> DropReport:
-        """What was read, dropped and kept."""
+        """The report of what was read, dropped and kept."""
         return self._data.drop_report
 
     @property
     def num_sessions(self) -> dict[str, int]:
-        """By split, how many sessions are trained on, or asked for what comes next."""
+        """The number of training sessions and of held-out targets, by split."""
         return {name: len(view) for name, view in self._data.views.items()}
 
     @property
     def num_cold_targets(self) -> dict[str, int]:
-        """By split, the held-out targets whose item never occurs in the training set."""
+        """The number of held-out targets whose item is not in the training set, by split."""
         return dict(self._data.num_cold_targets)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Prepare the data if needed, and take `max_length` from the model if none was given.
 
         Args:
-            stage: Lightning's stage; the same data serves all.
+            stage: Unused.
         """
         _ = self._data
         model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
@@ -271,9 +266,9 @@ class SessionDataModule(QuietDataModule):
         silence_run_warnings(self.num_workers)
 
     def warn_without_rejected(self) -> None:
-        """Warn where no track of the log was skipped or disliked, so that a skip head has nothing to learn.
+        """Warn if no item of the log was skipped or disliked, so a skip head has nothing to learn.
 
-        Feedback in [0, 1] that varies says nothing here: the preparation warned of it.
+        If feedback varies within [0, 1], the preparation has already warned.
         """
         feedback, explicit = self._data.store.feedback, self._data.store.explicit_feedback
         if self.drop_report.share_skipped or (explicit is not None and (explicit < 0).any()):
@@ -285,7 +280,7 @@ class SessionDataModule(QuietDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches of the training set, in a new order each epoch; without targets."""
+        """Return the batches of the training set, in a new order each epoch, without targets."""
         dataset = self._dataset("train")
         processes, process = self._processes
         sampler = TrainingSampler(
@@ -300,20 +295,20 @@ class SessionDataModule(QuietDataModule):
         return ResumableLoader(dataset, sampler=sampler, **self._loader_settings)
 
     def val_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches that ask for the tracks to validate on."""
+        """Return the batches of the validation set."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches that ask for the tracks to test on."""
+        """Return the batches of the test set."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[SessionBatch]:
-        """Batches of whole sessions, without targets."""
+        """Return batches of whole sessions, without targets."""
         return self._evaluation_loader("predict")
 
     @property
     def _processes(self) -> tuple[int, int]:
-        """How many there are, and which this one is."""
+        """Return the number of processes, and the rank of this one."""
         trainer = self.trainer
         return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
 
@@ -327,7 +322,7 @@ class SessionDataModule(QuietDataModule):
             mining = {"mined": self.mined, **self.mined_samples}
         return SessionDataset(
             self._data.views[split],
-            # In training the last track is not looked at, but predicted.
+            # In training, the last item is only a target.
             max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
             with_seen=split != "train",
@@ -349,6 +344,6 @@ class SessionDataModule(QuietDataModule):
             "collate_fn": keep_batch,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            # Page-locked memory serves copies to an accelerator; torch warns where there is none.
+            # torch warns about page-locked memory without an accelerator.
             "pin_memory": self.pin_memory and torch.accelerator.is_available(),
         }

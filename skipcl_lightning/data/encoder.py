@@ -1,4 +1,4 @@
-"""How sessions from outside, in external ids, become a batch."""
+"""From sessions of external ids to batches, and from recommendations to external ids."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -21,7 +21,7 @@ Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 
 
 class SessionEncoder:
-    """Turns sessions of external ids into a batch, exactly as training did.
+    """Turns sessions of external ids into a batch, exactly as in training.
 
     Args:
         vocabulary: The items' indices.
@@ -63,25 +63,24 @@ class SessionEncoder:
         explicit_feedback: Sequence[Sequence[float]] | None = None,
         unknown: str = "error",
     ) -> SessionBatch:
-        """Make a batch.
+        """Return a batch of sessions.
 
         Args:
             sessions: B sessions, each a sequence of external ids in the order of listening.
-            feedback: What the listener did with each track, in [-1, 1]; all 0, unknown, if None.
-            explicit_feedback: What the listener said of each track, in [-1, 1]: below 0 disliked, above 0
-                liked, 0 unknown.
-            unknown: What to do with tracks that the vocabulary lacks: `error`, or `ignore`, which
-                leaves them and their feedback out of the session.
+            feedback: The feedback on each item, in [-1, 1]; None for 0, unknown.
+            explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown.
+            unknown: What to do with items that are not in the vocabulary: raise an `error`, or `ignore` them
+                and their feedback.
 
         Returns:
-            A batch of B rows in the order given, with `session_index` 0 to B - 1.
+            A batch of B rows in the given order, with `session_index` 0 to B - 1.
 
         Raises:
-            TypeError: An id is not of the vocabulary's type, a session is no sequence, or feedback is no
-                number: a bool could mean skipped or listened.
-            ValueError: There are no sessions, one is empty (or has only ignored tracks), has an unknown
-                track, or its feedback has another length, is NaN or outside [-1, 1]. The message gives the
-                session's number, counted from 0.
+            TypeError: An id has another type than the vocabulary's, a session is no sequence, or feedback is
+                no number (a bool could mean skipped or listened).
+            ValueError: There are no sessions, one is empty (or has only ignored items), has an unknown item,
+                or its feedback has another length, is NaN or outside [-1, 1]. The message names the session,
+                counted from 0.
 
         Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([10, 20]), max_length=50)
@@ -125,7 +124,7 @@ class SessionEncoder:
         )
 
     def _look_up(self, flat: list[Any], owner: NDArray[np.int64], unknown: str) -> NDArray[np.int64]:
-        """The indices of all tracks; an unknown one is an error with its session's number."""
+        """Return the indices of all items; for an unknown one, raise an error that names its session."""
         items = self.vocabulary.encode(flat, unknown="ignore")
         missing = np.flatnonzero(items == PADDING_INDEX)
         if unknown == "error" and missing.size:
@@ -136,10 +135,10 @@ class SessionEncoder:
         return items
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which `from_state_dict` rebuilds the encoder.
+        """Return plain values from which `from_state_dict` rebuilds the encoder.
 
         Returns:
-            Values that survive `torch.load(weights_only=True)`.
+            Values that `torch.load(weights_only=True)` accepts.
 
         Examples:
             >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
@@ -156,7 +155,7 @@ class SessionEncoder:
         """Rebuild an encoder.
 
         Args:
-            state: What `state_dict` gave.
+            state: The result of `state_dict`.
 
         Returns:
             An encoder that makes the same batches.
@@ -175,7 +174,7 @@ class SessionEncoder:
 
 
 def session_lengths(sessions: Sessions) -> NDArray[np.int64]:
-    """Return the number of tracks of each session.
+    """Return the number of items of each session.
 
     Args:
         sessions: B sessions of external ids.
@@ -219,7 +218,7 @@ def _is_ordered(values: object) -> bool:
 def _flatten(
     name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """The feedback of all tracks in one row, checked against the sessions."""
+    """Return the feedback of all items in one row, after a check against the sessions."""
     if not _is_ordered(feedback):
         raise TypeError(
             f"`{name}` must be a sequence with the numbers of each session, got {type(feedback).__name__}. "
@@ -248,8 +247,8 @@ def _flatten(
 
 
 def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any]:
-    """The feedback of one session, when all of it is numbers."""
-    # numpy would make 1.0 of True beside other numbers.
+    """Return the feedback of one session as numbers."""
+    # numpy converts True beside other numbers to 1.0.
     flags = isinstance(signals, list | tuple) and any(isinstance(value, bool | np.bool_) for value in signals)
     try:
         values = np.asarray(signals)
@@ -269,11 +268,11 @@ def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any
 def recommendation_frame(
     session_ids: pl.Series, items: Tensor, scores: Tensor, vocabulary: ItemVocabulary
 ) -> pl.DataFrame:
-    """One row a recommendation, the best of each session first.
+    """Return recommendations as a table with external ids, one row for each, the best of a session first.
 
     Args:
         session_ids: The external id of each of the N sessions.
-        items: [N, k] int64 indices in 0..V; 0 where a session has no further candidate, which yields no row.
+        items: [N, k] int64 indices in 0..V; 0 yields no row.
         scores: [N, k] float32.
         vocabulary: The items.
 

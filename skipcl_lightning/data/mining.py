@@ -1,4 +1,4 @@
-"""Hard negatives and extra positives, mined from the sessions that are learned from."""
+"""Mined negatives and positives: items that often follow an item in the training set, skipped or listened to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ _NORMAL_QUANTILE = 1.959963984540054
 
 @dataclass(frozen=True, eq=False)
 class MinedItems:
-    """For each track the tracks most often skipped right after it, and most often listened to after it.
+    """For each item, the items most often skipped right after it and most often listened to after it.
 
-    A track may stand in both tables of another.
+    An item may be in both tables of another one.
 
     Args:
         skipped_after: [V + 1, depth] int32 in 0..V, the best first; 0 fills the rows. Row 0, padding, is 0.
@@ -56,20 +56,19 @@ def mine_transitions(
     min_count: int = 2,
     skip_threshold: float = 0.0,
 ) -> MinedItems:
-    """Find for each track those most often skipped right after it, and most often listened to after it.
+    """Find, for each item, the items most often skipped right after it and most often listened to after it.
 
-    Only the input of each session in the view is looked at, its first `ends[n]` tracks; a held-out
-    track, a later one and a session outside the view are never read. With f_t the feedback on track i_t:
+    Only the input of each session in the view is read, its first `ends[n]` items; held-out and later items
+    are not. With f_t the feedback on item i_t:
 
-    - j = i_{t+1} is skipped right after i = i_t where it was rejected: f_{t+1} < `skip_threshold` or
-      disliked, unless it was liked;
-    - j = i_{p(t)} is listened to after i = i_t, whatever happened at t, where
-      p(t) = min {s > t : f_s ≥ `skip_threshold`, and i_s was not disliked}.
+    - j = i_{t+1} is skipped right after i = i_t if it was rejected: f_{t+1} < `skip_threshold` or disliked,
+    and not liked;
+    - j = i_{p(t)} is listened to after i = i_t, with p(t) = min {s > t : f_s ≥ `skip_threshold`, and i_s was
+    not disliked}.
 
-    A track is never mined for itself: pairs with i = j enter neither the tables nor any sum below. Let
-    n(i, j) be how often a pair of one kind occurs, n(i, ·) and n(·, j) its sums over all j and all i, and
-    N over both. Pairs with n(i, j) < `min_count` are dropped, after the sums are taken. The others are
-    ordered by
+    Pairs with i = j are ignored. Let n(i, j) be the count of a pair of one kind, n(i, ·) and n(·, j) its sums
+    over all j and all i, and N the sum over both. Pairs with n(i, j) < `min_count` are dropped after the sums
+    are taken. The others are ordered by
 
     - `count`: n(i, j);
     - `pmi`: log(n(i, j) · N / (n(i, ·) · n(·, j)));
@@ -77,27 +76,25 @@ def mine_transitions(
 
           (p + z² / 2n - z · √(p (1 - p) / n + z² / 4n²)) / (1 + z² / n),  z = 1.96,
 
-      where n is how often j came right after i at all, skipped or not, for tracks skipped after, and
-      n(i, ·) for tracks listened to after. The latter is the same for all j of a row, so that there the
-      order is that of `count`.
+      where n is the number of times that j came right after i, skipped or not, for skipped items, and n(i, ·)
+      for items listened to. The latter is equal for all j of a row, so its order is that of `count`.
 
-    Equal scores are ordered by n(i, j), the higher first, then by the index, the smaller (in a vocabulary,
-    the more frequent) first: the order of the sessions does not matter.
+    Equal scores are ordered by n(i, j), the higher first, then by index. The order of the sessions has no
+    effect.
 
-    Nothing of size V by V is built. Memory holds 65,536 sessions, the distinct pairs of one kind at a time
-    and the two tables: at a million items and a depth of 20 these take 160 MB.
+    Nothing of size V by V is built. Memory holds 65,536 sessions, the distinct pairs of one kind, and the two
+    tables: 160 MB at a million items and a depth of 20.
 
     Args:
-        view: The sessions to learn from, the `train` view of a split; a session counts once for every row
-            it has.
+        view: The `train` view of a split; a session counts once for each of its rows.
         num_items: V, at least the largest item of the input.
-        depth: The most tracks to keep of each kind for each track.
-        score: What the best ones are best by.
-        min_count: The fewest times that a pair must occur.
+        depth: The largest number of items kept of each kind for each item.
+        score: The score: `count`, `pmi` or `wilson`.
+        min_count: The least count of a pair.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Returns:
-        The two tables, [V + 1, depth] int32; the row of a track that nothing was mined for is all 0.
+        The two tables, [V + 1, depth] int32; a row without mined items is all 0.
 
     Raises:
         TypeError: A setting is no number.
@@ -105,9 +102,8 @@ def mine_transitions(
 
     Reference:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal of the
-        American Statistical Association 22, 1927, 209-212, doi 10.1080/01621459.1927.10502953.
-        Church, Hanks, "Word Association Norms, Mutual Information, and Lexicography", Computational
-        Linguistics 16(1), 1990.
+        American Statistical Association 22, 1927, 209-212, doi 10.1080/01621459.1927.10502953. Church, Hanks,
+        "Word Association Norms, Mutual Information, and Lexicography", Computational Linguistics 16(1), 1990.
 
     Examples:
         >>> from skipcl_lightning.data import SessionStore
@@ -141,17 +137,16 @@ def mine_transitions(
 def sample_mined(
     table: Tensor, items: Tensor, num_samples: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw from what was mined for each track, uniformly and with replacement.
+    """Draw from the mined items of each item, uniformly and with replacement.
 
     Args:
-        table: [V + 1, depth] int32 or int64, one of the tables of `MinedItems` as a tensor, on the
-            device of `items`; the entries of a row stand at its left, 0 fills it.
+        table: [V + 1, depth] int32 or int64, a table of `MinedItems` as a tensor on the device of `items`.
         items: [B, L] int64 in 0..V; 0 is padding.
-        num_samples: How many to draw for each position.
+        num_samples: The number of draws for each position.
         generator: The source of randomness; None for torch's global generator.
 
     Returns:
-        [B, L, num_samples] int64 in 0..V; 0 at padding and where nothing was mined for the track.
+        [B, L, num_samples] int64 in 0..V; 0 at padding and for items without mined ones.
 
     Raises:
         TypeError: A tensor has the wrong dtype or `num_samples` is no integer.
@@ -170,10 +165,10 @@ def sample_mined(
     check_integer("num_samples", num_samples)
     mined = table[items]  # [B, L, depth]
     counts = (mined != 0).sum(dim=-1, keepdim=True)  # [B, L, 1]
-    # The remainder of a large integer: its bias is below depth / 2^62, and it never reaches the count, as a
-    # rounded product of a float might.
+    # The remainder of a large integer: its bias is below depth / 2^62, and it never equals the count, unlike
+    # a rounded product of floats.
     numbers = torch.randint(2**62, (*items.shape, num_samples), device=items.device, generator=generator)
-    # A track without entries draws column 0 of its row, which is 0.
+    # An item without entries draws column 0 of its row, which is 0.
     columns = numbers % counts.clamp(min=1)  # [B, L, num_samples]
     return mined.gather(-1, columns).long()
 
@@ -183,10 +178,10 @@ class _VisibleTracks:
     """The inputs of some rows of a view, one after the other.
 
     Args:
-        items: [tracks] int32.
-        rejected: [tracks] bool, skipped or disliked, and not liked.
-        listened: [tracks] bool, neither skipped nor disliked.
-        last: [tracks] int64, the place of the last visible track of each one's session.
+        items: [items] int32.
+        rejected: [items] bool, skipped or disliked, and not liked.
+        listened: [items] bool, neither skipped nor disliked.
+        last: [items] int64, the position of the last visible item of each one's session.
     """
 
     items: NDArray[np.int32]
@@ -201,7 +196,7 @@ def _visible_tracks(
     stops = np.cumsum(ends)
     shifts = view.store.offsets[rows] - (stops - ends)
     places = np.repeat(shifts, ends) + np.arange(ends.sum())
-    # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
+    # numpy, like torch and unlike polars, rounds the threshold to float32 first.
     feedback = view.store.feedback[places]
     listened, explicit = feedback >= skip_threshold, None
     if view.store.explicit_feedback is not None:
@@ -216,7 +211,7 @@ def _visible_tracks(
 
 
 def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
-    """`count`: how often a follower was skipped right after an item; `chances`: how often it came."""
+    """Return `count`, how often a follower was skipped right after an item, and `chances`, its count."""
 
     def find(tracks: _VisibleTracks) -> Pairs:
         first = np.flatnonzero(np.arange(len(tracks.last)) < tracks.last)
@@ -226,11 +221,11 @@ def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl
 
 
 def _listened_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
-    """`count`: how often a follower was the next listened; `chances`: how often the item had one."""
+    """Return `count`, how often a follower was the next listened item, and `chances`, how often there was one."""
 
     def find(tracks: _VisibleTracks) -> Pairs:
         places = np.arange(len(tracks.last))
-        # From the right, the nearest listened track at or after each place; past the end where there is none.
+        # The nearest listened position at or after each one, from the right; past the end if there is none.
         listened = np.where(tracks.listened, places, len(places))
         nearest = np.minimum.accumulate(listened[::-1])[::-1]
         following = np.append(nearest[1:], len(places))
@@ -248,7 +243,7 @@ def _count_pairs(
     skip_threshold: float,
     find: Callable[[_VisibleTracks], Pairs],
 ) -> pl.LazyFrame:
-    """One row a pair of different items: how often it `came`, and the `count` of the second skipped."""
+    """Return one row for each pair of different items: how often it `came`, and the `count` with a skip."""
     schema = {"item": pl.Int32, "follower": pl.Int32, "came": pl.UInt32, "count": pl.UInt32}
     counted = [pl.DataFrame(schema=schema)]
     for rows, ends in view.blocks(_BLOCK):
@@ -267,7 +262,7 @@ def _count_pairs(
         }
         came = pl.DataFrame(pairs).filter(pl.col("item") != pl.col("follower"))
         counted.append(_sum_pairs(came.with_columns(pl.lit(1, dtype=pl.UInt32).alias("came"))))
-        # What has been counted twice is held once.
+        # Equal pairs are added up.
         if len(counted) > _MOST_BLOCKS:
             counted = [_sum_pairs(pl.concat(counted))]
     return _sum_pairs(pl.concat(counted)).lazy()
@@ -280,7 +275,7 @@ def _sum_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
 def _scored(pairs: pl.LazyFrame, score: MiningScore, min_count: int) -> pl.DataFrame:
     formulas = {"count": pl.col("count"), "pmi": _mutual_information(), "wilson": _wilson_lower_bound()}
     scored = pairs.select("item", "follower", "count", formulas[score].alias("score"))
-    # After the scores, whose sums are over all pairs.
+    # After the scores, whose sums cover all pairs.
     return scored.filter(pl.col("count") >= min_count).collect()
 
 

@@ -1,26 +1,23 @@
-"""The canonical table that every reader hands over, and the checks of its columns.
+"""The canonical table that every reader returns, and the checks of its columns.
 
-=============== ============================= ==================================================
-column          type                          meaning
-=============== ============================= ==================================================
-`session_id`  String or integer             which session the row belongs to
-`item_id`     String or integer             the track; null where the source names none
-`feedback`    Float32 in [-1, 1]            below 0 skipped (-1: at once), above 0 listened; 0: see below
-`position`    integer                       the order within a session, where the source has one
-`timestamp`   Datetime, or seconds          else the order: by time, equal times in the row order
-`user_id`     String or integer, optional   who listened
-`tie_order`   integer, optional             the order of equal times, where it is not the row order
-`copy_key`    any type, optional            what tells plays apart that are equal in all other columns
-=============== ============================= ==================================================
+| column | type | meaning |
+|---|---|---|
+| `session_id` | String or integer | the session of the row |
+| `item_id` | String or integer | the item; null if the source names none |
+| `feedback` | Float32 in [-1, 1] | below 0 skipped (-1: at once), above 0 listened, 0 unknown |
+| `position` | integer | the order within a session, if the source has one |
+| `timestamp` | Datetime, or seconds | otherwise the order; equal times in the row order |
+| `user_id` | String or integer, optional | the listener |
+| `explicit_feedback` | Float32 in [-1, 1], optional | below 0 disliked, above 0 liked, 0 or null unknown |
+| `tie_order` | integer, optional | the order of equal times, if it is not the row order |
+| `copy_key` | any type, optional | distinguishes plays that are equal in all other columns |
 
-A column `explicit_feedback` may stand beside them, in [-1, 1]: below 0 the track was disliked, above 0
-liked, 0 or null unknown. Other columns are allowed and left aside. Readers add `tie_order` for files that
-run from the newest play to the oldest, and `copy_key` where the source tells more of a play than the other
-columns do: rows are copies of one play if they are equal in all columns. The preparation uses both and drops
-them.
+Other columns are ignored. Readers add `tie_order` for files that run from the newest play to the oldest, and
+`copy_key` if the source knows more about a play than the other columns. Rows that are equal in all columns
+are copies of one play. The preparation uses both columns and drops them.
 
-Feedback of 0 is unknown: counted as listened, never as skipped. Null feedback is 0. Only a `skip_threshold`
-above 0 changes this: all feedback below the threshold is then a skip, 0 included.
+Feedback of 0 (or null) is unknown, and counts as listened. Only with a `skip_threshold` above 0 it is a skip,
+like all feedback below the threshold.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,15 +71,15 @@ GRADE_FLAG = (
 
 
 def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
-    """Look at the columns of a canonical table, not yet at its rows.
+    """Check the columns of a canonical table, not its rows.
 
     Args:
         log: The table, a polars frame (`to_frame`).
-        history: Whether its sessions are still to be cut: it then needs `timestamp`, has no `session_id`,
-            and may have no `feedback`; without `user_id` it is one listener's.
+        history: Whether it is a listening history: it needs `timestamp`, has no `session_id`, and may have no
+            `feedback`; without `user_id` all plays are one listener's.
 
     Returns:
-        The canonical columns that it has, in the canonical order.
+        Its canonical columns, in the canonical order.
 
     Raises:
         ValueError: A needed column is missing or a column has another type; the message lists the columns.
@@ -116,11 +113,11 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
 
 @contextmanager
 def name_unreadable() -> Iterator[None]:
-    """Say what to do where a table cannot be read to its end.
+    """Turn errors of reading a table into a `ValueError` that says what to do.
 
     Raises:
-        ValueError: In place of polars' error, or the operating system's; a reader's own one is kept, without
-            what polars adds to it.
+        ValueError: In place of an error of polars or the operating system. An error of a reader is kept,
+            without what polars adds to it.
 
     Examples:
         >>> with name_unreadable():
@@ -137,7 +134,7 @@ def name_unreadable() -> Iterator[None]:
             "A file is cut short, damaged, or not what its first rows say; read them one by one to find it."
         ) from error
     except ValueError as error:
-        # A reader's own message, to which polars adds the expression that was computed.
+        # A reader's own message; polars has added the expression.
         message, _, query = str(error).partition(_QUERY)
         if query:
             raise ValueError(message.rstrip()) from error
@@ -145,13 +142,13 @@ def name_unreadable() -> Iterator[None]:
 
 
 def describe_polars_error(error: Exception) -> str:
-    r"""Return the type of an error and what it says, without polars' account of the query.
+    r"""Return the type and text of an error, without polars' description of the query.
 
     Args:
         error: The error of polars or of the operating system.
 
     Returns:
-        One line without a full stop at its end.
+        One line without a full stop.
 
     Examples:
         >>> describe_polars_error(ValueError("no such column.\n\nThis error occurred in the following"))
@@ -162,13 +159,13 @@ def describe_polars_error(error: Exception) -> str:
 
 
 def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
-    """Name the columns of a table for an error message.
+    """Return the columns of a table as text for an error message.
 
     Args:
         schema: Names with types, or names only.
 
     Returns:
-        The names, separated by commas, with the types where there are some.
+        The names, separated by commas, with the types if given.
 
     Examples:
         >>> describe_columns({"user": pl.String()})
@@ -182,7 +179,7 @@ def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
 
 
 def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
-    """The columns of a table; a lazy one may have to open its files for it.
+    """Return the columns of a table; a lazy one may have to open its files.
 
     Args:
         name: The argument's name, as the caller wrote it.
@@ -192,7 +189,7 @@ def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
         Its schema.
 
     Raises:
-        ValueError: Its columns cannot be told: a file is damaged or gone, or an expression is wrong.
+        ValueError: A file is damaged or missing, or an expression is wrong.
 
     Examples:
         >>> resolve_schema("log", pl.DataFrame({"item_id": [7]})).names()
@@ -208,14 +205,15 @@ def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
 
 
 def to_frame(name: str, table: Table) -> pl.LazyFrame | pl.DataFrame:
-    """Return a table of any supported kind as a polars frame; polars frames stay as they are.
+    """Return a table of any supported kind as a polars frame; polars frames are returned unchanged.
 
-    NaN in a column of pandas is null: pandas marks missing numbers so. The index of pandas is left out.
+    NaN in a column of pandas becomes null, because pandas marks missing numbers so. The index of pandas is
+    dropped.
 
     Args:
         name: The argument's name, as the caller wrote it.
         table: A polars frame, a pandas DataFrame, a pyarrow Table, anything else with `__arrow_c_stream__`,
-            or a list of dictionaries, one a row.
+            or a list of dictionaries, one for each row.
 
     Returns:
         The frame.
@@ -247,7 +245,7 @@ def to_frame(name: str, table: Table) -> pl.LazyFrame | pl.DataFrame:
 
 
 def _check_types(schema: pl.Schema) -> None:
-    """Raise where a canonical column has a type that it cannot have."""
+    """Raise if a canonical column has a wrong type."""
     for column in CANONICAL_COLUMNS:
         dtype = schema.get(column)
         if dtype is None:

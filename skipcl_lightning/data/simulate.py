@@ -1,4 +1,4 @@
-"""Simulated listening with a known truth, in which skips tell something."""
+"""Simulated listening with a known truth, in which skips carry information."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ EARLY = -0.473  # feedback below it is a skip that is early enough for the liste
 
 @dataclass(frozen=True)
 class Habits:
-    """How the player proposes and the listener skips."""
+    """The probabilities with which the player proposes and the listener skips."""
 
     follow: float
     explore: float
@@ -32,7 +32,7 @@ class Habits:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The items: [V] moods, successors, and popularity summed up in the order of moods."""
+    """The items: [V] moods, successors, and cumulated popularity in the order of moods."""
 
     moods: Integers
     successors: Integers
@@ -44,7 +44,7 @@ class Catalogue:
     def make(
         cls, random: np.random.Generator, num_items: int, num_moods: int, exponent: float
     ) -> "Catalogue":
-        """Items with random moods, ranks and successors."""
+        """Return items with random moods, ranks and successors."""
         moods = random.permutation(np.arange(num_items) % num_moods)
         popularity = (1.0 + random.permutation(num_items)) ** -exponent
         by_mood = np.argsort(moods, kind="stable")
@@ -59,21 +59,21 @@ class Catalogue:
 
     @property
     def num_moods(self) -> int:
-        """How many moods there are."""
+        """The number of moods."""
         return len(self.first) - 1
 
     def draw(self, random: np.random.Generator, moods: Integers) -> Integers:
-        """[N] items of the given moods, by popularity."""
+        """Return [N] items of the given moods, drawn by popularity."""
         low, high = self.cumulative[self.first[moods]], self.cumulative[self.first[moods + 1]]
         places = (
             np.searchsorted(self.cumulative, low + (high - low) * random.random(len(moods)), side="right") - 1
         )
-        # A sum that rounds up would otherwise land on the next mood.
+        # A sum that is rounded up would otherwise fall into the next mood.
         items: Integers = self.by_mood[np.clip(places, self.first[moods], self.first[moods + 1] - 1)]
         return items
 
     def draw_any(self, random: np.random.Generator, count: int) -> Integers:
-        """[count] items of any mood, by popularity."""
+        """Return [count] items of any mood, drawn by popularity."""
         places = (
             np.searchsorted(self.cumulative, self.cumulative[-1] * random.random(count), side="right") - 1
         )
@@ -81,7 +81,7 @@ class Catalogue:
         return items
 
     def distance(self, one: Integers, other: Integers) -> Floats:
-        """[N] the way between moods on the circle, over half the circle."""
+        """Return [N] distances between moods on the circle, divided by half the circle."""
         apart = np.abs(one - other)
         shares: Floats = np.minimum(apart, self.num_moods - apart) / (self.num_moods / 2)
         return shares
@@ -102,45 +102,49 @@ def simulate_sessions(
     skip_bias: float = 0.0,
     seed: int = 0,
 ) -> pl.LazyFrame:
-    """Simulate a player that proposes tracks and a listener who skips those that miss the mood.
+    """Simulate a player that proposes items and a listener who skips those of the wrong mood.
 
-    The planted truth:
+    The truth:
 
-    - Moods lie on a circle; the distance of two is the way between them over half the circle, in [0, 1].
-      Each item has one mood, each mood as many items as any other (or one more), and items are played in
-      proportion to `rank ** -popularity_exponent` (Zipf).
-    - A session has a mood, which moves to a neighbouring one with `drift_probability` after a track.
-    - The player has an anchor, at first a track of the session's mood. It proposes, with
-      `explore_probability`, any track by popularity; with `follow_probability`, the one fixed
-      successor of the anchor, which shares its mood; else a track of the anchor's mood by popularity. So
-      a track may come twice, also at once.
-    - The listener skips with probability `sigmoid(9 * (distance - 0.245) + skip_bias)`, the distance
-      being that between the track's mood and the session's, which gives 41 % at the default.
-    - A track that was listened to becomes the anchor. A skipped one does with probability 1 -
-      `response_probability`; else the player leaves its mood: for the anchor it had, or, if that is of
-      the same mood, for a track of a mood beside it. So a skip tells what comes next.
-    - Feedback: a skip after the part r of a track gives r - 1, where r is `0.9 * u ** (1 + distance)` for a
-      uniform u, so that what misses the mood by far is skipped earlier; a track played to the end, as
-      four in five of those not skipped are, gives 1, and the others from 0.5 to 1.
+    - Moods lie on a circle; the distance of two is their way on the circle divided by half the circle, in [0,
+    1]. Each item has
+      one mood, all moods have equally many items (up to one), and items are played in proportion to `rank **
+      -popularity_exponent` (Zipf).
+    - A session has a mood, which moves to a neighbouring one with `drift_probability` after an item.
+    - The player has an anchor, at first an item of the session's mood. It proposes: with
+    `explore_probability`, any item by
+      popularity; with `follow_probability`, the one fixed successor of the anchor, which shares its mood;
+      otherwise an item of the anchor's mood by popularity. So items may repeat.
+    - The listener skips with probability `sigmoid(9 * (distance - 0.245) + skip_bias)`, with the distance
+    between the
+      moods of the item and the session. By default 41 % are skipped.
+    - A listened item becomes the anchor. A skipped one does with probability 1 - `response_probability`;
+    otherwise the player
+      leaves its mood, for the previous anchor or, if that has the same mood, for an item of a neighbouring
+      mood. So a skip helps to predict the next item.
+    - Feedback: a skip after the share r of an item has r - 1, where r is `0.9 * u ** (1 + distance)` for a
+    uniform u, so items
+      of a distant mood are skipped earlier. Of the items that are not skipped, 4 in 5 are played to the end
+      and have 1, the others 0.5 to 1.
 
     Args:
-        num_sessions: How many sessions.
-        num_items: V, at least `num_moods`. Items that nobody plays are not in the table.
-        num_moods: How many moods, at least 2.
-        min_length: The fewest tracks of a session.
-        max_length: The most; lengths are uniform between the two.
-        popularity_exponent: How skewed popularity is, 0 or more; 0 makes all items alike.
-        follow_probability: How often the successor is proposed, in [0, 1].
-        explore_probability: How often any track is, in [0, 1]; the two add up to at most 1.
-        drift_probability: How often the mood moves, in [0, 1].
-        response_probability: How often the player heeds a skip, in [0, 1].
-        skip_bias: Added to the log-odds of every skip: above 0 there are more of them.
-        seed: The same seed gives the same table.
+        num_sessions: The number of sessions.
+        num_items: V, at least `num_moods`. Items that are never played are not in the table.
+        num_moods: The number of moods, at least 2.
+        min_length: The least length of a session.
+        max_length: The largest length; lengths are uniform between the two.
+        popularity_exponent: The skew of popularity, 0 or more; 0 for equal popularity.
+        follow_probability: Probability of the successor, in [0, 1].
+        explore_probability: Probability of any item, in [0, 1]; the sum of both is at most 1.
+        drift_probability: Probability that the mood moves, in [0, 1].
+        response_probability: Probability that the player reacts to a skip, in [0, 1].
+        skip_bias: Added to the log-odds of every skip; more skips above 0.
+        seed: Seed of all draws.
 
     Returns:
-        A canonical table with `session_id` (Int64 from 0), `item_id` (String), `feedback` and
-        `position` (Int64 from 1), and the truth: `session_mood` and `item_mood` (Int64), and
-        `skip_probability` (Float64).
+        A lazy canonical table with `session_id` (Int64 from 0), `item_id` (String), `feedback` and `position`
+        (Int64 from 1), and the truth: `session_mood` and `item_mood` (Int64), and `skip_probability`
+        (Float64).
 
     Raises:
         TypeError: A setting is no number.
@@ -176,7 +180,7 @@ def simulate_sessions(
 def listen(
     random: np.random.Generator, catalogue: Catalogue, habits: Habits, moods: Integers, num_positions: int
 ) -> dict[str, list[NDArray[np.generic]]]:
-    """All sessions at once, position by position; each column is a list of [sessions] arrays."""
+    """Return all sessions, position by position: lists of [sessions] arrays by column."""
     columns: dict[str, list[NDArray[np.generic]]] = {}
     anchors = before = tracks = catalogue.draw(random, moods)
     goes_back = np.zeros(len(moods), dtype=np.bool_)
@@ -187,7 +191,7 @@ def listen(
         probabilities = 1 / (1 + np.exp(-(_SLOPE * (distances - _CENTRE) + habits.skip_bias)))
         skipped = random.random(len(moods)) < probabilities
         feedback = _rate(random, skipped, distances)
-        # Without the habit no number is drawn for it, nor is there a track before the first.
+        # No number is drawn without the habit, and at the first item.
         if habits.going_back and position:
             goes_back = (feedback < EARLY) & (random.random(len(moods)) < habits.going_back)
         row = {
@@ -209,7 +213,7 @@ def listen(
 def _propose(
     random: np.random.Generator, catalogue: Catalogue, habits: Habits, anchors: Integers
 ) -> Integers:
-    """[sessions] the player's next tracks."""
+    """[sessions] the player's next items."""
     choice = random.random(len(anchors))
     tracks = catalogue.draw(random, catalogue.moods[anchors])
     tracks = np.where(choice < habits.follow, catalogue.successors[anchors], tracks)
@@ -220,14 +224,14 @@ def _propose(
 def _move_away(
     random: np.random.Generator, catalogue: Catalogue, anchors: Integers, skipped: Integers
 ) -> Integers:
-    """[sessions] where the player goes on once a track is skipped: not in that track's mood."""
+    """[sessions] the player's anchors after a skip, which are not of the skipped item's mood."""
     steps = random.choice([-1, 1], size=len(skipped))
     beside = catalogue.draw(random, (catalogue.moods[skipped] + steps) % catalogue.num_moods)
     return np.where(catalogue.moods[anchors] == catalogue.moods[skipped], beside, anchors)
 
 
 def _rate(random: np.random.Generator, skipped: NDArray[np.bool_], distances: Floats) -> Floats:
-    """[sessions] the feedback, by the part of the track that was played."""
+    """[sessions] the feedback, by the share of the item that was played."""
     played = 0.9 * random.random(len(skipped)) ** (1 + distances)
     listened = np.where(random.random(len(skipped)) < 0.8, 1.0, 0.5 + 0.5 * random.random(len(skipped)))
     return np.where(skipped, played - 1, listened)
@@ -236,7 +240,7 @@ def _rate(random: np.random.Generator, skipped: NDArray[np.bool_], distances: Fl
 def _to_table(
     catalogue: Catalogue, lengths: Integers, columns: dict[str, list[NDArray[np.generic]]]
 ) -> pl.LazyFrame:
-    """The positions that exist, session after session."""
+    """Return the existing positions, session after session."""
     rows = {name: np.stack(values, axis=1) for name, values in columns.items()}  # [sessions, positions]
     sessions, positions = np.nonzero(np.arange(rows["track"].shape[1]) < lengths[:, None])
     flat = {name: values[sessions, positions] for name, values in rows.items()}

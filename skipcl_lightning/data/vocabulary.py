@@ -1,4 +1,4 @@
-"""The numbering of items: external ids on one side, indices 1 to V on the other."""
+"""The numbering of items: external ids and indices 1 to V."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ class ItemVocabulary:
     """External item ids and their indices 1 to V, in a fixed order; 0 is padding.
 
     Args:
-        ids: The ids, all strings or all integers (64 bit), each once; the first gets index 1.
+        ids: The ids, all strings or all integers (64 bit), without repeats; the first gets index 1.
 
     Raises:
         TypeError: Ids are neither strings nor integers, or of both types.
-        ValueError: There are none, one is null or occurs twice, or there are 2^31 or more.
+        ValueError: There are none, one is null or repeated, or there are 2^31 or more.
 
     Examples:
         >>> vocabulary = ItemVocabulary(["song", "tune"])
@@ -55,14 +55,14 @@ class ItemVocabulary:
 
     @classmethod
     def from_log(cls, items: pl.Series, *, in_training: pl.Series | None = None) -> "ItemVocabulary":
-        """Number the items of a log by how often they occur in its training part, the most frequent first.
+        """Number the items of a log by their counts in its training set, the most frequent first.
 
-        The order is the rank in popularity, which log-uniform negative sampling relies on, and it depends
-        on nothing but the rows: equal counts are ordered by id, items outside the training set come last.
+        The index is then the popularity rank, which log-uniform negative sampling needs. It depends only on
+        the rows: equal counts are ordered by id, and items outside the training set come last.
 
         Args:
             items: The item of each row, strings or integers.
-            in_training: Bool, which rows are of the training set; all if None.
+            in_training: Bool, the rows of the training set; None for all.
 
         Returns:
             The vocabulary.
@@ -91,7 +91,7 @@ class ItemVocabulary:
 
         Args:
             items: Different items, strings or integers.
-            counts: How often each occurs, integers.
+            counts: Their counts, integers.
 
         Returns:
             The vocabulary.
@@ -109,11 +109,11 @@ class ItemVocabulary:
 
     @property
     def ids(self) -> list[str] | list[int]:
-        """The external ids in the order of their indices, so that `ids[0]` has index 1."""
+        """The external ids in the order of their indices; `ids[0]` has index 1."""
         return self._table["id"].to_list()
 
     def to_series(self) -> pl.Series:
-        """The external ids as a column, in the order of their indices.
+        """Return the external ids as a column, in the order of their indices.
 
         Returns:
             [V] String or Int64.
@@ -126,24 +126,24 @@ class ItemVocabulary:
 
     @property
     def dtype(self) -> pl.DataType:
-        """The ids' type, String or Int64."""
+        """The type of the ids, String or Int64."""
         return self._table["id"].dtype
 
     def encode(
         self, items: Sequence[str] | Sequence[int] | pl.Series, *, unknown: str = "error"
     ) -> NDArray[np.int64]:
-        """Look external ids up.
+        """Return the indices of external ids.
 
         Args:
-            items: The ids, N of them, of the vocabulary's type.
-            unknown: What to do with an id that is not in the vocabulary: `error`, or `ignore`, which
-                gives it index 0.
+            items: N ids of the vocabulary's type.
+            unknown: What to do with an id that is not in the vocabulary: raise an `error`, or `ignore` it,
+                which gives index 0.
 
         Returns:
             [N] int64 indices in 1..V, or 0 for ignored ones.
 
         Raises:
-            TypeError: An id is of another type than the vocabulary's.
+            TypeError: An id has another type than the vocabulary's.
             ValueError: An id is unknown and `unknown` is `error`, or null.
 
         Examples:
@@ -168,7 +168,7 @@ class ItemVocabulary:
         return cast("NDArray[np.int64]", found.fill_null(PADDING_INDEX).to_numpy())
 
     def decode(self, indices: Tensor | NDArray[Any] | Sequence[int]) -> list[str] | list[int]:
-        """Turn indices back into external ids.
+        """Return the external ids of indices.
 
         Args:
             indices: [N] integers in 1..V.
@@ -197,10 +197,10 @@ class ItemVocabulary:
         return self._table["id"].gather(array.astype(np.int64) - 1).to_list()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which `from_state_dict` rebuilds the vocabulary.
+        """Return plain values from which `from_state_dict` rebuilds the vocabulary.
 
         Returns:
-            `{"ids": [...]}`, which survives `torch.load(weights_only=True)`.
+            `{"ids": [...]}`, which `torch.load(weights_only=True)` accepts.
 
         Examples:
             >>> ItemVocabulary(["song"]).state_dict()
@@ -213,7 +213,7 @@ class ItemVocabulary:
         """Rebuild a vocabulary.
 
         Args:
-            state: What `state_dict` gave.
+            state: The result of `state_dict`.
 
         Returns:
             A vocabulary with the same ids in the same order.
@@ -238,7 +238,7 @@ class ItemVocabulary:
             return False
         try:
             return bool((self._table["id"] == item).any())
-        except (UnicodeEncodeError, OverflowError):  # No valid text or no 64-bit integer, so no id.
+        except (UnicodeEncodeError, OverflowError):  # Neither valid text nor a 64-bit integer, so no id.
             return False
 
     def __eq__(self, other: object) -> bool:
@@ -259,12 +259,12 @@ class ItemVocabulary:
 def to_ids(
     name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
 ) -> pl.Series:
-    """External ids as a column of one of the two types that ids have.
+    """Return external ids as a column of one of the two accepted types.
 
     Args:
-        name: What the values are called in an error.
-        values: All strings or all integers, none null.
-        dtype: String or Int64, which they must be of unless there are none; None for either.
+        name: The name of the values in errors.
+        values: All strings or all integers, without nulls.
+        dtype: The required type, String or Int64, unless there are no values; None for either.
 
     Returns:
         String or Int64.
@@ -295,7 +295,7 @@ def to_ids(
 def _sequence_to_series(
     name: str, values: Sequence[str] | Sequence[int], dtype: pl.DataType | None
 ) -> pl.Series:
-    """A Python sequence as a series, when all its values are of one accepted type."""
+    """Return a Python sequence of one accepted type as a series."""
     if isinstance(values, str):
         raise TypeError(f"`{name}` must be a sequence of ids, got the string {values!r}. Put it into a list.")
     kinds = set(map(type, values))
@@ -303,7 +303,7 @@ def _sequence_to_series(
         return pl.Series([], dtype=dtype or pl.String)
     if all(issubclass(kind, str) for kind in kinds):
         return _to_strings(name, values)
-    # bool is a kind of int, and no id.
+    # bool is a subclass of int, but no id.
     if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise TypeError(
@@ -319,7 +319,7 @@ def _sequence_to_series(
 
 
 def _to_strings(name: str, values: Sequence[Any]) -> pl.Series:
-    """Python strings as a series."""
+    """Return Python strings as a series."""
     try:
         return pl.Series(list(values), dtype=pl.String)
     except UnicodeEncodeError as error:
@@ -330,7 +330,7 @@ def _to_strings(name: str, values: Sequence[Any]) -> pl.Series:
 
 
 def _to_int64(name: str, values: pl.Series) -> pl.Series:
-    """The same integers in the one type that ids have here."""
+    """Return integers as Int64."""
     try:
         return values.cast(pl.Int64)
     except pl.exceptions.PolarsError as error:
@@ -340,7 +340,7 @@ def _to_int64(name: str, values: pl.Series) -> pl.Series:
 
 
 def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
-    """A digest of the items and of their order: equal for two vocabularies that number items alike.
+    """Return a digest of the items and their order, equal for vocabularies with the same numbering.
 
     Args:
         vocabulary: The items.
@@ -355,6 +355,6 @@ def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
     """
     digest = hashlib.sha256(repr(vocabulary.dtype).encode())
     for item in vocabulary.to_series():
-        # Its length first, so that no two lists of ids read alike.
+        # The length comes first, so that different lists have different digests.
         digest.update(f"\n{len(str(item))} {item}".encode())
     return digest.hexdigest()

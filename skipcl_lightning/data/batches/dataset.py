@@ -1,4 +1,4 @@
-"""The dataset that hands whole batches to a torch DataLoader."""
+"""The dataset that returns whole batches to a torch DataLoader."""
 
 import zlib
 from collections.abc import Sequence
@@ -18,27 +18,26 @@ __all__ = ["SessionDataset", "keep_batch"]
 
 
 class SessionDataset(Dataset[SessionBatch]):
-    """Sessions as batches, gathered all at once.
+    """Sessions as batches, each gathered at once.
 
-    A `DataLoader` asks for a batch's rows in one call of `__getitems__`, so an ordinary one, with its
-    samplers and Lightning's, is all that is needed; its `collate_fn` must be `keep_batch`. A disliked
-    target has the feedback -1, and a liked one that was skipped +1, so that evaluation counts the first as
-    rejected and the second as listened to.
+    A `DataLoader` requests the rows of a batch in one call of `__getitems__`, so an ordinary one works, with
+    its samplers and Lightning's; its `collate_fn` must be `keep_batch`. A disliked target has the feedback
+    -1, and a liked skip +1, so evaluation counts the first as rejected and the second as listened to.
 
     Args:
-        view: Which part of which sessions.
+        view: The rows: sessions and their ends.
         max_length: The largest number of items of a session; the latest are kept.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
-        mined: What was mined from the training set, to sample from for each track; None for nothing.
-        mined_negatives: M, how many of the tracks skipped after it are drawn for each track, with
-            replacement.
-        mined_positives: P, how many of those listened to after it.
-        seed: Of these draws, in 0..2^32 - 1. They depend on it and on the rows of the batch alone: they
-            are the same in whatever process, and when a run is resumed.
-        num_warm_items: How many items the training set has, those of the indices 1 to this: targets above
-            are called cold, and rank last. None where that is not known.
-        with_seen: Whether a batch names all tracks of its sessions so far (`seen`) where some are longer
-            than `max_length`, so that all can be left out of the candidates.
+        mined: The items mined from the training set, from which samples are drawn; None for none.
+        mined_negatives: M, the number of items drawn, with replacement, for each item from those skipped
+            after it.
+        mined_positives: P, the number drawn from those listened to after it.
+        seed: Seed of these draws, in 0..2^32 - 1. They depend only on it and on the rows of the batch, so
+            they are equal in every process and in a resumed run.
+        num_warm_items: The number of items of the training set; they have the indices 1 to this. Targets
+            above are cold and rank last. None if unknown.
+        with_seen: Whether a batch has all items of its sessions so far (`seen`) if some are longer than
+            `max_length`, so that all can be excluded.
 
     Raises:
         TypeError: A setting is no number.
@@ -95,7 +94,7 @@ class SessionDataset(Dataset[SessionBatch]):
     def __getitems__(self, indices: Sequence[int]) -> SessionBatch:
         chosen = np.asarray(indices, dtype=np.int64)
         if chosen.size and not (chosen.min() >= -len(self) and chosen.max() < len(self)):
-            # IndexError, which also ends a plain `for` over the dataset.
+            # An IndexError, which also ends a `for` loop over the dataset.
             raise IndexError(f"`indices` must be below {len(self)}, got {chosen}. Count rows from 0.")
         view = self.view
         rows, ends = view.rows[chosen], view.ends[chosen]
@@ -125,7 +124,7 @@ class SessionDataset(Dataset[SessionBatch]):
     def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
         if not self.mined:
             return {}
-        # Mixed into 32 bits: torch's generator looks at no more of a seed.
+        # Mixed into 32 bits, because torch's generator uses no more of a seed.
         mixed = np.random.SeedSequence((self.seed, zlib.crc32(chosen.tobytes())))
         generator = torch.Generator().manual_seed(int(mixed.generate_state(1)[0]))
         return {
@@ -137,7 +136,7 @@ class SessionDataset(Dataset[SessionBatch]):
 def _target_feedback(
     store: SessionStore, places: NDArray[np.int64], skip_threshold: float
 ) -> NDArray[np.float32]:
-    """[B] feedback below the threshold exactly where the target was rejected."""
+    """[B] feedback, below the threshold exactly if the target was rejected."""
     feedback = store.feedback[places]
     if store.explicit_feedback is None:
         return feedback
@@ -147,10 +146,10 @@ def _target_feedback(
 
 
 def keep_batch(batch: SessionBatch) -> SessionBatch:
-    """The `collate_fn` for a `SessionDataset`, whose batches are whole already.
+    """Return the batch of a `SessionDataset` unchanged; its `collate_fn`.
 
     Args:
-        batch: What the dataset gave.
+        batch: The batch.
 
     Returns:
         The same batch.

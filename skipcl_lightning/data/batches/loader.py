@@ -1,4 +1,4 @@
-"""The loader of training batches, which goes on where a checkpoint was written."""
+"""The loader of training batches, which resumes at a checkpoint's batch, and the warnings of runs."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,18 +12,17 @@ from skipcl_lightning.data.batches.sampler import TrainingSampler
 
 __all__ = ["QuietDataModule", "ResumableLoader", "restore_run_warnings", "silence_run_warnings"]
 
-# Given whatever a batch costs; here it is one gather from memory.
+# Lightning advises workers whatever a batch costs; here it is one gather from memory.
 _WORKER_ADVICE = r"The '\w+_dataloader' does not have many workers"
-# Lightning 2.6 asks torch 2.13 an old question about every batch; until Lightning asks the new one.
+# Lightning 2.6 calls a function that torch 2.13 deprecates; until Lightning replaces the call.
 _OLD_QUESTION = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
 class ResumableLoader(DataLoader[SessionBatch]):
-    """A `DataLoader` over a `TrainingSampler` that knows how many batches it has given out.
+    """A `DataLoader` over a `TrainingSampler` that counts the batches it has returned.
 
-    Lightning writes its state into each checkpoint and gives it back when a run is resumed, so that an epoch
-    goes on with the batch after the last one that was trained on, and with none twice. Batches that workers
-    have prepared and nobody has taken do not count.
+    Lightning saves its state in each checkpoint and restores it when a run resumes, so the epoch continues
+    with the batch after the last trained one. Batches that workers have only prepared do not count.
 
     Examples:
         >>> import torch
@@ -50,26 +49,26 @@ class ResumableLoader(DataLoader[SessionBatch]):
         self._resumed: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch the iteration is, and what its order depends on.
+        """Return the epoch, the number of its returned batches, and the settings of the order.
 
         Returns:
-            `epoch`; `batches`, how many of it were taken; and the settings of the sampler. Empty where
-            Lightning has put another sampler in, as it does for `overfit_batches`.
+            `epoch`, `batches` and the settings of the sampler. Empty if Lightning has replaced the sampler,
+            as for `overfit_batches`.
         """
         sampler = self.sampler
         if not isinstance(sampler, TrainingSampler):
             return {}
-        # An epoch that has been set and not begun has given nothing.
+        # An epoch that is set but not begun has returned no batch.
         given = self._given if self._epoch == sampler.epoch else 0
         return {"epoch": sampler.epoch, "batches": given, **sampler.settings}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration where the state was taken, if it is of the state's epoch.
+        """Begin the next iteration at the saved batch, if it is of the saved epoch.
 
         Args:
-            state: What `state_dict` gave.
+            state: The result of `state_dict`.
         """
-        # Compared with the epoch at the first batch: Lightning sets that after it has loaded the state.
+        # Compared at the first batch, because Lightning sets the epoch after it loads the state.
         self._resumed = state
 
     def __iter__(self) -> Iterator[SessionBatch]:  # type: ignore[override]  # torch names its own class
@@ -78,7 +77,7 @@ class ResumableLoader(DataLoader[SessionBatch]):
         sampler = self.sampler
         if isinstance(sampler, TrainingSampler):
             self._epoch = sampler.epoch
-            # Of an epoch that is over, or was at its last batch, nothing is left to go on with.
+            # A finished epoch has no batches left.
             if state and state["epoch"] == sampler.epoch and 0 < state["batches"] < len(self):
                 _check_same_order(state, sampler.settings)
                 self._given = state["batches"]
@@ -89,7 +88,7 @@ class ResumableLoader(DataLoader[SessionBatch]):
 
 
 def _check_same_order(state: dict[str, int], settings: dict[str, int]) -> None:
-    """Raise where the rest of an epoch would be other rows than those not trained on yet."""
+    """Raise if the rest of the epoch would have other rows than the untrained ones."""
     for name, value in settings.items():
         if state.get(name) != value:
             raise ValueError(
@@ -100,18 +99,18 @@ def _check_same_order(state: dict[str, int], settings: dict[str, int]) -> None:
 
 
 class QuietDataModule(LightningDataModule):
-    """Lets Lightning's warnings through again when a run ends, whichever way."""
+    """Restores Lightning's warnings at the end of a run."""
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Let Lightning's warnings through again.
+        """Restore Lightning's warnings.
 
         Args:
-            stage: Lightning's stage; all end alike.
+            stage: Unused.
         """
         restore_run_warnings()
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
-        """Do what `teardown` does, which Lightning leaves out after an error.
+        """Restore Lightning's warnings after an error, when Lightning does not call `teardown`.
 
         Args:
             exception: The error.
@@ -120,10 +119,10 @@ class QuietDataModule(LightningDataModule):
 
 
 def silence_run_warnings(num_workers: int) -> None:
-    """Ignore them until they are restored.
+    """Ignore warnings of Lightning that do not apply here, until `restore_run_warnings`.
 
     Args:
-        num_workers: The loaders' workers; where the user chose some, advice on their number is heard.
+        num_workers: The loaders' workers; if it is not 0, advice on their number is shown.
 
     Examples:
         >>> silence_run_warnings(num_workers=0)
@@ -136,7 +135,7 @@ def silence_run_warnings(num_workers: int) -> None:
 
 
 def restore_run_warnings() -> None:
-    """Let them through again; other filters stay as they are.
+    """Show these warnings again; other filters stay.
 
     Examples:
         >>> restore_run_warnings()

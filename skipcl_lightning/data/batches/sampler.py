@@ -1,4 +1,4 @@
-"""Which rows each process sees, in which order: a function of the seed, the epoch and the process alone."""
+"""Samplers: the rows of each process, as a function of seed, epoch and rank."""
 
 from collections.abc import Iterator, Sized
 from itertools import chain
@@ -13,31 +13,30 @@ from skipcl_lightning.data.splits.permutation import shuffled_rows
 
 __all__ = ["EvaluationSampler", "TrainingSampler"]
 
-# Rows whose order is computed at once; it has no effect on that order.
+# Rows whose order is computed at once; no effect on the order.
 _BLOCK = 1 << 16
-# Keeps these draws apart from those of other rooms with the same seed.
+# Makes these draws independent of others with the same seed.
 _PURPOSE = 1
 
 
 class TrainingSampler(DistributedSampler[int]):
-    """All rows in a new order each epoch, shared out evenly, from any batch on.
+    """All rows in a new order each epoch, shared evenly by the processes, from any batch on.
 
-    The order is computed as it goes, so that it takes no memory, and depends on `seed`, the epoch, the
-    settings and the process alone. As with torch's own sampler the processes get equally many rows, since
-    one without a batch would wait for ever where the others meet: up to `num_replicas` - 1 rows come twice
-    in an epoch.
+    The order is computed on the fly, without memory for the rows, from `seed`, epoch, settings and rank only.
+    As with torch's sampler, all processes get equally many rows, because one without a batch would block the
+    others: up to `num_replicas` - 1 rows are repeated in an epoch.
 
-    With `bucket_batches` sessions of like length share a batch, so that less of it is padding: of so many
-    batches' rows at a time, taken from the shuffled order, batches are cut by length and then shuffled.
+    With `bucket_batches`, sessions of similar length share a batch, so batches have less padding: the rows of
+    this many batches are taken from the shuffled order, cut into batches by length, and shuffled.
 
     Args:
         dataset: The rows.
         batch_size: Rows in a batch of one process; used for buckets and for `start_from`.
-        lengths: [rows] the number of tracks of each, an array or memory map; needed for buckets only.
-        bucket_batches: How many batches of all processes are sorted together; 0 for none.
+        lengths: [rows] the length of each session, an array or memory map; needed for buckets only.
+        bucket_batches: The number of batches, over all processes, that are sorted together; 0 for none.
         seed: 0 or more.
-        num_replicas: The number of processes; from `torch.distributed` if None.
-        rank: This process; from `torch.distributed` if None.
+        num_replicas: The number of processes; None for that of `torch.distributed`.
+        rank: This process; None for that of `torch.distributed`.
 
     Raises:
         TypeError: A number is no integer.
@@ -80,7 +79,7 @@ class TrainingSampler(DistributedSampler[int]):
 
     @property
     def settings(self) -> dict[str, int]:
-        """What the order of an epoch depends on."""
+        """The settings on which the order of an epoch depends."""
         return {
             "rows": self.size,
             "batch_size": self.batch_size,
@@ -90,10 +89,10 @@ class TrainingSampler(DistributedSampler[int]):
         }
 
     def start_from(self, batch: int) -> None:
-        """Begin the next iteration, and only that, at a later batch.
+        """Begin the next iteration, and only that one, at a later batch.
 
         Args:
-            batch: How many batches to leave out, 0 or more.
+            batch: The number of batches to leave out, 0 or more.
 
         Raises:
             TypeError: It is no integer.
@@ -107,8 +106,8 @@ class TrainingSampler(DistributedSampler[int]):
         return chain.from_iterable(self._shares(skipped))
 
     def _shares(self, skipped: int) -> Iterator[list[int]]:
-        """This process's rows, a window at a time."""
-        # A window is a whole number of batches, so that what is left of the first one is, too.
+        """Yield this process's rows, a window at a time."""
+        # A window is a whole number of batches, and so is the rest of the first one.
         window, within = divmod(skipped, self._window // self.num_replicas)
         for number in range(window, -(-self.total_size // self._window)):
             rows = self._window_rows(number)[self.rank :: self.num_replicas]
@@ -117,7 +116,7 @@ class TrainingSampler(DistributedSampler[int]):
 
     @property
     def _window(self) -> int:
-        """How many rows, of all processes, are ordered at once."""
+        """Return the number of rows, of all processes, that are ordered at once."""
         batch = self.batch_size * self.num_replicas
         return batch * (self.bucket_batches or max(1, _BLOCK // batch))
 
@@ -129,7 +128,7 @@ class TrainingSampler(DistributedSampler[int]):
             return rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         batch = self.batch_size * self.num_replicas
-        # The one batch that is not full stays the last, where DataLoader cuts it.
+        # The batch that is not full stays the last, where the DataLoader cuts it.
         whole = len(rows) // batch
         order = np.random.default_rng((_PURPOSE, self.seed, self.epoch, number)).permutation(whole)
         shuffled = rows[: whole * batch].reshape(whole, batch)[order].ravel()
@@ -139,14 +138,14 @@ class TrainingSampler(DistributedSampler[int]):
 class EvaluationSampler(DistributedSampler[int]):
     """Every `num_replicas`-th row from `rank` on, none repeated and none dropped.
 
-    torch's own sampler repeats rows until all processes have equally many, and metrics then count them
-    twice. Here the shares differ by at most one row. Lightning replaces samplers unless they are
-    `DistributedSampler`s, which is why this is one.
+    torch's own sampler repeats rows until all processes have equally many, and metrics then count them twice.
+    Here the shares differ by at most one row. It is a `DistributedSampler`, because Lightning replaces all
+    others.
 
     Args:
-        dataset: The rows, at least one a process.
-        num_replicas: The number of processes; from `torch.distributed` if None.
-        rank: This process; from `torch.distributed` if None.
+        dataset: The rows, at least one for each process.
+        num_replicas: The number of processes; None for that of `torch.distributed`.
+        rank: This process; None for that of `torch.distributed`.
 
     Raises:
         ValueError: There are fewer rows than processes, or `rank` is none of them.
@@ -161,7 +160,7 @@ class EvaluationSampler(DistributedSampler[int]):
     ) -> None:
         super().__init__(cast("Dataset[int]", dataset), num_replicas=num_replicas, rank=rank, shuffle=False)
         self.total_size = len(cast("Sized", dataset))
-        # A process without a batch would wait forever where the others meet.
+        # A process without a batch would block the others.
         if self.total_size < self.num_replicas:
             raise ValueError(
                 f"`dataset` must have a row for each of the {self.num_replicas} processes, got "

@@ -1,4 +1,4 @@
-"""What the preparation of a log read, dropped and kept."""
+"""The report of what the preparation of a log read, dropped and kept."""
 
 from dataclasses import dataclass
 
@@ -9,29 +9,28 @@ __all__ = ["DropReport", "FeedbackWarning", "warn_without_sign"]
 
 @dataclass(frozen=True)
 class DropReport:
-    """Rows and sessions of a log, from the first read to what was kept.
+    """Counts of the rows and sessions of a log, read, dropped and kept.
 
     `rows_read` equals `rows_kept` plus the four counts of dropped rows; `sessions_read` equals
-    `sessions_kept` plus the three counts of dropped sessions. What several reasons would drop counts
-    under the first: rows without an item, duplicates, rare items, short sessions, sessions without a
-    listened track, sessions without a skip.
+    `sessions_kept` plus the three counts of dropped sessions. A row or session with several reasons counts
+    under the first: rows without an item, duplicates, rare items, short sessions, sessions without a listened
+    item, sessions without a skip.
 
     Args:
         rows_read: Rows of the log.
         sessions_read: Sessions of the log.
         rows_without_item: Rows whose item is null.
         duplicate_rows: Rows that repeat another in every canonical column.
-        rows_of_rare_items: Rows of items that occur less often than asked.
-        rows_of_dropped_sessions: Rows that went with their session.
-        sessions_too_short: Sessions with fewer tracks than asked, perhaps after other drops.
-        sessions_without_listened: Sessions in which every track was rejected (skipped or disliked, and not
-            liked).
-        sessions_without_skip: Sessions in which none was, where `require_skip` is set.
+        rows_of_rare_items: Rows of items below `min_item_count`.
+        rows_of_dropped_sessions: Rows of dropped sessions.
+        sessions_too_short: Sessions below `min_session_length`, perhaps after other drops.
+        sessions_without_listened: Sessions with only rejected items.
+        sessions_without_skip: Sessions without a rejected item, if `require_skip`.
         rows_kept: Rows left.
         sessions_kept: Sessions left.
         items_kept: Different items left.
-        share_skipped: The part of the kept rows that was skipped, in [0, 1]; 0 where none is kept.
-        share_unknown: The part of the kept rows whose feedback is exactly 0, in [0, 1].
+        share_skipped: The share of skipped rows among the kept ones, in [0, 1]; 0 without any.
+        share_unknown: The share of kept rows with feedback 0, in [0, 1].
 
     Examples:
         >>> print(DropReport(
@@ -94,15 +93,15 @@ def _count(count: int, noun: str) -> str:
 
 
 class FeedbackWarning(UserWarning):
-    """A log's feedback holds no skip, although it seems to record them."""
+    """The feedback of a log has no skip, although it seems to record skips."""
 
 
 def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0) -> None:
-    """Warn where feedback varies within [0, 1], as a flag or a share does, so that nothing is a skip.
+    """Warn if feedback varies within [0, 1], like a flag or a share, so nothing is a skip.
 
     Args:
-        lowest: The least feedback of a log, in [-1, 1].
-        highest: The greatest.
+        lowest: The lowest feedback of a log, in [-1, 1].
+        highest: The highest.
         skip_threshold: Feedback below it is a skip.
 
     Examples:

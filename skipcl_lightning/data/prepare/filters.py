@@ -1,4 +1,4 @@
-"""Which sessions and items of a log are kept."""
+"""The filter of sessions and items."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,19 +26,18 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class SessionFilter:
-    """Which sessions and items of a log are kept.
+    """The sessions and items of a log that are kept.
 
     Dropping rare items shortens sessions, and dropping sessions makes items rarer, so both repeat until
-    nothing changes. The result is the largest part of the log that satisfies everything at once, whatever
-    is dropped first.
+    nothing changes. The result is the largest part of the log that satisfies all settings; the order of the
+    drops has no effect.
 
     Args:
-        min_session_length: Items that a session needs, at least 2;
-            `LeaveOneOut` needs 3: one to learn from, one for validation and
-            one for test.
+        min_session_length: Items that a session needs, at least 2; `LeaveOneOut` needs 3: one for training,
+            one for validation and one for test.
         min_item_count: Rows that an item needs, at least 1.
-        require_skip: Whether a session needs a rejected track: skipped or disliked, and not liked. It always
-            needs one that was not, since there is nothing to recommend from rejected ones alone.
+        require_skip: Whether a session needs a rejected item (skipped or disliked, and not liked). It always
+            needs one that was not rejected.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
 
     Raises:
@@ -73,14 +72,13 @@ class SessionFilter:
             )
 
     def apply(self, table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-        """Drop what does not satisfy the settings, until all that is left does.
+        """Drop what does not satisfy the settings, until everything does.
 
         Args:
             table: Rows with `session_id`, `item_id` and `feedback`, each session's together.
 
         Returns:
-            The rows that are kept, in their order, and how many rows of rare items, rows of dropped
-            sessions, and sessions for each reason went, by the names in
+            The kept rows in their order, and the counts of dropped rows and sessions by the names in
             `DropReport`.
 
         Examples:
@@ -96,11 +94,11 @@ class SessionFilter:
         return kept, dropped
 
     def apply_to_parts(self, parts: TableParts, *, on_progress: Progress = no_progress) -> dict[str, int]:
-        """Do the same to a table in parts, in place.
+        """Filter a table in parts, in place.
 
         Args:
             parts: The rows, each session's together in one part.
-            on_progress: Told after each part.
+            on_progress: Called after each part.
 
         Returns:
             The counts.
@@ -119,31 +117,31 @@ class SessionFilter:
                 step=f"Filtering, round {number}",
                 on_progress=on_progress,
             )
-            # Where no item is rare, sessions are all that goes, and none goes for the sake of another.
+            # Without rare items, one pass over the sessions is enough.
             if self.min_item_count == 1 or sum(dropped.values()) == before:
                 break
         return dropped
 
     def _rare_items(self, parts: TableParts) -> pl.Series:
-        """The items that occur less often than asked."""
+        """Return the items below `min_item_count`."""
         if self.min_item_count == 1:
             return pl.Series([], dtype=pl.Null)
         counts: pl.DataFrame | None = None
         for part in parts:
             added = part.group_by("item_id").agg(pl.len().cast(pl.Int64))
-            # Added up as they come: what is held is one row an item, however many parts there are.
+            # Added up part by part, so memory holds one row for each item.
             both = added if counts is None else pl.concat([counts, added])
             counts = both.group_by("item_id").agg(pl.col("len").sum())
         assert counts is not None, "a table has at least one part"  # noqa: S101
         return counts.filter(pl.col("len") < self.min_item_count)["item_id"]
 
     def _apply_once(self, part: pl.DataFrame, rare: pl.Series, dropped: dict[str, int]) -> pl.DataFrame:
-        """Apply every filter once and add what went to the counts."""
+        """Apply every filter once, and add the drops to the counts."""
         sessions = len(run_lengths(part["session_id"]))
         kept = part.filter(~pl.col("item_id").is_in(rare.implode())) if len(rare) else part
         dropped["rows_of_rare_items"] += part.height - kept.height
         lengths = run_lengths(kept["session_id"])
-        # Sessions of which nothing is left were too short.
+        # Sessions without a row left count as too short.
         dropped["sessions_too_short"] += sessions - len(lengths)
         satisfied = np.ones(len(lengths), dtype=np.bool_)
         for reason, right in self._session_rules(kept, lengths).items():
@@ -156,14 +154,14 @@ class SessionFilter:
         return part if kept.height == part.height else kept
 
     def _session_rules(self, table: pl.DataFrame, lengths: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-        """[sessions] which of them satisfy what, by the reason for which the others go."""
-        # Compared by numpy: like torch, and unlike polars, it rounds the threshold to float32 first.
+        """[sessions] whether each satisfies a rule, by the name of its count."""
+        # numpy, like torch and unlike polars, rounds the threshold to float32 first.
         feedback = table["feedback"].to_numpy()
         explicit = table["explicit_feedback"].to_numpy() if "explicit_feedback" in table.columns else None
         starts = (np.cumsum(lengths) - lengths).astype(np.int64)
 
         def count_in_sessions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-            # `reduceat` takes no start without a row.
+            # `reduceat` needs a row at every start.
             return np.add.reduceat(mask, starts, dtype=np.int64) if len(starts) else lengths
 
         rejected = is_rejected(feedback, explicit, self.skip_threshold)

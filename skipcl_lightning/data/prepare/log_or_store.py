@@ -1,4 +1,4 @@
-"""What a data module takes its sessions from: a log that it prepares in memory, or a store on disk."""
+"""The two inputs of a data module: a log that is prepared in memory, or a store on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["Source", "make_source"]
 
 
 class Source(Protocol):
-    """Where sessions come from."""
+    """A log or a store."""
 
     @property
     def skip_threshold(self) -> float:
@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
     def prepare(self) -> PreparedData:
-        """The sessions."""
+        """Return the prepared data."""
         ...
 
 
@@ -51,7 +51,7 @@ class _Store:
     skip_threshold: float
 
     def prepare(self) -> PreparedData:
-        # Of the processes of a run one reads all of it, to compare the checksums.
+        # Only one process of a run reads the whole store to compare the checksums.
         return open_store(self.folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
 
 
@@ -65,23 +65,11 @@ def make_source(
     require_skip: bool | None,
     skip_threshold: float | None,
 ) -> Source:
-    """Tell a log from a store, and check the settings before anything is read.
-
-    Args:
-        log: As for `SessionDataModule`, like all others.
-        split: What is held out.
-        cold_targets: What becomes of held-out tracks that training never saw.
-        min_session_length: Items that a session needs.
-        min_item_count: Rows that an item needs.
-        require_skip: Whether a session needs a skipped track.
-        skip_threshold: Feedback below it is a skip.
-
-    Returns:
-        The source.
+    """Return a log or a store, after a check of the settings; nothing is read yet.
 
     Raises:
-        TypeError: `log` is neither, or a setting has the wrong type.
-        ValueError: A setting is out of range, or given where a store has settled it.
+        TypeError: `log` is neither a table nor a path, or a setting has the wrong type.
+        ValueError: A setting is out of range, or is given although the store has its own.
     """
     settings: dict[str, Any] = {
         "min_session_length": min_session_length,

@@ -1,4 +1,4 @@
-"""From a log of any size to a session store on disk."""
+"""Session stores on disk: prepare one from a log of any size, and open it."""
 
 import time
 from dataclasses import asdict, replace
@@ -55,42 +55,39 @@ def prepare_store(
 ) -> PreparedData:
     """Prepare a log of any size and write it as a session store, from which training maps its batches.
 
-    The log is read once, as a stream, and sorted on disk; memory holds about `rows_in_memory` rows and the
-    items' ids. What results does not depend on that number. The store is written beside `folder` and then
-    renamed: a run that breaks off leaves the store that was there, and several processes may prepare the same
-    one. (One that is killed also leaves a hidden folder `.NAME-….partial` beside it, which may be deleted.)
-    A folder whose manifest names the same log, settings and version is used as it is.
+    The log is read once, as a stream, and sorted on disk. Memory holds about `rows_in_memory` rows and the
+    item ids; the result does not depend on that number. The store is written beside `folder` and then
+    renamed, so an interrupted run leaves the previous store, and several processes may prepare the same one.
+    A killed run also leaves a hidden folder `.NAME-….partial`, which may be deleted. A store of the same log,
+    settings and version is used again.
 
     Args:
-        log: A canonical table, best a lazy one over files. With `gap_minutes` a listening history:
-            `item_id`, `timestamp`, perhaps `user_id` and `feedback`, and no `session_id`.
-        folder: The store's own folder. It may not hold anything else.
-        split: What is held out: `LeaveOneOut` if None, or
-            `SplitBySession`, or `SplitByTime`.
-        cold_targets: What becomes of held-out tracks that the training set does not have: `miss` ranks
-            them last of all, `drop` leaves them out. Either way they are counted, and those that were
-            skipped are left out: to avoid what nobody could have recommended is no merit.
+        log: A canonical table, best a lazy one over files. With `gap_minutes` a listening history: `item_id`,
+            `timestamp`, optionally `user_id` and `feedback`, and no `session_id`.
+        folder: The store's own folder, which may not hold anything else.
+        split: How targets are held out: `LeaveOneOut` (None), `SplitBySession`, or `SplitByTime`.
+        cold_targets: How held-out targets are treated that are not in the training set: `miss` ranks them
+            last, `drop` leaves them out. Either way they are counted. Rejected cold targets are always left
+            out, because no model could have recommended them.
         min_session_length: Items that a session needs, at least 2; 3 for leave-one-out.
         min_item_count: Rows that an item needs.
-        require_skip: Whether a session needs a skipped track.
+        require_skip: Whether a session needs a skipped item.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
-        gap_minutes: The longest pause within a session in minutes, above 0, where sessions are cut here, part
-            by part; a user's plays must fit into memory. None where the log has sessions.
-        skip_seconds: With `gap_minutes`, for a log without feedback: a play that another follows within so
-            many seconds was skipped.
-        rows_in_memory: About how many rows of the log to hold in memory at once, at least 1.
-        rebuild: Whether to prepare it again in any case, in the place of a store that is there.
-        on_progress: Called with the name of the step, how much of it is done, and of how much (None where
-            that is not known).
+        gap_minutes: The longest pause within a session in minutes, above 0, to cut a history; a user's plays
+            must fit into memory. None if the log has sessions.
+        skip_seconds: With `gap_minutes`, for a log without feedback: a play that is followed by another
+            within this time was skipped.
+        rows_in_memory: The approximate number of rows in memory, at least 1.
+        rebuild: Whether to prepare it again even if the store is there.
+        on_progress: Called with the name of the step, the amount done, and the total (None if unknown).
 
     Returns:
-        The store, opened; `SessionDataModule(folder)` opens it for training.
+        The opened store; `SessionDataModule(folder)` opens it for training.
 
     Raises:
         TypeError: `log` is no table or a setting has the wrong type.
-        ValueError: A setting is out of range, the log has something wrong (as for
-            `prepare_sessions`), `folder` holds something else, or the store in
-            it is damaged.
+        ValueError: A setting is out of range, the log is wrong (see `prepare_sessions`), `folder` holds
+            something else, or its store is damaged.
         OSError: The disk is full, or `folder` cannot be written.
 
     Examples:
@@ -173,18 +170,18 @@ def prepare_store(
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
-    """Open a session store; its arrays stay on disk until they are asked for.
+    """Open a session store; its arrays stay on disk until they are used.
 
     Args:
         folder: The store's folder.
-        verify: Whether to compare the checksums of all files, which reads them once; sizes are compared
-            anyway.
+        verify: Whether to compare the checksums of all files, which reads them once; sizes are always
+            compared.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: The folder is no store, or a file of it is missing or damaged; the message names it.
+        ValueError: The folder is no store, or a file is missing or damaged; the message names it.
 
     Examples:
         >>> open_store("no/such/folder")
@@ -194,12 +191,12 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
     """
     folder = Path(folder).expanduser()
     Manifest.read(folder)
-    # Another process, which opens it anew, may work in another folder.
+    # An absolute path, because another process may open it from another folder.
     return _open_steadily(folder.absolute(), verify=verify)
 
 
 def _open_steadily(folder: Path, *, verify: bool) -> PreparedData:
-    """Open a store that another process may be replacing: what was read then is read again."""
+    """Open a store that another process may be replacing, and read again what was replaced."""
     for attempt in count():
         version = read_version(folder)
         try:
@@ -235,13 +232,13 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """How a store was prepared.
+    """Return the settings of a store.
 
     Args:
         folder: The store's folder.
 
     Returns:
-        `filter`, `split`, `cold_targets`, `history` and `package`, the version of this one.
+        `filter`, `split`, `cold_targets`, `history` and `package`, the version of this package.
 
     Raises:
         ValueError: The folder is no store, or its manifest is damaged.
@@ -250,7 +247,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def _is_same(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder holds a store of the same log and settings."""
+    """Return whether the folder holds a store of the same log and settings."""
     if manifest.source is None or not (folder / MANIFEST).is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Rows in the order of sessions and of what comes when in them, at little cost where they are already."""
+"""Sorting of rows by session and order, cheap if they are sorted already."""
 
 import numpy as np
 import polars as pl
@@ -8,13 +8,13 @@ __all__ = ["drop_repeated", "order_rows", "restore_order", "run_lengths"]
 
 
 def run_lengths(values: pl.Series) -> NDArray[np.int64]:
-    """How many equal values stand in a row, one run after the other.
+    """Return the lengths of runs of equal values.
 
     Args:
         values: [N] of any type.
 
     Returns:
-        [runs] int64, adding up to N.
+        [runs] int64 with the sum N.
 
     Examples:
         >>> run_lengths(pl.Series(["a", "a", "b"]))
@@ -24,7 +24,7 @@ def run_lengths(values: pl.Series) -> NDArray[np.int64]:
 
 
 def restore_order(table: pl.DataFrame) -> pl.DataFrame:
-    """Put rows into the order of listening, where a source that runs newest first says it.
+    """Return rows in the order of listening, if the source says that it runs newest first.
 
     Args:
         table: The rows, perhaps with a column `tie_order`.
@@ -42,9 +42,9 @@ def restore_order(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
-    """Sort rows by two columns, rows that are equal in both in the order they came in.
+    """Sort rows by two columns, stably.
 
-    Logs mostly come in order, and text is slow to sort: it is looked whether there is anything to do.
+    Most logs are sorted already, and sorting text is slow, so the order is checked first.
 
     Args:
         table: The rows.
@@ -89,7 +89,7 @@ def drop_repeated(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
     follows = follows.fill_null(False)
     if not follows.any():
         return table
-    # Rows that repeat each other are equal in both columns: only such rows are compared in all of them.
+    # Repeated rows are equal in both columns, so only such rows are compared in all columns.
     tied = follows | follows.shift(-1, fill_value=False)
     first = (
         table.with_row_index("_place").filter(tied).unique(table.columns, keep="first", maintain_order=True)

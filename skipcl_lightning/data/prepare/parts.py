@@ -1,4 +1,4 @@
-"""A table in parts of whole sessions, of which one at a time is in memory."""
+"""A table in parts of whole sessions, one of which is in memory at a time."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -12,16 +12,16 @@ from skipcl_lightning.data.schema import name_unreadable
 
 __all__ = ["Progress", "TableParts", "arrange_parts", "no_progress", "read_chunks"]
 
-# The step's name, how much of it is done, and of how much; None where nobody knows yet.
+# Called with the step's name, the amount done, and the total (None if unknown).
 Progress = Callable[[str, int, int | None], None]
 
 
 def no_progress(step: str, done: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Do nothing."""
 
 
 _GROUP_ROWS = 1 << 16
-# As many keys of each part are looked at to find where parts begin.
+# Keys that are sampled from each part to find the bounds of the parts.
 _SAMPLES = 1 << 12
 
 
@@ -29,7 +29,7 @@ class TableParts:
     """The parts of a table, each in memory or in a file.
 
     Args:
-        parts: Frames or Parquet files, which are overwritten by `replace`.
+        parts: Frames or Parquet files, which `replace` overwrites.
 
     Examples:
         >>> parts = TableParts([pl.DataFrame({"item_id": [7, 8]}), pl.DataFrame({"item_id": [7]})])
@@ -54,12 +54,12 @@ class TableParts:
         step: str = "",
         on_progress: Progress = no_progress,
     ) -> None:
-        """Put what a function makes of it in the place of each part.
+        """Replace each part by the result of a function.
 
         Args:
-            function: From a part to a part; the same object where nothing changes.
-            step: What is done, in words.
-            on_progress: Told after each part.
+            function: From a part to a part; the same object if nothing changes.
+            step: The name of the step.
+            on_progress: Called after each part.
         """
         for number, part in enumerate(self._parts):
             before = _load(part)
@@ -78,17 +78,17 @@ def _load(part: pl.DataFrame | Path) -> pl.DataFrame:
 
 
 def read_chunks(log: pl.LazyFrame | pl.DataFrame, rows: int | None) -> Iterator[pl.DataFrame]:
-    """Read a table, in its order, a number of rows at a time.
+    """Read a table in its order, some rows at a time.
 
     Args:
         log: The table.
-        rows: About how many; None for all at once.
+        rows: The approximate number of rows; None for all at once.
 
     Yields:
         Its rows; at least one frame, which may be empty.
 
     Raises:
-        ValueError: A file is cut short, damaged or gone, or a value does not fit its column.
+        ValueError: A file is cut short, damaged or missing, or a value does not fit its column.
 
     Examples:
         >>> [chunk.height for chunk in read_chunks(pl.DataFrame({"item_id": [7, 8, 9]}), rows=2)]
@@ -111,18 +111,17 @@ def arrange_parts(
 ) -> TableParts:
     """Bring the rows of each session, or of each user, together.
 
-    This is an external merge sort: what does not fit into `rows` is written to files, each sorted by the
-    key; then a part at a time is read from all of them. Rows of one key keep their order.
+    This is an external merge sort. Chunks that do not fit into `rows` are written to files, each sorted by
+    the key; then one part at a time is read from all files. Rows of one key keep their order.
 
     Args:
         chunks: The table in its order, each chunk of about `rows` rows.
-        key: The column by which rows belong together, without nulls; None where all do.
-        rows: About how many rows may be in memory at once; a key with more rows is not split. None for all.
-        folder: Where files may be written; needed with `rows`.
+        key: The column by which rows belong together, without nulls; None if all do.
+        rows: The approximate number of rows in memory; a key with more rows is not split. None for all.
+        folder: The folder for files; needed with `rows`.
 
     Returns:
-        The parts; all rows of a key in one of them, in the order of the table, and the keys of a part above
-        those of the one before.
+        The parts: all rows of a key in one of them, in the order of the table; keys ascend from part to part.
 
     Examples:
         >>> import tempfile
@@ -145,7 +144,7 @@ def arrange_parts(
     for piece in chain((first, second), pieces):
         run = piece.sort(key, maintain_order=True)
         files.append(runs / f"{len(files)}.parquet")
-        # Row groups of sorted runs are told apart by their least and greatest key: most are not read below.
+        # Parquet keeps the least and greatest key of each row group, so most groups are not read below.
         run.write_parquet(files[-1], compression="lz4", row_group_size=_GROUP_ROWS)
         samples.append(run[key].gather_every(spacing))
     parts: list[Path] = []
@@ -158,7 +157,7 @@ def arrange_parts(
 
 
 def _join_small(chunks: Iterator[pl.DataFrame], rows: int | None) -> Iterator[pl.DataFrame]:
-    """Chunks of at least `rows` rows but for the last, where polars gave smaller ones."""
+    """Yield chunks of at least `rows` rows, except the last."""
     pending: list[pl.DataFrame] = []
     for chunk in chunks:
         pending.append(chunk)
@@ -170,7 +169,7 @@ def _join_small(chunks: Iterator[pl.DataFrame], rows: int | None) -> Iterator[pl
 
 
 def _bounds(sample: pl.Series, step: int) -> Iterator[tuple[Any, Any]]:
-    """The least key of each part and of the one after it; None where there is no bound."""
+    """Yield the least key of each part and of the next one; None for no bound."""
     starts = sample.sort().gather_every(step).unique(maintain_order=True).to_list()[1:]
     yield from zip([None, *starts], [*starts, None], strict=True)
 

@@ -23,13 +23,12 @@ _MOST_SECONDS = 10**11
 
 @dataclass(frozen=True)
 class HistoryRules:
-    """How a listening history that no one has cut yet becomes sessions.
+    """The rules that turn a listening history into sessions.
 
     Args:
         gap_minutes: The longest pause within a session, above 0 (`sessionise`).
-        skip_seconds: A play that another follows within so many seconds was skipped, above 0
-            (`label_by_next_play`). None where the log has feedback of its own;
-            without either all is unknown.
+        skip_seconds: A play that is followed by another within this time was skipped, above 0
+            (`label_by_next_play`). None if the log has feedback; without either, all feedback is unknown.
 
     Raises:
         TypeError: A setting is no number.
@@ -77,15 +76,15 @@ def prepare_sessions(
 ) -> tuple[pl.DataFrame, DropReport]:
     """Read a log, check its contents once, sort it and keep the sessions that satisfy the filter.
 
-    Rows may come in any order: they are sorted by session and, within one, by `position` if there is one,
-    else by `timestamp`, equal times in the order of the rows. Rows without an item and rows that repeat
-    another in every canonical column are dropped. Null feedback, explicit or not, becomes 0, unknown.
+    Rows may come in any order. They are sorted by session and, within one, by `position` or else by
+    `timestamp`; equal times keep the order of the rows. Rows without an item and repeated rows are dropped.
+    Null feedback becomes 0, unknown.
 
-    All of it happens in memory; `prepare_store` does the same in parts.
+    Everything is in memory; `prepare_store` does the same in parts.
 
     Args:
         log: A canonical table.
-        session_filter: What is kept; the default filter if None.
+        session_filter: The filter; None for the default.
 
     Returns:
         The kept rows with the canonical columns, and the report of what was dropped.
@@ -93,8 +92,8 @@ def prepare_sessions(
     Raises:
         TypeError: `log` is no table.
         ValueError: A column is missing or of another type, a file cannot be read, a session, position or
-            timestamp is null, feedback is NaN or outside [-1, 1], two rows of a session share a position,
-            a session belongs to two users, or nothing is left.
+            timestamp is null, feedback is NaN or outside [-1, 1], two rows of a session share a position, a
+            session belongs to two users, or nothing is left.
 
     Examples:
         >>> log = pl.DataFrame({
@@ -119,18 +118,18 @@ def prepare_parts(
     folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> tuple[TableParts, DropReport]:
-    """What `prepare_sessions` does, a part of the log at a time.
+    """Prepare a log like `prepare_sessions`, a part at a time.
 
-    The result does not depend on `rows_in_memory`: sessions are in the order of their ids (of a history: of
-    users, then of time).
+    The result does not depend on `rows_in_memory`: sessions are ordered by their ids, those of a history by
+    user and time.
 
     Args:
         log: A canonical table; with `history` one without `session_id`.
-        session_filter: What is kept.
-        history: How sessions are cut, if the log has none.
-        rows_in_memory: About how many rows to hold at once; None for all.
-        folder: Where parts are written; needed with `rows_in_memory`.
-        on_progress: Told of each step.
+        session_filter: The filter.
+        history: The rules that cut sessions, if the log has none.
+        rows_in_memory: The approximate number of rows in memory; None for all.
+        folder: The folder for parts; needed with `rows_in_memory`.
+        on_progress: Called in each step.
 
     Returns:
         The kept rows, each session in one part, and the report.
@@ -165,7 +164,7 @@ def prepare_parts(
 
     parts.replace(clean, step="Sorting sessions", on_progress=on_progress)
     filtered = session_filter.apply_to_parts(parts, on_progress=on_progress)
-    # Sessions in which no row had an item end as too short ones: they have no track at all.
+    # Sessions without any item count as too short.
     filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
     kept = _describe_kept(parts, session_filter.skip_threshold)
     lowest, highest = kept.pop("feedback_range")
@@ -182,7 +181,7 @@ def prepare_parts(
 def _read_checked(
     log: pl.LazyFrame | pl.DataFrame, columns: list[str], rows_in_memory: int | None, on_progress: Progress
 ) -> Iterator[pl.DataFrame]:
-    """The canonical columns, without nulls in what a listener did, and with nothing that cannot be right."""
+    """Return the canonical columns with checked contents and without nulls in the feedback."""
     signals = [name for name in ("feedback", "explicit_feedback") if name in columns]
     rows = 0
     for chunk in read_chunks(log.lazy().select(columns), rows_in_memory):
@@ -194,7 +193,7 @@ def _read_checked(
 
 
 def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Whole sessions in their order, and the counts of what went."""
+    """Return whole sessions in their order, and the counts of dropped rows."""
     order = "position" if "position" in part.columns else "timestamp"
     part = restore_order(part)
     if history is None:
@@ -204,7 +203,7 @@ def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.Da
         repeated = with_item.height - kept.height
         _check_order(kept)
     else:
-        # Before sessions are cut: a row that comes twice would seem to end its own play at once.
+        # Before sessions are cut, because a repeated row would seem to end its own play at once.
         read = history.apply(part.unique(maintain_order=True).drop("copy_key", strict=False))
         kept = read.filter(pl.col("item_id").is_not_null())
         repeated = part.height - read.height
@@ -219,7 +218,7 @@ def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.Da
 
 
 def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:
-    """The report's figures of what is left, and the least and the greatest feedback."""
+    """Return the report's figures of the kept rows, and the lowest and highest feedback."""
     rows = sessions = skipped = unknown = 0
     lowest, highest = 1.0, -1.0
     items: pl.Series | None = None
@@ -243,7 +242,7 @@ def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:
 
 
 def _check_contents(table: pl.DataFrame) -> None:
-    """Raise where a row cannot be right, naming its session."""
+    """Raise if a row is wrong, and name its session."""
     owner, cure = (
         ("session_id", "Drop these rows, or cut sessions with `sessionise`.")
         if "session_id" in table.columns
@@ -264,11 +263,11 @@ def _check_contents(table: pl.DataFrame) -> None:
             table, unordered, column, "a finite value", "Drop these rows, or order them by another column."
         )
     if "timestamp" in table.columns and table.schema["timestamp"].is_numeric():
-        # Later than any clock tells; in microseconds it would not fit into 64 bits.
+        # Later than any real time; in microseconds it would not fit into 64 bits.
         late = ~pl.col("timestamp").is_between(-_MOST_SECONDS, _MOST_SECONDS)
         cure = "Divide it by a thousand, a million or a billion, if it is in smaller units."
         _refuse(table, late, "timestamp", "a number of seconds", cure)
-    # Not `< -1 | > 1`: only a check for what is right refuses NaN, which polars sorts above all numbers.
+    # Not `< -1 | > 1`, which would accept NaN.
     for column, cure in (
         ("feedback", "Scale it: -1 is a skip at once, 1 a whole play."),
         ("explicit_feedback", "Scale it: -1 is a dislike, 1 a like, 0 unknown."),
@@ -279,7 +278,7 @@ def _check_contents(table: pl.DataFrame) -> None:
 
 
 def _check_order(table: pl.DataFrame) -> None:
-    """Raise where the order of a session in a sorted table, or its owner, is in doubt."""
+    """Raise if the order of a sorted table, or the owner of a session, is ambiguous."""
     together = pl.col("session_id") == pl.col("session_id").shift(1)
     if "position" in table.columns:
         shared = together & (pl.col("position") == pl.col("position").shift(1))
@@ -292,7 +291,7 @@ def _check_order(table: pl.DataFrame) -> None:
 
 
 def _refuse(table: pl.DataFrame, wrong: pl.Expr, column: str, wanted: str, cure: str) -> None:
-    """Raise a ValueError with the first row for which `wrong` holds."""
+    """Raise a ValueError that shows the first row for which `wrong` holds."""
     found = table.filter(wrong).head(1)
     if found.height:
         row = found.row(0, named=True)

@@ -1,4 +1,4 @@
-"""All that is made from a log, once: items, sessions, splits and what the training set counts."""
+"""Prepared data: items, sessions, splits and the counts of the training set."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,17 +28,17 @@ ColdTargets = Literal["miss", "drop"]
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """A log as batches need it.
+    """A log, prepared for batches.
 
     Args:
         vocabulary: The items, the most frequent in the training set first.
         store: The sessions.
-        views: By split, `train`, `validation`, `test` and `predict`, what is seen of them.
-        item_counts: [V + 1] int64, how often each item occurs in the training set.
-        drop_report: What was read, dropped and kept.
-        num_cold_targets: By split, the held-out targets whose item never occurs in the training set.
-        longest_input: The most tracks of a session in the training set.
-        caution: What figures of this split must not be taken for.
+        views: By split (`train`, `validation`, `test` and `predict`), the inputs and targets.
+        item_counts: [V + 1] int64, the count of each item in the training set.
+        drop_report: The report of what was read, dropped and kept.
+        num_cold_targets: By split, the number of held-out targets that are not in the training set.
+        longest_input: The length of the longest training session.
+        caution: How figures of this split can mislead.
     """
 
     vocabulary: ItemVocabulary
@@ -62,16 +62,15 @@ class PreparedData:
 
         Args:
             log: A canonical table.
-            session_filter: What is kept of it.
-            split: What is held out.
-            cold_targets: What becomes of held-out tracks that training never saw: `drop` leaves them out.
+            session_filter: The filter.
+            split: How targets are held out.
+            cold_targets: `drop` leaves out targets that are not in the training set.
 
         Returns:
             The data.
 
         Raises:
-            ValueError: As for `prepare_sessions`, or a part of the split is
-                empty.
+            ValueError: As for `prepare_sessions`, or a part of the split is empty.
 
         Examples:
             >>> from skipcl_lightning.data import LeaveOneOut
@@ -93,7 +92,7 @@ class PreparedData:
 
     @property
     def num_warm_items(self) -> int:
-        """How many items the training set has: the indices 1 to this; what is above it is cold."""
+        """The number of items of the training set, which have the indices 1 to this."""
         return int(np.count_nonzero(self.item_counts))
 
     def __str__(self) -> str:
@@ -113,17 +112,16 @@ def lay_out(
     skip_threshold: float = 0.0,
     on_progress: Progress = no_progress,
 ) -> PreparedData:
-    """Number the items of prepared sessions, split them, and lay them out flat.
+    """Number the items of prepared sessions, split them, and write them as flat arrays.
 
     Args:
         parts: The sessions, from `prepare_parts`.
-        report: What was dropped.
-        split: What is held out.
-        cold_targets: What becomes of held-out tracks that training never saw. Rejected ones are left
-            out either way: nobody could have recommended them, so that avoiding them is no merit.
-        storage: Where the arrays go.
+        report: The report of `prepare_parts`.
+        split: How targets are held out.
+        cold_targets: As in `prepare_store`.
+        storage: The storage of the arrays.
         skip_threshold: Feedback below it is a skip.
-        on_progress: Told after each part.
+        on_progress: Called after each part.
 
     Returns:
         The data.
@@ -190,7 +188,7 @@ def lay_out(
 def _blocks(
     parts: TableParts, report: DropReport, split: Split
 ) -> Iterator[tuple[pl.DataFrame, SessionBlock]]:
-    """Each part, and what a split needs to know of it."""
+    """Yield each part, and what a split needs to know of it."""
     first_row = 0
     for part in parts:
         lengths = run_lengths(part["session_id"])
@@ -207,7 +205,7 @@ def _blocks(
 
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
-    """All items, and how often each occurs in the training set."""
+    """Return all items, with their counts in the training set."""
     counts: pl.DataFrame | None = None
     for part, block in _blocks(parts, report, split):
         rows, ends = split.cut(block)["train"]
@@ -215,7 +213,7 @@ def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.D
         seen[rows - block.first_row] = ends
         place = np.arange(part.height) - np.repeat(block.starts, block.lengths)
         in_training = pl.Series("in_training", place < np.repeat(seen, block.lengths))
-        # Added up as they come: what is held is one row an item, however many parts there are.
+        # Added up part by part, so memory holds one row for each item.
         counts = _add_counts(counts, part.select("item_id", in_training.cast(pl.Int64)))
     assert counts is not None, "a table has at least one part"  # noqa: S101
     return counts
@@ -229,7 +227,7 @@ def _add_counts(counts: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame
 
 
 def _are_rejected(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
-    """[rows] bool, the tracks that the listener rejected."""
+    """[rows] bool, the rejected items."""
     explicit = part["explicit_feedback"].to_numpy() if "explicit_feedback" in part.columns else None
     rejected: NDArray[np.bool_] = is_rejected(part["feedback"].to_numpy(), explicit, skip_threshold)
     return rejected

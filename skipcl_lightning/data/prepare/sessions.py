@@ -1,4 +1,4 @@
-"""Sessions cut from a listening history at its pauses, and skips told from them."""
+"""Sessions and skips from a listening history: cut at pauses, labelled by the next play."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,33 +21,33 @@ __all__ = [
 
 _MICROSECONDS = 1_000_000
 _PLACE = "(place)"
-# Rows of a file at most, so that those of the next one come after them.
+# More than the rows of any file, so that the next file's come after them.
 _MOST_ROWS = 1 << 40
 _ROWS_LOOKED_AT = 10_000
 _FEWEST_FALLS = 3
 
 
 def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None) -> pl.LazyFrame:
-    """Number the sessions of a history: a pause longer than `gap_minutes` starts a new one.
+    """Number the sessions of a history; a pause longer than `gap_minutes` starts a new one.
 
-    With a `user_id` each user's plays are cut on their own and a session is called `"user/number"`, so
-    that later plays leave the names of earlier sessions as they are; without, it is the number.
+    With a `user_id`, each user's plays are cut separately and a session is named `"user/number"`, so later
+    plays do not change the names of earlier sessions. Without it, the name is the number.
 
     Args:
-        frame: A table with `timestamp` (Datetime, or a number of seconds), when a play started, and
-            perhaps `user_id`. Other columns are kept.
+        frame: A table with `timestamp` (Datetime, or a number of seconds), the start of a play, and
+            optionally `user_id`. Other columns are kept.
         gap_minutes: The longest pause within a session, above 0. A pause of exactly this length is within.
-        duration: The column with a play's length in seconds; the pause then runs from the end of a play,
-            else from its start. Null counts as 0.
+        duration: The column with the length of a play in seconds; the pause then begins at the end of a play,
+            otherwise at its start. Null counts as 0.
 
     Returns:
-        The table, sorted by user and time (equal times in the row order), with `session_id`: String with
-        a `user_id`, else Int64 from 0.
+        The table, sorted by user and time (equal times in the row order), with `session_id`: String with a
+        `user_id`, else Int64 from 0.
 
     Raises:
         TypeError: `frame` is no table or `gap_minutes` no number.
-        ValueError: A column is missing, `timestamp` has another type, the table has a `session_id`
-            already, or `gap_minutes` is not above 0.
+        ValueError: A column is missing, `timestamp` has another type, the table has a `session_id` already,
+            or `gap_minutes` is not above 0.
 
     Examples:
         >>> plays = pl.DataFrame({"item_id": ["a", "b", "c"], "timestamp": [0, 600, 3000]})
@@ -68,20 +68,20 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
 
 
 def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
-    """Tell skips in a log that has only starts: a track was skipped if the next one began soon after it.
+    """Label skips in a log of starts: an item was skipped if the next play began soon after it.
 
-    The next play is the same user's, of any session: a track before a long pause counts as listened to. The
+    The next play is the same user's, in any session, so an item before a long pause counts as listened. The
     last play of a user has no next one; its feedback is 0, unknown.
 
     Args:
-        frame: A table with `timestamp` (Datetime, or a number of seconds), when a play started, and
-            perhaps `user_id`; without it all plays are of one user. Other columns are kept.
-        skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
-            above 0. Exactly this long is a skip.
+        frame: A table with `timestamp` (Datetime, or a number of seconds), the start of a play, and
+            optionally `user_id`; without it all plays are of one user. Other columns are kept.
+        skip_seconds: The longest time in seconds from the start of a skipped item to the next start, above 0.
+            Exactly this long is a skip.
 
     Returns:
         The table, sorted by user and time (equal times in the row order), with `feedback` (Float32): -1
-        skipped, +1 listened to, 0 unknown.
+        skipped, +1 listened, 0 unknown.
 
     Raises:
         TypeError: `frame` is no table or `skip_seconds` no number.
@@ -113,11 +113,11 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
 
 
 def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: float | None) -> pl.LazyFrame:
-    """What a reader of a log of starts hands over: labelled sessions, or the history as it is.
+    """Return labelled sessions of a log of starts, or the history unchanged.
 
     Args:
-        history: The plays with `item_id`, `timestamp` and perhaps `user_id` and `tie_order`. Rows
-            that repeat another are copies, and are dropped before labels are made.
+        history: The plays with `item_id`, `timestamp` and optionally `user_id` and `tie_order`. Repeated rows
+            are dropped before labels are made.
         skip_seconds: As for `label_by_next_play`.
         gap_minutes: As for `sessionise`; None leaves the history unlabelled, uncut and in its order.
 
@@ -132,7 +132,7 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
     if gap_minutes is None:
         return history
     history = in_listening_order(history)
-    # Before labels are made: a copy would seem to end its own play at once.
+    # Before labels are made, because a copy would seem to end its own play at once.
     plays = history.unique(maintain_order=True)
     labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
     schema = labelled.collect_schema()
@@ -142,13 +142,13 @@ def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: fl
 
 
 def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-    """Concatenate the histories of several files, so that equal times stay in the order of listening.
+    """Concatenate the histories of several files, and keep the order of listening of equal times.
 
-    A file runs newest first if, among its first 10,000 rows, times fall three times at least, and more than
-    nine times as often as they rise; its equal times then come in reverse.
+    A file runs newest first if, among its first 10,000 rows, times fall at least three times, and more than
+    nine times as often as they rise. Its equal times are then reversed.
 
     Args:
-        histories: One table a file, with `timestamp`.
+        histories: One table for each file, with `timestamp`.
 
     Returns:
         All rows in the order of the files, with `tie_order` if one of them runs newest first.
@@ -170,7 +170,7 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
 
 
 def in_listening_order(history: pl.LazyFrame) -> pl.LazyFrame:
-    """Sort plays by `tie_order` where there is one, and drop it.
+    """Sort plays by `tie_order` if there is one, and drop it.
 
     Args:
         history: The plays, as from `join_histories`.
@@ -189,11 +189,11 @@ def in_listening_order(history: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _runs_newest_first(history: pl.LazyFrame) -> bool:
-    """Whether times fall in the first rows, of each listener or session by itself; a look at them only."""
+    """Return whether times fall in the first rows of each listener or session."""
     schema = history.collect_schema()
     keys = [key for key in ("user_id", "session_id") if key in schema][:1]
     with warnings.catch_warnings():
-        # Whatever is wrong with the rows is said when all of them are read.
+        # Wrong rows are reported when all rows are read.
         warnings.simplefilter("ignore")
         try:
             rows = history.select("timestamp", *keys).head(_ROWS_LOOKED_AT)
@@ -227,7 +227,7 @@ def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
 
 
 def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:
-    """Raise where a column that tells the time is missing."""
+    """Raise unless there is a column with times."""
     for column in ["timestamp"] if duration is None else ["timestamp", duration]:
         if column not in schema:
             raise ValueError(
@@ -239,14 +239,14 @@ def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:
 def cut_at_gaps(
     ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float, schema: pl.Schema
 ) -> pl.LazyFrame:
-    """Add `session_id` to plays that are in their order already.
+    """Add `session_id` to sorted plays.
 
     Args:
         ordered: The plays, each user's together and in the order of time.
-        start: When a play began, in microseconds.
-        end: When it ended, in microseconds.
+        start: The start of a play, in microseconds.
+        end: Its end, in microseconds.
         gap_minutes: The longest pause within a session.
-        schema: The columns of `ordered`; with a `user_id` sessions are named after users.
+        schema: The columns of `ordered`; with a `user_id`, sessions are named after users.
 
     Returns:
         The same rows with the column.
@@ -267,14 +267,14 @@ def cut_at_gaps(
 
 
 def to_microseconds(timestamp: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """A timestamp as whole microseconds, in which sums and differences are exact.
+    """Return a timestamp as whole microseconds, whose sums and differences are exact.
 
     Args:
         timestamp: The expression.
         dtype: Its type.
 
     Returns:
-        An Int64 expression; null where the timestamp is null or NaN.
+        An Int64 expression; null if the timestamp is null or NaN.
 
     Raises:
         ValueError: The type is neither Datetime nor a number.

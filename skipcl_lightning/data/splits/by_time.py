@@ -1,4 +1,4 @@
-"""The split that learns from nothing later than what it is tested on."""
+"""The split by time, which trains on nothing later than its test set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,24 +19,23 @@ _MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True)
 class SplitByTime:
-    """Learn from what came before one moment, validate on what came up to another, test on the rest.
+    """Train on plays before one moment, validate on those before a second one, and test on the rest.
 
-    Nothing that is tested on came before anything that was learned. Which sessions and items are kept at all
-    is told from the whole log, of the time of the test too. A session that goes on past a moment is learned
-    from up to it; what follows is asked for with all of the session before it as input.
-    Training parts of fewer than two tracks, in which nothing is to be predicted, are left out.
+    No test target was played before any training item. The filter of sessions and items uses the whole log,
+    though. A session that crosses a moment is trained up to it; its later items are targets, with all of the
+    session before them as input. Training sessions of fewer than two items have nothing to predict and are
+    left out.
 
     Args:
-        validation_from: When validation begins: a `datetime`, an ISO 8601 text, or seconds since 1970 (for
-            logs that count otherwise: in the log's own seconds). Without a time zone it is UTC.
-        test_from: When test begins, after `validation_from`.
-        targets: `last`: each session is asked for its last track of the time in question, if it has one
-            that is not its very first; `every`: for each.
+        validation_from: The start of validation: a `datetime`, an ISO 8601 text, or seconds since 1970 (or
+            the log's own seconds, if it counts from another moment). Without a time zone it is UTC.
+        test_from: The start of test, after `validation_from`.
+        targets: `last`: the last item of each session within the period, unless it is the session's first;
+            `every`: every such item.
 
     Raises:
         TypeError: A moment is neither a time nor a number, or `targets` is no string.
-        ValueError: A text is no time, `test_from` is not after `validation_from`, or `targets` is
-            unknown.
+        ValueError: A text is no time, `test_from` is not after `validation_from`, or `targets` is unknown.
 
     Examples:
         >>> split = SplitByTime(validation_from=20, test_from=30)
@@ -67,12 +66,12 @@ class SplitByTime:
         check_choice("targets", self.targets, get_args(Targets))
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for `Split`."""
+        """Return the parts; see `Split`."""
         assert block.times is not None, "a split by time is given times"  # noqa: S101
         lengths = block.lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)
         place = np.arange(len(owner)) - block.starts[owner]
-        # Where another order than time's holds, a track after a late one is late as well.
+        # If the log has another order than time, an item after a late one counts as late.
         period = np.searchsorted(np.array(self._bounds), block.times, side="right")
         latest = np.maximum.accumulate(period + owner * 3) - owner * 3
         seen = np.bincount(owner[latest == 0], minlength=len(lengths))
@@ -92,7 +91,7 @@ class SplitByTime:
     ) -> Rows:
         chosen = np.flatnonzero(asked & (place > 0))
         if self.targets == "last":
-            # The last of each run of one owner.
+            # The last target of each session.
             chosen = chosen[np.append(np.diff(owner[chosen]) != 0, True)[: len(chosen)]]
         return block.first_row + owner[chosen], place[chosen]
 
@@ -115,7 +114,7 @@ def _to_microseconds(name: str, moment: datetime | str | float) -> int:
             ) from error
     if isinstance(moment, datetime):
         aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        # Not `timestamp()`: a float does not hold microseconds.
+        # Not `timestamp()`, because a float cannot hold microseconds.
         since = aware - datetime(1970, 1, 1, tzinfo=UTC)
         return (since.days * 86_400 + since.seconds) * _MICROSECONDS + since.microseconds
     check_number(name, moment)

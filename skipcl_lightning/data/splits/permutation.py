@@ -1,4 +1,4 @@
-"""An order of any number of rows that needs no memory for those rows."""
+"""A shuffled order of any number of rows, without memory for the rows."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,19 @@ _STORED = 1 << 16
 
 
 def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Which rows stand at some places of a shuffled order of `size` rows.
+    """Return the rows at some places of a shuffled order of `size` rows.
 
-    Up to 65,536 rows it is a random permutation. Of more rows it is computed place by place: a Feistel
-    network over the least power of four that holds `size`, applied again to whatever falls outside. A
-    permutation that is stored needs 8 bytes a row, 1.3 GB for 160 million sessions, in each process.
+    Up to 65,536 rows it is a random permutation. For more rows it is computed place by place: a Feistel
+    network over the least power of four that holds `size`, applied again to results outside. A stored
+    permutation would need 8 bytes a row, 1.3 GB for 160 million sessions, in each process.
 
     Args:
         places: [n] int64 in 0..size - 1.
-        size: How many rows there are, at least 1.
-        seed: Non-negative integers; other ones give another order.
+        size: The number of rows, at least 1.
+        seed: Non-negative integers.
 
     Returns:
-        [n] int64 in 0..size - 1; over all places each row once.
+        [n] int64 in 0..size - 1; over all places, each row once.
 
     Raises:
         TypeError: `size` is no integer.
@@ -32,8 +32,8 @@ def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]
 
     Reference:
         Black, Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002 (cycle walking), doi
-        10.1007/3-540-45760-7_9. The mixing function: Steele, Lea, Flood, "Fast Splittable Pseudorandom
-        Number Generators", OOPSLA 2014, doi 10.1145/2660193.2660195.
+        10.1007/3-540-45760-7_9. The mixing function: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
+        Generators", OOPSLA 2014, doi 10.1145/2660193.2660195.
 
     Examples:
         >>> order = shuffled_rows(np.arange(10), 10, seed=(0, 3))
@@ -57,7 +57,7 @@ def shuffled_rows(places: NDArray[np.int64], size: int, *, seed: tuple[int, ...]
 
 
 def _encrypt(values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A permutation of the integers of twice `half` bits."""
+    """Return a permutation of the integers of twice `half` bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
@@ -66,7 +66,7 @@ def _encrypt(values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint6
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64 bits of which each depends on all of the input: SplitMix64."""
+    """Return 64 bits, each of which depends on all of the input: SplitMix64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Which part of the sessions is learned from, and which tracks are held out."""
+"""Splits: training sessions and held-out targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,19 +25,19 @@ Targets = Literal["last", "every"]
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 _HELD_OUT = 2
-# Keeps these draws apart from those of other rooms with the same seed.
+# Makes these draws independent of others with the same seed.
 _PURPOSE = 2
 
 
 @dataclass(frozen=True, eq=False)
 class SessionBlock:
-    """Some sessions of a log, one after the other, as far as a split needs to know them.
+    """Some consecutive sessions of a log, with what a split needs to know.
 
     Args:
-        lengths: [n] int64, the tracks of each.
-        first_row: Which session of the log the first one is.
-        total: How many sessions the log has.
-        times: [tracks] int64, when each was played, in microseconds; None where the log does not say.
+        lengths: [n] int64, the number of items of each.
+        first_row: The number of the first session in the log.
+        total: The number of sessions of the log.
+        times: [items] int64, the time of each play in microseconds; None without times.
     """
 
     lengths: NDArray[np.int64]
@@ -47,52 +47,50 @@ class SessionBlock:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """[n] int64: where the first track of each stands."""
+        """[n] int64: the position of the first item of each."""
         return np.cumsum(self.lengths) - self.lengths
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """[n] int64: which sessions of the log they are."""
+        """[n] int64: their numbers in the log."""
         return self.first_row + np.arange(len(self.lengths))
 
 
 class Split(Protocol):
-    """A way to hold tracks out."""
+    """Protocol of a way to hold out targets."""
 
     min_session_length: ClassVar[int]
     needs_time: ClassVar[bool]
-    # What its figures must not be taken for.
+    # How its figures can mislead.
     caution: ClassVar[str]
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """Which tracks are seen, and which one is the target.
+        """Return the input and the target of each split.
 
         Args:
             block: n sessions.
 
         Returns:
-            By `train`, `validation` and `test`: sessions of the log, and how many of each one's tracks
-            are input; of the latter two the track after it is the target. Each session is in `train` at
-            most once.
+            By `train`, `validation` and `test`: session numbers, and how many items of each are input. For
+            the latter two, the next item is the target. Each session is in `train` at most once.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Hold out each session's last track for test and the one before it for validation.
+    """Hold out each session's last item for test and the one before it for validation.
 
-    Of a session of n tracks `train` sees the first n - 2; `validation` the same, with the next track as
+    Of a session of n items, `train` sees the first n - 2; `validation` the same, with the next item as
     target; `test` the first n - 1, with the last as target. This is the papers' protocol. It leaks the
-    future: what one session is trained on may have been played after what another is tested on, so
-    popularity that only came later helps, and its numbers tend to be higher than those of a split by time.
-    Compare them with numbers of the same protocol only.
+    future: popularity that only came after a test item may have been learned, so its figures tend to be
+    higher than those of a split by time. Compare them only with figures of the same protocol.
 
     Reference:
-        Seshadri, Shashaani, Knees, "Enhancing Sequential Music Recommendation with Negative
-        Feedback-informed Contrastive Learning", RecSys 2024, arXiv 2409.07367. On the leak: Ji, Sun, Zhang,
-        Li, "A Critical Study on Data Leakage in Recommender System Offline Evaluation", TOIS 41(3), 2023,
-        doi 10.1145/3569930.
+        Seshadri, Shashaani, Knees, "Enhancing Sequential Music Recommendation with Negative Feedback-informed
+        Contrastive Learning", RecSys 2024, arXiv 2409.07367. On the leak: Ji, Sun, Zhang, Li, "A Critical
+        Study on Data Leakage in Recommender System Offline Evaluation", TOIS 41(3), 2023, doi
+        10.1145/3569930.
 
     Examples:
         >>> cut = LeaveOneOut().cut(SessionBlock(np.array([5]), first_row=7, total=8))
@@ -108,7 +106,7 @@ class LeaveOneOut:
     )
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for `Split`."""
+        """Return the parts; see `Split`."""
         rows, ends = block.rows, block.lengths - _HELD_OUT
         return {"train": (rows, ends), "validation": (rows, ends), "test": (rows, ends + 1)}
 
@@ -117,15 +115,14 @@ class LeaveOneOut:
 class SplitBySession:
     """Hold out whole sessions, drawn at random.
 
-    What is tested on has no track in training. Sessions of one time stand on both sides, so it too leaks
-    popularity that came later, though not what the same session did.
+    No item of a test session is in training. Sessions of the same time are in both sets, so popularity that
+    came later still leaks, but not what the same session did later.
 
     Args:
-        validation_share: The part of the sessions to validate on, in (0, 1).
-        test_share: The part to test on, in (0, 1); the two leave some for training.
-        targets: `last`: each held-out session is asked for its last track; `every`: for each but its
-            first, from those before it. The rows of one session then depend on each other, which intervals
-            over rows do not know.
+        validation_share: The share of validation sessions, in (0, 1).
+        test_share: The share of test sessions, in (0, 1); the sum is below 1.
+        targets: `last`: the last item of each held-out session; `every`: every item but the first, each after
+            the items before it. The targets of one session then depend on each other.
         seed: 0 or more.
 
     Raises:
@@ -166,7 +163,7 @@ class SplitBySession:
         check_integer("seed", self.seed, minimum=0)
 
     def cut(self, block: SessionBlock) -> Mapping[str, Rows]:
-        """As for `Split`."""
+        """Return the parts; see `Split`."""
         place = shuffled_rows(block.rows, block.total, seed=(_PURPOSE, self.seed))
         validation = round(block.total * self.validation_share)
         held_out = validation + round(block.total * self.test_share)
@@ -181,21 +178,21 @@ class SplitBySession:
         rows, most = block.rows[chosen], block.lengths[chosen] - 1
         if self.targets == "last":
             return rows, most
-        # 1, 2, … up to each session's length less one.
+        # 1, 2, … up to each session's length minus one.
         ends = np.arange(most.sum()) - np.repeat(np.cumsum(most) - most, most) + 1
         return np.repeat(rows, most), ends
 
 
 def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -> None:
-    """Raise unless something is a split that a log's sessions may be cut by.
+    """Raise unless `split` can cut the sessions of a log.
 
     Args:
-        split: What came.
-        min_session_length: The fewest tracks of a session.
+        split: The given value.
+        min_session_length: The least number of items of a session.
         columns: The columns of the log.
 
     Raises:
-        TypeError: `split` is none.
+        TypeError: `split` is no split.
         ValueError: Sessions may be too short for it, or it needs a `timestamp` that the log lacks.
 
     Examples:
@@ -224,10 +221,10 @@ def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -
 
 
 def leave_one_out(store: SessionStore) -> dict[str, SessionView]:
-    """The parts of a store by `LeaveOneOut`.
+    """Return the views of a store by `LeaveOneOut`.
 
     Args:
-        store: Sessions of at least 3 tracks.
+        store: Sessions of at least 3 items.
 
     Returns:
         The views `train`, `validation` and `test`.

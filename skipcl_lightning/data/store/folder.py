@@ -1,4 +1,4 @@
-"""The folder of a session store: its manifest, its place on the disk, and the mapping of its files."""
+"""The folder of a session store: its manifest, its place on the disk, and its mapped files."""
 
 import errno
 import hashlib
@@ -38,19 +38,19 @@ _SCAN = re.compile(r"\bSCAN \[(.*)\]\s*$")
 MANIFEST = "manifest.json"
 SPLIT_NAMES = ("train", "validation", "test")
 FORMAT = 1
-# Of the files that numpy writes here.
+# The size of the header that numpy writes.
 _HEADER_BYTES = 128
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store says of itself.
+    """The description of a store.
 
     Args:
-        settings: How it was made; stores with the same settings and source are the same.
-        source: What it was made from, as a digest; None where that cannot be told.
-        versions: Of the libraries that made it.
-        counts: What was read, dropped, kept and held out.
+        settings: The settings; stores with equal settings and source are equal.
+        source: A digest of the log; None if unknown.
+        versions: The versions of the libraries.
+        counts: The counts of what was read, dropped, kept and held out.
         files: By name, `bytes` and `sha256`.
 
     Examples:
@@ -69,27 +69,17 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the store.
-
-        Args:
-            folder: The folder.
-        """
+        """Write the manifest into the folder of the store."""
         content = {"format": FORMAT, **vars(self)}
         text = json.dumps(content | {"sha256": _digest(content)}, indent=2)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read and check the manifest itself, not yet the other files.
-
-        Args:
-            folder: The folder of a store.
-
-        Returns:
-            The manifest.
+        """Read and check the manifest, not the other files.
 
         Raises:
-            ValueError: There is no such folder or no manifest in it, it is damaged, or of another format.
+            ValueError: The folder or its manifest is missing, damaged, or of another format.
         """
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -112,14 +102,14 @@ class Manifest:
         return cls(**content)
 
     def check_files(self, folder: Path, *, contents: bool) -> None:
-        """Look whether all files of the store are there and whole.
+        """Check that all files of the store are there and undamaged.
 
         Args:
             folder: The folder.
-            contents: Whether to read them to compare their checksums, and not only their sizes.
+            contents: Whether to compare checksums too, which reads all files.
 
         Raises:
-            ValueError: A file is missing, of another size, or of another content; the message names it.
+            ValueError: A file is missing or differs in size or content; the message names it.
         """
         for name, told in self.files.items():
             file = folder / name
@@ -137,14 +127,7 @@ class Manifest:
 
 
 def read_version(folder: Path) -> str:
-    """What tells a store from another: the checksum of its manifest, and so of all that is in it.
-
-    Args:
-        folder: The folder of a store.
-
-    Returns:
-        A digest; of nothing where there is no manifest.
-    """
+    """Return the checksum of a store's manifest, and so of its contents; empty without a manifest."""
     try:
         return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError:
@@ -152,13 +135,7 @@ def read_version(folder: Path) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """The size and checksum of each file in a folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        By name, `bytes` and `sha256`.
+    """Return the `bytes` and `sha256` of each file in a folder, by name.
 
     Examples:
         >>> import tempfile
@@ -205,13 +182,13 @@ STORE_FILES = frozenset(
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder without links and shorthands, unless writing a store would destroy something else."""
+    """Return the resolved folder, unless writing a store would destroy something else."""
     if not isinstance(folder, str | Path):
         raise TypeError(f"`folder` must be a string or a `pathlib.Path`, got {type(folder).__name__}.")
     place = Path(folder).expanduser().resolve()
     if place == Path.cwd() or not place.name:
         raise ValueError(f"`folder` must not be the working folder, got {str(folder)!r}. Name one in it.")
-    # The nearest of those above that exists must be a folder that may be written to.
+    # The nearest existing parent must be a writable folder.
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(
@@ -227,17 +204,17 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """Whether a folder holds nothing but the files of a store."""
+    """Return whether a folder holds only the files of a store."""
     if not folder.is_dir():
         return False
     names = {file.name for file in folder.iterdir()}
-    # A manifest alone may be anybody's.
+    # A manifest alone may belong to another program.
     return names <= STORE_FILES and names != {MANIFEST}
 
 
 @contextmanager
 def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A place to work and a place for the store, beside the folder; both are gone afterwards."""
+    """Yield a working folder and a folder for the store, beside `folder`; both are removed afterwards."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:
@@ -246,7 +223,7 @@ def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
         store.mkdir()
         yield work, store
     except (OSError, pl.exceptions.PolarsError) as error:
-        # polars tells the number in words.
+        # polars has the number only in the text.
         told = any(f"(os error {number})" in str(error) for number in _FULL)
         if getattr(error, "errno", None) in _FULL or told:
             raise OSError(
@@ -260,7 +237,7 @@ def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Put a finished store in its place; whatever store was there, also of another process, makes room."""
+    """Rename a finished store to its place, also if another process has put one there."""
     for number in count():
         old = new.with_name(f"old-{number}")
         with suppress(FileNotFoundError):
@@ -280,23 +257,22 @@ def publish(new: Path, folder: Path) -> None:
 
 
 def _put_back(old: Path, folder: Path) -> None:
-    # Whoever has taken the place meanwhile keeps it.
+    # Another process may have taken the place.
     with suppress(OSError):
         old.rename(folder)
 
 
 def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
-    """A digest of what a log is read from, without reading its files.
+    """Return a digest of the source of a log, without reading its files.
 
-    Of a lazy table over files it covers the query, tables and Python functions in it, and each file's path,
-    size and time of change; of one in memory its rows.
+    For a lazy table over files it covers the query, its tables and Python functions, and each file's path,
+    size and time of change; for a table in memory, its rows.
 
     Args:
         log: The table.
 
     Returns:
-        The digest; None where it cannot be told, as with several files in one scan or a function that cannot
-        be pickled.
+        The digest; None if unknown, as with several files in one scan or a function that cannot be pickled.
 
     Examples:
         >>> one, other = pl.DataFrame({"item_id": [7]}), pl.DataFrame({"item_id": [8]})
@@ -313,7 +289,7 @@ def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
     if len(files) < len(scans) or not all(file.is_file() for file in files):
         return None
     try:
-        # Not the plan's text, which leaves out how files are read and cuts long lists short.
+        # Not the plan's text, which omits how files are read and shortens long lists.
         digest = hashlib.sha256(log.lazy().serialize())
     except (pl.exceptions.PolarsError, TypeError):
         return None
@@ -324,36 +300,22 @@ def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
 
 def _digest_rows(table: pl.DataFrame) -> str:
     digest = hashlib.sha256(repr(table.schema).encode())
-    # In the order of the rows, which decides where times are equal.
+    # In the order of the rows, which matters for equal times.
     digest.update(table.hash_rows(seed=0).to_numpy().tobytes())
     return digest.hexdigest()
 
 
 def map_array(file: Path) -> NDArray[Any]:
-    """An array whose values are read from its file where they are asked for.
-
-    Args:
-        file: A `.npy` file.
-
-    Returns:
-        The array, read-only.
-    """
+    """Return a read-only array whose values are read from a `.npy` file when they are used."""
     # An array without values cannot be mapped.
     if file.stat().st_size <= _HEADER_BYTES:
         return cast("NDArray[Any]", np.load(file))
-    # As a plain array: the class for maps takes its time with every index.
+    # As a plain array, because indexing `np.memmap` is slow.
     return np.asarray(np.load(file, mmap_mode="r"))
 
 
 def read_column(file: Path) -> pl.Series:
-    """A column as a whole.
-
-    Args:
-        file: An Arrow file with one column.
-
-    Returns:
-        The column, in memory.
-    """
-    # By a stream: a path with brackets in it would be taken for a pattern.
+    """Return the single column of an Arrow file, in memory."""
+    # As a stream, because polars takes a path with brackets for a pattern.
     with file.open("rb") as stream:
         return pl.read_ipc(stream).to_series()

@@ -1,4 +1,4 @@
-"""All sessions in three flat arrays, from which whole batches are gathered at once."""
+"""Sessions in flat arrays, from which whole batches are gathered, and views of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,20 +22,18 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SessionStore:
-    """Sessions one after the other: session `s` is `items[offsets[s]:offsets[s + 1]]`.
+    """Sessions in flat arrays: session `s` is `items[offsets[s]:offsets[s + 1]]`.
 
     The arrays are only read, so they may be memory-mapped, and worker processes share them.
 
     Args:
-        items: [tracks] int32 item indices in 1..V.
-        feedback: [tracks] float32 in [-1, 1].
-        offsets: [sessions + 1] int64, rising from 0 to the number of tracks; no session is empty.
-        session_ids: The external id of each session, or the file with them, which is read when they are
-            asked for.
-        explicit_feedback: [tracks] float32 in [-1, 1], below 0 disliked, above 0 liked; None where the
-            source has none.
-        folder: Where the arrays are mapped from; None where they are in memory.
-        version: Of a store that is mapped, what tells it from another that may take its place.
+        items: [items] int32 item indices in 1..V.
+        feedback: [items] float32 in [-1, 1].
+        offsets: [sessions + 1] int64, rising from 0 to the number of items; no session is empty.
+        session_ids: The external id of each session, or the file with them, which is read at the first use.
+        explicit_feedback: [items] float32 in [-1, 1], below 0 disliked, above 0 liked; None if there is none.
+        folder: The folder of mapped arrays; None for arrays in memory.
+        version: The version of a mapped store (`read_version`), which detects a replaced one.
 
     Raises:
         TypeError: An array has another dtype.
@@ -87,18 +85,18 @@ class SessionStore:
 
     @classmethod
     def open(cls, folder: Path, version: str | None = None) -> "SessionStore":
-        """Map a store from the files that a `StoreWriter` wrote.
+        """Map a store from the files of a `StoreWriter`.
 
         Args:
-            folder: Where they are.
-            version: What tells this store from another that may have taken its place; None for any.
+            folder: The folder.
+            version: The expected version; None for any.
 
         Returns:
-            The store; nothing of it is in memory yet. A copy for another process opens the files anew.
+            The store, not yet in memory. A copy in another process opens the files again.
 
         Raises:
             OSError: A file is missing.
-            ValueError: Another store has taken its place.
+            ValueError: Another store is in its place.
         """
         if version is not None and (found := read_version(folder)) != version:
             raise ValueError(
@@ -117,7 +115,7 @@ class SessionStore:
         )
 
     def __reduce__(self) -> Any:
-        # Another process maps the same files, where it would else be sent all that is in them.
+        # Another process maps the same files instead of receiving their contents.
         return super().__reduce__() if self.folder is None else (type(self).open, (self.folder, self.version))
 
     def __len__(self) -> int:
@@ -125,7 +123,7 @@ class SessionStore:
 
     @cached_property
     def ids(self) -> pl.Series:
-        """[sessions] the external id of each session, in memory from now on."""
+        """[sessions] the external id of each session, kept in memory from now on."""
         return read_column(self.session_ids) if isinstance(self.session_ids, Path) else self.session_ids
 
     def _num_ids(self) -> int | None:
@@ -133,14 +131,14 @@ class SessionStore:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[sessions] int64: the number of tracks of each session."""
+        """[sessions] int64: the number of items of each session."""
         return np.diff(self.offsets)
 
     def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of tracks of some sessions, without a look at all of them.
+        """Return the lengths of some sessions, without reading all of them.
 
         Args:
-            rows: [B] which sessions.
+            rows: [B] session numbers.
 
         Returns:
             [B] int64.
@@ -158,12 +156,12 @@ class SessionStore:
     def gather(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
     ) -> tuple[Tensor, Tensor]:
-        """The tracks of several sessions before given ends, padded on the right to the longest.
+        """Return the items of some sessions before given ends, padded on the right to the longest.
 
         Args:
-            rows: [B] which sessions; a session may come more than once.
-            ends: [B] how many of each session's tracks may be seen, from 1 to all.
-            max_length: The most tracks to keep; of a longer session the latest are kept.
+            rows: [B] session numbers, possibly repeated.
+            ends: [B] the number of visible items of each session, from 1 to all.
+            max_length: The largest number of items to keep; the latest are kept.
 
         Returns:
             [B, L] int64 items and [B, L] float32 feedback; both 0 at padding.
@@ -190,15 +188,15 @@ class SessionStore:
     def gather_explicit(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
     ) -> Tensor | None:
-        """The explicit feedback on the tracks that `gather` gives.
+        """Return the explicit feedback on the items of `gather`.
 
         Args:
-            rows: [B] which sessions.
-            ends: [B] how many of each session's tracks may be seen.
-            max_length: The most tracks to keep.
+            rows: [B] session numbers.
+            ends: [B] the number of visible items of each session.
+            max_length: The largest number of items to keep.
 
         Returns:
-            [B, L] float32, 0 at padding; None where the store has none.
+            [B, L] float32, 0 at padding; None if the store has none.
 
         Raises:
             TypeError: `max_length` is no integer.
@@ -221,12 +219,12 @@ class SessionStore:
     def _places(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], max_length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """[B, L] places in the flat arrays, and which of them are tracks of the session."""
+        """[B, L] positions in the flat arrays, and which of them belong to the session."""
         check_integer("max_length", max_length)
         rows, ends = np.asarray(rows, dtype=np.int64), np.asarray(ends, dtype=np.int64)
         self._check_rows(rows, ends)
         starts = self.offsets.take(rows)
-        # Without it an end past the session would silently read another session.
+        # Without this check, an end past the session would read another session.
         if not np.all((ends >= 1) & (ends <= self.offsets.take(rows + 1) - starts)):
             raise ValueError(f"`ends` must be from 1 to each session's length, got {ends}. Check the split.")
         lengths = np.minimum(ends, max_length)
@@ -244,15 +242,15 @@ class SessionStore:
 
 
 def _take(values: NDArray[Any], places: NDArray[np.int64], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """[B, L] the values at the places, 0 where none is valid."""
-    # A place beyond a session is of another one, or beyond them all: what is read there is overwritten.
+    """[B, L] the values at the positions, 0 where they are not valid."""
+    # Positions beyond a session hold other sessions' values, which are overwritten.
     taken = values.take(places, mode="clip")
     np.copyto(taken, 0, where=~valid)
     return taken
 
 
 def _rises(values: NDArray[np.int64]) -> bool:
-    """Whether each value is above the one before; looked at in blocks, since memory may not hold them all."""
+    """Return whether the values rise strictly, in blocks, because memory may not hold them all."""
     return all(
         bool(np.all(np.diff(values[start : start + _BLOCK + 1]) > 0))
         for start in range(0, len(values) - 1, _BLOCK)
@@ -264,14 +262,14 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SessionView:
-    """A part of a store: of session `rows[n]` the tracks before `ends[n]` and perhaps the one there.
+    """A part of a store: the first `ends[n]` items of session `rows[n]`, and perhaps the next one as target.
 
     Args:
         store: The sessions.
-        rows: [N] int64, which sessions.
-        ends: [N] int64, how many of each session's tracks are input.
-        with_target: Whether the track after the input is the held-out target.
-        name: What it is called among the files of a store that is mapped; None where it is in memory.
+        rows: [N] int64, session numbers.
+        ends: [N] int64, the number of input items of each.
+        with_target: Whether the item after the input is the held-out target.
+        name: The name of its files in a mapped store; None in memory.
 
     Raises:
         ValueError: The lengths differ, or a row or an end does not exist.
@@ -306,11 +304,11 @@ class SessionView:
 
     @classmethod
     def open(cls, store: SessionStore, name: str, *, with_target: bool) -> "SessionView":
-        """Map a view from the files beside a store's.
+        """Map a view from the files of its store.
 
         Args:
-            store: A store that is mapped.
-            name: What the view is called.
+            store: A mapped store.
+            name: The name of the view.
             with_target: As for the class.
 
         Returns:
@@ -326,10 +324,10 @@ class SessionView:
         return partial(type(self).open, with_target=self.with_target), (self.store, self.name)
 
     def blocks(self, size: int = _BLOCK) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The rows and ends, some at a time: there may be more of them than memory holds.
+        """Yield rows and ends, some at a time, because memory may not hold them all.
 
         Args:
-            size: How many.
+            size: The number of rows.
 
         Yields:
             [n] int64 rows, [n] int64 ends.
@@ -339,7 +337,7 @@ class SessionView:
 
     @property
     def targets(self) -> NDArray[np.int64]:
-        """[N] int64: where each held-out target stands in the store's flat arrays."""
+        """[N] int64: the position of each target in the store's flat arrays."""
         return self.store.offsets[self.rows] + self.ends
 
     def __len__(self) -> int:
@@ -347,7 +345,7 @@ class SessionView:
 
 
 def whole_sessions(store: SessionStore) -> SessionView:
-    """Every session to its end, without a target: what is known when the next track is asked for.
+    """Return every session as input, without a target, for prediction.
 
     Args:
         store: The sessions.

@@ -1,4 +1,4 @@
-"""Flat arrays and columns that grow piece by piece, in memory or in files that are mapped back."""
+"""Writing of flat arrays and columns piece by piece, to memory or to mapped files."""
 
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -20,26 +20,26 @@ Array = NDArray[Any]
 
 
 class Growing(Protocol[Piece, Whole]):
-    """Something that grows at its end."""
+    """An array or column that grows at its end."""
 
     def append(self, piece: Piece) -> None:
         """Add a piece."""
         ...
 
     def finish(self) -> Whole:
-        """The whole of it; nothing can be added any more."""
+        """Return the whole; nothing can be added afterwards."""
         ...
 
 
 class Storage(Protocol):
-    """Where arrays and columns are kept while they grow, and after."""
+    """A place for growing arrays and columns."""
 
     def array(self, name: str, dtype: DTypeLike) -> Growing[Array, Array]:
-        """A new, empty array."""
+        """Return a new, empty array."""
         ...
 
     def column(self, name: str) -> Growing[pl.Series, pl.Series | Path]:
-        """A new, empty column of strings or integers."""
+        """Return a new, empty column of strings or integers."""
         ...
 
 
@@ -54,16 +54,16 @@ class MemoryStorage:
     """
 
     def array(self, name: str, dtype: DTypeLike) -> Growing[Array, Array]:  # noqa: ARG002 - files have names
-        """A new, empty array."""
+        """Return a new, empty array."""
         return _ArrayList(dtype)
 
     def column(self, name: str) -> Growing[pl.Series, pl.Series | Path]:
-        """A new, empty column."""
+        """Return a new, empty column."""
         return _ColumnList(name)
 
 
 class FolderStorage:
-    """Keeps each array and column in a file of a folder; memory holds the piece that is being added.
+    """Keeps each array and column in a file of a folder; memory holds only the current piece.
 
     Args:
         folder: An empty folder.
@@ -81,11 +81,11 @@ class FolderStorage:
         self.folder = folder
 
     def array(self, name: str, dtype: DTypeLike) -> Growing[Array, Array]:
-        """A new, empty array in `name.npy`."""
+        """Return a new, empty array in `name.npy`."""
         return _ArrayFile(self.folder / f"{name}.npy", dtype)
 
     def column(self, name: str) -> Growing[pl.Series, pl.Series | Path]:
-        """A new, empty column in `name.arrow`."""
+        """Return a new, empty column in `name.arrow`."""
         return _ColumnFile(self.folder / f"{name}.arrow")
 
 
@@ -115,7 +115,7 @@ class _ColumnList:
 
 
 class _ArrayFile:
-    # Opened anew for each piece: an error between two of them leaves no open file behind.
+    # Opened for each piece, so an error leaves no open file behind.
     def __init__(self, file: Path, dtype: DTypeLike) -> None:
         self.file = file
         self.dtype = np.dtype(dtype)
@@ -134,7 +134,7 @@ class _ArrayFile:
         return map_array(self.file)
 
     def _write_header(self, stream: IO[bytes]) -> None:
-        # numpy leaves room in a header for the first dimension to grow: its length does not change.
+        # numpy's header has room for a larger first dimension, so its length does not change.
         npy.write_array_header_1_0(
             stream,
             {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
@@ -158,10 +158,10 @@ class _ColumnFile:
 
 
 class StoreWriter:
-    """Lays tables out flat, one after the other.
+    """Writes tables as flat arrays, one after the other.
 
     Args:
-        storage: Where to.
+        storage: The storage of the arrays.
         vocabulary: The items' indices.
 
     Examples:
@@ -189,8 +189,8 @@ class StoreWriter:
         """Add the sessions of a table, in its order.
 
         Args:
-            table: `session_id`, `item_id`, `feedback` and perhaps `explicit_feedback`, each session's
-                rows together and in order; all tables with the same columns, and no session in two.
+            table: `session_id`, `item_id`, `feedback` and optionally `explicit_feedback`, each session's rows
+                together and in order. All tables have the same columns, and each session is in one table.
 
         Returns:
             [rows] int64, the items' indices.
@@ -217,11 +217,7 @@ class StoreWriter:
         return items
 
     def finish(self) -> SessionStore:
-        """The store.
-
-        Returns:
-            All sessions that were added.
-        """
+        """Return the store of all added sessions."""
         return SessionStore(
             items=self._items.finish(),
             feedback=self._feedback.finish(),
