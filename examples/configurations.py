@@ -1,4 +1,4 @@
-"""The named configurations of `reproduce.py`: a backbone, its loss, and what was published of it."""
+"""Named configurations of `reproduce.py`: a backbone, its loss and its published results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ EMBEDDING_SIZE = 64
 
 @dataclass(frozen=True)
 class Configuration:
-    """A backbone and how it is trained.
+    """Configuration of a backbone and its training.
 
     Args:
-        backbone: From the longest session to the backbone.
-        loss: The next-item loss; the full softmax if None.
-        published: By data set, HitRate@10 and NDCG@10 of a paper that follows this protocol.
-        settings: Of `SkipCLModule`.
-        epochs: The most epochs of a run.
-        patience: Epochs without a better validation after which a run ends.
+        backbone: Builds the backbone for a maximum session length.
+        loss: Builds the next-item loss; full softmax if None.
+        published: For each data set, HitRate@10 and NDCG@10 of a paper that follows this protocol.
+        settings: More arguments of `SkipCLModule`.
+        epochs: The maximum number of epochs.
+        patience: Epochs without a better validation result before training stops.
     """
 
     backbone: Callable[[int], nn.Module]
@@ -33,10 +33,10 @@ class Configuration:
     patience: int = 10
 
 
-# Published: Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602, and its settings: 2 blocks, 1 head (2 for
-# BERT4Rec), dropout 0.1, 100 epochs (200 for BERT4Rec). Its sampled softmax draws each user's negatives
-# apart, without replacement and without what the user has seen; ours shares one sample in a batch. The other
-# backbones have the settings of their papers, but for the dropout.
+# Published results and settings are from Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602: 2 blocks,
+# 1 head (2 for BERT4Rec), dropout 0.1, 100 epochs (200 for BERT4Rec). Their sampled softmax draws negatives
+# for each user separately, without replacement and without seen items; ours shares one sample per batch. The
+# other backbones have the settings of their papers, except for the dropout.
 CONFIGURATIONS = {
     "GRU4Rec": Configuration(
         lambda _: GRU4Rec(EMBEDDING_SIZE, embedding_dropout=0.1, hidden_dropout=0.1),
@@ -60,7 +60,7 @@ CONFIGURATIONS = {
     "BERT4Rec": Configuration(
         lambda length: BERT4Rec(EMBEDDING_SIZE, max_length=length + 1, dropout=0.1),
         published={"ml-1m": (0.2843, 0.1537)},
-        # Each track is hidden with the same probability; the last one alone, never.
+        # Mask each item with the same probability; never mask only the last one.
         settings={"last_mask_probability": 0.0},
         epochs=200,
         patience=20,
@@ -96,6 +96,6 @@ CONFIGURATIONS = {
 
 
 def fits(name: str, num_items: int) -> bool:
-    """Whether a configuration's sampled softmax has fewer negatives than there are items."""
+    """Return whether a configuration's loss needs fewer negatives than the catalogue has items."""
     loss = CONFIGURATIONS[name].loss
     return loss is None or loss().num_negatives < num_items

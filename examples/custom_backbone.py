@@ -1,4 +1,4 @@
-"""Wrap a backbone of your own, with no base class of ours: train it, test it, load it again.
+"""Train, test and reload your own backbone, which needs no base class of this library.
 
 python examples/custom_backbone.py
 python examples/custom_backbone.py --smoke true           # seconds
@@ -18,7 +18,7 @@ from skipcl_lightning.heads import SkipInfoNCE
 
 
 class GatedMemory(nn.Module):
-    """A running mean of the past whose pace each track decides, mixed with the track itself."""
+    """Backbone that mixes each item with a mean of past items, weighted by learned importance."""
 
     causal = True
 
@@ -29,7 +29,7 @@ class GatedMemory(nn.Module):
         self.norm = nn.LayerNorm(size)
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """[B, L, D] and [B, L] to [B, L, D]; each position sees itself and what came before."""
+        """Map [B, L, D] and [B, L] to [B, L, D]; a position sees only itself and earlier positions."""
         weight = torch.sigmoid(self.importance(x)) * valid_mask[..., None]  # [B, L, 1]
         past = (weight * x).cumsum(dim=1) / weight.cumsum(dim=1).clamp(min=1e-6)
         output: Tensor = self.norm(x + self.mix(torch.cat([x, past], dim=2)))
@@ -49,19 +49,19 @@ def train_custom_backbone(
     seed: int = 0,
     smoke: bool = False,
 ) -> None:
-    """Train a backbone of one's own on simulated sessions, test it, load it again and recommend.
+    """Train your own backbone on simulated sessions, test it, reload it and recommend items.
 
     Args:
         sessions: Simulated sessions.
-        items: Simulated tracks.
+        items: Simulated items.
         epochs: Epochs of training.
         batch_size: Sessions in a batch.
         embedding_size: The size of the item embeddings.
         weight: λ, the weight of the skip-contrastive loss.
-        learning_rate: AdamW's.
-        accelerator: Lightning's.
-        seed: Of simulation, initialisation and shuffling.
-        smoke: Only see that all works: few sessions, one epoch.
+        learning_rate: The learning rate of AdamW.
+        accelerator: The accelerator of Lightning's Trainer.
+        seed: Random seed of simulation, initialisation and shuffling.
+        smoke: Quick check that everything works: few sessions, one epoch.
     """
     if smoke:
         sessions, items, epochs, embedding_size = 60, 40, 1, 8
@@ -91,7 +91,7 @@ def train_custom_backbone(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.ckpt"
         trainer.save_checkpoint(path)
-        # The checkpoint holds the weights, but not the code: a backbone of your own is passed again.
+        # The checkpoint holds weights but no code, so pass your own backbone again.
         recommender = Recommender.from_checkpoint(path, backbone=GatedMemory(embedding_size))
     print(recommender.recommend([data.vocabulary.ids[:5]], top_k=5))
 

@@ -1,4 +1,4 @@
-"""Give a LightningModule of your own the skip head, in three lines.
+"""Add the skip head to your own LightningModule, in three lines.
 
 python examples/custom_module.py
 python examples/custom_module.py --model rectools         # or replay, or hugging_face (the extra hf)
@@ -25,12 +25,12 @@ Side = Literal["left", "right"]
 
 
 class NextTrack(LightningModule):
-    """A next-track model as many have one: its own batches, its own loss; and the skip head.
+    """Typical next-item module with its own batches and loss, plus the skip head.
 
     Args:
-        model: One of `foreign_models.py`.
-        weight: λ, the weight of the skip-contrastive loss; 0 is the model without it.
-        learning_rate: Adam's.
+        model: A model of `foreign_models.py`.
+        weight: λ, the weight of the skip-contrastive loss; 0 trains without it.
+        learning_rate: The learning rate of Adam.
     """
 
     padding: Side = "right"
@@ -43,7 +43,7 @@ class NextTrack(LightningModule):
         self.hit_rate, self.skip_hit_rate = HitRate(top_k=10), SkipHitRate(top_k=10)
 
     def encode(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """The sessions as known after each track, and the item table: how the model is called is its own.
+        """Return the session after each item and the item table; override this to call another model.
 
         Args:
             items: [B, L] int64 in 0..V; 0 is padding.
@@ -54,14 +54,11 @@ class NextTrack(LightningModule):
         return self.model(items), self.model.items.weight
 
     def losses(self, items: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's own loss, and the skip-contrastive one before its weight.
+        """Return the model's own loss and the unweighted skip-contrastive loss, two scalars.
 
         Args:
             items: [B, L] int64 in 0..V; 0 is padding.
             feedback: [B, L] float32, below 0 skipped.
-
-        Returns:
-            Two scalars.
         """
         query, table = self.encode(items)
         logits = query[:, :-1] @ table.T  # [B, L - 1, V + 1]
@@ -69,14 +66,14 @@ class NextTrack(LightningModule):
         return own, self.skip_head(query, table[items], (items, feedback))  # 2
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
-        """The loss of a batch: items, and what the listener did."""
+        """Return the loss of a batch of items and feedback."""
         own, skip_loss = self.losses(*batch)
         loss = own + self.skip_head.weight * skip_loss  # 3
         self.log_dict({"train/loss": loss, "train/skip_loss": skip_loss}, prog_bar=True)
         return loss
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
-        """Rank the last track of each session by what came before it."""
+        """Rank the last item of each session, given the earlier items."""
         items, feedback = batch
         last = find_last(items)
         target = items.gather(1, last)[:, 0]
@@ -89,12 +86,12 @@ class NextTrack(LightningModule):
         self.log_dict({"test/hit_rate@10": self.hit_rate, "test/skip_hit_rate@10": self.skip_hit_rate})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return the Adam optimizer."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
 class RecToolsNextTrack(NextTrack):
-    """A backbone that wants `x`, padded on the left."""
+    """Module for a RecTools-style backbone, whose input is `x`, padded on the left."""
 
     padding: Side = "left"
 
@@ -105,9 +102,9 @@ class RecToolsNextTrack(NextTrack):
 
 
 class RePlayNextTrack(NextTrack):
-    """A body whose ids begin at 0 and end in the one of padding.
+    """Module for a RePlay-style body, with ids from 0 and padding as the last id.
 
-    Where your own batches are so, the head's are `((ids + 1) * padding_mask, feedback)`.
+    If your own batches use these ids, give the head `((ids + 1) * padding_mask, feedback)`.
     """
 
     padding: Side = "left"
@@ -117,7 +114,7 @@ class RePlayNextTrack(NextTrack):
         weight = self.model.item_emb.weight
         padding_mask = items != 0
         ids = torch.where(padding_mask, items - 1, len(weight) - 1)
-        # The head's tables have the row of padding first.
+        # The head expects the padding row first.
         return self.model({"item_id": ids}, padding_mask), weight.roll(1, dims=0)
 
 
@@ -130,20 +127,20 @@ MODELS: dict[str, tuple[type[NextTrack], type[nn.Module]]] = {
 
 
 def find_last(items: Tensor) -> Tensor:
-    """[B, 1]: where the last track of each session [B, L] stands, whichever side is padded."""
+    """Return the [B, 1] position of the last item of each session [B, L], padded on either side."""
     place = torch.arange(items.shape[1], device=items.device)
     return (place * (items != 0)).argmax(dim=1, keepdim=True)
 
 
 def pad_sessions(log: pl.DataFrame, padding: Side) -> tuple[Tensor, Tensor]:
-    """The latest tracks of each session, in a pipeline that is none of this library's.
+    """Return the latest items of each session, padded without this library's data module.
 
     Args:
         log: `session_id`, `item_id` such as `track-7`, and `feedback`, in order.
-        padding: Which side of the shorter ones is filled.
+        padding: The side on which shorter sessions are padded.
 
     Returns:
-        [N, L] int64 items in 1..V, and [N, L] float32 feedback; 0 where there is padding.
+        [N, L] int64 items in 1..V and [N, L] float32 feedback; both are 0 at padding.
     """
     items = torch.zeros(log["session_id"].n_unique(), MAX_LENGTH, dtype=torch.int64)
     feedback = torch.zeros(items.shape)
@@ -171,27 +168,24 @@ def train_custom_module(
     seed: int = 0,
     smoke: bool = False,
 ) -> dict[str, float]:
-    """Train a module that is none of this library's with the skip head, and test it.
+    """Train your own module with the skip head, and return the test metrics.
 
     Args:
-        model: A plain GRU, or a model in the form of RecTools, RePlay or Hugging Face's transformers.
-        sessions: Simulated sessions, of which a tenth is for the test.
-        items: Simulated tracks.
+        model: A plain GRU, or a model in the style of RecTools, RePlay or Hugging Face's transformers.
+        sessions: Simulated sessions; one tenth is the test set.
+        items: Simulated items.
         epochs: Epochs of training.
         batch_size: Sessions in a batch.
         embedding_size: The size of the item embeddings.
         weight: λ, the weight of the skip-contrastive loss; 0 trains without it.
-        learning_rate: Adam's.
-        accelerator: Lightning's.
-        seed: Of simulation, initialisation and shuffling.
-        smoke: Only see that all works: few sessions, one epoch.
-
-    Returns:
-        The metrics of the test.
+        learning_rate: The learning rate of Adam.
+        accelerator: The accelerator of Lightning's Trainer.
+        seed: Random seed of simulation, initialisation and shuffling.
+        smoke: Quick check that everything works: few sessions, one epoch.
     """
     if smoke:
         sessions, items, epochs, embedding_size = 60, 40, 1, 8
-    # Lightning 2.6 asks torch 2.13 in an old way.
+    # Lightning 2.6 calls a deprecated API of torch 2.13.
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     seed_everything(seed)
     log = simulate_sessions(sessions, num_items=items, num_moods=4, seed=seed).collect()
@@ -215,7 +209,7 @@ def train_custom_module(
 
 
 def split(sessions: int) -> tuple[slice, slice]:
-    """Nine tenths for training, and the rest."""
+    """Return slices of nine tenths for training and one tenth for the test."""
     most = sessions - max(1, sessions // 10)
     return slice(most), slice(most, None)
 

@@ -1,8 +1,8 @@
-"""Next-track models that know nothing of skips, in the forms that other libraries give theirs.
+"""Next-item models without skip support, in the style of other libraries.
 
-Each is a torch module with its own item table, its own padding and its own way to be called; none uses this
-library. `custom_module.py` trains them. Two are called as in RecTools 0.19 (`encode_sessions` of its
-transformers) and RePlay 0.22 (the body of its SASRec): the real ones can stand in their place.
+Each is a torch module with its own item table, padding and call signature; none uses this library.
+`custom_module.py` trains them. Two have the interfaces of RecTools 0.19 (`encode_sessions` of its
+transformers) and RePlay 0.22 (the body of its SASRec), so you can replace them with the real models.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ MAX_LENGTH = 20
 
 
 def make_table(last: int, size: int, *, padding: int | None = None) -> nn.Embedding:
-    """[last + 1, D] embeddings of about length 1, as scores by inner product want them; padding's is 0."""
+    """Return [last + 1, D] embeddings of length about 1, for inner-product scores; padding is 0."""
     table = nn.Embedding(last + 1, size, padding_idx=padding)
     with torch.no_grad():
         table.weight *= size**-0.5
@@ -22,7 +22,7 @@ def make_table(last: int, size: int, *, padding: int | None = None) -> nn.Embedd
 
 
 class PlainModel(nn.Module):
-    """A GRU, in plain PyTorch: right-padded ids in 1..V, 0 is padding."""
+    """GRU in plain PyTorch, for right-padded ids in 1..V with 0 as padding."""
 
     def __init__(self, num_items: int, size: int) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class PlainModel(nn.Module):
         self.gru = nn.GRU(size, size, batch_first=True)
 
     def forward(self, items: Tensor) -> Tensor:
-        """[B, L] to [B, L, D]."""
+        """Map [B, L] to [B, L, D]."""
         output, _ = self.gru(self.items(items))
         return output  # type: ignore[no-any-return]
 
 
 class CausalTransformer(nn.Module):
-    """Embedded tracks and their positions through a transformer that looks back only."""
+    """Causal transformer over item embeddings with learned positions."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class CausalTransformer(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(size), enable_nested_tensor=False)
 
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
-        """[B, L, D] and [B, L] to [B, L, D]."""
+        """Map [B, L, D] and [B, L] to [B, L, D]."""
         length = x.shape[1]
         later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        # Padding on the left has nothing before it: it sees itself, or its attention would be NaN.
+        # Left padding attends to itself, since attention over no position would be NaN.
         itself = torch.eye(length, dtype=torch.bool, device=x.device)
         hidden = (later | ~valid_mask[:, None]) & ~itself  # [B, L, L]
         x = x + self.positions.weight[MAX_LENGTH - length :]
@@ -59,19 +59,19 @@ class CausalTransformer(nn.Module):
 
 
 class ItemNet(nn.Module):
-    """The item model of a RecTools-style backbone."""
+    """Item model of a RecTools-style backbone."""
 
     def __init__(self, num_items: int, size: int) -> None:
         super().__init__()
         self.ids = make_table(num_items, size, padding=0)
 
     def get_all_embeddings(self) -> Tensor:
-        """[V + 1, D]."""
+        """Return the [V + 1, D] item embeddings."""
         return self.ids.weight
 
 
 class RecToolsStyle(nn.Module):
-    """A backbone as RecTools has it: left-padded ids in 1..V under `x`, 0 is padding."""
+    """RecTools-style backbone, for left-padded ids in 1..V under `x`, with 0 as padding."""
 
     def __init__(self, num_items: int, size: int) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class RecToolsStyle(nn.Module):
         self.transformer_layers = CausalTransformer(size)
 
     def encode_sessions(self, batch: dict[str, Tensor], item_embs: Tensor) -> Tensor:
-        """`x` [B, L] and the item embeddings [V + 1, D] to [B, L, D]."""
+        """Map `x` [B, L] and the item embeddings [V + 1, D] to [B, L, D]."""
         output: Tensor = self.transformer_layers(item_embs[batch["x"]], batch["x"] != 0)
         return output
 
 
 class RePlayStyle(nn.Module):
-    """A body as RePlay has it: left-padded ids in 0..V-1, V is padding, and a mask of the real ones."""
+    """RePlay-style body, for left-padded ids in 0..V-1 with V as padding, and a mask of real items."""
 
     def __init__(self, num_items: int, size: int) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class RePlayStyle(nn.Module):
         self.encoder = CausalTransformer(size)
 
     def forward(self, feature_tensors: dict[str, Tensor], padding_mask: Tensor) -> Tensor:
-        """`item_id` [B, L] and the mask [B, L] to [B, L, D]."""
+        """Map `item_id` [B, L] and the mask [B, L] to [B, L, D]."""
         output: Tensor = self.encoder(self.item_emb(feature_tensors["item_id"]), padding_mask)
         return output
 
 
 class HuggingFaceModel(nn.Module):
-    """An item table before a decoder of Hugging Face's: right-padded ids in 1..V, 0 is padding."""
+    """Item table and Hugging Face decoder, for right-padded ids in 1..V with 0 as padding."""
 
     def __init__(self, num_items: int, size: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class HuggingFaceModel(nn.Module):
         self.decoder = make_decoder(size)
 
     def forward(self, items: Tensor) -> Tensor:
-        """[B, L] to [B, L, D]."""
+        """Map [B, L] to [B, L, D]."""
         output = self.decoder(
             inputs_embeds=self.items(items), attention_mask=(items != 0).long(), use_cache=False
         )
@@ -115,16 +115,10 @@ class HuggingFaceModel(nn.Module):
 
 
 def make_decoder(size: int) -> Any:
-    """A small GPT-2 without tokens of its own.
-
-    Args:
-        size: D.
-
-    Returns:
-        The model, not trained.
+    """Return a small untrained GPT-2 of width D, which takes embeddings instead of tokens.
 
     Raises:
-        ImportError: transformers is missing.
+        ImportError: transformers is not installed.
     """
     try:
         from transformers import GPT2Config, GPT2Model

@@ -1,4 +1,4 @@
-"""Use the metrics in a project that uses nothing else of this library: another model, data and loss.
+"""Use only the metrics of this library, with your own model, data and loss.
 
 python examples/metrics_only.py
 python examples/metrics_only.py --smoke true              # seconds
@@ -17,29 +17,29 @@ from skipcl_lightning.metrics import RankingMetrics, SkipRankMetrics
 
 
 class NextOfPair(LightningModule):
-    """Scores what comes after a track by that track alone.
+    """Module that predicts the next item from the last item only.
 
     Args:
         num_items: V.
         size: D.
-        learning_rate: Adam's.
+        learning_rate: The learning rate of Adam.
     """
 
     def __init__(self, num_items: int, size: int, learning_rate: float) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         self.before, self.after = nn.Embedding(num_items, size), nn.Linear(size, num_items)
-        # Each takes a batch's ranks once for all its metrics.
+        # Each computes the ranks of a batch once for all its metrics.
         self.ranking = RankingMetrics(top_k=[1, 10], prefix="test/")
         self.skips = SkipRankMetrics(num_items, top_k=[1, 10], prefix="test/")
 
     def forward(self, items: Tensor) -> Tensor:
-        """[B] ids in 0..V-1 to [B, V] scores."""
+        """Map [B] ids in 0..V-1 to [B, V] scores."""
         scores: Tensor = self.after(self.before(items))
         return scores
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
-        """Learn from what was listened to."""
+        """Return the mean loss over the listened targets."""
         items, target, feedback = batch
         losses = F.cross_entropy(self(items), target, reduction="none")
         listened = feedback >= 0
@@ -48,7 +48,7 @@ class NextOfPair(LightningModule):
         return loss
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
-        """Rank what came next, listened to or skipped."""
+        """Rank the next item, listened to or skipped."""
         items, target, feedback = batch
         scores = self(items)
         for metrics in (self.ranking, self.skips):
@@ -56,19 +56,15 @@ class NextOfPair(LightningModule):
             self.log_dict(metrics)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return the Adam optimizer."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
 def simulate_pairs(count: int, num_items: int) -> TensorDataset:
-    """Tracks on a circle: what comes soon after is listened to, and what comes from anywhere is skipped.
-
-    Args:
-        count: N.
-        num_items: V.
+    """Simulate pairs of items on a circle: a close successor is listened to, a random one is skipped.
 
     Returns:
-        [N] int64 tracks in 0..V-1, [N] those after them, and [N] float32 feedback, 1 or -1.
+        [N] int64 items in 0..V-1, [N] int64 next items, and [N] float32 feedback, 1 or -1; N is `count`.
     """
     items = torch.randint(num_items, (count,))
     listened = torch.rand(count) < 0.6
@@ -88,25 +84,22 @@ def use_metrics_only(
     seed: int = 0,
     smoke: bool = False,
 ) -> dict[str, float]:
-    """Train a model of one track's successor, and test it with this library's metrics.
+    """Train a model that predicts the next item, and return this library's metrics on the test set.
 
     Args:
-        pairs: Pairs of a track and the one after it, in training; a fifth as many are for the test.
-        items: Tracks.
+        pairs: Training pairs of an item and the next item; the test set has a fifth as many.
+        items: Number of items.
         epochs: Epochs of training.
         batch_size: Pairs in a batch.
         embedding_size: The size of the embeddings.
-        learning_rate: Adam's.
-        accelerator: Lightning's.
-        seed: Of simulation, initialisation and shuffling.
-        smoke: Only see that all works: few pairs, one epoch.
-
-    Returns:
-        The metrics of the test.
+        learning_rate: The learning rate of Adam.
+        accelerator: The accelerator of Lightning's Trainer.
+        seed: Random seed of simulation, initialisation and shuffling.
+        smoke: Quick check that everything works: few pairs, one epoch.
     """
     if smoke:
         pairs, items, epochs, embedding_size = 500, 20, 1, 8
-    # Lightning 2.6 asks torch 2.13 in an old way.
+    # Lightning 2.6 calls a deprecated API of torch 2.13.
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     seed_everything(seed)
     training, testing = simulate_pairs(pairs, items), simulate_pairs(pairs // 5, items)

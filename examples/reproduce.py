@@ -1,15 +1,15 @@
-"""Train the backbones on a public data set with the published protocol, and print the published figures.
+"""Train the backbones on a public data set with the published protocol, and compare with published results.
 
 python examples/reproduce.py ml-1m ml-1m/ratings.dat
-python examples/reproduce.py ml-1m ml-1m.txt              # lines of "user item" in the order of time
+python examples/reproduce.py ml-1m ml-1m.txt              # lines of "user item" in time order
 python examples/reproduce.py beauty beauty.txt --models [SASRec,BERT4Rec] --accelerator gpu
 python examples/reproduce.py ml-100k ml-100k/u.data --jobs 2
 python examples/reproduce.py ml-1m --smoke true           # seconds, on a simulated file
 
-The protocol: each user's last item is held out for test and the one before for validation; the target is
-ranked among the whole catalogue less what the user has seen; users and items of fewer than 5 rows are left
-out; all ratings count alike. Training stops once NDCG@10 on validation has not risen for some epochs, and
-the best epoch is tested. No skip head takes part, since these data have no skips.
+The protocol: each user's last item is the test target, the item before it the validation target. The target
+is ranked among the whole catalogue without seen items. Users and items with fewer than 5 rows are removed;
+all ratings count equally. Training stops when the validation NDCG@10 has not risen for some epochs, and the
+best epoch is tested. No skip head is used, since these data have no skips.
 """
 
 import logging
@@ -45,19 +45,19 @@ Dataset = Literal["ml-100k", "ml-1m", "beauty"]
 
 
 def read_interactions(path: Path) -> pl.LazyFrame:
-    """Read a data set's usual file as a canonical table, every row as listened to.
+    """Read a data set's usual file as a canonical table, with every row labelled as listened.
 
     Args:
-        path: Any file that `read_movielens` reads: ratings, or lines of "user item" in the order of time.
+        path: Any file that `read_movielens` reads: ratings, or lines of "user item" in time order.
 
     Returns:
-        One session a user; rows of one time stay in the order of the file.
+        One session per user; rows with equal times keep the order of the file.
     """
     return read_movielens(path, label="watched")
 
 
 def make_data(dataset: Dataset, path: Path, batch_size: int) -> SessionDataModule:
-    """The data of the published protocol."""
+    """Return the data of the published protocol."""
     return SessionDataModule(
         read_interactions(path),
         batch_size=batch_size,
@@ -79,13 +79,13 @@ def run(
     accelerator: str,
     threads: int,
 ) -> dict[str, float]:
-    """Train and test one model with one seed, in a process of its own.
+    """Train and test one model with one seed; call it in a new process.
 
     Returns:
-        The test metrics, the epochs trained, seconds and the peak of memory in MiB.
+        The test metrics, the number of epochs, seconds, and the peak memory in MiB.
     """
     torch.set_num_threads(threads)
-    # Lines on devices and limits, from each process anew.
+    # Otherwise each process prints messages on devices and limits.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(seed, verbose=False)
     started = time.perf_counter()
@@ -139,26 +139,26 @@ def reproduce(
     jobs: int = 1,
     smoke: bool = False,
 ) -> None:
-    """Train models on a data set and print them beside the baselines and the published figures.
+    """Train models on a data set, and print their results beside baselines and published results.
 
     Args:
-        dataset: Which data set the file is.
+        dataset: The data set.
         path: Its usual file: `u.data`, `ratings.dat`, or a text file of "user item" lines in time order.
-        models: Names of configurations; by default all that fit the catalogue.
+        models: Names of configurations; by default all that suit the catalogue size.
         seeds: Runs of each model.
-        epochs: The most epochs of a run; those of the configuration if None.
+        epochs: The maximum number of epochs; the configuration's number if None.
         batch_size: Sessions in a batch.
-        learning_rate: AdamW's.
-        accelerator: Lightning's.
-        jobs: Runs at once, each in a process with its share of the cores.
-        smoke: Only see that all works: one epoch of one model, on a simulated file where none is given.
+        learning_rate: The learning rate of AdamW.
+        accelerator: The accelerator of Lightning's Trainer.
+        jobs: Number of parallel runs, each in its own process with a share of the cores.
+        smoke: Quick check that everything works: one epoch of one model, on a simulated file by default.
     """
     if smoke:
         models, seeds, epochs = models[:1] or ["SASRec"], 1, 1
     unknown = sorted(set(models) - set(CONFIGURATIONS))
     if unknown:
         raise ValueError(f"`models` must be among {', '.join(CONFIGURATIONS)}, got {', '.join(unknown)}.")
-    # The table is wider than what a pipe is taken for.
+    # The table is wider than the default width of a pipe.
     console = Console(width=max(100, Console().width))
     data = make_data(dataset, path, batch_size)
     console.print(str(data.drop_report))
@@ -173,7 +173,7 @@ def reproduce(
         "accelerator": accelerator,
         "threads": max(1, torch.get_num_threads() // jobs),
     }
-    # A process for each run, since the peak of memory is a process's.
+    # A process for each run, since peak memory is measured per process.
     spawn = multiprocessing.get_context("spawn")
     with (
         Progress(console=console) as progress,
@@ -197,7 +197,7 @@ def reproduce(
 
 
 def measure_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
-    """Popularity, last-item Markov and session-KNN, under the same protocol."""
+    """Evaluate popularity, last-item Markov and session-KNN under the same protocol."""
     baselines = {
         "Popularity": Popularity(data.item_counts),
         "Markov": LastItemMarkov(data),
@@ -210,7 +210,7 @@ def measure_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
 
 
 def make_table(dataset: Dataset, results: dict[str, list[dict[str, float]]]) -> Table:
-    """Ours as mean ± standard deviation over seeds, and what was published."""
+    """Return a table of our results, mean ± standard deviation over seeds, and published results."""
     table = Table(title=f"{dataset}: test, whole catalogue, seen items left out")
     for column in ("", "HR@10", "published", "NDCG@10", "published", "epochs", "seconds", "MiB"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
@@ -230,13 +230,13 @@ def make_table(dataset: Dataset, results: dict[str, list[dict[str, float]]]) -> 
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """A mean, and a standard deviation where there are several values."""
+    """Format the mean, with the standard deviation if there are several values."""
     mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
 
 
 def describe_order(results: dict[str, list[dict[str, float]]]) -> str:
-    """Whether popularity is below Markov, and Markov below every neural model, by NDCG@10."""
+    """Say whether popularity < Markov < every neural model holds, by NDCG@10."""
     means = {name: statistics.mean(run["ndcg@10"] for run in runs) for name, runs in results.items()}
     wrong = [] if means["Popularity"] < means["Markov"] else ["Markov is not above popularity"]
     neural = [name for name in results if name in CONFIGURATIONS]

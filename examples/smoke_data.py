@@ -1,4 +1,4 @@
-"""Small simulated logs in the files that the examples read, for their smoke modes."""
+"""Small simulated logs in the formats that the examples read, for their smoke modes."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from skipcl_lightning.data import simulate_sessions
 
 SESSIONS = 60
 
-# The usual file of a public data set, and a line of it by user, track and time.
+# For each public data set, its usual file name and a line format for user, item and time.
 INTERACTIONS = {
     "ml-100k": ("u.data", "{0}\t{1}\t3\t{2}"),
     "ml-1m": ("ratings.dat", "{0}::{1}::3::{2}"),
@@ -19,19 +19,12 @@ INTERACTIONS = {
 
 
 def simulate() -> pl.DataFrame:
-    """A canonical table of a few sessions of 30 tracks."""
+    """Return a canonical table of a few sessions over a catalogue of 30 items."""
     return simulate_sessions(SESSIONS, num_items=30, num_moods=3).collect()
 
 
 def write_mssd(folder: Path) -> Path:
-    """Write a log in the Music Streaming Sessions format, in the case of booleans that pandas writes.
-
-    Args:
-        folder: Where.
-
-    Returns:
-        The file.
-    """
+    """Write a Music Streaming Sessions log with booleans as pandas writes them, and return its path."""
     skipped = pl.col("feedback") < 0
     position = pl.int_range(1, pl.len() + 1).over("session_id")
     flags = {
@@ -52,14 +45,7 @@ def write_mssd(folder: Path) -> Path:
 
 
 def write_history(folder: Path) -> Path:
-    """Write a listener's extended streaming history, a session a day.
-
-    Args:
-        folder: Where.
-
-    Returns:
-        The file.
-    """
+    """Write an extended streaming history with one session per day, and return its path."""
     rows = []
     for number, session in enumerate(simulate().partition_by("session_id")):
         end = datetime(2024, 1, 1, 12, tzinfo=UTC) + timedelta(days=number)
@@ -80,15 +66,7 @@ def write_history(folder: Path) -> Path:
 
 
 def write_interactions(folder: Path, dataset: str) -> Path:
-    """Write the usual file of a public data set; a session is a user, and a track an item.
-
-    Args:
-        folder: Where.
-        dataset: One of `INTERACTIONS`.
-
-    Returns:
-        The file.
-    """
+    """Write the usual file of a data set in `INTERACTIONS`, one user per session, and return its path."""
     rows = simulate().select("session_id", pl.col("item_id").str.strip_prefix("track-"), "position").rows()
     name, form = INTERACTIONS[dataset]
     path = folder / name

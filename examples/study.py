@@ -1,4 +1,4 @@
-"""Settle what the skip heads do: backbones, heads, weights, seeds and data sets, as `skipcl study` does.
+"""Compare skip heads over backbones, weights, seeds and data sets, as `skipcl study` does.
 
 python examples/study.py --jobs 2
 python examples/study.py --datasets [ml-100k=ratings.parquet] --variants [session,batch] --seeds 5
@@ -13,7 +13,7 @@ SMOKE = {"datasets": ["dense"], "variants": ["none", "session"], "weights": [0.1
 
 
 def main() -> None:
-    """Read the settings from the command line, train and compare."""
+    """Read the settings from the command line, train and compare models."""
     parser = ArgumentParser(description=__doc__)
     parser.add_function_arguments(study)
     parser.add_argument(

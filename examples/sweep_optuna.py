@@ -1,4 +1,4 @@
-"""The search of `sweep.yaml` by Optuna, for who has no account: one offline run in W&B a trial.
+"""Run the search of `sweep.yaml` with Optuna, without a W&B account: each trial is an offline W&B run.
 
 pip install ".[sweep]"
 python examples/sweep_optuna.py --trials 20
@@ -31,20 +31,20 @@ def sweep(
     seed: int = 0,
     smoke: bool = False,
 ) -> None:
-    """Search for the best settings, and print all trials, the best first.
+    """Search for the best settings, and print all trials, best first.
 
     Args:
-        trials: How many trainings.
-        sweep_file: A sweep of W&B: its parameters and its metric are read.
+        trials: Number of trainings.
+        sweep_file: A W&B sweep file; only its parameters and metric are read.
         output: The folder for checkpoints and W&B's files.
-        wandb: Where the runs are logged; the sweep's own setting is for its agents.
-        name: Of the study, and of the runs' group.
-        storage: A database of Optuna's, such as `sqlite:///runs/sweep.db`, from which a search goes on.
-        seed: Of the search; each training has its own.
-        smoke: Only see that all works: tiny trainings.
+        wandb: Where to log the runs; the `wandb` setting of the sweep file is ignored.
+        name: Name of the study and of the runs' group.
+        storage: An Optuna database, such as `sqlite:///runs/sweep.db`, from which to resume a search.
+        seed: Random seed of the search, not of the trainings.
+        smoke: Quick check that everything works: tiny trainings.
 
     Raises:
-        ImportError: Optuna is missing.
+        ImportError: Optuna is not installed.
     """
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,10 +69,10 @@ def sweep(
 
 
 def import_optuna() -> Any:
-    """Optuna, or an error that names the extra.
+    """Return the module optuna.
 
     Raises:
-        ImportError: It is missing.
+        ImportError: Optuna is not installed; the message names the extra.
     """
     try:
         import optuna
@@ -84,18 +84,15 @@ def import_optuna() -> Any:
 
 
 def suggest(trial: "Trial", name: str, spec: dict[str, Any]) -> Any:
-    """A value of a parameter, as W&B describes it.
+    """Return a trial's value of a parameter that a W&B sweep describes.
 
     Args:
-        trial: Optuna's.
-        name: The parameter's.
+        trial: The Optuna trial.
+        name: The parameter.
         spec: `value`, `values`, or `min` and `max` with a `distribution`.
 
-    Returns:
-        The value.
-
     Raises:
-        ValueError: The description is of another kind.
+        ValueError: The distribution is not supported.
     """
     if "value" in spec:
         return spec["value"]
@@ -111,12 +108,7 @@ def suggest(trial: "Trial", name: str, spec: dict[str, Any]) -> Any:
 
 
 def print_trials(study: "Study", metric: str) -> None:
-    """Print the trials, the best first.
-
-    Args:
-        study: Optuna's.
-        metric: What was searched for.
-    """
+    """Print the trials with their metric, best first."""
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
     done = sorted((trial for trial in study.trials if trial.values), key=lambda trial: sign * trial.value)
     table = Table("trial", metric, *done[0].params)

@@ -15,7 +15,7 @@ from skipcl_lightning.data import read_mssd
 
 
 def main() -> None:
-    """Read the settings from the command line and train."""
+    """Read the settings from the command line, and train."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, help="CSV files, CSV.gz files, or one folder of them")
     parser.add_argument("--label", default="skip_2", help="the flag that says skipped, or `graded`")

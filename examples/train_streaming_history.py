@@ -15,7 +15,7 @@ from skipcl_lightning.data import read_streaming_history
 
 
 def main() -> None:
-    """Read the settings from the command line and train."""
+    """Read the settings from the command line, and train."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="the folder with the JSON files of the export")
     parser.add_argument(

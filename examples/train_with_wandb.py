@@ -1,8 +1,8 @@
-"""Train on simulated sessions and watch the run in Weights & Biases: offline, without an account.
+"""Train on simulated sessions, and log the run to Weights & Biases, offline and without an account.
 
 python examples/train_with_wandb.py
 python examples/train_with_wandb.py --smoke true          # seconds
-wandb sweep examples/sweep.yaml                           # a sweep over it; then `wandb agent`, as it says
+wandb sweep examples/sweep.yaml                           # a sweep; then run the `wandb agent` it prints
 """
 
 from collections.abc import Iterator
@@ -49,26 +49,26 @@ def train_with_wandb(
     seed: int = 0,
     smoke: bool = False,
 ) -> dict[str, float]:
-    """Train SASRec with the skip-contrastive head under all callbacks, and test it: one run in W&B.
+    """Train SASRec with the skip-contrastive head and all callbacks, and test it, in one W&B run.
 
     Args:
         output: The folder for checkpoints and W&B's files.
-        wandb: Where the run is logged; offline needs no account, and `wandb sync` uploads it later.
+        wandb: Where to log the run; offline needs no account, and `wandb sync` uploads it later.
         group: The run's group, such as a sweep's name.
         sessions: Simulated sessions.
-        items: Simulated tracks.
+        items: Simulated items.
         epochs: Epochs of training.
         embedding_size: The size of the item embeddings.
         weight: λ, the weight of the skip-contrastive loss.
         temperature: τ of the skip-contrastive loss.
-        learning_rate: AdamW's.
-        warmup: The share of the training over which λ rises from 0.
-        accelerator: Lightning's.
-        seed: Of simulation, initialisation and shuffling.
-        smoke: Only see that all works: few sessions, one epoch.
+        learning_rate: The learning rate of AdamW.
+        warmup: The share of the training steps during which λ rises from 0.
+        accelerator: The accelerator of Lightning's Trainer.
+        seed: Random seed of simulation, initialisation and shuffling.
+        smoke: Quick check that everything works: few sessions, one epoch.
 
     Returns:
-        The best NDCG@20 on validation, and the metrics of its checkpoint on test.
+        The best validation NDCG@20, and the test metrics of its checkpoint.
     """
     if smoke:
         sessions, items, epochs, embedding_size = 60, 40, 1, 8
@@ -115,15 +115,15 @@ def train_with_wandb(
 
 @contextmanager
 def wandb_run(output: Path, *, offline: bool, group: str | None) -> Iterator[WandbLogger]:
-    """A run of its own, which ends with the context: the next one in this process is another.
+    """Open a W&B run that ends with the context, so that the next training starts another run.
 
     Args:
-        output: Where W&B keeps its files.
-        offline: Whether nothing is uploaded.
+        output: The folder for W&B's files.
+        offline: Whether to upload nothing.
         group: The run's group.
 
     Yields:
-        Its logger.
+        The logger of the run.
     """
     logger = WandbLogger(project="skipcl", save_dir=output, offline=offline, group=group)
     run = logger.experiment

@@ -1,4 +1,4 @@
-"""What the training examples share: fit, test, save and recommend, with a run in W&B."""
+"""Shared steps of the training examples: fit, test, save and recommend, logged to W&B."""
 
 from pathlib import Path
 from typing import Literal
@@ -33,28 +33,28 @@ def train(
     seed: int = 0,
     smoke: bool = False,
 ) -> Path:
-    """Train SASRec with the skip-contrastive head, test it, and recommend for one session.
+    """Train SASRec with the skip-contrastive head, test it, and recommend items for one session.
 
     Args:
         log: A canonical table.
         output: The folder for checkpoints and W&B's files.
-        wandb: Where the run is logged; offline needs no account, and `wandb sync` uploads it later.
+        wandb: Where to log the run; offline needs no account, and `wandb sync` uploads it later.
         epochs: Epochs of training.
         batch_size: Sessions in a batch.
-        max_length: The most tracks of a session, the latest ones.
-        min_session_length: Shorter sessions are left out.
-        min_item_count: Rarer tracks are left out.
+        max_length: Longest session; longer sessions keep their latest items.
+        min_session_length: Shortest session to keep.
+        min_item_count: Fewest occurrences of an item to keep.
         embedding_size: The size of the item embeddings.
         weight: λ, the weight of the skip-contrastive loss.
         temperature: τ of the skip-contrastive loss.
-        negatives: Which skipped tracks a session is pushed from.
-        learning_rate: AdamW's.
-        accelerator: Lightning's.
-        seed: Of initialisation and shuffling.
-        smoke: Only see that all works: one epoch of a small model, on simulated files where none are given.
+        negatives: Where the skipped items that serve as negatives come from.
+        learning_rate: The learning rate of AdamW.
+        accelerator: The accelerator of Lightning's Trainer.
+        seed: Random seed of initialisation and shuffling.
+        smoke: Quick check that everything works: one epoch of a small model, on simulated files by default.
 
     Returns:
-        The best checkpoint by NDCG@20 on validation.
+        The checkpoint with the best validation NDCG@20.
     """
     if smoke:
         epochs, embedding_size = 1, 8
@@ -92,12 +92,7 @@ def train(
 
 
 def recommend_for_last_session(checkpoint: Path, data: SessionDataModule) -> None:
-    """Print ten next tracks for the log's last session, from the checkpoint alone.
-
-    Args:
-        checkpoint: What `train` saved.
-        data: The data module that knows the session.
-    """
+    """Print the ten best next items for the last session of `data`, using only the checkpoint."""
     batch = next(iter(data.predict_dataloader()))[-1:]
     session_id = data.session_ids[int(batch.session_index)]
     items = data.vocabulary.decode(batch.items[batch.valid_mask])

@@ -1,4 +1,4 @@
-"""The command line: `skipcl fit` and its like, `configs`, `demo`, `prepare` and others."""
+"""Command line `skipcl`, with the commands `fit`, `configs`, `demo`, `prepare` and others."""
 
 import inspect
 import sys
@@ -15,7 +15,7 @@ from skipcl_lightning.study import study
 __all__ = ["main"]
 
 COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "study": study}
-# LightningCLI's: it has a parser of its own.
+# LightningCLI parses and runs these commands.
 TRAINING_COMMANDS = {
     "fit": "Train a model, as a configuration says: see `skipcl configs`.",
     "validate": "Measure a trained model on the tracks to validate on.",
@@ -27,7 +27,7 @@ TRAINING_COMMANDS = {
 def main() -> None:
     """Run the command that the command line names."""
     if sys.argv[1:] and sys.argv[1] in TRAINING_COMMANDS:
-        # Only now, since LightningCLI takes time to import, and the other commands have no use for it.
+        # A late import: LightningCLI is slow to import, and the other commands do not need it.
         from skipcl_lightning.cli.training import run_training
 
         run_training(sys.argv[1:])
@@ -56,5 +56,5 @@ def main() -> None:
         try:
             COMMANDS[settings.subcommand](**arguments)
         except (ValueError, OSError) as error:
-            # What is wrong with a setting is told by the message; a traceback would bury it.
+            # The message explains the error; a traceback would hide it.
             raise SystemExit(f"skipcl {settings.subcommand}: {error}") from error

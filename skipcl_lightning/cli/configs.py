@@ -1,4 +1,4 @@
-"""`skipcl configs`: the ready configurations of each data set and backbone."""
+"""Command `skipcl configs`, with a ready configuration for each data set and backbone."""
 
 import re
 import sys
@@ -21,11 +21,7 @@ MAX_LENGTH = re.compile(r"^    max_length: (\d+)", flags=re.MULTILINE)
 
 
 def add_configs(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: The sub-commands of the whole command line, from `ArgumentParser.add_subcommands`.
-    """
+    """Add the command `configs` to the sub-commands from `ArgumentParser.add_subcommands`."""
     parser = ArgumentParser(description="List the ready configurations, or print one to begin from.")
     parser.add_argument(
         "name", nargs="?", help="the one to print, such as mssd/sasrec; all are listed without it"
@@ -34,10 +30,10 @@ def add_configs(commands: Any) -> None:
 
 
 def configs(name: str | None = None) -> None:
-    """List the ready configurations, or print one to begin from.
+    """List the ready configurations, or print one as a starting point.
 
     Args:
-        name: Of the one to print, such as mssd/sasrec; all are listed without it.
+        name: The configuration to print, such as mssd/sasrec; None lists all.
     """
     if name is not None:
         try:
@@ -57,10 +53,7 @@ def configs(name: str | None = None) -> None:
 
 
 def configuration_names() -> list[str]:
-    """The ready configurations.
-
-    Returns:
-        Names of a data set and a backbone.
+    """Return the names of the ready configurations, such as `mssd/sasrec`: data set, then backbone.
 
     Examples:
         >>> "mssd/sasrec" in configuration_names()
@@ -70,7 +63,7 @@ def configuration_names() -> list[str]:
 
 
 def read_configuration(name: str) -> str:
-    """A ready configuration: what the data set says of data and trainer, and the backbone of the model.
+    """Return a ready configuration: data and trainer settings of the data set, then the backbone's model.
 
     Args:
         name: One of `configuration_names()`.
@@ -79,7 +72,7 @@ def read_configuration(name: str) -> str:
         YAML, with comments.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: No configuration has this name.
 
     Examples:
         >>> "class_path: SASRec" in read_configuration("mssd/sasrec")
@@ -93,20 +86,20 @@ def read_configuration(name: str) -> str:
     dataset, backbone = name.split("/")
     data = _read("data", dataset)
     (max_length,) = MAX_LENGTH.findall(data)
-    # A bidirectional backbone's mask token takes a position too.
+    # A bidirectional backbone needs one more position, for the mask token.
     places = {"max_length": max_length, "max_length_and_mask": str(int(max_length) + 1)}
     model = Template(_read("backbones", backbone)).substitute(places)
     return f"{data.rstrip()}\n{model}"
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Put the ready configurations in the place of their names, and comments into what is printed.
+    """Replace names of ready configurations by their YAML, and make `--print_config` include comments.
 
     Args:
-        arguments: What stands on the command line.
+        arguments: The arguments of the command line.
 
     Returns:
-        What LightningCLI understands.
+        Arguments that LightningCLI understands.
 
     Examples:
         >>> expand_arguments(["fit", "--print_config"])
@@ -134,7 +127,7 @@ def _expand(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _is_name(text: str, names: Sequence[str]) -> bool:
-    """Whether a ready configuration is meant; a file of the user's goes before it."""
+    """Return whether the text names a ready configuration; a file with this path takes precedence."""
     return text in names and not Path(text).exists()
 
 
@@ -149,5 +142,5 @@ def _read(kind: str, title: str) -> str:
 
 
 def _summary(text: str) -> str:
-    """The first line, which is a comment."""
+    """Return the first line, a comment, without its `#`."""
     return text.partition("\n")[0].removeprefix("# ")

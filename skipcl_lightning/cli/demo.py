@@ -1,4 +1,4 @@
-"""`skipcl demo`: the skip-contrastive head against the plain model, on a simulated log."""
+"""Command `skipcl demo`, which compares training with and without the skip-contrastive head."""
 
 import logging
 import math
@@ -51,15 +51,15 @@ def demo(
     weight: float = 0.3,
     output: Path = Path("skipcl_demo.png"),
 ) -> None:
-    """Train SASRec with and without the skip-contrastive head on simulated sessions, and compare.
+    """Train SASRec with and without the skip-contrastive head on simulated sessions, and compare both.
 
     Args:
         sessions: Sessions in each simulated log.
-        items: Tracks in the catalogue.
-        seeds: Runs of each model, each on a log of its own; at least 2.
-        epochs: Epochs of each training.
+        items: Items in the catalogue.
+        seeds: Runs of each model, at least 2; each run simulates a new log.
+        epochs: Training epochs of each run.
         weight: λ, the weight of the skip-contrastive loss.
-        output: Where the plot of the ranks is written (PNG).
+        output: The PNG file for the plot of the ranks.
     """
     check_integer("seeds", seeds, minimum=2, cure="One run says nothing about how much runs differ.")
     check_integer("epochs", epochs)
@@ -83,7 +83,7 @@ def demo(
             for name, head in ((PLAIN, None), (CONTRASTIVE, SkipInfoNCE(weight=weight))):
                 progress.update(task, description=f"{name}, seed {seed}")
                 module = _train(data, head, seed, epochs, lambda: progress.advance(task))
-                # Runs differ by more than their sessions do: the intervals are over seeds.
+                # No bootstrap over sessions: the intervals are over seeds, whose variation is larger.
                 report = evaluate(module, data, num_resamples=0)
                 results.setdefault(name, []).append(report.values)
                 ranks[name].append(report.sessions.select("rank", "skipped"))
@@ -94,7 +94,7 @@ def demo(
 
 
 class _Tick(Callback):
-    """Calls back after each epoch of training."""
+    """Callback that calls `tick` after each training epoch."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self.tick = tick
@@ -112,7 +112,7 @@ def _train(
         head,
         num_items=data.num_items,
         embedding_size=EMBEDDING_SIZE,
-        # As in the paper: skips reach the model by the head alone.
+        # As in the paper: only the head sees skips.
         feedback_input=False,
         learning_rate=4e-3,
     )
@@ -148,7 +148,7 @@ def _table(results: Results) -> Table:
     for name in results:
         table.add_column(name, justify="right")
     for label, key in ROWS.items():
-        # A small log may hold no rejected target: that cell is then NaN.
+        # A small log may have no rejected target; then the cell is NaN.
         cells = [[run.get(key, math.nan) for run in runs_of_model] for runs_of_model in results.values()]
         arrow = "↓" if label in LOWER_IS_BETTER else "↑"
         table.add_row(
@@ -159,13 +159,13 @@ def _table(results: Results) -> Table:
 
 
 def _short(share: float) -> str:
-    """Three decimals without the leading zero, so that the table fits into 80 columns."""
+    """Format with three decimals and no leading zero, so that the table fits into 80 columns."""
     return f"{share:.3f}".removeprefix("0")
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines on devices and limits, which would break the progress bar apart."""
+    """Silence Lightning's messages on devices and limits, which would disrupt the progress bar."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The parser of the training commands: help, comments and errors that fit on a screen."""
+"""Parser of the training commands, with short usage, help and error messages."""
 
 import sys
 import traceback
@@ -15,7 +15,7 @@ from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = ["TrainingParser", "cut_lines", "root_cause"]
 
-# Of a torch module jsonargparse knows hundreds of subclasses, and would name them all.
+# jsonargparse would list all the hundreds of subclasses of `torch.nn.Module`.
 PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {
         "backbone": BACKBONES,
@@ -24,12 +24,12 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
         "next_item_loss": NEXT_ITEM_LOSSES,
     }
 )
-# A line of help or of an error that is longer lists all classes or settings that there are.
+# A longer line of help or of an error lists all classes or settings.
 LONGEST_LINE = 400
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Names the classes that suit an argument, and not all that torch has."""
+    """Help formatter that names only the classes that suit an argument."""
 
     def _get_help_string(self, action: Action) -> str:
         part = PARTS.get(action.dest.rpartition(".")[2])
@@ -39,38 +39,26 @@ class ShortHelp(DefaultHelpFormatter):
 
 
 class TrainingParser(LightningArgumentParser):
-    """LightningCLI's parser, whose usage is a line, and whose errors say what is wrong only."""
+    """LightningCLI's parser with a one-line usage and short error messages."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"formatter_class": ShortHelp, **settings})
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]  # argparse's own type
-        """A line, where all settings would be a hundred.
-
-        Args:
-            file: Where to; standard output if None.
-        """
+        """Print the usage in one line, to standard output by default; all settings would take a hundred."""
         prog = self.prog.replace(" [options]", "")
         (file or sys.stdout).write(f"usage: {prog} --config CONFIG [--SETTING VALUE …]\n")
 
     def instantiate_classes(self, cfg: Any, **settings: Any) -> Any:
-        """What Lightning 2.6 still calls `instantiate` by, for which jsonargparse warns.
-
-        Args:
-            cfg: The configuration.
-            settings: As for `instantiate`.
-
-        Returns:
-            The configuration with objects.
-        """
+        """Call `instantiate`: Lightning 2.6 still uses this old name, for which jsonargparse warns."""
         return self.instantiate(cfg, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, and end.
+        """Print a shortened error message and its cause, and exit.
 
         Args:
-            message: What jsonargparse found.
-            ex: The error behind it.
+            message: The message of jsonargparse.
+            ex: The error that caused it.
         """
         text, cause = cut_lines(message), root_cause(ex) if ex else None
         super().error(text if cause is None or cause is ex else f"{text}\nThe cause: {cause}", ex)

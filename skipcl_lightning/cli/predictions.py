@@ -1,4 +1,4 @@
-"""Predictions of any size into one table on disk."""
+"""Callback that writes predictions of any size into one file."""
 
 import os
 import shutil
@@ -11,21 +11,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 __all__ = ["RecommendationWriter"]
 
 ENDINGS = (".parquet", ".csv")
-# Rows that wait in memory for the next part on disk.
+# Rows to collect in memory before a part is written.
 ROWS_IN_MEMORY = 500_000
 
 
 class RecommendationWriter(Callback):
-    """Writes the tables that `predict_step` gives into one file, which appears whole or not at all.
+    """Callback that writes the tables of `predict_step` into one file, which appears only when complete.
 
-    Each process writes parts into a hidden folder beside the file, so that memory does not grow with the
-    log; the first process puts them together. The processes must share that folder.
+    Each process writes parts into a hidden folder beside the file, so memory does not grow with the log.
+    The first process joins the parts. All processes must share that folder.
 
     Args:
-        path: The file, `.parquet` or `.csv`; one that is there is replaced at the end.
+        path: The file, `.parquet` or `.csv`; an existing file is replaced at the end.
 
     Raises:
-        ValueError: It has another ending, or is in a folder that does not exist.
+        ValueError: The path has another ending, or its folder does not exist.
 
     Examples:
         >>> RecommendationWriter("recommendations.parquet").path.name
@@ -43,7 +43,7 @@ class RecommendationWriter(Callback):
         self._num_parts = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Make the folder for parts anew: a run that was broken off may have left one."""
+        """Create an empty folder for parts; an interrupted run may have left an old one."""
         if trainer.is_global_zero:
             shutil.rmtree(self._parts, ignore_errors=True)
             self._parts.mkdir()
@@ -52,15 +52,10 @@ class RecommendationWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep a batch's table.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The model.
-            outputs: What its `predict_step` gave.
+        """Collect the table of a batch, the `outputs` of `predict_step`.
 
         Raises:
-            TypeError: That is no table.
+            TypeError: `outputs` is not a polars DataFrame.
         """
         if not isinstance(outputs, pl.DataFrame):
             raise TypeError(
@@ -73,27 +68,27 @@ class RecommendationWriter(Callback):
             self._write_part(trainer.global_rank)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Put the parts together."""
+        """Join the parts into the file."""
         self._write_part(trainer.global_rank)
         trainer.strategy.barrier("written")
         if trainer.is_global_zero:
             table = pl.scan_parquet(sorted(self._parts.iterdir()))
             temporary = self._parts / f"whole{self.path.suffix}"
             (table.sink_csv if self.path.suffix == ".csv" else table.sink_parquet)(temporary)
-            # Both are in one folder's file system, so that this is one step.
+            # Atomic, since both files are on the same file system.
             temporary.replace(self.path)
             shutil.rmtree(self._parts)
         trainer.strategy.barrier("joined")
 
     def on_exception(self, *_: Any) -> None:
-        """Leave nothing behind."""
+        """Delete the parts."""
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def _write_part(self, rank: int) -> None:
         if not self._waiting:
             return
         name = f"part-{rank:05}-{self._num_parts:07}.parquet"
-        # Not under its own name at once: another process must never read half of it.
+        # A temporary name first: another process must never read an incomplete part.
         temporary = self._parts / f".{name}.{os.getpid()}"
         pl.concat(self._waiting).write_parquet(temporary)
         temporary.replace(self._parts / name)

@@ -1,4 +1,4 @@
-"""`skipcl prepare`: from files of a public log to a session store."""
+"""Command `skipcl prepare`, which converts the files of a public log to a session store."""
 
 import inspect
 import re
@@ -44,8 +44,7 @@ SOURCES: dict[str, Callable[..., pl.LazyFrame]] = {
     "movielens": read_movielens,
     "table": read_table,
 }
-# Their plain history is streamed, then labelled and cut part by part, where the reader alone would do it in
-# memory.
+# `prepare_store` labels and cuts these histories part by part, since their readers would do so in memory.
 HISTORIES = ("lfm1k", "lfm2b", "yambda", "listenbrainz")
 SplitName = Literal["leave_one_out", "session", "time"]
 
@@ -59,20 +58,17 @@ def make_split(
     targets: Targets | None = None,
     split_seed: int | None = None,
 ) -> Split:
-    """The split that the command line names.
+    """Create the split that the settings of the command line describe.
 
     Args:
-        split: What is held out: of each session its last two tracks, whole sessions, or what came late.
-        validation_share: Of a split by session, the part to validate on, in (0, 1); 0.1 if not given.
-        test_share: Of a split by session, the part to test on, in (0, 1); 0.1 if not given.
-        validation_from: Of a split by time, when validation begins: ISO 8601, or seconds with an s, as in
-            900s.
-        test_from: Of a split by time, when test begins.
-        targets: Of a split by session or time: the last track of each session, or every one.
-        split_seed: Of a split by session, 0 or more; 0 if not given.
-
-    Returns:
-        The split.
+        split: What to hold out: the last two items of each session, whole sessions, or the latest events.
+        validation_share: Share of sessions in the validation set, in (0, 1); session split only, default
+            0.1.
+        test_share: Share of sessions in the test set, in (0, 1); session split only, default 0.1.
+        validation_from: Start of the validation period; time split only: ISO 8601, or seconds such as 900s.
+        test_from: Start of the test period; time split only, same format.
+        targets: Which items of a session to predict, `last` or `every`; session and time splits only.
+        split_seed: Random seed, 0 or more; session split only, default 0.
 
     Raises:
         ValueError: A setting is missing, or belongs to another split.
@@ -117,16 +113,12 @@ def make_split(
 
 
 def _to_moment(text: str) -> str | float:
-    """Seconds with an s as a number; all else is ISO 8601, in which 2020 is no time."""
+    """Convert seconds such as 900s to a number; return all other text unchanged, as ISO 8601."""
     return float(text.removesuffix("s")) if re.fullmatch(r"-?\d+(\.\d+)?s", text) else text
 
 
 def add_prepare(commands: Any) -> None:
-    """Add the command, with a sub-command for each source.
-
-    Args:
-        commands: The sub-commands of the whole command line, from `ArgumentParser.add_subcommands`.
-    """
+    """Add the command `prepare`, with one sub-command per source, to those from `add_subcommands`."""
     parser = ArgumentParser(description="Prepare a log of any size as a session store.")
     commands.add_subcommand("prepare", parser, help=parser.description)
     sources = parser.add_subcommands(dest="source")
@@ -144,11 +136,7 @@ def add_prepare(commands: Any) -> None:
 
 
 def run_prepare(settings: Namespace) -> None:
-    """Do what the command line says.
-
-    Args:
-        settings: What the parser of the command parsed.
-    """
+    """Prepare the store that the parsed settings describe."""
     source: str = settings.source
     values: dict[str, Any] = settings[source].as_dict()
     paths, folder = values.pop("paths"), values.pop("folder")
@@ -164,7 +152,7 @@ def run_prepare(settings: Namespace) -> None:
             warnings.simplefilter("always", FeedbackWarning)
             data = prepare_store(log, folder, split=split, on_progress=tell, **store_settings)
     except (ValueError, OSError, pl.exceptions.PolarsError) as error:
-        # What is wrong with a file or a setting is told by the message; a traceback would bury it.
+        # The message explains the error; a traceback would hide it.
         raise SystemExit(f"skipcl prepare {source}: {error}") from error
     size = sum(file.stat().st_size for file in folder.iterdir())
     again = "" if tell.steps else "Nothing to do: it was prepared before. "
@@ -178,14 +166,14 @@ def run_prepare(settings: Namespace) -> None:
 
 
 def _take(values: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    """Take the settings of a function out of all settings."""
+    """Remove the settings of a function from all settings, and return them."""
     names = inspect.signature(function).parameters
     shared = ("gap_minutes", "skip_seconds")
     return {name: values.pop(name) for name in list(values) if name in names and name not in shared}
 
 
 def _take_history(values: dict[str, Any]) -> dict[str, Any]:
-    """Take the rules that cut a plain history out of its reader's settings, which then reads just that."""
+    """Move the session rules from the reader's settings to the store's, so that the reader cuts nothing."""
     history: dict[str, Any] = {
         name: values.pop(name) for name in ("gap_minutes", "skip_seconds") if name in values
     }
@@ -198,7 +186,7 @@ def _take_history(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Steps:
-    """Shows each step of the preparation as a line of its own."""
+    """Progress display with one line for each step of the preparation."""
 
     def __init__(self, progress: Progress) -> None:
         self.steps: dict[str, Any] = {}

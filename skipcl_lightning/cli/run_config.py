@@ -1,4 +1,4 @@
-"""What a run was configured with, kept beside its checkpoints."""
+"""Callback that saves the configuration of a run beside its checkpoints."""
 
 from pathlib import Path
 
@@ -10,30 +10,24 @@ __all__ = ["SaveRunConfig"]
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a training run.
+    """Callback that writes `config.yaml` into the folder of a training run.
 
-    Lightning's own writes it wherever the logger does, which for some is the current folder, and for every
-    stage. Here it only ever goes into a folder that belongs to one run: a file of the user's is never met.
+    Lightning's own callback writes at every stage into the logger's folder, for some loggers the current one.
+    This callback writes only into a folder of one run, so it never overwrites a user's file.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write the configuration.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The model.
-            stage: Lightning's; only training writes.
-        """
+        """Write the configuration at the start of training; do nothing at other stages."""
         if stage != "fit" or trainer.logger is None or self.already_saved:
             return
         self.already_saved = True
-        # Asked on every process, since it is a broadcast.
+        # Every process must read it, since it is a broadcast.
         folder = trainer.log_dir
         if not trainer.is_global_zero:
             return
         logger = trainer.logger
         if folder is None or not isinstance(logger, CSVLogger | TensorBoardLogger):
-            # Where Lightning puts the checkpoints.
+            # Lightning's folder for checkpoints.
             root = logger.save_dir or trainer.default_root_dir
             folder = str(Path(root) / str(logger.name) / str(logger.version))
         Path(folder).mkdir(parents=True, exist_ok=True)

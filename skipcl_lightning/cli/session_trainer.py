@@ -1,4 +1,4 @@
-"""Lightning's Trainer, whose predictions go to a file."""
+"""Lightning's Trainer, with predictions written to a file."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ __all__ = ["SessionTrainer"]
 
 
 class SessionTrainer(Trainer):
-    """Customize every aspect of training."""  # Lightning's own line, which heads the settings.
+    """Customize every aspect of training."""  # Lightning's own line, the heading of the settings.
 
-    def predict(  # type: ignore[override]  # has a setting more, and no dataloaders of their own
+    def predict(  # type: ignore[override]  # one more setting, and no dataloaders
         self,
         model: LightningModule | None = None,
         datamodule: LightningDataModule | None = None,
@@ -22,21 +22,21 @@ class SessionTrainer(Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Write the best next tracks of every session, with external ids, to a file.
+        """Write the top next items of every session, with external ids, to a file.
 
         Args:
             model: The model to predict with.
             datamodule: The sessions.
             output: The file, .parquet or .csv, with the columns session_id, rank, item_id and score; it
-                appears whole or not at all. Null for a model of your own that writes elsewhere.
+                appears only when complete. Use null if your own model writes its predictions elsewhere.
             ckpt_path: The checkpoint of a trained model.
-            weights_only: Whether only plain tensors and values may be loaded from it.
+            weights_only: Whether to load only plain tensors and values from the checkpoint.
 
         Returns:
-            None; without `output` what Lightning gives.
+            None; without `output`, the predictions as Lightning returns them.
         """
         writers = [] if output is None else [RecommendationWriter(output)]
-        # mypy finds no such list, since Lightning types it elsewhere.
+        # mypy does not find this attribute, since Lightning types it elsewhere.
         self.callbacks.extend(writers)  # type: ignore[attr-defined]
         return super().predict(
             model,

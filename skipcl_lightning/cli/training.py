@@ -1,4 +1,4 @@
-"""`skipcl fit`, `validate`, `test` and `predict`: LightningCLI with the library's parts."""
+"""Commands `skipcl fit`, `validate`, `test` and `predict`, based on LightningCLI."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,11 +19,10 @@ from skipcl_lightning.cli.session_trainer import SessionTrainer
 
 __all__ = ["TrainingCLI", "run_training"]
 
-# Without parts: jsonargparse hands the settings of a default part, all of them, on to the part that takes its
-# place.
+# No default parts: jsonargparse would pass all settings of a default part to the part that replaces it.
 MODEL = {"class_path": "skipcl_lightning.SkipCLModule"}
 DATA = {"class_path": "skipcl_lightning.data.SessionDataModule"}
-# Lightning's own 50 steps are more than the batches of a small log, of which it would log none, and warn.
+# A small log has fewer than Lightning's default of 50 batches; Lightning would log nothing and warn.
 TRAINER = {"log_every_n_steps": 1}
 
 
@@ -31,7 +30,7 @@ class TrainingCLI(LightningCLI):
     """LightningCLI for any LightningModule and LightningDataModule, `SkipCLModule` by default.
 
     Args:
-        arguments: What stands on the command line behind `skipcl`.
+        arguments: The arguments of the command line after `skipcl`.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -50,67 +49,47 @@ class TrainingCLI(LightningCLI):
             parser_class=TrainingParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            # Of the module's own making, and its checkpoints are whole without the parser's notes.
+            # The module makes its own optimizers, and its checkpoints need no settings of the parser.
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, each with the arguments of the Trainer's method that the CLI itself gives.
-
-        Returns:
-            By command.
-        """
+        """Return, for each command, the arguments of the Trainer's method that the CLI itself passes."""
         given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         return dict.fromkeys(("fit", "validate", "test", "predict"), given)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:  # noqa: ARG002
-        """Parse what the command line says.
-
-        Args:
-            parser: The parser of all commands.
-            args: Lightning's; unused.
-        """
+        """Parse the command line given at construction; `args` is unused."""
         self.config = parser.parse_args(self.arguments)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say what is trained if nothing else is asked for, and what one part knows of another.
-
-        Args:
-            parser: The parser of a command.
-        """
+        """Set the default model and data, and link the number of items from the data to the model."""
         parser.set_defaults({"model": MODEL, "data": DATA})
-        # Left out by jsonargparse where the data has no such attribute, or the model no such argument.
+        # jsonargparse omits the link if the data or the model has no `num_items`.
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Keep quiet what Lightning says of the folder of a run that only evaluates."""
+        """Silence Lightning's warning about the checkpoint folder in runs that only evaluate."""
         if self.subcommand != "fit":
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; what is wrong with a setting or a file is told in a few lines."""
+        """Build data, model and trainer; exit with a short message if a setting or a file is wrong."""
         try:
             if output := self._get(self.config, "output"):
-                RecommendationWriter(output)  # Before all work, not after it.
+                RecommendationWriter(output)  # Check the path before any work starts.
             super().instantiate_classes()
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
             raise SystemExit(f"skipcl {self.subcommand}: {root_cause(error)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which logs to a CSV file unless it is told otherwise.
-
-        Args:
-            kwargs: More arguments of the trainer.
-
-        Returns:
-            The trainer.
-        """
+        """Build the trainer with extra arguments; it logs to a CSV file unless another logger is set."""
         settings = self._get(self.config_init, "trainer")
-        # Not as the parser's default, whose `name` a logger of another class would take over; and Lightning's
-        # own choice depends on what else is installed.
+        # Not set as the parser's default: a logger of another class would inherit its `name`. Lightning's
+        # own default depends on which packages are installed.
         if settings["logger"] is None:
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
         trainer = super().instantiate_trainer(**kwargs)
@@ -128,15 +107,15 @@ class TrainingCLI(LightningCLI):
             )
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would overlay the configuration with the checkpoint's hyperparameters, in a form that only
-        # its own `load_from_checkpoint_support` writes. The weights are loaded all the same.
+        # Lightning would override the configuration with the checkpoint's hyperparameters, in a format that
+        # only `load_from_checkpoint_support` writes. The weights are still loaded.
         pass
 
 
 def _watch_nothing(trainer: Trainer) -> None:
-    """Drop early stopping by, and the choice of checkpoints by, metrics that no validation computes."""
+    """Remove early stopping and checkpoint selection on validation metrics, which are not computed."""
     kept: list[Any] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # typed elsewhere
         monitor = getattr(callback, "monitor", None) or ""
         if isinstance(callback, EarlyStopping) and monitor.startswith("val/"):
             continue
@@ -148,12 +127,5 @@ def _watch_nothing(trainer: Trainer) -> None:
 
 
 def run_training(arguments: Sequence[str]) -> Any:
-    """Do what the command line says.
-
-    Args:
-        arguments: The command, and its settings.
-
-    Returns:
-        The `TrainingCLI`, with the `model`, `datamodule` and `trainer` that were used.
-    """
+    """Run a training command with its settings; return the CLI with its model, data module and trainer."""
     return TrainingCLI(arguments)

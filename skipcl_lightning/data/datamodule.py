@@ -182,7 +182,7 @@ class SessionDataModule(QuietDataModule):
 
     @property
     def input_length(self) -> int:
-        """The largest number of items that a model sees: `max_length`, or less if training sessions are short."""
+        """The largest number of items that a model sees, at most `max_length`."""
         return max(1, min(self.max_length, self._data.longest_input - 1))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Mined negatives and positives: items that often follow an item in the training set, skipped or listened to."""
+"""Mined negatives and positives: items that often follow an item in the training set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Two models on the same sessions: which differences can be told from noise."""
+"""Paired comparison of two models on the same sessions."""
 
 import math
 
@@ -14,25 +14,24 @@ _PROTOCOL = ("split", "top_k", "ties", "exclude_seen", "num_candidates", "sample
 
 
 def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
-    """The differences of two reports, with intervals paired by session.
+    """Return the paired differences between two reports, with bootstrap confidence intervals.
 
-    Both models are resampled together, so that what makes a session easy or hard for both cancels out.
-    Sessions are resampled whole, with all their targets. At 95 % one metric in twenty differs significantly
-    by chance, so decide beforehand which one counts. The intervals do not cover the variation between
-    training runs with different seeds.
+    Choose the deciding metric in advance: at 95 %, one metric in twenty is significant by chance. Both models
+    share the resampled sessions, so the difficulty of a session cancels out. Sessions are resampled with all
+    their targets. The intervals do not cover the variation between training runs with different seeds.
 
     Args:
-        before: The model to compare with.
-        after: The model that is compared.
+        before: The report of the reference model.
+        after: The report of the model to compare with it.
 
     Returns:
-        A row a metric: `metric`, `before`, `after`, `difference` (after less before), `low`,
-        `high`, and `verdict`: "better", "worse" or, where the interval holds 0, "no difference to be
-        told"; "higher" or "lower" for a metric that has no better side; "undefined" where a population is
-        empty in some resample. Metrics whose population is empty in the reports are left out.
+        One row per metric: `metric`, `before`, `after`, `difference` (after minus before), `low`, `high` and
+        `verdict`. The verdict is "better" or "worse", or "higher" or "lower" for a metric without a better
+        direction. It is "no difference to be told" if the interval contains 0, and "undefined" if the
+        metric's population is empty in some resample. Metrics that are undefined in a report are omitted.
 
     Raises:
-        ValueError: The reports are of other sessions or another protocol, or have no resamples.
+        ValueError: The reports have different sessions or protocols, or no resamples.
 
     Examples:
         >>> from skipcl_lightning.data import SessionDataModule, simulate_sessions
@@ -51,7 +50,7 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
                 f"`before` and `after` must share the protocol, got {setting} {one!r} and {other!r}. "
                 "Evaluate both in the same way."
             )
-    # Who was skipped depends on the data's threshold, and pairs on how many tracks a model is given.
+    # `skipped` depends on the data's skip threshold, `pairs` on the number of items that a model receives.
     keys = ["session_id", "target", "skipped", "repeat", "pairs"]
     if not before.sessions.select(keys).equals(after.sessions.select(keys)):
         raise ValueError(

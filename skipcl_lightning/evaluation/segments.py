@@ -1,4 +1,4 @@
-"""Which segment each session is in: the parts of a report."""
+"""Segments of sessions, by which a report is split."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 __all__ = ["SEGMENTS", "add_segments", "popularity_deciles"]
 
-# By column, what the report calls it.
+# Column name to its title in the report.
 SEGMENTS = {
     "length_segment": "session length",
     "popularity_segment": "popularity of the target",
@@ -20,14 +20,14 @@ _SKIP_RATES = (0.25, 0.5, 0.75)
 
 
 def popularity_deciles(item_counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The tenth of the catalogue that each item is in, by how often it occurs in training.
+    """Return the popularity decile of each item, by its count in the training set.
 
     Args:
-        item_counts: [V + 1] int64; index 0, padding, is in none.
+        item_counts: [V + 1] int64; index 0 is padding and has no decile.
 
     Returns:
-        [V + 1] int64: 1 for the most frequent tenth, to 10; 0 at padding. Items of equal counts keep the
-        order of their indices.
+        [V + 1] int64: from 1 for the most frequent tenth to 10 for the least; 0 at padding. Ties are
+        ordered by item index.
 
     Examples:
         >>> popularity_deciles(np.array([0, 5, 9]))
@@ -40,13 +40,13 @@ def popularity_deciles(item_counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
-    """Name the segment of each session in every way of segmenting.
+    """Add a column for each segmentation in `SEGMENTS`.
 
     Args:
         sessions: Rows with `length`, `popularity_decile`, `skip_rate` and `repeat`.
 
     Returns:
-        The rows with the columns of `SEGMENTS`, ordered categories.
+        The rows with the new columns, which are ordered categories.
 
     Examples:
         >>> row = {"length": 7, "popularity_decile": 1, "skip_rate": 0.0, "repeat": True}
@@ -62,7 +62,7 @@ def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
         sessions[name].to_numpy() for name in ("length", "skip_rate", "popularity_decile")
     )
     places = {
-        # A value that is a boundary belongs to the segment below it.
+        # A boundary value belongs to the lower segment.
         "length_segment": (lengths, np.searchsorted(_LENGTHS, length, side="left")),
         "popularity_segment": (deciles, decile - 1),
         "skip_segment": (rates, np.searchsorted((0.0, *_SKIP_RATES), rate, side="left")),

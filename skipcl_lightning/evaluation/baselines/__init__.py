@@ -1,4 +1,4 @@
-"""Baselines for the same evaluation: what a neural model must beat."""
+"""Baselines that a neural model must beat, under the same evaluation."""
 
 from skipcl_lightning.evaluation.baselines.factorisation import BPR, WRMF
 from skipcl_lightning.evaluation.baselines.markov import LastItemMarkov

@@ -1,4 +1,4 @@
-"""Matrix factorisation, by the `implicit` package: WRMF and BPR, as in the paper."""
+"""Matrix factorisation with the `implicit` package: WRMF and BPR, as in the paper."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +19,15 @@ __all__ = ["BPR", "WRMF"]
 class WRMF:
     """Weighted regularised matrix factorisation of sessions and items, by alternating least squares.
 
-    A session's factors are computed anew from its tracks so far. Needs the extra `baselines`.
+    Each session's factors are recomputed from its items so far. Install the extra `baselines` to use it.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than `max_length`
-            too.
-        num_factors: The length of the factors.
-        regularisation: The weight of their squares, above 0.
-        confidence: What a play adds to the weight of a pair, which is 1 without (the paper's alpha), above 0.
+        data: The data module; the whole training set is read, not cut to `max_length`.
+        num_factors: The number of factors.
+        regularisation: The weight of the squared factors, above 0.
+        confidence: Alpha of the reference, above 0: `n` plays give a pair the weight 1 + alpha · n.
         num_iterations: Rounds over sessions and items.
-        seed: Of the initial factors.
+        seed: Random seed of the initial factors.
 
     Raises:
         ImportError: `implicit` is not installed.
@@ -75,10 +74,7 @@ class WRMF:
         )
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """Inner products of the sessions' factors with the items'.
-
-        Args:
-            batch: B sessions.
+        """Return the inner products of session factors and item factors.
 
         Returns:
             [B, V + 1] float32, on the CPU.
@@ -91,17 +87,16 @@ class WRMF:
 class BPR:
     """Matrix factorisation of sessions and items by Bayesian personalised ranking.
 
-    A session's factors are those of its training part: it must have been trained on. Needs the extra
-    `baselines`.
+    Only sessions of the training set have factors, so only these can be scored. Install the extra
+    `baselines` to use it.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than `max_length`
-            too.
-        num_factors: The length of the factors.
-        learning_rate: Of stochastic gradient descent, above 0.
-        regularisation: The weight of the factors' squares, at least 0.
+        data: The data module; the whole training set is read, not cut to `max_length`.
+        num_factors: The number of factors.
+        learning_rate: The learning rate of stochastic gradient descent, above 0.
+        regularisation: The weight of the squared factors, at least 0.
         num_iterations: Rounds over all plays.
-        seed: Of the initial factors and the sampling. On several threads two runs differ all the same.
+        seed: Random seed of the initial factors and the sampling. With several threads, runs still differ.
 
     Raises:
         ImportError: `implicit` is not installed.
@@ -148,16 +143,16 @@ class BPR:
         )
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """Inner products of the sessions' factors with the items'.
+        """Return the inner products of session factors and item factors.
 
         Args:
-            batch: B sessions that were trained on, with their `session_index`.
+            batch: B sessions of the training set, with their `session_index`.
 
         Returns:
             [B, V + 1] float32, on the CPU.
 
         Raises:
-            ValueError: A session was not trained on.
+            ValueError: A session is not in the training set.
         """
         rows = np.array([-1]) if batch.session_index is None else batch.session_index.cpu().numpy()
         if not np.isin(rows, self.trained.nonzero()[0]).all():
@@ -181,7 +176,7 @@ def _import_implicit() -> Any:
 
 
 def _fit(kind: Callable[..., Any], matrix: Any, **settings: Any) -> Any:
-    """A fitted model; without the threads of BLAS, which slow implicit's own, so that it warns of them."""
+    """Fit a model on one BLAS thread: more threads slow implicit down, and it warns about them."""
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(1, "blas"):
@@ -191,12 +186,12 @@ def _fit(kind: Callable[..., Any], matrix: Any, **settings: Any) -> Any:
 
 
 def _weigh(counts: Any, confidence: float) -> Any:
-    """1 + alpha · count where there is one; implicit itself would leave the 1 out."""
+    """Return 1 + alpha · count for each stored count; implicit itself would omit the 1."""
     weights = counts.copy()
     weights.data = 1 + confidence * weights.data
     return weights
 
 
 def _as_old_matrix(matrix: Any) -> Any:
-    """The kind of sparse matrix that implicit knows: one that is no array."""
+    """Convert to `csr_matrix`, since implicit does not support sparse arrays."""
     return sparse.csr_matrix(matrix)

@@ -1,4 +1,4 @@
-"""The training set as a sparse matrix of sessions and items."""
+"""Sparse matrices of item counts for each session."""
 
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ __all__ = ["as_matrix", "training_matrix"]
 
 
 def as_matrix(batch: SessionBatch, num_items: int) -> Any:
-    """Count how often each session of a batch holds each item, from its first track on.
+    """Count how often each session of a batch contains each item.
 
     Args:
-        batch: B sessions; of a longer one than `max_length`, `seen` holds all tracks.
+        batch: B sessions. For a session longer than `max_length`, `seen` holds all its items, and all count.
         num_items: V.
 
     Returns:
@@ -35,13 +35,13 @@ def as_matrix(batch: SessionBatch, num_items: int) -> Any:
 
 
 def training_matrix(data: SessionDataModule) -> Any:
-    """Count how often each training session holds each item; rows are `session_index`.
+    """Count how often each training session contains each item; rows are indexed by `session_index`.
 
     Args:
-        data: The data module, of which the whole training set is read.
+        data: The data module; the whole training set is read.
 
     Returns:
-        A [sessions, V + 1] `scipy.sparse.csr_array` of float32 counts. Sessions that are not trained on
+        A [sessions, V + 1] `scipy.sparse.csr_array` of float32 counts. Sessions outside the training set
         have empty rows.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Last-item Markov: what followed this track before."""
+"""First-order Markov model of the last item."""
 
 from typing import get_args
 
@@ -15,14 +15,13 @@ __all__ = ["LastItemMarkov"]
 
 
 class LastItemMarkov:
-    """Items by how often they follow the session's last track in the training set.
+    """Baseline that ranks items by how often they follow the session's last item in the training set.
 
-    Ties, most of all among items that never followed it, are broken by popularity.
+    Ties are broken by popularity; items that never followed the last item are all tied.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than `max_length`
-            too.
-        rule: What follows a track: the `next` one, or the `next_listened` one.
+        data: The data module; the whole training set is read, not cut to `max_length`.
+        rule: Which item counts as the follower: the `next` item, or the `next_listened` item.
 
     Raises:
         ValueError: The rule is unknown.
@@ -49,24 +48,24 @@ class LastItemMarkov:
             )
             followed = following != PADDING_INDEX
             codes.append(batch.items[followed] * self.width + following[followed])
-        # One sorted code a pair (track, follower): its memory grows with the log, not with V².
+        # One sorted code for each (item, follower) pair: memory grows with the log, not with V².
         self.codes, self.counts = torch.unique(torch.cat(codes), return_counts=True)
         popularity = data.item_counts
         self.tie_break = popularity.double() / (popularity.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """How often each item followed the session's last track.
+        """Return how often each item followed the session's last item.
 
         Args:
             batch: B sessions, on the CPU.
 
         Returns:
-            [B, V + 1] float64: the count, and a fraction below 1 for popularity.
+            [B, V + 1] float64: the count plus a fraction below 1 for popularity.
         """
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)  # [B]
         first, end = (torch.searchsorted(self.codes, edge * self.width) for edge in (last, last + 1))
         lengths = end - first
-        rows = torch.repeat_interleave(torch.arange(len(batch)), lengths)  # one entry a follower
+        rows = torch.repeat_interleave(torch.arange(len(batch)), lengths)  # one entry for each follower
         offset = torch.arange(len(rows)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         pairs = torch.repeat_interleave(first, lengths) + offset
         scores = self.tie_break.repeat(len(batch), 1)

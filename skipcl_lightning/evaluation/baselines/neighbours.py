@@ -1,4 +1,4 @@
-"""Session-KNN: what sessions with the same tracks played."""
+"""Session-KNN, a nearest-neighbour baseline over sessions."""
 
 import numpy as np
 import torch
@@ -14,15 +14,14 @@ __all__ = ["SessionKNN"]
 
 
 class SessionKNN:
-    """Items by the similarity of the training sessions that hold them, over the most similar sessions.
+    """Baseline that scores an item by the summed similarity of the neighbour sessions that contain it.
 
-    Sessions are sets of items, their similarity is the cosine; a session is no neighbour of itself. Items of
-    no neighbour are ordered by popularity, below all others.
+    Neighbours are the most similar training sessions, by cosine similarity of item sets. A session is not its
+    own neighbour. Items that no neighbour contains come last, ordered by popularity.
 
     Args:
-        data: The data module, of which the whole training set is read: sessions longer than `max_length`
-            too.
-        num_neighbours: The most similar sessions that count.
+        data: The data module; the whole training set is read, not cut to `max_length`.
+        num_neighbours: The number of most similar sessions to use.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -49,14 +48,11 @@ class SessionKNN:
         self.members = _as_set(counts)
         lengths = np.sqrt(np.maximum(self.members.sum(axis=1), 1))
         self.normalised = sparse.diags_array(1 / lengths) @ self.members
-        # The least that a neighbour can add is about 1 / (longest session); this stays far below.
+        # Far below the smallest similarity of a neighbour, about 1 / (longest session).
         self.tie_break = 1e-6 * popularity / (popularity.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """The similarity of the neighbours that hold each item.
-
-        Args:
-            batch: B sessions.
+        """Return, for each item, the summed similarity of the neighbours that contain it.
 
         Returns:
             [B, V + 1] float64, on the CPU.
@@ -76,7 +72,7 @@ def _as_set(matrix: sparse.csr_array) -> sparse.csr_array:
 
 
 def _without(similarities: sparse.csr_array, own: np.ndarray) -> sparse.csr_array:
-    """Each row without one column, the session itself."""
+    """Remove the session itself from each row."""
     rows = similarities.tocoo()
     keep = rows.col != own[rows.row]
     return sparse.coo_array(
@@ -85,7 +81,7 @@ def _without(similarities: sparse.csr_array, own: np.ndarray) -> sparse.csr_arra
 
 
 def _largest(similarities: sparse.csr_array, most: int) -> sparse.csr_array:
-    """Each row's largest values; of equal ones the later sessions'."""
+    """Keep the largest values of each row; later sessions win ties."""
     rows = similarities.tocoo()
     order = np.lexsort((-rows.col, -rows.data, rows.row))
     row = rows.row[order]

@@ -1,4 +1,4 @@
-"""Popularity, over all sessions and within each."""
+"""Popularity baselines, over all sessions and within each session."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ __all__ = ["Popularity", "SessionPopularity"]
 
 
 class Popularity:
-    """The same list for everyone: items by how often they occur in the training set.
+    """Baseline that ranks items by how often they occur in the training set, equally for all sessions.
 
     Args:
         item_counts: [V + 1] int64 counts; `SessionDataModule.item_counts`.
 
     Raises:
-        TypeError: The counts are no integers.
-        ValueError: They are not one-dimensional.
+        TypeError: The counts are not int64.
+        ValueError: The counts are not one-dimensional.
 
     Examples:
         >>> batch = SessionBatch(torch.tensor([[2]]), torch.tensor([[1.0]]))
@@ -27,14 +27,11 @@ class Popularity:
 
     def __init__(self, item_counts: Tensor) -> None:
         check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
-        # Float32 holds no whole numbers above 2^24 apart.
+        # Float32 cannot represent every integer above 2^24.
         self.item_counts = item_counts.double()
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """How often each item occurs.
-
-        Args:
-            batch: B sessions.
+        """Return how often each item occurs in the training set.
 
         Returns:
             [B, V + 1] float64.
@@ -43,20 +40,20 @@ class Popularity:
 
 
 class SessionPopularity:
-    """What each session held most often so far, then what everyone plays: personalised popularity.
+    """Baseline that ranks items by their count in the session so far, then by overall popularity.
 
-    On music logs, whose listeners repeat tracks, it beats many a neural model (arXiv 2409.04329).
+    On music logs, where listeners repeat tracks, it beats many neural models (arXiv 2409.04329).
 
     Args:
         item_counts: [V + 1] int64 counts; `SessionDataModule.item_counts`.
 
     Raises:
-        TypeError: The counts are no integers.
-        ValueError: They are not one-dimensional.
+        TypeError: The counts are not int64.
+        ValueError: The counts are not one-dimensional.
 
     Reference:
         Tran et al.: Transformers Meet ACT-R: Repeat-Aware and Sequential Listening Session Recommendation,
-        RecSys 2024, arXiv 2408.16578, for repetition in listening; and arXiv 2409.04329.
+        RecSys 2024, arXiv 2408.16578, on repeated listening; and arXiv 2409.04329.
 
     Examples:
         >>> batch = SessionBatch(torch.tensor([[2, 3, 2, 0]]), torch.ones(1, 4))
@@ -66,17 +63,14 @@ class SessionPopularity:
 
     def __init__(self, item_counts: Tensor) -> None:
         check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
-        # Below 1, so that it only orders items that the session held equally often.
+        # Below 1, so it only breaks ties between items of equal count.
         self.tie_break = item_counts.double() / (item_counts.max() + 1)
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """How often each item occurs in the session so far.
-
-        Args:
-            batch: B sessions.
+        """Return how often each item occurs in the session so far.
 
         Returns:
-            [B, V + 1] float64: the count, and a fraction below 1 for popularity.
+            [B, V + 1] float64: the count plus a fraction below 1 for popularity.
         """
         scores = self.tie_break.to(batch.items.device).repeat(len(batch), 1)
         seen = batch.seen_items
