@@ -221,7 +221,7 @@ def _right_after(view: SessionView, num_items: int, skip_threshold: float) -> pl
 
 
 def _listened_after(view: SessionView, num_items: int, skip_threshold: float) -> pl.LazyFrame:
-    """Return `count`, how often a follower was the next listened item, and `chances`, how often there was one."""
+    """Return `count`, how often a follower was the next listened item, and `chances`, the sum over all."""
 
     def find(tracks: _VisibleTracks) -> Pairs:
         places = np.arange(len(tracks.last))
