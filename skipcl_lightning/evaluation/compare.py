@@ -27,7 +27,7 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
     Returns:
         One row per metric: `metric`, `before`, `after`, `difference` (after minus before), `low`, `high` and
         `verdict`. The verdict is "better" or "worse", or "higher" or "lower" for a metric without a better
-        direction. It is "no difference to be told" if the interval contains 0, and "undefined" if the
+        direction. It is "no significant difference" if the interval contains 0, and "undefined" if the
         metric's population is empty in some resample. Metrics that are undefined in a report are omitted.
 
     Raises:

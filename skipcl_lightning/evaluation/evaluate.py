@@ -1,4 +1,4 @@
-"""One evaluation for every model: a trained module, a baseline, or anything with the same two methods."""
+"""One evaluation for every model: a trained module, a baseline, or any object with the same methods."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -49,29 +49,28 @@ def evaluate(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Rank every held-out target and report what comes of it, with intervals and by segments.
+    """Rank every held-out target, and return a report with intervals and segments.
 
-    Works on the model's own device, one batch at a time, and keeps one row for each target. The model is in
-    evaluation mode meanwhile, and without gradients. Intervals resample whole sessions, since the targets of
-    one session depend on each other.
+    It runs on the model's device, one batch at a time, in evaluation mode and without gradients. Intervals
+    resample whole sessions, because the targets of one session depend on each other.
 
     Args:
-        model: A `SkipCLModule`, a baseline, or anything of yours with `session_query(batch)` and
-            `item_table`, or with `scores(batch)`.
+        model: A `SkipCLModule`, a baseline, or an object with `session_query(batch)` and `item_table`, or
+            with `scores(batch)`.
         data: The sessions.
-        name: What the model is called in the report; its class's name if None.
-        split: Which targets: `validation` or `test`.
+        name: The model's name in the report; None for its class's name.
+        split: `validation` or `test`.
         top_k: The cut-offs of the metrics; recommendations are listed up to the largest.
-        ties: How a tie counts; the model's own `ties`, or `pessimistic`, if None.
-        exclude_seen: Whether a session's tracks, but for the target, are left out of the candidates; the
-            model's own `exclude_seen`, or False, if None.
-        num_candidates: Rank each target among so many sampled items instead of the whole catalogue, for
-            comparison with a paper that does; the metrics' names then carry the number, and a warning says
+        ties: The rule for equal scores; None for the model's own `ties`, or `pessimistic`.
+        exclude_seen: Whether a session's items, except the target, are left out of the candidates; None for
+            the model's own `exclude_seen`, or False.
+        num_candidates: Rank each target among this many sampled items instead of the whole catalogue, to
+            compare with a paper that does so. The metrics' names then contain the number, and a warning says
             why not to.
-        sampler: How the candidates are drawn: `uniform`, or by `popularity`.
-        confidence: The share of resamples within an interval, in (0, 1).
+        sampler: The distribution of the candidates: `uniform`, or by `popularity`.
+        confidence: The coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions; 0 for no intervals.
-        seed: Of resamples and candidates.
+        seed: Seed of resamples and candidates.
 
     Returns:
         The report.
@@ -151,7 +150,7 @@ def evaluate(
 def _measure(
     model: QueryModel | Baseline, data: SessionDataModule, split: Split, protocol: RankingProtocol, seed: int
 ) -> dict[str, Tensor]:
-    """The rows of all sessions, on the CPU."""
+    """Return the rows of all targets, on the CPU."""
     device = _device(model)
     generator = torch.Generator().manual_seed(seed)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
@@ -161,7 +160,7 @@ def _measure(
 
 
 def _device(model: QueryModel | Baseline) -> torch.device:
-    """Where the model wants its batches."""
+    """Return the device on which the model needs its batches."""
     if is_query_model(model):
         return model.item_table.device
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
@@ -169,7 +168,7 @@ def _device(model: QueryModel | Baseline) -> torch.device:
 
 
 def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> pl.DataFrame:
-    """A row a session, with external ids and without any index."""
+    """Return one row for each target, with external ids."""
     values: dict[str, Any] = {name: tensor.numpy() for name, tensor in measured.items()}
     item_counts = data.item_counts
     deciles = popularity_deciles(item_counts.numpy())

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: where tracks end in the ranking, and which sessions are served well."""
+"""Plots of an evaluation: cumulative ranks, and metrics by segment."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from skipcl_lightning.evaluation.segments import SEGMENTS
 
 __all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis", "write_whole"]
 
-# Told apart by the colour-blind too, and by their brightness in print.
+# Distinct for colour-blind readers, and in black-and-white print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
 INK = "#333333"
 
@@ -49,17 +49,17 @@ def save_rank_plot(
     top_k: int = 10,
     sampled: bool = False,
 ) -> None:
-    """Draw, for each model, the cumulative share of held-out tracks by rank, listened and skipped apart.
+    """Plot the cumulative share of held-out targets by rank, listened and skipped separately, for each model.
 
-    The gap between the two curves is what a skip-aware model is after; at `top_k` it is the difference of
-    the hit rates, which is written beside it.
+    A skip-aware model widens the gap between the two curves. At `top_k` the gap is the difference of the hit
+    rates, which the plot shows as numbers.
 
     Args:
-        path: Where the PNG is written; it appears whole or not at all.
+        path: The PNG file; it appears complete or not at all.
         sessions: By model, a frame with `rank` (from 1) and `skipped` (bool).
-        num_items: How many items a target is ranked among: V, or the sampled candidates and itself.
-        top_k: The rank that is marked.
-        sampled: Whether they are a sample, which the picture then says.
+        num_items: The number of ranked items: V, or the sampled candidates and the target.
+        top_k: The marked rank.
+        sampled: Whether the candidates are sampled, which the plot then says.
 
     Raises:
         OSError: The file cannot be written.
@@ -75,12 +75,12 @@ def save_rank_plot(
 
 
 def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric: str = "hit_rate@10") -> None:
-    """Draw a metric by segment, a panel for each way of segmenting, with its intervals.
+    """Plot a metric by segment with its intervals, one panel for each segmentation.
 
     Args:
-        path: Where the PNG is written; it appears whole or not at all.
+        path: The PNG file; it appears complete or not at all.
         reports: One or several models on the same data.
-        metric: Which metric; of sampled candidates the same.
+        metric: The metric, without the postfix of sampled candidates.
 
     Raises:
         ValueError: The reports have no such metric.
@@ -110,16 +110,16 @@ def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name and rename it, so that nothing half-written is left.
+    """Write a file under a temporary name and rename it, so no incomplete file is left.
 
     Args:
-        path: Where.
-        write: Writes to the path that it is given.
+        path: The file.
+        write: Function that writes to a given path.
 
     Raises:
         OSError: The file cannot be written.
     """
-    # Not of `tempfile`, whose files only their owner may read.
+    # Not from `tempfile`, whose files only their owner may read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -130,7 +130,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def make_figure(width: float, height: float) -> Any:
-    """A figure of its own, which needs no display and leaves no global state.
+    """Return a figure that needs no display and changes no global state.
 
     Args:
         width: In inches.
@@ -142,7 +142,7 @@ def make_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Not by pyplot, which has both.
+    # Not by pyplot, which needs a display and keeps global state.
     figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
     FigureCanvasAgg(figure)
     return figure
@@ -197,11 +197,11 @@ def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift
 
 
 def tidy_axis(axis: Any, along: str) -> None:
-    """Draw a faint grid, and no frame where no values stand.
+    """Draw a faint grid, and remove the frame on the sides without values.
 
     Args:
         axis: A `matplotlib.axes.Axes`.
-        along: Whose grid: `x`, `y` or `both`.
+        along: The axis of the grid: `x`, `y` or `both`.
     """
     axis.grid(axis=along, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with intervals, by segments, as tables and as pictures."""
+"""The report of an evaluation: metrics with intervals, by segment, as tables and plots."""
 
 import math
 from dataclasses import dataclass
@@ -26,18 +26,17 @@ __all__ = ["EvaluationReport"]
 class EvaluationReport:
     """The result of `evaluate`.
 
-    `report["ndcg@10"]` is one figure, `metrics` all of them with intervals, `segments` the same for
-    parts of the sessions, `sessions` what they are computed from. MAP@k is MRR@k where there is one
-    target, and is not listed apart. Metrics whose population is empty are left out of `values` and of all
-    tables, and `left_out` names them; `report[name]` is NaN then. Novelty is the mean
-    over sessions of each list's own mean.
+    `report["ndcg@10"]` is one value, `metrics` all of them with intervals, `segments` the same by segment,
+    and `sessions` the rows behind them. Metrics whose population is empty are not in `values` and the tables;
+    `left_out` names them, and `report[name]` is NaN. MAP@k is not listed, because it equals MRR@k for one
+    target. Novelty is the mean over sessions of each list's mean.
 
     Args:
-        name: What the model is called.
-        sessions: A row a held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`,
-            and its segments. A session has several with `targets="every"`.
+        name: The model's name.
+        sessions: One row for each held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`, and
+            its segments. A session has several rows with `targets="every"`.
         settings: The protocol.
-        coverage: The share of the catalogue that is recommended to anyone.
+        coverage: The share of the catalogue that is recommended at all.
     """
 
     name: str
@@ -50,19 +49,19 @@ class EvaluationReport:
 
     @property
     def postfix(self) -> str:
-        """What the names of metrics end with: nothing, or how many candidates were sampled."""
+        """The end of the metrics' names: empty, or the number of sampled candidates."""
         sampled = self.settings["num_candidates"]
         return "" if sampled is None else f"/sampled{sampled}"
 
     @property
     def num_candidates(self) -> int:
-        """How many items a target is ranked among, itself included."""
+        """The number of ranked items, the target included."""
         sampled: int | None = self.settings["num_candidates"]
         return int(self.settings["num_items"]) if sampled is None else sampled + 1
 
     @cached_property
     def values(self) -> dict[str, float]:
-        """Every metric by name whose population is not empty."""
+        """The metrics by name, without those of an empty population."""
         return {name: value for name, value in self._all_values.items() if not math.isnan(value)}
 
     @property
@@ -77,11 +76,11 @@ class EvaluationReport:
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
-        """A row a metric: `metric`, `value`, `low`, `high`, `targets` and `sessions`.
+        """One row for each metric: `metric`, `value`, `low`, `high`, `targets` and `sessions`.
 
-        `targets` and `sessions` count the held-out targets that the metric averages, and their sessions.
-        The intervals come from a bootstrap over whole sessions. They are null for coverage, which is not a
-        mean over sessions.
+        `targets` and `sessions` count the held-out targets that the metric averages, and their sessions. The
+        intervals come from a bootstrap over whole sessions; coverage has none, because it is no mean over
+        sessions.
         """
         frame = self._describe(self.sessions)
         coverage = {"metric": f"coverage@{max(self.settings['top_k'])}", "value": self.coverage}
@@ -90,10 +89,10 @@ class EvaluationReport:
 
     @cached_property
     def segments(self) -> pl.DataFrame:
-        """The rows of `metrics` for each segment: with `segmented_by` and `segment` before them.
+        """The rows of `metrics` for each segment, with `segmented_by` and `segment` before them.
 
-        But for coverage, which grows with the number of sessions that it is looked at in. The skip rate is
-        that of the tracks that a model is given, the latest `max_length`.
+        Coverage is left out, because it depends on the number of sessions. The skip rate is that of the items
+        that a model sees, the latest `max_length`.
         """
         frames = []
         for column, title in SEGMENTS.items():
@@ -106,9 +105,8 @@ class EvaluationReport:
 
     @property
     def populations(self) -> dict[str, int]:
-        """The number of `sessions` and `targets`, and how many targets of each kind there are.
-
-        `unscored` targets have no score (NaN), and rank last.
+        """The number of `sessions`, of `targets`, and of targets of each kind; `unscored` ones have the score
+        NaN.
         """
         listened = ~pl.col("skipped")
         row = self.sessions.select(
@@ -122,7 +120,7 @@ class EvaluationReport:
         return {name: int(count) for name, count in row.items()}
 
     def ratios(self, sessions: pl.DataFrame) -> dict[str, Ratio]:
-        """The metrics of some of the sessions, as sums; for intervals.
+        """Return the metrics of some rows as sums, for intervals.
 
         Args:
             sessions: Rows of `sessions`.
@@ -138,7 +136,7 @@ class EvaluationReport:
         )
 
     def session_numbers(self, sessions: pl.DataFrame) -> NDArray[np.int64]:
-        """Number the sessions of some of the rows, for `bootstrap`.
+        """Return a number for the session of each row, for `bootstrap`.
 
         Args:
             sessions: Rows of `sessions`.
@@ -154,11 +152,7 @@ class EvaluationReport:
         return numbers.to_numpy().astype(np.int64)
 
     def to_markdown(self) -> str:
-        """The report as Markdown: the protocol, the populations, and the table of metrics.
-
-        Returns:
-            Text.
-        """
+        """Return the report as Markdown: the protocol, the populations, and the table of metrics."""
         lines = [f"## {self.name}", "", self.describe_protocol(), ""]
         lines += ["| metric | value | interval | targets | sessions |", "|---|---:|---:|---:|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
@@ -166,11 +160,7 @@ class EvaluationReport:
         return "\n".join(lines) + "\n"
 
     def table(self) -> Any:
-        """The report for a terminal.
-
-        Returns:
-            A `rich.table.Table`.
-        """
+        """Return the report as a `rich.table.Table` for a terminal."""
         from rich.table import Table
 
         caption = f"{self.describe_protocol()} {self.left_out}".rstrip()
@@ -182,11 +172,7 @@ class EvaluationReport:
         return table
 
     def describe_protocol(self) -> str:
-        """The protocol and the populations in two sentences.
-
-        Returns:
-            Text without line breaks.
-        """
+        """Return the protocol and the populations in two sentences."""
         settings = self.settings
         sampled = settings["num_candidates"]
         among = (
@@ -205,12 +191,12 @@ class EvaluationReport:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.md`, `metrics.csv`, `segments.csv`, `sessions.parquet` and two pictures.
+        """Write `report.md`, `metrics.csv`, `segments.csv`, `sessions.parquet` and two plots.
 
-        Each file appears whole or not at all.
+        Each file appears complete or not at all.
 
         Args:
-            folder: Where; made if it is not there.
+            folder: The folder, which is created if needed.
 
         Returns:
             The folder.
@@ -275,5 +261,5 @@ class EvaluationReport:
 
 
 def _count(members: NDArray[np.bool_], numbers: NDArray[np.int64]) -> tuple[int, int]:
-    """The number of targets that a metric counts, and that of their sessions."""
+    """Return the number of targets that a metric averages, and of their sessions."""
     return int(members.sum()), len(np.unique(numbers[members]))

@@ -1,4 +1,4 @@
-"""The metrics of a report, as quotients of sums over its sessions."""
+"""The metrics of a report, as quotients of sums over its rows."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from skipcl_lightning.evaluation.statistics import Ratio
 
 __all__ = ["HIGHER_IS_BETTER", "is_higher_better", "session_ratios"]
 
-# By the name up to "@" or "/". Whether more novelty is better is for the reader to say.
+# By the name up to "@" or "/". Novelty has no better side.
 HIGHER_IS_BETTER = {
     "hit_rate": True,
     "ndcg": True,
@@ -43,17 +43,16 @@ def is_higher_better(metric: str) -> bool | None:
 def session_ratios(
     sessions: pl.DataFrame, *, top_k: Sequence[int], num_candidates: int, postfix: str = ""
 ) -> dict[str, Ratio]:
-    """Every metric that is a mean over sessions.
+    """Return every metric that is a mean over targets.
 
     Args:
-        sessions: A report's sessions: `rank`, `skipped`, `repeat`, `half_points`, `pairs` and
-            `novelty`.
+        sessions: The rows of a report: `rank`, `skipped`, `repeat`, `half_points`, `pairs` and `novelty`.
         top_k: The cut-offs.
-        num_candidates: How many items a target is ranked among, itself included.
-        postfix: What every name that stands on ranks ends with.
+        num_candidates: The number of ranked items, the target included.
+        postfix: The end of the names of metrics of ranks.
 
     Returns:
-        The metrics by name. Formulas as in `skipcl_lightning.functional`.
+        The metrics by name; formulas as in `skipcl_lightning.functional`.
     """
     rank = sessions["rank"].to_numpy()
     skipped, repeat = sessions["skipped"].to_numpy(), sessions["repeat"].to_numpy()

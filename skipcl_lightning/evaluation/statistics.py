@@ -19,12 +19,12 @@ _MOST_WEIGHTS = 2**24
 
 @dataclass(frozen=True)
 class Quotient:
-    """A sum over targets divided by another, with a sign.
+    """A sum over targets divided by another sum, with a sign.
 
     Args:
-        numerator: [N], what each target adds above.
-        denominator: [N], what it adds below: 1 in the population, or a number of pairs.
-        sign: 1, or -1 where it is subtracted.
+        numerator: [N], each target's share of the numerator.
+        denominator: [N], its share of the denominator: 1 in the population, or a number of pairs.
+        sign: 1, or -1 if it is subtracted.
     """
 
     numerator: Floats
@@ -49,12 +49,12 @@ class Ratio:
 
     @classmethod
     def of(cls, numerator: Floats, denominator: Floats) -> "Ratio":
-        """A single quotient."""
+        """Return a single quotient."""
         return cls((Quotient(numerator, denominator),))
 
     @property
     def members(self) -> NDArray[np.bool_]:
-        """[N] bool: the targets that at least one of its quotients counts."""
+        """[N] bool: the targets that at least one quotient counts."""
         counted: NDArray[np.bool_] = np.any([quotient.denominator > 0 for quotient in self.quotients], axis=0)
         return counted
 
@@ -64,7 +64,7 @@ class Ratio:
 
 
 def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
-    """Return each metric over all targets; NaN where it counts none.
+    """Return each metric over all targets; NaN for an empty population.
 
     Args:
         ratios: The metrics by name.
@@ -90,25 +90,25 @@ def bootstrap(
     num_resamples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """Return percentile intervals of the metrics; whole sessions are drawn with replacement.
+    """Return percentile intervals of the metrics, from resamples of whole sessions with replacement.
 
-    Targets of one session depend on each other: intervals from resampled targets would be too narrow.
+    The targets of one session depend on each other, so intervals from resampled targets would be too narrow.
 
     Args:
         ratios: The metrics by name, all over the same N targets.
         sessions: [N] int64, the session of each target, numbered from 0 without gaps.
-        confidence: The share of resamples within the interval, in (0, 1).
-        num_resamples: How many.
-        seed: Of the draws.
+        confidence: The coverage, in (0, 1).
+        num_resamples: The number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
-        The two ends of each; NaN where a metric is undefined in some resample, as happens where very few
-        sessions are in its population, and where there is only one session.
+        The two ends of each; NaN if a metric is undefined in some resample (its population has very few
+        sessions), or if there is only one session.
 
     Reference:
-        Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3, for percentile
-        intervals; Davison and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8, for
-        clusters. The draws and the percentiles are `scipy.stats.bootstrap`'s.
+        Efron and Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3, for percentile intervals;
+        Davison and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8, for clusters. The
+        draws and the percentiles are `scipy.stats.bootstrap`'s.
 
     Examples:
         >>> ratio = Ratio.of(np.array([1.0, 0.0] * 50), np.ones(100))
@@ -124,7 +124,7 @@ def bootstrap(
     if num_sessions < 2:
         return dict.fromkeys(ratios, (np.nan, np.nan))
     with warnings.catch_warnings():
-        # Of metrics that are undefined in some resample, whose ends are NaN.
+        # The warning of metrics that are undefined in some resample; their ends are NaN.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
             (np.arange(num_sessions),),
@@ -169,7 +169,7 @@ def student_margin(
 
 
 def judge(low: float, high: float, *, higher_is_better: bool | None) -> str:
-    """Return what an interval of a difference says.
+    """Return the verdict of an interval of a difference.
 
     Args:
         low: Lower end of the interval of `after - before`; NaN if undefined.
@@ -177,28 +177,28 @@ def judge(low: float, high: float, *, higher_is_better: bool | None) -> str:
         higher_is_better: None for a metric without a better side.
 
     Returns:
-        "better", "worse", "higher", "lower", "no difference to be told" if the interval holds 0, or
+        "better", "worse", "higher", "lower", "no significant difference" if the interval contains 0, or
         "undefined".
 
     Examples:
         >>> judge(0.1, 0.2, higher_is_better=True), judge(-0.1, 0.2, higher_is_better=True)
-        ('better', 'no difference to be told')
+        ('better', 'no significant difference')
     """
     if low != low or high != high:
         return "undefined"
     if low <= 0 <= high:
-        return "no difference to be told"
+        return "no significant difference"
     if higher_is_better is None:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def _statistic(ratios: dict[str, Ratio], sums: Floats) -> Callable[..., Any]:
-    """The metrics of resamples, given by the sessions that are in them."""
+    """Return a function from the sessions of resamples to the metrics."""
     sessions = sums.shape[0]
 
     def statistic(rows: NDArray[np.int64], axis: int = -1) -> Floats:
-        # How often each session was drawn: sums are then one matrix product for all metrics.
+        # The count of each session in a resample; one matrix product then sums all metrics.
         drawn = np.atleast_2d(np.moveaxis(rows, axis, -1))
         flat = drawn + sessions * np.arange(len(drawn))[:, None]
         weights = np.bincount(flat.ravel(), minlength=flat.shape[0] * sessions).reshape(-1, sessions)

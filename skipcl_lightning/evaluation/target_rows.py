@@ -27,15 +27,15 @@ __all__ = ["Baseline", "QueryModel", "RankingProtocol", "is_query_model", "measu
 
 @runtime_checkable
 class Baseline(Protocol):
-    """Anything that scores the catalogue after each session."""
+    """Protocol of a model that scores the catalogue after each session."""
 
     def scores(self, batch: SessionBatch) -> Tensor:
-        """[B, V + 1] floating point, a score an item; column 0, padding, is ignored."""
+        """[B, V + 1] floating point, the score of each item; column 0, padding, is ignored."""
         ...
 
 
 class QueryModel(Protocol):
-    """Anything that turns sessions into queries, whose inner products with a table are the scores."""
+    """Protocol of a model that turns sessions into queries, whose inner products with a table are the scores."""
 
     @property
     def item_table(self) -> Tensor:
@@ -43,21 +43,20 @@ class QueryModel(Protocol):
         ...
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """[B, D], the sessions as known after all their tracks."""
+        """[B, D], the query of each session after all of its items."""
         ...
 
 
 def is_query_model(model: object) -> "TypeIs[QueryModel]":
-    """Whether a model has what a `QueryModel` has.
+    """Return whether a model has the attributes of a `QueryModel`.
 
-    Not by `isinstance`, which from Python 3.12 on overlooks what `nn.Module` finds by `__getattr__`: a
-    table that is a parameter.
+    `isinstance` is not used, because from Python 3.12 on it does not find parameters of an `nn.Module`.
 
     Args:
-        model: Anything.
+        model: Any object.
 
     Returns:
-        Whether it has.
+        Whether it has both.
 
     Examples:
         >>> is_query_model(torch.nn.Linear(2, 2))
@@ -68,15 +67,15 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
 
 @dataclass(frozen=True)
 class RankingProtocol:
-    """How targets are ranked.
+    """The rules of the ranking.
 
     Args:
         num_items: V.
-        list_length: How many recommendations are looked at.
+        list_length: The number of recommendations.
         ties: The rule for equal scores.
-        exclude_seen: Whether a session's tracks, but for the target, are no candidates.
-        num_candidates: How many sampled candidates a target is ranked among; None for the whole catalogue.
-        sampler: How they are drawn.
+        exclude_seen: Whether a session's items, except the target, are no candidates.
+        num_candidates: The number of sampled candidates; None for the whole catalogue.
+        sampler: The distribution of the candidates.
         item_counts: [V + 1] int64, for the sampler `popularity`.
     """
 

@@ -1,4 +1,4 @@
-"""`skipcl study`: what the skip heads do, over backbones, weights, seeds and data sets."""
+"""`skipcl study`: skip heads over backbones, weights, seeds and data sets."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -48,22 +48,22 @@ def study(
     wandb: Mode = "none",
     group: str = "skipcl-study",
 ) -> None:
-    """Train models with and without skip heads, and tell what can be told from noise.
+    """Train models with and without skip heads, and show which differences are statistically significant.
 
-    Each finished run is kept in `output`/runs and is not done again, so a study can be broken off and
-    extended; the tables are written anew from the runs that were asked for this time.
+    Each finished run is kept in `output`/runs and is not repeated, so a study can be interrupted and
+    extended. The tables are written from the runs of the current call.
 
     Args:
         datasets: Simulated ones (`dense`, `sparse`, `high_skip`), or real ones with their path
             (`ml-100k=FILE`, `streaming=FOLDER`, `mssd=FOLDER`).
-        variants: What is added to the plain model, each also with `+input` behind it, for past feedback as
-            an input. The plain model, `none`, always takes part: the others are compared with it.
+        variants: The heads to compare; `+input` after a name also feeds past feedback to the model. The plain
+            model, `none`, always takes part.
         weights: Values of λ, the weight of the head.
         backbones: Causal backbones by name.
-        seeds: Runs of each model; a simulated log is another one for each seed. One seed has no intervals.
+        seeds: Runs of each model, each on its own simulated log. One seed has no intervals.
         epochs: Epochs of each training; the data set's own number if None.
         sessions: Sessions in each simulated log, for a quick trial.
-        jobs: Runs at once, each in a process with its share of the cores.
+        jobs: Parallel runs, each in a process with its share of the cores.
         output: The folder for runs, tables and pictures.
         wandb: Where each new run is logged in W&B; `offline` needs no account.
         group: The runs' group in W&B.
@@ -96,7 +96,7 @@ def study(
         run.build_parts()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    # The tables are wider than what a pipe is taken for.
+    # The tables are wider than the default width of a pipe.
     console = Console(width=max(100, Console().width))
     tracking = None if wandb == "none" else Tracking(wandb, group, output)
     do_missing(runs, output, jobs=jobs, tracking=tracking, console=console)
@@ -116,7 +116,7 @@ def _write_results(runs: Sequence[Run], output: Path) -> list[Any]:
     if gains.height:
         save_skip_rate_plot(output / "skip_rates.png", gains)
     else:
-        # One of an earlier call would be of other runs than the tables.
+        # A plot of an earlier call would show other runs than the tables.
         (output / "skip_rates.png").unlink(missing_ok=True)
     return list(make_terminal_tables(summary))
 
@@ -163,19 +163,19 @@ def list_runs(
     epochs: int | None = None,
     sessions: int | None = None,
 ) -> list[Run]:
-    """Every combination; one without a head once, and not once a weight.
+    """Return every combination; a variant without a head has one run, not one for each weight.
 
     Args:
         datasets: As for `make_data`.
         backbones: Names.
         variants: Names.
         weights: Values of λ.
-        seeds: How many, from 0.
-        epochs: Of each training; the data set's own number if None.
-        sessions: Of simulated logs; the recipe's number if None.
+        seeds: The number of seeds, from 0.
+        epochs: Epochs of each training; None for the data set's own number.
+        sessions: Sessions of simulated logs; None for the recipe's number.
 
     Returns:
-        The runs: seed by seed, so that a study that is broken off has whole seeds.
+        The runs, seed by seed, so an interrupted study has complete seeds.
 
     Examples:
         >>> names = {"datasets": ["dense"], "backbones": ["SASRec"], "variants": ["none", "session"]}
@@ -201,19 +201,19 @@ def list_runs(
 def do_missing(
     runs: Sequence[Run], folder: Path, *, jobs: int, tracking: Tracking | None, console: Console
 ) -> None:
-    """Execute the runs that are not on disk yet, each in one of several processes.
+    """Execute the runs that are not on disk yet, in several processes.
 
-    A run that fails does not stop the others.
+    A failed run does not stop the others.
 
     Args:
-        runs: All that are wanted.
-        folder: Of the study.
-        jobs: Runs at once; they share the cores.
-        tracking: Where they are logged in W&B.
+        runs: The runs of the study.
+        folder: The folder of the study.
+        jobs: Parallel runs; they share the cores.
+        tracking: Where runs are logged in W&B.
         console: Where progress is shown.
 
     Raises:
-        RuntimeError: Some failed; the message names them.
+        RuntimeError: Some runs failed; the message names them.
     """
     missing = [run for run in runs if read_record(run, folder) is None]
     console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")

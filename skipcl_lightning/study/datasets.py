@@ -22,12 +22,12 @@ __all__ = ["RECIPES", "Recipe", "find_recipe", "make_data"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a data set is made and trained on.
+    """The settings with which a data set is made and trained.
 
     Args:
         epochs: Epochs of a training.
-        learning_rate: AdamW's.
-        max_length: The most tracks that a model is given.
+        learning_rate: Learning rate of AdamW.
+        max_length: The largest number of items that a model sees.
         batch_size: Sessions in a batch.
         min_session_length: Shorter sessions are left out.
         min_item_count: Rarer items are left out.
@@ -68,17 +68,16 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a data set.
+    """Return the recipe of a data set.
 
     Args:
-        name: A simulated regime, or a real data set with its place, as in `ml-100k=ratings.parquet`.
+        name: A simulated regime, or a real data set with its path, such as `ml-100k=ratings.parquet`.
 
     Returns:
         The recipe.
 
     Raises:
-        ValueError: There is no such data set, a real one has no place that exists, or a simulated one has
-            a place.
+        ValueError: There is no such data set, a real one has no existing path, or a simulated one has a path.
 
     Examples:
         >>> find_recipe("sparse").epochs
@@ -108,13 +107,13 @@ def find_recipe(name: str) -> Recipe:
 def make_data(
     name: str, seed: int, sessions: int | None = None, settings: Mapping[str, Any] | None = None
 ) -> SessionDataModule:
-    """The data of a run.
+    """Return the data of a run.
 
     Args:
         name: As for `find_recipe`; several paths of one data set are separated as in `PATH`.
-        seed: Of a simulated log; a real one is the same for all seeds.
-        sessions: Of a simulated log, how many; the recipe's number if None.
-        settings: Of the data module, beside the recipe's.
+        seed: Seed of a simulated log; a real one is equal for all seeds.
+        sessions: Sessions of a simulated log; None for the recipe's number.
+        settings: Settings of the data module beside the recipe's.
 
     Returns:
         The data module.
@@ -147,7 +146,7 @@ def _paths(source: str) -> list[Path]:
     return [Path(part) for part in source.split(os.pathsep)]
 
 
-# Of the ratings, 1 and 2 count as skips, and 3 as listened to.
+# Ratings of 1 and 2 count as skips, 3 as listened to.
 _READERS: Mapping[str, Callable[[list[Path]], pl.LazyFrame]] = MappingProxyType(
     {"ml-100k": read_movielens, "streaming": read_streaming_history, "mssd": read_mssd}
 )

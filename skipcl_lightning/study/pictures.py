@@ -1,4 +1,4 @@
-"""The study's pictures: what is traded for fewer skips, and which sessions gain."""
+"""The study's plots: hit rate against skip hit rate, and gains by skip rate."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from skipcl_lightning.study.variants import INPUT_SUFFIX, PLAIN, VARIANTS
 
 __all__ = ["save_skip_rate_plot", "save_trade_off_plot"]
 
-# Okabe and Ito's, which the colour-blind tell apart; light yellow is left out, and markers differ too.
+# The colour-blind safe palette of Okabe and Ito without light yellow; markers differ too.
 _COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -34,11 +34,12 @@ _FEWEST_SESSIONS = 30
 
 
 def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) -> None:
-    """Draw HitRate@10 over SkipHitRate@10: a curve a variant as its weight grows, a panel a data set.
+    """Plot HitRate@10 over SkipHitRate@10: one curve over the weights for each variant, one panel for each data
+    set.
 
     Args:
-        path: Where the PNG is written; it appears whole or not at all.
-        summary: As `compare_all` gives it.
+        path: The PNG file; it appears complete or not at all.
+        summary: The result of `compare_all`.
         plain: The plain model's rows of `read_metrics`, for its spread over seeds.
 
     Raises:
@@ -67,15 +68,14 @@ def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) 
 
 
 def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
-    """Draw the gain of HitRate@10 against the skip rate of the session, a panel a data set.
+    """Plot the gain of HitRate@10 by the skip rate of the session, one panel for each data set.
 
-    The first four variants are drawn, in the order in which they were asked for, each at the middle one of
-    its weights: a choice by the results would show what is best by chance. Segments of fewer than 30 sessions
-    are left out.
+    The first four variants are plotted in the given order, each at its middle weight; a choice by the results
+    would be biased. Segments of fewer than 30 sessions are left out.
 
     Args:
-        path: Where the PNG is written; it appears whole or not at all.
-        gains: As `gains_by_skip_rate` gives them.
+        path: The PNG file; it appears complete or not at all.
+        gains: The result of `gains_by_skip_rate`.
 
     Raises:
         ValueError: There are none.
@@ -104,7 +104,7 @@ _MODEL = ["dataset", "backbone", "variant", "weight"]
 
 
 def _column_or_null(name: str, summary: pl.DataFrame) -> pl.Expr:
-    """A data set without a skipped target has no such figure, and a study of such sets no such column."""
+    """Return a column, or null if no data set of the study has this metric."""
     return pl.col(name) if name in summary["metric"] else pl.lit(None, pl.Float64).alias(name)
 
 
@@ -183,7 +183,7 @@ def _draw_gains(axis: Any, gains: pl.DataFrame, drawn: Sequence[str]) -> None:
 
 
 def _limits(points: NDArray[np.float64], centre: float, margin: float) -> tuple[float, float]:
-    """Room for the points, and for the bar as far as it does not squeeze them."""
+    """Return limits that show all points, and the bar as far as it leaves them apart."""
     margin = 0.0 if math.isnan(margin) else margin
     span = points.max() - points.min() or max(margin, 0.01)
     bar = min(1.1 * margin, span)
@@ -191,7 +191,7 @@ def _limits(points: NDArray[np.float64], centre: float, margin: float) -> tuple[
 
 
 def _spread(plain: pl.DataFrame, metric: str) -> tuple[float | None, float]:
-    """The mean over seeds and half of its 95 % interval; None without a value."""
+    """Return the mean over seeds and half of its 95 % interval; None without a value."""
     values = plain.filter(pl.col("metric") == metric)["value"].drop_nulls().to_numpy()
     if not len(values):
         return None, math.nan
@@ -201,7 +201,7 @@ def _spread(plain: pl.DataFrame, metric: str) -> tuple[float | None, float]:
 
 
 def _style(variant: str) -> tuple[str, str, str]:
-    """Colour, marker and line: a head looks the same in every picture, dashed with feedback as an input."""
+    """Return colour, marker and line: equal for a head in every plot, dashed with feedback as an input."""
     head = variant.removesuffix(INPUT_SUFFIX)
     if head == PLAIN:
         return INK, "*", ":"

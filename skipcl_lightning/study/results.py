@@ -1,4 +1,4 @@
-"""From the metrics of runs to figures: means, differences paired by seed, and their intervals."""
+"""Results of runs: means, differences paired by seed, and their intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ _NAMES = {
 
 
 def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
-    """The metrics of finished runs.
+    """Return the metrics of finished runs.
 
     Args:
-        runs: Which.
-        folder: Of the study.
+        runs: The runs.
+        folder: The folder of the study.
 
     Returns:
-        A row a run and metric: `dataset`, `backbone`, `variant`, `weight` (null without a head),
+        One row for each run and metric: `dataset`, `backbone`, `variant`, `weight` (null without a head),
         `seed`, `metric`, and `value`. A metric whose population is empty has no row.
 
     Raises:
@@ -54,14 +54,14 @@ def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
 
 
 def read_hits(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
-    """HitRate@10 of finished runs by the skip rate of the session.
+    """Return HitRate@10 of finished runs by the skip rate of the session.
 
     Args:
-        runs: Which.
-        folder: Of the study.
+        runs: The runs.
+        folder: The folder of the study.
 
     Returns:
-        A row a run and segment that has sessions: the columns of `read_metrics`, with `segment`, an
+        One row for each run and segment with sessions: the columns of `read_metrics` with `segment`, an
         ordered category, in place of `metric`, and `sessions`.
 
     Raises:
@@ -95,7 +95,7 @@ def _record(run: Run, folder: Path) -> dict[str, Any]:
     return record
 
 
-# By the name in a report, what tables call it.
+# The name in a report, and in tables.
 METRICS: Mapping[str, str] = MappingProxyType(
     {
         "hit_rate@1": "HR@1",
@@ -115,19 +115,18 @@ _LEAST_MARGIN = 1e-12
 
 
 def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
-    """Each variant beside another, with the differences within each seed.
+    """Return the differences of each variant to another one, paired by seed.
 
     Args:
         against: The variant to compare with.
-        metrics: As `read_metrics` gives them.
+        metrics: The result of `read_metrics`.
 
     Returns:
-        A row a data set, backbone, variant, weight and metric: `seeds`, how many have a value of both;
-        `mean` over them and `against`, the other's; `difference`, its `low` and `high` (a 95 %
-        t-interval over seeds) and `relative`, in percent; and `verdict`: "better", "worse", "no
-        difference to be told", or "undefined" without an interval. There is none for one seed, nor where all
-        seeds differ alike: counts of few sessions do that by chance. The variant `against` itself has null
-        in place of a difference.
+        One row for each data set, backbone, variant, weight and metric: `seeds`, the number of seeds with
+        both values; `mean` and `against`, the two means; `difference` with `low` and `high` (a 95 %
+        t-interval over seeds) and `relative`, in percent; and `verdict` (`judge`). There is no interval for
+        one seed, nor if all differences are equal, which happens by chance with few sessions. The rows of
+        `against` itself have null differences.
 
     Examples:
         >>> names = {"dataset": "dense", "backbone": "SASRec", "weight": None, "metric": "hit_rate@1"}
@@ -148,12 +147,13 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
-    """Every variant beside the plain model, and those with feedback as an input beside the plain one with it.
+    """Return the differences to the plain model, and those of variants with feedback input to the plain one with
+    it.
 
-    Only the second comparison tells what a head does that the input alone does not.
+    Only the second comparison shows the effect of a head beyond that of the input.
 
     Args:
-        metrics: As `read_metrics` gives them, of `none` and others.
+        metrics: The result of `read_metrics`, of `none` and others.
 
     Returns:
         The rows of `compare_with`, with `compared_with` before them.
@@ -168,21 +168,21 @@ def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def gains_by_skip_rate(against: str, hits: pl.DataFrame) -> pl.DataFrame:
-    """The difference of HitRate@10 to another variant, by the skip rate of the session.
+    """Return the difference of HitRate@10 to another variant, by the skip rate of the session.
 
     Args:
         against: The variant to compare with.
-        hits: As `read_hits` gives them.
+        hits: The result of `read_hits`.
 
     Returns:
-        A row a data set, backbone, variant other than `against`, weight and segment: the numbers of
-        `compare_with`, and `sessions`, how many the segment has in a seed's log on average.
+        One row for each data set, backbone, variant other than `against`, weight and segment: the numbers of
+        `compare_with`, and `sessions`, the mean number of sessions over seeds.
     """
     return _pair(hits, against, "segment").filter(pl.col("variant") != against)
 
 
 def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
-    """Means of values, and of their differences to another variant of the same seed, with intervals."""
+    """Return means, and differences to another variant of the same seed with intervals."""
     if "sessions" not in values.columns:
         values = values.with_columns(pl.lit(None, pl.Int64).alias("sessions"))
     other = values.filter(pl.col("variant") == against).select(*_PLACE, kind, pl.col("value").alias("other"))
@@ -201,7 +201,7 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
     )
     deviation = both["deviation"].cast(pl.Float64).to_numpy()
     margin = pl.Series(student_margin(deviation, both["seeds"].to_numpy()), dtype=pl.Float64).fill_nan(None)
-    # Above what rounding makes of differences that are equal.
+    # Above the rounding error of equal differences.
     margin = pl.select(pl.when(margin > _LEAST_MARGIN).then(margin)).to_series()
     relative = 100 * pl.col("difference") / pl.col("against")
     return both.with_columns(

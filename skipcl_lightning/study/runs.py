@@ -1,4 +1,4 @@
-"""One run of the study: a model trained and evaluated, and what is kept of it on disk."""
+"""One run of the study: train and evaluate a model, and keep the result on disk."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ PROJECT = "skipcl"
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where runs are logged.
+    """The place where runs are logged.
 
     Args:
         mode: `offline`, which needs no account, or `online`.
         group: The runs' common group.
-        folder: Where W&B keeps its files.
+        folder: The folder of W&B's files.
     """
 
     mode: Literal["offline", "online"]
@@ -49,15 +49,15 @@ class Tracking:
 def tracked(
     tracking: Tracking | None, name: str, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A run in W&B for as long as the context lasts; marked as failed if an error ends it.
+    """Log a run in W&B within a context; an error marks it as failed.
 
     Args:
-        tracking: Where; None for nowhere.
-        name: The run's.
+        tracking: The place; None for no logging.
+        name: The run's name.
         settings: Its configuration.
 
     Yields:
-        What takes the metrics, which become the run's summary.
+        A function that takes the metrics for the run's summary.
 
     Examples:
         >>> with tracked(None, "run", {}) as log:
@@ -86,16 +86,16 @@ TOP_K = (1, 5, 10, 20)
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation, given by plain values.
+    """One training and its evaluation, as plain values.
 
     Args:
         dataset: As for `make_data`.
         backbone: One of `backbone_names()`.
         variant: One of `VARIANTS`, or that with `+input`.
-        weight: λ; None without a head, which has no use for it.
-        seed: Of initialisation and shuffling, and of a simulated log.
+        weight: λ; None without a head.
+        seed: Seed of initialisation and shuffling, and of a simulated log.
         epochs: Epochs of the training.
-        sessions: Of a simulated log; the recipe's number if None.
+        sessions: Sessions of a simulated log; None for the recipe's number.
 
     Examples:
         >>> run = Run("dense", "SASRec", "session", 0.3, seed=1, epochs=8)
@@ -118,24 +118,24 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What the run is called in messages."""
+        """The run's name in messages."""
         weight = [] if self.weight is None else [f"λ {self.weight:g}"]
         return ", ".join([self.title, self.backbone, self.variant, *weight, f"seed {self.seed}"])
 
     @property
     def recipe(self) -> Recipe:
-        """How the data set is made and trained on."""
+        """The recipe of the data set."""
         return find_recipe(self.dataset)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, in plain values; a run of other settings has another key."""
+        """All values on which the result depends; runs with other settings have other keys."""
         recipe = vars(self.recipe)
         own = {name: value for name, value in asdict(self).items() if name != "sessions"}
         simulation = None if recipe["simulation"] is None else dict(recipe["simulation"])
         if simulation is not None and self.sessions is not None:
             simulation["num_sessions"] = self.sessions
-        # Built, so that the parts' defaults count too.
+        # Built, so that the defaults of the parts are included.
         backbone, head = self.build_parts()
         return {
             **{name: recipe[name] for name in recipe if name not in ("epochs", "simulation")},
@@ -156,10 +156,10 @@ class Run:
         return "_".join([self.title, self.backbone, self.variant, *weight, f"seed{self.seed}", digest])
 
     def build_parts(self) -> tuple[nn.Module, nn.Module | None]:
-        """The backbone and the head.
+        """Return the backbone and the head.
 
         Returns:
-            Both; None for the head where there is none.
+            Both; None for no head.
 
         Raises:
             ValueError: One of the names or settings is wrong.
@@ -171,25 +171,25 @@ class Run:
 def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:
     """Train, evaluate, and write `runs/<key>.parquet` and then `runs/<key>.json`.
 
-    Each file appears whole or not at all, the JSON last: where it is, the run is done.
+    Each file appears complete or not at all. The JSON comes last and marks a finished run.
 
     Args:
-        run: What to train.
-        folder: Of the study; made if it is not there.
-        threads: Torch's.
-        tracking: Where the run is logged in W&B; None for nowhere.
+        run: The run.
+        folder: The folder of the study, which is created if needed.
+        threads: Threads of torch.
+        tracking: Where the run is logged in W&B; None for no logging.
 
     Returns:
-        The record that the JSON holds.
+        The record in the JSON file.
 
     Raises:
         ValueError: A setting is wrong.
     """
     torch.set_num_threads(threads)
-    # Lines on devices and limits, from each run anew.
+    # Without the lines on devices and limits of each run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    # Before the training, so that a login that fails costs nothing.
+    # Before the training, so that a failed login costs no time.
     with tracked(tracking, run.key, run.settings) as log:
         report, facts = _measure(run)
         log(report.values)
@@ -202,14 +202,14 @@ def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = No
 
 
 def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
-    """What an earlier `execute` has written.
+    """Return the record of an earlier `execute`.
 
     Args:
         run: The run.
-        folder: Of the study.
+        folder: The folder of the study.
 
     Returns:
-        The record; None if the run has still to be done, or its files are damaged.
+        The record; None if there is none, or its files are damaged.
     """
     path = folder / "runs" / run.key
     if not _with_ending(path, ".parquet").is_file():
@@ -253,10 +253,10 @@ def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
         "items": data.num_items,
         "torch": torch.__version__,
     }
-    # Runs differ by more than their sessions do: the intervals are over seeds.
+    # No intervals over sessions, because the study has intervals over seeds.
     return evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0), facts
 
 
 def _with_ending(path: Path, ending: str) -> Path:
-    # `with_suffix` would cut the weight at its dot.
+    # Not `with_suffix`, which would cut the weight at its dot.
     return path.with_name(path.name + ending)

@@ -1,4 +1,4 @@
-"""The results of the study in words and tables: Markdown, and for a terminal."""
+"""The results of the study as Markdown, and as tables for a terminal."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ _TERMINAL = ("hit_rate@10", "mrr@10", "skip_mrr@10", "skip_hit_rate@10", "pairwi
 
 
 def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[dict[str, Any]]) -> str:
-    """The whole study as Markdown.
+    """Return the whole study as Markdown.
 
     Args:
-        summary: As `compare_all` gives it.
-        gains: As `gains_by_skip_rate` gives them.
-        facts: A row a data set and backbone: what was run.
+        summary: The result of `compare_all`.
+        gains: The result of `gains_by_skip_rate`.
+        facts: The result of `describe_runs`.
 
     Returns:
         Text.
@@ -52,13 +52,13 @@ def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[di
 
 
 def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
-    """The metrics that matter most, for a terminal.
+    """Yield the main metrics as tables for a terminal.
 
     Args:
-        summary: As `compare_all` gives it.
+        summary: The result of `compare_all`.
 
     Yields:
-        A table a data set and backbone: the plain model's figures, and the others' differences to them.
+        One table for each data set and backbone: the plain model's values, and the others' differences.
     """
     plain = summary.filter(pl.col("compared_with") == PLAIN)
     for (dataset, backbone), part in plain.group_by("dataset", "backbone", maintain_order=True):
@@ -101,7 +101,7 @@ def _metric_grid(part: pl.DataFrame, form: Any) -> list[str]:
 
 
 def _present(metrics: Iterable[str], part: pl.DataFrame) -> list[str]:
-    """The metrics that some run has; the others have no population in this data set."""
+    """Return the metrics that some run has."""
     known = set(part["metric"])
     return [metric for metric in metrics if metric in known]
 
@@ -118,7 +118,7 @@ def _segment_grid(gains: pl.DataFrame) -> list[str]:
 
 
 def _models(part: pl.DataFrame, kind: str = "metric") -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
-    """By variant and weight, the rows by metric or segment."""
+    """Return the rows by metric or segment, by variant and weight."""
     for (variant, weight), rows in part.group_by("variant", "weight", maintain_order=True):
         name = "" if weight is None else f"{weight:g}"
         yield str(variant), name, {row[kind]: row for row in rows.iter_rows(named=True)}
@@ -158,7 +158,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _short(number: str) -> str:
-    """Without the zero before the point, as shares are written, so that tables stay narrow."""
+    """Return a share without its leading zero."""
     return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
 
 
@@ -172,14 +172,14 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def describe_runs(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
-    """What the figures stand on.
+    """Return a description of the runs.
 
     Args:
         runs: Finished runs.
-        folder: Of the study.
+        folder: The folder of the study.
 
     Returns:
-        A row a data set and backbone, by column; numbers that differ between runs as their median.
+        One row for each data set and backbone, by column; the median of numbers that differ between runs.
     """
     found: dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""The variants of the study: which skip heads, and whether past feedback is an input, in plain values."""
+"""The variants and backbones of the study, as plain values."""
 
 import inspect
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 EMBEDDING_SIZE = 64
-# Small, so that many seeds fit into a day; the others have their own defaults.
+# Small, so that many seeds take a day; the others have their own defaults.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"SASRec": MappingProxyType({"num_layers": 1, "dropout": 0.1})}
 )
 
 
 def backbone_names() -> list[str]:
-    """The backbones that can take part: causal, and built from a size and at most a length.
+    """Return the backbones of the study: causal, and built from a size and perhaps a length.
 
     Returns:
         Their names.
@@ -44,17 +44,17 @@ def backbone_names() -> list[str]:
 
 
 def build_backbone(name: str, max_length: int) -> nn.Module:
-    """A backbone.
+    """Return a backbone.
 
     Args:
-        name: Which.
-        max_length: The most tracks that it is given.
+        name: The name.
+        max_length: The largest number of items that it sees.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: It cannot take part.
+        ValueError: The backbone is not in the study.
 
     Examples:
         >>> type(build_backbone("SASRec", 20)).__name__
@@ -77,12 +77,12 @@ INPUT_SUFFIX = "+input"
 
 @dataclass(frozen=True)
 class Variant:
-    """What is added to the plain model.
+    """A change of the plain model.
 
     Args:
-        parts: The heads, each with `name` and `settings` but for the weight; none for the plain model.
-        feedback_input: Whether the backbone sees the feedback of past tracks.
-        data_settings: What the data module is given besides, for mined tracks.
+        parts: The heads, each with `name` and `settings` except the weight; none for the plain model.
+        feedback_input: Whether the backbone sees the feedback of past items.
+        data_settings: Additional settings of the data module, for mined items.
     """
 
     parts: tuple[Mapping[str, Any], ...] = ()
@@ -90,10 +90,10 @@ class Variant:
     data_settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def build_head(self, weight: float) -> nn.Module | None:
-        """The head, or the sum of several.
+        """Return the head, or the sum of several.
 
         Args:
-            weight: λ, of each of them.
+            weight: λ of each of them.
 
         Returns:
             The head; None without parts.
@@ -140,10 +140,10 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 
 
 def find_variant(name: str) -> Variant:
-    """A variant by its name.
+    """Return a variant by its name.
 
     Args:
-        name: One of `VARIANTS`; with `+input` behind it, past feedback is an input too.
+        name: One of `VARIANTS`; `+input` after it adds past feedback as an input.
 
     Returns:
         The variant.

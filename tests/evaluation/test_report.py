@@ -60,7 +60,7 @@ def test_a_model_with_itself_shows_no_difference_and_a_better_one_does(data):
     markov = evaluate(LastItemMarkov(data), data, num_resamples=500)
     same = compare(markov, markov)
     assert (same["difference"].fill_nan(0) == 0).all()
-    assert set(same["verdict"]) == {"no difference to be told"}
+    assert set(same["verdict"]) == {"no significant difference"}
     better, worse = compare(popularity, markov), compare(markov, popularity)
     row = better.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
     assert row["verdict"] == "better"
@@ -115,7 +115,7 @@ def test_verdicts_know_which_way_is_better_and_when_there_is_nothing_to_tell(dat
     other = type(one)("other", sunk, one.settings, one.coverage)
     verdicts = dict(compare(one, other).select("metric", "verdict").iter_rows())
     assert verdicts["skip_rank_percentile"] == verdicts["skip_mrr@10"] == "better"
-    assert verdicts["hit_rate@10"] == "no difference to be told"
+    assert verdicts["hit_rate@10"] == "no significant difference"
     heard = one.sessions.with_columns(skipped=pl.int_range(pl.len()) == 0)  # a single skip
     few = [type(one)("few", heard, one.settings, one.coverage)] * 2
     assert dict(compare(*few).select("metric", "verdict").iter_rows())["skip_mrr@10"] == "undefined"

@@ -41,7 +41,7 @@ def test_the_interval_is_that_of_a_paired_t_test():
     assert row["against"] == pytest.approx(0.5)
     assert row["relative"] == pytest.approx(100 * 0.02 / 0.5)
     assert row["seeds"] == 3
-    assert row["verdict"] == "no difference to be told"  # 0.02 ± 0.0248
+    assert row["verdict"] == "no significant difference"  # 0.02 ± 0.0248
 
 
 @pytest.mark.parametrize(("metric", "verdict"), [("hit_rate@10", "better"), ("skip_mrr@10", "worse")])
