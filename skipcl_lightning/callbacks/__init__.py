@@ -1,4 +1,4 @@
-"""Callbacks that watch and steer a run, of `SkipCLModule` or of any module that meets `WatchedModule`."""
+"""Callbacks that log or steer a run of `SkipCLModule` or of any `WatchedModule`."""
 
 from skipcl_lightning.callbacks.checkpoint_artifact import CheckpointArtifact
 from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics

@@ -1,4 +1,4 @@
-"""The best checkpoint as an artifact of W&B."""
+"""Callback that uploads the best checkpoint to W&B."""
 
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,22 @@ __all__ = ["CheckpointArtifact"]
 
 
 class CheckpointArtifact(Callback):
-    """Keeps the best checkpoint as an artifact of the run in W&B, with its vocabulary told in the metadata.
+    """Callback that logs the best checkpoint as a W&B artifact.
 
-    The vocabulary itself is within the checkpoint, so that `Recommender.from_checkpoint` needs no other
-    file. `WandbLogger(log_model=True)` keeps checkpoints as well: it refuses to do so offline, and says
-    nothing of the items; leave it off beside this. Other loggers get nothing.
+    The checkpoint contains the vocabulary, so `Recommender.from_checkpoint` needs no other file. The
+    artifact's metadata contain the number of items and a digest of the vocabulary. Do not also set
+    `WandbLogger(log_model=True)`: it saves checkpoints too, but not offline and without facts about the
+    items. Loggers other than W&B receive nothing.
 
     Raises:
-        ValueError: As a fit begins: there is a `WandbLogger`, but no `ModelCheckpoint`.
+        ValueError: When the fit starts, if there is a `WandbLogger` but no `ModelCheckpoint`.
 
     Examples:
         >>> callbacks = [ModelCheckpoint(monitor="val/ndcg@20", mode="max"), CheckpointArtifact()]
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Check that there will be a checkpoint.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-
-        Raises:
-            ValueError: As for the class.
-        """
+        """Raise `ValueError` if there is a `WandbLogger` but no `ModelCheckpoint`."""
         if _wandb_loggers(trainer) and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             raise ValueError(
                 "`callbacks` must have a ModelCheckpoint beside CheckpointArtifact, got "
@@ -45,12 +38,7 @@ class CheckpointArtifact(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the checkpoint over.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Log the best checkpoint, or the last one if there is no best."""
         saved = trainer.checkpoint_callback
         if not trainer.is_global_zero or not isinstance(saved, ModelCheckpoint):
             return

@@ -1,4 +1,4 @@
-"""Whether embeddings move, meet and spread as they should, and a warning where they collapse."""
+"""Callback that logs the geometry of embeddings and warns when they collapse."""
 
 from typing import Any
 
@@ -17,35 +17,36 @@ __all__ = ["EmbeddingDiagnostics"]
 
 
 class EmbeddingDiagnostics(Callback):
-    """Logs norms, spread and drift of the item table, and how sessions align with what comes next.
+    """Callback that logs norms, spread and drift of item embeddings, and their alignment with sessions.
 
-    After each epoch of training:
+    After each training epoch:
 
     - `embeddings/norm_mean`, `norm_std` and `norm_max`, over all items;
     - `embeddings/uniformity` and `embeddings/effective_rank`, over a sample of items;
-    - `embeddings/drift`, the mean cosine distance of those items to where training began, in [0, 2].
+    - `embeddings/drift`, the mean cosine distance of these items from their initial embeddings, in [0, 2].
 
     After each validation, over the first sessions of each process:
 
-    - `embeddings/alignment`, the mean squared distance on the unit sphere of a session's query to the
+    - `embeddings/alignment`, the mean squared distance on the unit sphere from a session's query to its
       listened target;
     - `embeddings/query_uniformity`, the spread of the queries.
 
-    If the items' directions come to be nearly one, or fill nearly one dimension, or are no numbers, a warning
-    says so once. The sample is drawn once, without touching the generators that training draws from, and is
-    part of Lightning's checkpoints, so that a resumed run's drift is measured from the first start.
+    The callback warns once if all items point in nearly one direction, fill nearly one dimension, or have
+    non-finite values. The sample is drawn once, with a random generator of its own, so training is
+    unaffected. Lightning's checkpoints contain the sample, so a resumed run still measures drift from the
+    first start.
 
     Args:
-        num_items: The most items in the sample.
-        num_sessions: About how many sessions of each process are looked at in a validation; whole batches.
-        collapse_uniformity: The uniformity in [-8, 0] above which items count as collapsed: -0.2 is where the
-            typical cosine between two items is .95.
-        collapse_rank: The share in [0, 1] of the dimensions beyond the first that the effective rank must
-            reach; below it they do too.
-        seed: Of the sample.
+        num_items: Maximum number of items in the sample.
+        num_sessions: Approximate number of sessions per process and validation; whole batches are used.
+        collapse_uniformity: Items count as collapsed above this uniformity, in [-8, 0]. At -0.2, the typical
+            cosine between two items is 0.95.
+        collapse_rank: c in [0, 1]. Items count as collapsed if the effective rank is below 1 + c (d - 1),
+            where d is the smaller of D and the sample size.
+        seed: Seed of the sample.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`.
+        TypeError: A setting has the wrong type, or, when a run starts, the module is not a `WatchedModule`.
         ValueError: A setting is out of range.
 
     Reference:
@@ -80,51 +81,29 @@ class EmbeddingDiagnostics(Callback):
         self._start: Tensor | None = None
         self._warned = False
         self._seen_sessions = 0
-        # Of squared distances and of Gaussian potentials the sum, and how many pairs they are. Not in a
-        # MeanMetric of torchmetrics 1.9: it makes the host look for NaN in each batch, or forgets weights.
+        # Sum and count of squared distances, then of Gaussian potentials. Not torchmetrics 1.9's MeanMetric:
+        # it makes the host check each batch for NaN, or it forgets weights.
         self._sums = torch.zeros(4)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Check that the module can be watched, and forget an earlier run.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            stage: Lightning's stage.
-
-        Raises:
-            TypeError: It can't.
-        """
+        """Raise `TypeError` unless the module is a `WatchedModule`; before a fit, reset the state."""
         watched_module(pl_module, self)
         if stage == "fit":
             self._rows = self._start = None
             self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The sample and where it was as training began.
-
-        Returns:
-            Plain values and tensors.
-        """
+        """Return the sample, its initial embeddings and whether the warning was given."""
         return {"rows": self._rows, "start": self._start, "warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
-
-        Args:
-            state_dict: Of `state_dict`.
-        """
+        """Restore what `state_dict` returned."""
         self._rows, self._start = state_dict["rows"], state_dict["start"]
         self._warned = state_dict["warned"]
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw the sample, unless a checkpoint brought it.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Draw the sample, unless a checkpoint contained it."""
         table = watched_module(pl_module, self).item_table.detach()
         if self._rows is None or self._start is None:
             generator = torch.Generator().manual_seed(self.seed)
@@ -135,12 +114,7 @@ class EmbeddingDiagnostics(Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Log what became of the item table.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Log the values of the item table."""
         if self._rows is None or self._start is None:
             return
         table = watched_module(pl_module, self).item_table.detach()
@@ -155,18 +129,13 @@ class EmbeddingDiagnostics(Callback):
             "drift": (1 - F.cosine_similarity(sample, self._start, dim=1)).mean(),
         }
         for name, value in values.items():
-            # All processes hold the same table; without `sync_dist` Lightning would doubt that.
+            # All processes hold the same table, but Lightning warns without `sync_dist`.
             pl_module.log(f"embeddings/{name}", value, sync_dist=True)
         if not self._warned:
             self._warn_of_collapse(values, sample)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start anew.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Reset the sums over sessions."""
         self._seen_sessions = 0
         self._sums = torch.zeros(4, device=pl_module.device)
 
@@ -179,27 +148,13 @@ class EmbeddingDiagnostics(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Measure a batch, while there are too few.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            outputs: Unused.
-            batch: B sessions with targets.
-            batch_idx: Unused.
-            dataloader_idx: Unused.
-        """
+        """Measure a batch of B sessions with targets, until `num_sessions` are reached."""
         if not trainer.sanity_checking and self._seen_sessions < self.num_sessions:
             self._seen_sessions += len(batch)
             self._measure(pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log how sessions align with what comes next.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Log alignment and query uniformity."""
         if trainer.sanity_checking:
             return
         distance, listened, potential, pairs = trainer.strategy.reduce(self._sums, reduce_op="sum")
@@ -228,7 +183,7 @@ class EmbeddingDiagnostics(Callback):
         told = {name: float(values[name]) for name in ("uniformity", "effective_rank")}
         dimensions = min(sample.shape)
         least_rank = 1 + self.collapse_rank * (dimensions - 1)
-        # NaN fulfils neither, and is warned of too.
+        # NaN fails both comparisons, so it causes the warning too.
         if told["uniformity"] <= self.collapse_uniformity and told["effective_rank"] >= least_rank:
             return
         self._warned = True
@@ -241,5 +196,5 @@ class EmbeddingDiagnostics(Callback):
 
 
 def _effective_rank(sample: Tensor) -> Tensor:
-    """NaN where a value is none: the decomposition would raise, and end the training."""
+    """Return NaN if a value is not finite: the decomposition would raise and end the training."""
     return torch.where(sample.isfinite().all(), effective_rank(sample.nan_to_num(0, 0, 0)), torch.nan)

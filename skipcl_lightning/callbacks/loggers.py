@@ -1,4 +1,4 @@
-"""Where tables and pictures of a run go: to each logger in the form that it shows."""
+"""Functions that send tables and pictures to each logger in a form that it can show."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ __all__ = ["publish_picture", "publish_table"]
 
 
 def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
-    """Give a table to every logger: as a table to W&B, as text to TensorBoard, as a file beside a CSV.
+    """Send a table to W&B as a table, to TensorBoard as text, and to a `CSVLogger` as a file.
 
-    Other loggers have no form for it, and get none. To be called on rank 0 only.
+    Call it on rank 0 only. Other loggers receive nothing.
 
     Args:
-        trainer: The trainer with the loggers.
-        key: What it is called; in a file's name `/` becomes `_`.
-        frame: The table; lists within it are joined by commas.
+        trainer: Trainer with the loggers.
+        key: Name of the table; `/` becomes `_` in a file name.
+        frame: The table; lists in it are joined by commas.
     """
     flat = frame.with_columns(
         pl.col(name).cast(pl.List(pl.String)).list.join(", ")
@@ -29,8 +29,7 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            # Through Lightning's own method, which gives the step as a value: W&B drops what comes with a
-            # step lower than its latest.
+            # Lightning's method logs the step as a value. W&B drops data sent with a step below its latest.
             rows = [list(row) for row in flat.iter_rows()]
             logger.log_table(key, columns=flat.columns, data=rows, step=_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
@@ -40,14 +39,14 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
 
 
 def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
-    """Give a picture to every logger: as an image to W&B and TensorBoard, as a file beside a CSV.
+    """Send a picture to W&B and TensorBoard as an image, and to a `CSVLogger` as a file.
 
-    Other loggers get none. To be called on rank 0 only.
+    Call it on rank 0 only. Other loggers receive nothing.
 
     Args:
-        trainer: The trainer with the loggers.
-        key: What it is called; in a file's name `/` becomes `_`.
-        picture: A PNG, which may be gone afterwards.
+        trainer: Trainer with the loggers.
+        key: Name of the picture; `/` becomes `_` in a file name.
+        picture: A PNG file, which may be deleted after the call.
     """
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -62,7 +61,7 @@ def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
 
 
 def _step(trainer: Trainer) -> int:
-    """That of the metrics which Lightning logs at the same moment, so that steps never go back."""
+    """Return the step that Lightning gives to metrics logged now, so that steps never decrease."""
     loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
     return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
 
@@ -79,6 +78,6 @@ def _place(logger: Logger, key: str, ending: str) -> Path:
 
 def _to_markdown(frame: pl.DataFrame) -> str:
     lines = [frame.columns, ["---"] * frame.width, *frame.rows()]
-    # A bar or a line break in an id would end the cell.
+    # A bar or a line break in an id ends the cell.
     cells = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

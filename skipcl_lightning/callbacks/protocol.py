@@ -1,4 +1,4 @@
-"""What callbacks ask of a LightningModule and its data, and the error where something is missing."""
+"""Protocols of the modules and data that callbacks need, and their checks."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
@@ -12,30 +12,30 @@ __all__ = ["SessionData", "WatchedModule", "named_heads", "watched_data", "watch
 
 
 class WatchedModule(Protocol):
-    """A LightningModule that callbacks can watch: `SkipCLModule`, or any with these two.
+    """Protocol of a LightningModule that callbacks can watch, such as `SkipCLModule`.
 
-    Its loaders yield `SessionBatch`; those of validation and test with targets. What else it has is used:
+    Its loaders yield `SessionBatch`; validation and test batches have targets. Optional parts:
 
-    - `skip_head`: its `weight` is λ, its `temperature` τ;
-    - `ties` and `exclude_seen`, as `SkipCLModule` has them, say how targets are ranked;
-    - a validation or test step that returns `{"ranks": [B]}`, the ranks of the batch's targets, saves a
-      callback the ranking.
+    - `skip_head`: its `weight` is λ and its `temperature` is τ;
+    - `ties` and `exclude_seen`: how targets are ranked, as in `SkipCLModule`;
+    - a validation or test step that returns `{"ranks": [B]}`, the ranks of the batch's targets. Callbacks
+      then do not rank the targets again.
     """
 
     @property
     def item_table(self) -> Tensor:
-        """[V + 1, D]; row 0 is padding."""
+        """Item embeddings [V + 1, D]; row 0 is padding."""
         ...
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """[B, D], the sessions as known after all their tracks; scores are products with the table."""
+        """Return the sessions after all their items: [B, D]. A score is the dot product with a table row."""
         ...
 
 
 class SessionData(Protocol):
-    """A LightningDataModule that knows external ids: `SessionDataModule`, or any with these two.
+    """Protocol of a LightningDataModule that knows external ids, such as `SessionDataModule`.
 
-    `session_index` of its batches points into `session_ids`.
+    `session_index` of its batches is an index into `session_ids`.
     """
 
     @property
@@ -50,17 +50,17 @@ class SessionData(Protocol):
 
 
 def watched_module(module: object, callback: object) -> WatchedModule:
-    """The module, once it is sure that it has what a callback needs.
+    """Return the module if it has what a callback needs.
 
     Args:
         module: The LightningModule.
-        callback: Who asks.
+        callback: The callback, or its name, for the error message.
 
     Returns:
         The same module.
 
     Raises:
-        TypeError: Something is missing, which the message names.
+        TypeError: The module lacks attributes; the message names them.
 
     Examples:
         >>> watched_module(nn.Linear(2, 2), "RankPlot")
@@ -74,30 +74,23 @@ def watched_module(module: object, callback: object) -> WatchedModule:
 
 
 def watched_data(data: object, callback: object) -> SessionData:
-    """The data module, once it is sure that it has what a callback needs.
+    """Return the data module if it has what a callback needs.
 
-    Args:
-        data: The LightningDataModule, or None.
-        callback: Who asks.
-
-    Returns:
-        The same data module.
-
-    Raises:
-        TypeError: Something is missing, which the message names.
+    Arguments and errors as in `watched_module`.
     """
     _check_parts("datamodule", data, ("vocabulary", "session_ids"), callback, "SessionData")
     return cast("SessionData", data)
 
 
 def named_heads(module: object) -> dict[str, nn.Module]:
-    """The skip heads of a module, those within a `CombinedHead` one by one.
+    """Return the skip heads of a module; a `CombinedHead` gives its parts.
 
     Args:
         module: Any module.
 
     Returns:
-        By what a log key ends with: nothing for a single head, `/<its class>` within a sum; empty without.
+        The heads by the suffix of their log keys: `""` for a single head, `/<its class>` for a part of a
+        `CombinedHead`. Empty if there is no head.
 
     Examples:
         >>> named_heads(nn.Linear(2, 2))

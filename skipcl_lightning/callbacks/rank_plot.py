@@ -1,4 +1,4 @@
-"""Where listened and skipped targets end in the ranking, drawn as a run goes on."""
+"""Callback that plots the ranks of listened and skipped targets."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,19 +21,20 @@ __all__ = ["RankPlot"]
 
 
 class RankPlot(Callback):
-    """Draws the cumulative share of targets by rank, listened and skipped apart, at validation and test.
+    """Callback that plots the cumulative share of listened and of skipped targets by rank.
 
-    The picture is called `val/ranks` and `test/ranks`: W&B and TensorBoard get an image, a `CSVLogger`
-    gets `val_ranks.png` beside its metrics, which is the latest. `SkipCLModule` hands its ranks over; of
-    a `WatchedModule` that does not, targets are ranked once more. Ranks are counted where they are, so that
-    memory does not grow with the sessions, and counts are added up over all processes.
+    It plots after validation and test. The picture's key is `val/ranks` or `test/ranks`. W&B and TensorBoard
+    receive an image. A `CSVLogger` receives `val_ranks.png` or `test_ranks.png` in its folder; a new picture
+    overwrites the old one. `SkipCLModule` returns its ranks; for a `WatchedModule` that does not, the
+    callback ranks the targets again. Ranks are counted on the device and summed over all processes. Memory
+    use does not grow with the sessions.
 
     Args:
-        top_k: The rank that is marked, with the two hit rates beside it.
-        every_n_epochs: In which epochs validation is drawn.
+        top_k: Rank to mark in the plot, with the hit rates of both curves.
+        every_n_epochs: Plot validation in every n-th epoch.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`.
+        TypeError: A setting has the wrong type, or, when a run starts, the module is not a `WatchedModule`.
         ValueError: A setting is out of range.
 
     Examples:
@@ -46,32 +47,18 @@ class RankPlot(Callback):
         check_integer("every_n_epochs", every_n_epochs)
         self.top_k = top_k
         self.every_n_epochs = every_n_epochs
-        #: By `val` and `test`, what the latest picture shows, on rank 0: `rank`, `listened` and
-        #: `skipped`, how many targets rank so high and lower than the row before.
+        #: Data of the latest picture by `val` and `test`, on rank 0. `listened` and `skipped` count the
+        #: targets whose rank is at most this row's `rank` and greater than the previous row's.
         self.frames: dict[str, pl.DataFrame] = {}
         self._edges: Tensor | None = None
         self._counts: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Check that the module can be watched.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            stage: Lightning's stage.
-
-        Raises:
-            TypeError: It can't.
-        """
+        """Raise `TypeError` unless the module is a `WatchedModule`."""
         watched_module(pl_module, self)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Reset the counts, in epochs that are plotted."""
         if not trainer.sanity_checking and trainer.current_epoch % self.every_n_epochs == 0:
             self._start(pl_module)
 
@@ -84,34 +71,15 @@ class RankPlot(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Count the ranks of a batch.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            outputs: What its step returned.
-            batch: B sessions with targets.
-            batch_idx: Unused.
-            dataloader_idx: Unused; several loaders count as one.
-        """
+        """Count the ranks of a batch of B sessions with targets; several loaders count as one."""
         self._count(pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Plot the validation ranks."""
         self._draw(trainer, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start counting.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Reset the counts."""
         self._start(pl_module)
 
     def on_test_batch_end(
@@ -123,31 +91,17 @@ class RankPlot(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Count the ranks of a batch.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            outputs: What its step returned.
-            batch: B sessions with targets.
-            batch_idx: Unused.
-            dataloader_idx: Unused.
-        """
+        """Count the ranks of a batch of B sessions with targets; several loaders count as one."""
         self._count(pl_module, outputs, batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Plot the test ranks."""
         self._draw(trainer, "test")
 
     def _start(self, pl_module: LightningModule) -> None:
         table = watched_module(pl_module, self).item_table
         num_items = len(table) - 1
-        # Those where the picture's curves are drawn, so that nothing is lost by counting between them.
+        # The plot draws its curves at these ranks, so counting between them loses nothing.
         grid = np.round(np.geomspace(1, num_items, 400)).astype(np.int64)
         edges = np.unique(np.append(grid, min(self.top_k, num_items)))
         self._edges = torch.from_numpy(edges).to(table.device)

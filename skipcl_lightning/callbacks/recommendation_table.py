@@ -1,4 +1,4 @@
-"""What a few sessions are recommended before and after a skip, as a run goes on."""
+"""Callback that shows recommendations before and after a skip."""
 
 from typing import Any
 
@@ -21,22 +21,25 @@ _MOST_SEARCHED = 4096
 
 
 class RecommendationTable(Callback):
-    """Shows, after each validation, what some sessions are recommended just before and just after a skip.
+    """Callback that shows, after each validation, recommendations just before and just after a skip.
 
-    The first validation sessions with a skip are taken, on rank 0, and cut around their last one. The
-    table is called `val/recommendations`: a table in W&B, text in TensorBoard, `val_recommendations.csv`
-    beside the metrics of a `CSVLogger`. Ids are external ones. Its columns: `epoch` and `step`; the
-    `session_id`; the tracks `heard` last before the skip; the `skipped` track, and its rank in the
-    catalogue `rank_before` and `rank_after`; the recommendations `before` and `after`.
+    It uses the first validation sessions with a skip, on rank 0, and cuts each at its last skip. The table's
+    key is `val/recommendations`: a table in W&B, text in TensorBoard, `val_recommendations.csv` in the folder
+    of a `CSVLogger`. All ids are external. Columns:
+
+    - `epoch`, `step` and `session_id`;
+    - `heard`, the last items before the skip;
+    - `skipped`, the skipped item, and its rank in the catalogue, `rank_before` and `rank_after`;
+    - `before` and `after`, the recommendations.
 
     Args:
-        num_sessions: How many sessions.
-        top_k: Recommendations each; the catalogue's size at most.
-        num_heard: How many tracks before the skip are shown.
-        every_n_epochs: In which epochs.
+        num_sessions: Maximum number of sessions.
+        top_k: Recommendations per list, at most the catalogue size.
+        num_heard: Maximum number of items in `heard`.
+        every_n_epochs: Update the table in every n-th epoch.
 
     Raises:
-        TypeError: A setting has the wrong type; as a run begins: the module is not a `WatchedModule`, or
+        TypeError: A setting has the wrong type. When a run starts: the module is not a `WatchedModule`, or
             the data module is not a `SessionData`.
         ValueError: A setting is out of range.
 
@@ -56,22 +59,13 @@ class RecommendationTable(Callback):
         self.top_k = top_k
         self.num_heard = num_heard
         self.every_n_epochs = every_n_epochs
-        #: All rows so far, on rank 0; `heard`, `before` and `after` are lists of ids.
+        #: All rows so far, on rank 0. `heard`, `before` and `after` are lists of ids.
         self.frame = pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.Null))
         self._searched: list[SessionBatch] = []
         self._chosen: list[SessionBatch] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that module and data can be watched, and forget an earlier run.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            stage: Lightning's stage.
-
-        Raises:
-            TypeError: They can't.
-        """
+        """Raise `TypeError` if the module or the data lacks attributes; before a fit, reset the state."""
         watched_module(pl_module, self)
         watched_data(getattr(trainer, "datamodule", None), self)
         if stage == "fit":
@@ -87,28 +81,14 @@ class RecommendationTable(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Keep a batch to choose from, until sessions are chosen.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: Unused.
-            outputs: Unused.
-            batch: B sessions.
-            batch_idx: Unused.
-            dataloader_idx: Unused.
-        """
-        # Which of them hold a skip is asked at the end, where the host may wait.
+        """Keep a batch of B sessions until the sessions are chosen."""
+        # The search for skips makes the host wait, so it runs at the end of the epoch.
         searched = sum(len(kept) for kept in self._searched)
         if trainer.is_global_zero and self._chosen is None and searched < _MOST_SEARCHED:
             self._searched.append(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Recommend, and show it.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Compute the recommendations and publish the table."""
         if trainer.sanity_checking:
             self._searched = []
             return
@@ -124,7 +104,7 @@ class RecommendationTable(Callback):
         publish_table(trainer, "val/recommendations", self.frame)
 
     def _choose(self) -> list[SessionBatch]:
-        """The first sessions with a skip after another track, in batches as they came."""
+        """Return the first sessions that have a skip after another item, in their original batches."""
         chosen: list[SessionBatch] = []
         missing = self.num_sessions
         for batch in self._searched:
@@ -187,7 +167,7 @@ def _data_of(trainer: Trainer) -> object:
 
 
 def _cut(batch: SessionBatch, kept_mask: Tensor) -> SessionBatch:
-    """The sessions as they were at an earlier moment."""
+    """Return the sessions with only the kept positions."""
     explicit = batch.explicit_feedback
     return SessionBatch(
         batch.items.where(kept_mask, PADDING_INDEX),
@@ -198,7 +178,7 @@ def _cut(batch: SessionBatch, kept_mask: Tensor) -> SessionBatch:
 
 
 def _ask(module: WatchedModule, batch: SessionBatch, skipped: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """[B, top_k] recommendations, and [B] the rank of the track that was skipped."""
+    """Return [B, top_k] recommendations, and [B] ranks of the skipped items."""
     query = module.session_query(batch)
     seen = batch.items if getattr(module, "exclude_seen", False) else None
     items, _ = top_k_items(query, module.item_table, top_k, exclude=seen)

@@ -1,4 +1,4 @@
-"""What a run stands on: its data, and how it is trained."""
+"""Callback that logs facts about the data and the trainer's settings."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,14 +12,16 @@ __all__ = ["RunFacts"]
 
 
 class RunFacts(Callback):
-    """Writes counts and drops of the data, and the trainer's settings, into the configuration of the run.
+    """Callback that adds facts about the data and the trainer's settings to the run's configuration.
 
-    Every logger gets them beside the module's own settings, which Lightning writes: `data` holds how many
-    sessions and items there are, what was dropped and why, how many targets training never saw, and a digest
-    of the vocabulary; `trainer` what decides how long and how it trains. Written once, as the run begins.
+    Every logger receives them once, when a run starts, in addition to the module's own settings.
+
+    - `data`: number of sessions and items, what was dropped and why, number of held-out targets not in the
+      training set, and a digest of the vocabulary.
+    - `trainer`: the settings that determine how the module is trained and for how long.
 
     Raises:
-        TypeError: As the run begins: the data is not from a `SessionDataModule`.
+        TypeError: When a run starts, if the data is not a `SessionDataModule`.
 
     Examples:
         >>> callbacks = [RunFacts()]
@@ -31,16 +33,7 @@ class RunFacts(Callback):
         pl_module: LightningModule,  # noqa: ARG002 - Lightning's signature
         stage: str,  # noqa: ARG002
     ) -> None:
-        """Write them.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: Unused.
-            stage: Unused.
-
-        Raises:
-            TypeError: As for the class.
-        """
+        """Log the facts, or raise `TypeError` if the data is not a `SessionDataModule`."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, SessionDataModule):
             raise TypeError(
@@ -54,7 +47,7 @@ class RunFacts(Callback):
 
 
 def _describe_data(data: SessionDataModule) -> dict[str, Any]:
-    """Plain values, without any of the data itself."""
+    """Return plain values, without the data."""
     return {
         "num_items": data.num_items,
         "num_sessions": data.num_sessions,

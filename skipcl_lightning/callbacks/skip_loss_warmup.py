@@ -1,4 +1,4 @@
-"""A schedule for λ, the weight of the skip loss."""
+"""Callback that warms up λ, the weight of the skip loss."""
 
 import math
 from typing import Any, Literal, get_args
@@ -15,27 +15,28 @@ Shape = Literal["linear", "cosine"]
 
 
 class SkipLossWarmup(Callback):
-    r"""Raises λ from 0 to the head's own `weight` over the first steps.
+    r"""Callback that raises λ from 0 to the head's own `weight` over the first steps.
+
+    After s optimizer steps, the weight is
 
     $$
     \lambda(s) = \lambda \cdot \min(1, s / S) \quad \text{or} \quad
     \lambda \cdot (1 - \cos(\pi \min(1, s / S))) / 2
     $$
 
-    after s optimizer steps. It needs a module with a `skip_head` whose `weight` is a number that is read
-    anew in each step, as with the heads of this package; in a `CombinedHead` it sets each. When the fit
-    ends, also by an error, the heads have their own weights again.
+    The module needs a `skip_head` whose `weight` is a number that the head reads in each step, as in this
+    package. In a `CombinedHead`, the callback sets the weight of each head. When the fit ends, even by an
+    error, it restores the original weights.
 
     Args:
         steps: S, optimizer steps, at least 1.
-        fraction: In place of `steps`, S as a share of all optimizer steps, in (0, 1].
-        shape: `linear` or `cosine`.
+        fraction: S as a share of all optimizer steps, in (0, 1]; replaces `steps`.
+        shape: `linear` (first formula) or `cosine` (second).
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or not exactly one of `steps` and `fraction` is given. When
-            the fit starts: there is no head with a weight, or training has no end that a share could be
-            taken of.
+        ValueError: A setting is out of range, or not exactly one of `steps` and `fraction` is given. When the
+            fit starts: there is no head, a head has no weight, or `fraction` is given for endless training.
 
     Examples:
         >>> warmup = SkipLossWarmup(steps=100, shape="cosine")
@@ -63,27 +64,23 @@ class SkipLossWarmup(Callback):
         self._own_weights: dict[nn.Module, float] = {}
 
     def factor_at(self, step: int, length: int) -> float:
-        """What λ is multiplied by.
+        """Return the factor of λ, in [0, 1].
 
         Args:
             step: Optimizer steps done so far, at least 0.
             length: S.
 
         Returns:
-            In [0, 1].
+            The factor.
         """
         progress = min(1.0, step / length)
         return progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the heads and what they weigh.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
+        """Store the heads and their weights.
 
         Raises:
-            TypeError: A head's weight is no number.
+            TypeError: A head's weight is not a number.
             ValueError: As for the class.
         """
         heads = named_heads(pl_module)
@@ -102,25 +99,13 @@ class SkipLossWarmup(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Set λ for the step that comes.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            batch: Unused.
-            batch_idx: Unused.
-        """
+        """Set λ for the next step."""
         factor = self.factor_at(trainer.global_step, self._length)
         for head, weight in self._own_weights.items():
             _set_weight(head, weight * factor)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Give the heads their own weights back.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-        """
+        """Restore the original weights."""
         self._restore()
 
     def on_exception(
@@ -129,13 +114,7 @@ class SkipLossWarmup(Callback):
         pl_module: LightningModule,  # noqa: ARG002
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Do what `on_fit_end` does, which Lightning leaves out after an error.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            exception: The error.
-        """
+        """Restore the original weights; Lightning does not call `on_fit_end` after an error."""
         self._restore()
 
     def _restore(self) -> None:
@@ -156,7 +135,7 @@ class SkipLossWarmup(Callback):
 
 
 def _own_weight(head: nn.Module) -> float:
-    """λ, where a schedule can set it."""
+    """Return λ, or raise if a schedule cannot set it."""
     name = type(head).__name__
     weight: Any = getattr(head, "weight", None)
     if weight is None:
@@ -169,4 +148,4 @@ def _own_weight(head: nn.Module) -> float:
 
 
 def _set_weight(head: nn.Module, weight: float) -> None:
-    head.weight = weight  # type: ignore[assignment]  # torch types what a module holds as tensors and modules
+    head.weight = weight  # type: ignore[assignment]  # torch types attributes as tensors or modules

@@ -1,4 +1,4 @@
-"""What a training step does: gradient norms, λ and τ."""
+"""Callback that logs gradient norms, λ and τ."""
 
 from typing import Any
 
@@ -14,15 +14,16 @@ __all__ = ["TrainingSignals"]
 
 
 class TrainingSignals(Callback):
-    """Logs gradient norms before clipping, λ and τ, to any logger.
+    """Callback that logs gradient norms before clipping, λ and τ to any logger.
 
-    `train/gradient_norm` is the norm over all parameters, `train/gradient_norm/<part>` that of each
-    direct part of the module; under a loss scale it is the unscaled one. `train/skip_weight` is λ and
-    `train/temperature` τ, of a `CombinedHead` with `/<head>` for each; a module without a head, or a
-    head without a temperature, logs none. For the learning rate there is Lightning's `LearningRateMonitor`.
+    - `train/gradient_norm` is the norm over all parameters, without a loss scale.
+    - `train/gradient_norm/<part>` is the norm of each direct part of the module.
+    - `train/skip_weight` is λ and `train/temperature` is τ. The heads of a `CombinedHead` add `/<head>`. A
+      missing head or temperature is not logged.
 
-    They are computed in those steps that are logged, and the host never waits for them. Under strategies that
-    cut gradients into shards the norms are those of the first process's shard.
+    For the learning rate, use Lightning's `LearningRateMonitor`. Values are computed only in logged steps,
+    and the host never waits for them. If a strategy shards gradients, the norms are those of the first
+    process's shard.
 
     Examples:
         >>> from lightning.pytorch.callbacks import LearningRateMonitor
@@ -35,13 +36,7 @@ class TrainingSignals(Callback):
         pl_module: LightningModule,
         optimizer: Optimizer,  # noqa: ARG002 - Lightning's signature
     ) -> None:
-        """Log them, where this step is logged.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: The module.
-            optimizer: Unused.
-        """
+        """Log the values if this step is logged."""
         if not _is_logged(trainer):
             return
         signals = _gradient_norms(pl_module) | _skip_signals(pl_module)
@@ -51,16 +46,16 @@ class TrainingSignals(Callback):
 
 def _is_logged(trainer: Trainer) -> bool:
     every: int = getattr(trainer, "log_every_n_steps", 1)
-    # With several optimizers a step of training counts as several.
+    # With several optimizers, `global_step` counts the steps of each.
     return every > 0 and (len(trainer.optimizers) > 1 or (trainer.global_step + 1) % every == 0)
 
 
 def _gradient_norms(module: LightningModule) -> dict[str, Tensor]:
-    """By log key, scalars."""
+    """Return scalar norms by log key."""
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
-            # Of a `SkipCLModule`'s model its own parts: item table, backbone, feedback input.
+            # For a `SkipCLModule`, use the parts of its model: item table, backbone, feedback input.
             part = name.removeprefix("model.").partition(".")[0]
             parts.setdefault(part, []).append(_values(parameter.grad.detach()))
     if not parts:
@@ -75,7 +70,7 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 def _skip_signals(module: LightningModule) -> dict[str, Tensor | float]:
-    """By log key, λ and τ of each head that has them."""
+    """Return λ and τ of each head that has them, by log key."""
     signals: dict[str, Tensor | float] = {}
     for key, weight in _weights(module).items():
         signals[f"skip_weight{key}"] = weight

@@ -35,7 +35,7 @@ class Baseline(Protocol):
 
 
 class QueryModel(Protocol):
-    """Protocol of a model that turns sessions into queries, whose inner products with a table are the scores."""
+    """Protocol of a model whose scores are inner products of a query and a table."""
 
     @property
     def item_table(self) -> Tensor:

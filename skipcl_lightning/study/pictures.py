@@ -34,8 +34,7 @@ _FEWEST_SESSIONS = 30
 
 
 def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) -> None:
-    """Plot HitRate@10 over SkipHitRate@10: one curve over the weights for each variant, one panel for each data
-    set.
+    """Plot HitRate@10 over SkipHitRate@10, with a curve for each variant and a panel for each data set.
 
     Args:
         path: The PNG file; it appears complete or not at all.

@@ -147,8 +147,7 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
-    """Return the differences to the plain model, and those of variants with feedback input to the plain one with
-    it.
+    """Return the differences to the plain model, with feedback input also to the plain model with it.
 
     Only the second comparison shows the effect of a head beyond that of the input.
 
