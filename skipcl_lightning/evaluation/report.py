@@ -105,7 +105,7 @@ class EvaluationReport:
 
     @property
     def populations(self) -> dict[str, int]:
-        """The number of `sessions`, `targets`, and targets of each kind; `unscored` ones have the score NaN."""
+        """The number of `sessions`, `targets`, and targets of each kind; `unscored` ones score NaN."""
         listened = ~pl.col("skipped")
         row = self.sessions.select(
             pl.col("session_id").n_unique().alias("sessions"),

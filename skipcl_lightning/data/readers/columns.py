@@ -1,4 +1,4 @@
-"""Columns parsed strictly: the first wrong value is an error that names its file, its row and its column."""
+"""Strict parsing of columns: a wrong value is an error that names its file, row and column."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,16 +40,16 @@ _LARGEST_WHOLE = 2**53
 
 @dataclass(frozen=True)
 class Column:
-    """How the values of one column are parsed.
+    """The parsing of one column.
 
     Attributes:
         name: The column's name.
         parse: A function from the values to parsed values, which are null where a value is wrong.
         dtype: The type of the parsed values.
-        wanted: What a value must be, for the message, as in `"an integer"`.
+        wanted: The expected value, for the message, such as `"an integer"`.
         optional: Whether a value may be null or an empty text; it is then null.
         cure: The message's last sentence.
-        output: The name of the parsed column; that of the column if empty.
+        output: The name of the parsed column; empty for that of the column.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Column:
 
 
 def cast_column(name: str, dtype: pl.DataType | type[pl.DataType], *, output: str = "") -> Column:
-    """Return a column of a typed table that is cast to another type, in which nulls stay null.
+    """Return a column of a typed table that is cast to another type; nulls stay null.
 
     Args:
         name: The column's name.
         dtype: The type.
-        output: The name of the cast column; that of the column if empty.
+        output: The name of the cast column; empty for that of the column.
 
     Returns:
         The column.
@@ -145,11 +145,11 @@ def text_column(name: str, *, optional: bool = False) -> Column:
 def time_column(
     name: str, time_format: str | None = None, *, optional: bool = False, cure: str = _REPAIR
 ) -> Column:
-    """Return a column of times: ISO 8601 or one stated format, in UTC unless a value has an offset.
+    """Return a column of times: ISO 8601 or one given format, in UTC unless a value has an offset.
 
     Args:
         name: The column's name.
-        time_format: How the times are written, as in `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
+        time_format: The format, such as `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
         optional: Whether a time may be missing.
         cure: The message's last sentence.
 
@@ -168,14 +168,14 @@ def scan_csv_text(
 ) -> pl.LazyFrame:
     """Scan a CSV file with a header, all columns as text; `parse_columns` must follow.
 
-    No type is guessed, so that it does not depend on a file's first rows. A row with too many fields is an
-    error of `parse_columns`; fields that are missing at its end are null.
+    No type is guessed, so the first rows have no effect on types. A row with too many fields is an error of
+    `parse_columns`; missing fields at its end are null.
 
     Args:
         file: The file, which may be gzipped.
         needed: The columns to read.
         separator: The character between the columns.
-        quote_char: The quotation mark; None if quotation marks are characters like any other.
+        quote_char: The quotation mark; None if quotation marks are ordinary characters.
 
     Returns:
         A lazy table of String columns, the number of the row (the header is row 1) and a surplus field.
@@ -222,7 +222,7 @@ def parse_columns(
     """
     if ROW not in table.collect_schema():
         table = table.with_row_index(ROW, offset=1)
-    # A function of the frame, not of an expression: polars would add its own lines to the message.
+    # A function of the frame, because polars adds its own lines to errors of expressions.
     return table.map_batches(
         partial(_parse_part, columns=tuple(columns), file=file, name=name),
         schema={column.output or column.name: column.dtype for column in columns},
@@ -328,17 +328,17 @@ PLAY_RATIO_LABELS = ("binary", "ratio")
 
 
 def feedback_from_ratio(ratio: pl.Expr, *, label: str, skip_ratio: float) -> pl.Expr:
-    """The part of a track that was played, as feedback.
+    """Return the share of an item that was played, as feedback.
 
     Args:
-        ratio: The seconds played over those of the track; may pass 1. Null, NaN, an infinity or less than
-            0 is unknown.
-        label: `binary`: -1 up to `skip_ratio`, +1 above. `ratio`: the distance from `skip_ratio`,
-            scaled so that 0 gives -1 and 1 or more gives +1; exactly `skip_ratio` is then 0, neither.
-        skip_ratio: The largest part that still counts as skipped, in (0, 1).
+        ratio: The seconds played divided by the item's length; may exceed 1. Null, NaN, infinite or negative
+            values are unknown.
+        label: `binary`: -1 up to `skip_ratio`, +1 above. `ratio`: the distance from `skip_ratio`, scaled so
+            that 0 gives -1 and 1 or more gives +1; exactly `skip_ratio` gives 0.
+        skip_ratio: The largest share that counts as skipped, in (0, 1).
 
     Returns:
-        A Float32 expression in [-1, 1]; 0 where the part is unknown.
+        A Float32 expression in [-1, 1]; 0 if the share is unknown.
 
     Raises:
         TypeError: `skip_ratio` is no number.

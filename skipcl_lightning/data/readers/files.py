@@ -1,4 +1,4 @@
-"""Which files a path stands for, and what can be told from their first lines."""
+"""Files of a path, and what their first lines say."""
 
 import csv
 import gzip
@@ -17,24 +17,24 @@ __all__ = ["Paths", "list_files", "read_bytes", "read_first_line", "read_header"
 
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_LINE = 1 << 24
-# What a listener's own export never reaches.
+# More than any listener's own export.
 _MOST_UNPACKED = 1 << 32
 
 
 def list_files(
     paths: Paths, patterns: Sequence[str], *, name: str = "paths", archives: bool = False
 ) -> list[Path]:
-    """Return the files that `paths` stands for, always in the same order.
+    """Return the files of `paths`, always in the same order.
 
     Args:
-        paths: A file, a folder that is searched with its sub-folders, or several of them. A file that is
-            named itself is taken whatever its name.
-        patterns: The names to look for in folders, as in `"*.csv"`.
+        paths: A file, a folder that is searched with its sub-folders, or several of them. A named file is
+            taken whatever its name.
+        patterns: The names to search for in folders, such as `"*.csv"`.
         name: The argument's name, as the caller wrote it.
         archives: Whether ZIP archives are accepted.
 
     Returns:
-        The files, each folder's sorted by path with numbers in their order (2 before 10), none twice.
+        The files without repeats, each folder's sorted by path with numbers in their order (2 before 10).
 
     Raises:
         TypeError: Something is no path.
@@ -65,13 +65,13 @@ def list_files(
 
 
 def read_bytes(file: Path, patterns: Sequence[str], *, name: str = "paths") -> list[tuple[str, bytes]]:
-    """Read a small file whole: as it is, gzipped, or the matching members of a ZIP archive.
+    """Return the contents of a small file: plain, gzipped, or the matching members of a ZIP archive.
 
     Nothing is unpacked to disk.
 
     Args:
         file: The file.
-        patterns: The names to look for in an archive, as in `"*.json"`.
+        patterns: The names to search for in an archive, such as `"*.json"`.
         name: The argument's name, as the caller wrote it.
 
     Returns:
@@ -97,7 +97,7 @@ def read_bytes(file: Path, patterns: Sequence[str], *, name: str = "paths") -> l
 
 
 def _read_members(file: Path, patterns: Sequence[str], name: str) -> list[tuple[str, bytes]]:
-    """The matching members of an archive, whose sizes are checked before and while they are read."""
+    """Return the matching members of an archive, and check their sizes before and during reading."""
     with zipfile.ZipFile(file) as archive:
         members = [
             member
@@ -124,12 +124,12 @@ def _check_unpacked(size: int, file: Path, name: str) -> None:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers in texts by their value: 2 before 10."""
+    """Return a key that sorts numbers in texts by value: 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
-    """One path's files."""
+    """Return the files of one path."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -147,12 +147,12 @@ def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
 
 
 def read_header(file: Path, needed: Iterable[str], *, separator: str = ",") -> list[str]:
-    """The column names of a CSV file, which may be gzipped, after a look at its first two lines.
+    """Return the column names of a CSV file, which may be gzipped, from its first two lines.
 
     Args:
         file: The file.
-        needed: Columns that it must have; no column may come twice.
-        separator: What stands between the columns.
+        needed: Columns that it must have; no column may be repeated.
+        separator: The character between the columns.
 
     Returns:
         All its columns.
@@ -180,7 +180,7 @@ def read_header(file: Path, needed: Iterable[str], *, separator: str = ",") -> l
 
 
 def read_first_line(file: Path) -> str:
-    """The first line of a text file, which may be gzipped, that is not empty.
+    """Return the first non-empty line of a text file, which may be gzipped.
 
     Args:
         file: The file.
@@ -207,7 +207,7 @@ def read_first_line(file: Path) -> str:
 def scan_parquet(
     file: Path, integers: Sequence[str], numbers: Sequence[str] = (), *, name: str = "paths"
 ) -> pl.LazyFrame:
-    """A Parquet file, after a look at its columns.
+    """Return a Parquet file lazily, after a check of its columns.
 
     Args:
         file: The file.
@@ -216,7 +216,7 @@ def scan_parquet(
         name: The argument's name, as the caller wrote it.
 
     Returns:
-        The file with all its columns, lazily.
+        The file with all its columns.
 
     Raises:
         ValueError: It is no Parquet file, or lacks a column or has it in another type.
@@ -235,7 +235,7 @@ def scan_parquet(
 
 
 def _first_rows(file: Path, separator: str) -> list[list[str]]:
-    """At most two lines, split at the separator."""
+    """Return at most two lines, split at the separator."""
     try:
         with _open_text(file) as stream:
             return [row for row, _ in zip(csv.reader(stream, delimiter=separator), range(2), strict=False)]
@@ -247,7 +247,7 @@ def _first_rows(file: Path, separator: str) -> list[list[str]]:
 
 
 def _open_text(file: Path, newline: str = "") -> TextIO:
-    """A text stream, through gzip where the name or the first bytes say so."""
+    """Open a text stream, through gzip if the name or the first bytes say so."""
     with file.open("rb") as stream:
         gzipped = stream.read(2) == b"\x1f\x8b"
     if gzipped or file.suffix == ".gz":

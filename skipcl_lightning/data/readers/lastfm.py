@@ -34,30 +34,29 @@ def read_lfm1k(
     gap_minutes: float | None = 20.0,
     max_damaged: float = 0.001,
 ) -> pl.LazyFrame:
-    r"""Read the Last.fm dataset of 1,000 users: who played what, and when it started.
+    r"""Read the Last.fm dataset of 1,000 users: items and the start of their plays.
 
-    The log has no skip flag: a track is skipped (-1) if the same user's next one starts within
-    `skip_seconds`, else listened to (+1); a user's last play is unknown (0). The item is the track's
-    MusicBrainz id where there is one, else artist and track with an en dash between; without a track's
-    name it is null, to be dropped and counted at the preparation.
+    The log has no skips. An item is skipped (-1) if the same user's next play starts within `skip_seconds`,
+    otherwise listened (+1); a user's last play is unknown (0). The item is the track's MusicBrainz id if
+    there is one, otherwise artist and track with an en dash between; without a track name it is null, and the
+    preparation drops and counts it.
 
     Args:
-        paths: `userid-timestamp-artid-artname-traid-traname.tsv`, gzipped or not: user, time as in
-            `2009-05-04T23:08:57Z`, artist's id, artist, track's id, track, with a tab between and no
-            header; several such files, or a folder that is searched for that name.
-        skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
-            above 0.
+        paths: `userid-timestamp-artid-artname-traid-traname.tsv`, gzipped or not: user, time such as
+            `2009-05-04T23:08:57Z`, artist id, artist, track id, track, separated by tabs, without a header;
+            several such files, or a folder that is searched for that name.
+        skip_seconds: The longest time in seconds from the start of a skipped item to the next start, above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
-        max_damaged: The largest share of lines with another number of fields, in [0, 1), of those that are
-            read at once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning
-            (the data set as published has nine).
+            history, which polars can stream; use `label_by_next_play` and `sessionise` then.
+        max_damaged: The largest share of lines with another number of fields, in [0, 1), among those read at
+            once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning (the
+            published data set has nine).
 
     Returns:
-        A canonical table, sorted by user and time: `session_id` (String), `item_id` (String),
-        `feedback`, `timestamp` (Datetime in UTC), `user_id` (String). With `gap_minutes=None` only
-        `user_id`, `item_id`, `timestamp`, in the order of the files, and `tie_order` for files that
-        run newest first, as the data set does.
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (String), `feedback`,
+        `timestamp` (Datetime in UTC), `user_id` (String). With `gap_minutes=None` only `user_id`, `item_id`,
+        `timestamp`, in the order of the files, and `tie_order` for files that run newest first, as the data
+        set does.
 
     Raises:
         TypeError: A setting is no number.
@@ -66,8 +65,7 @@ def read_lfm1k(
             or another form of time; the message names the file and the value.
 
     Reference:
-        Celma, "Music Recommendation and Discovery", Springer 2010, doi
-        10.1007/978-3-642-13287-2.
+        Celma, "Music Recommendation and Discovery", Springer 2010, doi 10.1007/978-3-642-13287-2.
 
     Examples:
         >>> import tempfile
@@ -88,9 +86,9 @@ def read_lfm1k(
 
 
 def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
-    """One file as a plain history."""
+    """Return one file as a plain history."""
     names = [known(name, PLACEHOLDER_NAMES) for name in ("artist", "track")]
-    named = pl.concat_str(names, separator=ARTIST_TRACK_DASH)  # null where one is null
+    named = pl.concat_str(names, separator=ARTIST_TRACK_DASH)  # null if one is null
     columns = [
         text_column("user"),
         time_column("time"),
@@ -107,25 +105,24 @@ _LFM2B_COLUMNS = ("user_id", "track_id", "timestamp")
 
 
 def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float | None = 20.0) -> pl.LazyFrame:
-    r"""Read listening events of LFM-2b, or of one of its parts: who played what, and when it started.
+    r"""Read listening events of LFM-2b, or of one of its parts: items and the start of their plays.
 
-    The log has no skip flag: a track is skipped (-1) if the same user's next one starts within
-    `skip_seconds`, else listened to (+1); a user's last play is unknown (0). Times are taken as UTC.
+    The log has no skips. An item is skipped (-1) if the same user's next play starts within `skip_seconds`,
+    otherwise listened (+1); a user's last play is unknown (0). Times are UTC.
 
     Args:
-        paths: `listening_events.tsv`, gzipped or not (unpack the `.bz2` first): a header with
-            `user_id`, `track_id` and `timestamp` and a tab between, times as in
-            `2019-01-01 00:00:13`; several such files, or a folder that is searched for
-            `listening_events*.tsv` and `listening_events*.tsv.gz`.
-        skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
-            above 0.
+        paths: `listening_events.tsv`, gzipped or not (unpack the `.bz2` first): a header with `user_id`,
+            `track_id` and `timestamp`, separated by tabs, and times such as `2019-01-01 00:00:13`; several
+            such files, or a folder that is searched for `listening_events*.tsv` and
+            `listening_events*.tsv.gz`.
+        skip_seconds: The longest time in seconds from the start of a skipped item to the next start, above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
+            history, which polars can stream; use `label_by_next_play` and `sessionise` then.
 
     Returns:
-        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64),
-        `feedback`, `timestamp` (Datetime in UTC), `user_id` (Int64). With `gap_minutes=None` only
-        `user_id`, `item_id`, `timestamp`, in the order of the files.
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64), `feedback`,
+        `timestamp` (Datetime in UTC), `user_id` (Int64). With `gap_minutes=None` only `user_id`, `item_id`,
+        `timestamp`, in the order of the files.
 
     Raises:
         TypeError: A setting is no number.
@@ -153,8 +150,8 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
 
 
 def _scan_lfm2b(file: Path) -> pl.LazyFrame:
-    """One file as a plain history."""
-    # Some copies quote the header and the times; elsewhere a quotation mark is a character like any other.
+    """Return one file as a plain history."""
+    # Some copies quote the header and the times; in others a quotation mark is an ordinary character.
     quote_char = '"' if '"' in read_first_line(file) else None
     text = scan_csv_text(file, _LFM2B_COLUMNS, separator="\t", quote_char=quote_char)
     columns = [integer_column("user_id"), integer_column("track_id"), time_column("timestamp")]

@@ -26,7 +26,7 @@ from skipcl_lightning.data.readers.parsing import (
 
 __all__ = ["read_listenbrainz"]
 
-# By number: the export's feedback.jsonl and pinned_recording.jsonl hold no listens.
+# Names with a number; the export's feedback.jsonl and pinned_recording.jsonl hold no listens.
 _NAMES = ("[0-9]*.jsonl", "[0-9]*.jsonl.gz", "[0-9]*.listens", "[0-9]*.listens.gz")
 _LISTEN = pl.Struct({"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64})
 _LATEST = 253_402_300_799  # the end of the year 9999
@@ -41,28 +41,26 @@ def read_listenbrainz(
 ) -> pl.LazyFrame:
     r"""Read listens that ListenBrainz exports: one listener's, or a dump of many.
 
-    The log has no skip flag: a track is skipped (-1) if the same listener's next one starts within
-    `skip_seconds`, else listened to (+1); the last listen is unknown (0). The item is the MusicBrainz id of
-    the recording, the one that ListenBrainz found before the one that came with the listen, else artist and
-    track with an en dash between. A listener's export does not name them: read one at a time.
+    The log has no skips. An item is skipped (-1) if the same listener's next listen starts within
+    `skip_seconds`, otherwise listened (+1); the last listen is unknown (0). The item is the MusicBrainz id of
+    the recording (the one that ListenBrainz mapped, or else the submitted one), otherwise artist and track
+    with an en dash between. A listener's export does not name the listener, so read one at a time.
 
     Args:
-        paths: Files with one JSON object a line, gzipped or not, with `listened_at` (when it started, in
-            seconds since 1970), `track_metadata` and perhaps `user_name`; or a folder that is searched
-            for `1.jsonl` and so on (an export: `listens/2024/1.jsonl`) and `1.listens` (a dump); or the
-            ZIP archive of an export, of at most 4 GiB unpacked.
-        skip_seconds: The longest time in seconds from the start of a skipped track to that of the next,
-            above 0.
+        paths: Files with one JSON object in each line, gzipped or not, with `listened_at` (the start, in
+            seconds since 1970), `track_metadata` and perhaps `user_name`; or a folder that is searched for
+            `1.jsonl` and so on (an export: `listens/2024/1.jsonl`) and `1.listens` (a dump); or the ZIP
+            archive of an export, of at most 4 GiB unpacked.
+        skip_seconds: The longest time in seconds from the start of a skipped item to the next start, above 0.
         gap_minutes: The longest pause within a session, from start to start, above 0. None for the plain
-            history, which polars can stream: `label_by_next_play` and `sessionise` then do the rest.
-        max_damaged: The largest share of lines that are no JSON, in [0, 1), of those that are read at once;
-            10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
+            history, which polars can stream; use `label_by_next_play` and `sessionise` then.
+        max_damaged: The largest share of lines that are no JSON, in [0, 1), among those read at once; 10 are
+            always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
-        A canonical table, sorted by user and time: `session_id` (String, or Int64 without users),
-        `item_id` (String), `feedback`, `timestamp` (Datetime in UTC), and where the listens name
-        their user `user_id` (String). With `gap_minutes=None` only `user_id`, `item_id`,
-        `timestamp`, in the order of the files.
+        A canonical table, sorted by user and time: `session_id` (String, or Int64 without users), `item_id`
+        (String), `feedback`, `timestamp` (Datetime in UTC), and where the listens name their user `user_id`
+        (String). With `gap_minutes=None` only `user_id`, `item_id`, `timestamp`, in the order of the files.
 
     Raises:
         TypeError: A setting is no number.
@@ -102,7 +100,7 @@ _Scan = Callable[[Callable[[str], Any], float], pl.LazyFrame]
 
 
 def _list_sources(paths: Paths) -> list[tuple[str, str, _Scan]]:
-    """The name and the first line of each file or member of an archive, and how it is parsed."""
+    """Return the name and first line of each file or member, and its parser."""
     sources: list[tuple[str, str, _Scan]] = []
     for file in list_files(paths, _NAMES, archives=True):
         if not zipfile.is_zipfile(file):
@@ -135,22 +133,22 @@ def _scan_file(file: Path, parse: Callable[[str], Any], max_damaged: float) -> p
 def _scan_lines(
     lines: pl.DataFrame, name: str, parse: Callable[[str], Any], max_damaged: float
 ) -> pl.LazyFrame:
-    """The listens of a member of an archive, which is in memory."""
+    """Return the listens of a member of an archive, which is in memory."""
     return parse_frame(lines, parse=parse, file=name, dtype=_LISTEN, max_damaged=max_damaged).lazy()
 
 
 def _names_user(first: str) -> bool:
-    """Whether the first listen says whose it is; the rest must do likewise."""
+    """Return whether the first listen names its user; the others must do the same."""
     try:
         listen = json.loads(first)
     except (ValueError, RecursionError):
-        # What is wrong with the line is told where it is parsed.
+        # A wrong line is reported when it is parsed.
         return False
     return isinstance(listen, dict) and bool(listen.get("user_name"))
 
 
 def _parse_listen(line: str, *, named: bool) -> dict[str, Any]:
-    """User, item and time in microseconds of one line."""
+    """Return user, item and time in microseconds of one line."""
     listen = json.loads(line)
     track = listen.get("track_metadata") if isinstance(listen, dict) else None
     require(isinstance(track, dict), "it is no JSON object with a 'track_metadata'")
@@ -161,7 +159,7 @@ def _parse_listen(line: str, *, named: bool) -> dict[str, Any]:
 
 
 def _find_item(track: dict[str, Any]) -> str | None:
-    """The recording's id, else artist and track, else none."""
+    """Return the recording's id, else artist and track, else None."""
     for part in ("mbid_mapping", "additional_info"):
         told = track.get(part) or {}
         require(isinstance(told, dict), f"its {part!r} is no JSON object")
@@ -178,7 +176,7 @@ def _find_item(track: dict[str, Any]) -> str | None:
 def _to_text(told: dict[str, Any], field: str) -> str | None:
     value = told.get(field)
     require(value is None or isinstance(value, str), f"its {field!r} is {value!r} and no text")
-    # JSON can escape half a character, which no table can hold.
+    # JSON can escape half a character, which a table cannot hold.
     (value or "").encode()
     return value
 

@@ -1,4 +1,4 @@
-"""The reader of the MovieLens ratings, in all their forms."""
+"""Reader of the MovieLens ratings in all their formats."""
 
 import re
 from collections.abc import Sequence
@@ -33,33 +33,33 @@ _LEAST, _MOST = 0.5, 5.0
 
 
 def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.0) -> pl.LazyFrame:
-    r"""Read MovieLens ratings: a session is a user, and a low rating stands for a skip.
+    r"""Read MovieLens ratings: a session is a user, and a low rating counts as a skip.
 
-    Ratings are opinions given later, not skips while watching. Many share their second with another, half
-    of those in 100K: at the preparation these stay in the order of the file.
+    Ratings are opinions given later, not skips while watching. Many ratings of a user have equal times (half
+    of those in 100K); the preparation keeps them in the order of the file.
 
     Args:
-        paths: `u.data` (100K: user, item, rating, time with a tab between), `ratings.dat` (1M and 10M:
-            the same with `::`), `ratings.csv` (20M and later: `userId,movieId,rating,timestamp`), each
-            gzipped or not, or a Parquet file with `user_id`, `item_id`, `rating`, `timestamp`; or a
-            folder that is searched for these names. Also a text file of `user item` lines in the order of
-            time, as papers share `ml-1m.txt` and `beauty.txt`: its `feedback` is unknown (+1 if
-            `watched`). The first line decides the form, not the name.
-        label: `graded`: the rating less 3, halved, and at least -1: 1 gives -1, 2 gives -0.5, 3 gives 0
-            (neither), 5 gives +1, so that 2.5 and less counts as skipped. `binary`: +1 from `like_from`
-            on, else -1. `watched`: +1 for all, for next-item learning only.
-        like_from: The least rating that `binary` calls liked, in [0.5, 5].
+        paths: `u.data` (100K: user, item, rating and time, separated by tabs), `ratings.dat` (1M and 10M: the
+            same with `::`), `ratings.csv` (20M and later: `userId,movieId,rating,timestamp`), each gzipped or
+            not, or a Parquet file with `user_id`, `item_id`, `rating`, `timestamp`; or a folder that is
+            searched for these names. Also a text file of `user item` lines in the order of time, as papers
+            share `ml-1m.txt` and `beauty.txt`; its `feedback` is unknown (+1 if `watched`). The first line
+            decides the format, not the name.
+        label: `graded`: the rating minus 3, halved, and at least -1, so 2.5 and less is a skip: 1 gives -1, 2
+            gives -0.5, 3 gives 0 and 5 gives +1. `binary`: +1 from `like_from` on, else -1. `watched`: +1 for
+            all, for next-item learning only.
+        like_from: The least rating that `binary` counts as liked, in [0.5, 5].
 
     Returns:
         A canonical table in the order of the files: `session_id`, `item_id` (both Int64), `feedback`,
-        `timestamp` (Int64, seconds since 1970); from `user item` lines `position` (Int64), the order of
-        the lines, in place of `timestamp`.
+        `timestamp` (Int64, seconds since 1970); from `user item` lines `position` (Int64), the order of the
+        lines, in place of `timestamp`.
 
     Raises:
         TypeError: `like_from` is no number.
         ValueError: A path does not exist, a folder has no ratings, a file is empty, or is of none of the
-            forms, `user item` lines and ratings are mixed, or a setting is wrong. When collected: an id or
-            a time is no integer, or a rating no number in [0.5, 5]; the message names the file, the row, the
+            forms, `user item` lines and ratings are mixed, or a setting is wrong. When collected: an id or a
+            time is no integer, or a rating no number in [0.5, 5]; the message names the file, the row, the
             column and the value.
 
     Reference:
@@ -95,13 +95,13 @@ def read_movielens(paths: Paths, *, label: str = "graded", like_from: float = 4.
 
 
 def _scan_pairs(file: Path) -> pl.LazyFrame:
-    """One file of `user item` lines."""
+    """Return one file of `user item` lines."""
     names = _COLUMNS[:2]
     return parse_columns(scan_fields(file, names, " "), file, [integer_column(name) for name in names])
 
 
 def _scan(file: Path) -> pl.LazyFrame:
-    """One file with its columns as numbers."""
+    """Return one file with its columns as numbers."""
     if file.suffix == ".parquet":
         table = scan_parquet(file, ["user_id", "item_id", "timestamp"], ["rating"])
         return parse_columns(table, file, _columns(_COLUMNS))
@@ -113,7 +113,7 @@ def _scan(file: Path) -> pl.LazyFrame:
 
 
 def _columns(names: Sequence[str]) -> list[Column]:
-    """The user, the item, the rating and the time, in their names in a file."""
+    """Return the names of user, item, rating and time in a file."""
     user, item, rating, timestamp = names
     columns = [
         integer_column(user),
@@ -125,7 +125,7 @@ def _columns(names: Sequence[str]) -> list[Column]:
 
 
 def _feedback(label: str, like_from: float) -> pl.Expr:
-    """A rating as what the listener did."""
+    """Return a rating as feedback."""
     if label == "graded":
         return ((pl.col("rating") - 3) / 2).clip(-1, 1)
     if label == "binary":

@@ -1,4 +1,4 @@
-"""The reader of Spotify's Music Streaming Sessions Dataset (MSSD)."""
+"""Reader of Spotify's Music Streaming Sessions Dataset (MSSD)."""
 
 from pathlib import Path
 
@@ -24,27 +24,25 @@ _COLUMNS = ("session_id", "session_position", "track_id_clean", *_FLAGS)
 def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
     r"""Read training logs of the Music Streaming Sessions Dataset.
 
-    Only headers are read now; the rows follow when the table is collected, and a wrong value in them is
-    reported then. About one row in 25 has all four flags false: its feedback is 0, unknown.
+    Only headers are read now. Rows, and errors in them, follow when the table is collected. About one row in
+    25 has all four flags false; its feedback is 0, unknown.
 
     Args:
         paths: A log, several, or a folder that is searched for `*.csv` and `*.csv.gz`.
-        label: Which flag says that a track was skipped: `skip_1` (played very briefly), `skip_2`
-            (briefly; the label of the WSDM Cup 2019) or `skip_3` (most of it played). That flag gives -1,
-            unknown 0, the rest +1. `graded` uses all three: -1 for skip_1, -2/3 for skip_2 only, -1/3 for
-            skip_3 only, +1 for not_skipped.
+        label: The flag of a skip: `skip_1` (played very briefly), `skip_2` (briefly; the label of the WSDM
+            Cup 2019) or `skip_3` (most of it played). The flag gives -1, unknown 0, all else +1. `graded`
+            uses all three: -1 for skip_1, -2/3 for skip_2 only, -1/3 for skip_3 only, +1 for not_skipped.
 
     Returns:
         A canonical table: `session_id`, `item_id` (both String), `feedback`, `position` (Int64).
 
     Raises:
-        ValueError: A path does not exist, a folder has no logs, a log is empty or lacks a column, or
-            `label` is unknown. When collected: a flag is not true or false (in any case) or 1 or 0, or a
-            position is no integer; the message names the file, the row, the column and the value.
+        ValueError: A path does not exist, a folder has no logs, a log is empty or lacks a column, or `label`
+            is unknown. When collected: a flag is not true or false (in any case) or 1 or 0, or a position is
+            no integer; the message names the file, the row, the column and the value.
 
     Reference:
-        Brost, Mehrotra, Jehan, "The Music Streaming Sessions Dataset", WWW 2019, doi
-        10.1145/3308558.3313641.
+        Brost, Mehrotra, Jehan, "The Music Streaming Sessions Dataset", WWW 2019, doi 10.1145/3308558.3313641.
 
     Examples:
         >>> import tempfile
@@ -58,12 +56,12 @@ def read_mssd(paths: Paths, *, label: str = "skip_2") -> pl.LazyFrame:
     """
     check_choice("label", label, MSSD_LABELS)
     files = list_files(paths, ["*.csv", "*.csv.gz"])
-    # One scan a file: a shared one would demand the same order of columns in all of them.
+    # One scan for each file, because a shared one requires equal columns in equal order.
     return pl.concat([_scan(file, label) for file in files])
 
 
 def _scan(file: Path, label: str) -> pl.LazyFrame:
-    """One log as a canonical table."""
+    """Return one log as a canonical table."""
     columns = [
         text_column("session_id", optional=True),
         text_column("track_id_clean", optional=True),
@@ -79,7 +77,7 @@ def _scan(file: Path, label: str) -> pl.LazyFrame:
 
 
 def _feedback(label: str) -> pl.Expr:
-    """The four flags as one number."""
+    """Return the four flags as one number."""
     if label == "graded":
         return (
             pl.when("skip_1").then(-1.0)

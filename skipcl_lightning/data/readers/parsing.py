@@ -1,4 +1,4 @@
-"""Lines read as text and parsed strictly: an error shows a wrong line with its file and its row."""
+"""Strict parsing of text lines: an error shows a wrong line with its file and row."""
 
 import json
 import warnings
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 ARTIST_TRACK_DASH = " \N{EN DASH} "
-# What exports write for "not known", in lower case. A track may really be called "None" or "Unknown".
+# Texts for "unknown" in exports, in lower case. A track may really be called "None" or "Unknown".
 PLACEHOLDER_IDS = ("", "none", "null", "nan", "undefined", "unknown")
 PLACEHOLDER_NAMES = ("", "unknown artist", "unknown track", "<unknown>", "[unknown]", "[untitled]")
-# Lines that may always be damaged, however few a file has.
+# Damaged lines that are always accepted.
 _FEW_LINES = 10
 _MOST_NUMBERS = 5
 _MOST_QUOTED = 60
@@ -40,7 +40,7 @@ _LINE = "line"
 
 
 class DamagedLinesWarning(UserWarning):
-    """Lines of a file that could not be read were dropped."""
+    """Damaged lines of a file were dropped."""
 
 
 def check_max_damaged(max_damaged: float) -> None:
@@ -57,7 +57,7 @@ def check_max_damaged(max_damaged: float) -> None:
 
 
 def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
-    """Return whether an export's text says that the value is not known.
+    """Return whether a text of an export means "unknown".
 
     Args:
         text: The text.
@@ -74,7 +74,7 @@ def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
 
 
 def known(column: str, placeholders: Sequence[str]) -> pl.Expr:
-    """Return a column of texts with null for what is not known: the expression of `is_placeholder`.
+    """Return a column of texts with null for placeholders (`is_placeholder`).
 
     Args:
         column: The column's name.
@@ -94,18 +94,18 @@ def known(column: str, placeholders: Sequence[str]) -> pl.Expr:
 def scan_fields(
     file: Path, columns: Sequence[str], separator: str, *, max_damaged: float = 0.0
 ) -> pl.LazyFrame:
-    r"""A file without a header, whose lines all have the same number of fields.
+    """Scan a file without a header, whose lines all have the same number of fields.
 
-    Quotation marks are characters like any other. Empty lines are left out. A field that is there but empty
-    is an empty text. The first line is looked at now; later ones with another number of fields are damaged.
-    Damaged lines are dropped with a `DamagedLinesWarning`, or are a ValueError once they are collected.
+    Quotation marks are ordinary characters. Empty lines are left out, and empty fields are empty texts. The
+    first line is checked now; later lines with another number of fields are damaged. They are dropped with a
+    `DamagedLinesWarning`, or raise a ValueError when they are collected.
 
     Args:
         file: The file, which may be gzipped.
         columns: The names of the fields.
-        separator: What stands between them, one character or several.
-        max_damaged: The largest share of damaged lines among those that are read at once, in [0, 1); 10 of
-            them are always accepted. 0 accepts none.
+        separator: The separator, one character or several.
+        max_damaged: The largest share of damaged lines among those read at once, in [0, 1); 10 are always
+            accepted. 0 accepts none.
 
     Returns:
         A lazy table of String columns, and the number of the row, for `parse_columns`.
@@ -136,10 +136,10 @@ def parse_lines(
     *,
     max_damaged: float = 0.0,
 ) -> pl.LazyFrame:
-    """Scan a file of which plain Python parses each line; empty ones are left out.
+    """Scan a file whose lines a Python function parses; empty lines are left out.
 
-    The first line is parsed now, to see what file it is, the others once they are collected. Lines that are
-    no JSON are damaged: they are dropped with a `DamagedLinesWarning`, or are a ValueError.
+    The first line is parsed now, the others when they are collected. Lines that are no JSON are damaged: they
+    are dropped with a `DamagedLinesWarning`, or raise a ValueError.
 
     Args:
         file: The file, which may be gzipped.
@@ -160,11 +160,11 @@ def parse_lines(
 
 
 def require(right: bool, wrong: str) -> None:
-    """Raise where a file does not say what it should.
+    """Raise a ValueError unless a file has the expected contents.
 
     Args:
-        right: Whether it does.
-        wrong: What is wrong otherwise.
+        right: Whether it has.
+        wrong: The error's text.
 
     Raises:
         ValueError: It does not.
@@ -174,13 +174,13 @@ def require(right: bool, wrong: str) -> None:
 
 
 def describe_wrong(line: str, file: Path, row: int, wanted: str) -> str:
-    """Return the message for a line that is wrong.
+    """Return the message for a wrong line.
 
     Args:
         line: The line.
-        file: The file that it is read from.
+        file: Its file.
         row: The number of the line, from 1.
-        wanted: What a line must hold.
+        wanted: The expected contents.
 
     Returns:
         The message.
@@ -196,7 +196,7 @@ def describe_wrong(line: str, file: Path, row: int, wanted: str) -> str:
 
 
 def _scan_lines(file: Path) -> pl.LazyFrame:
-    # A line holds no line break, so that this separator leaves it whole.
+    # A line has no line break, so this separator does not split it.
     text = pl.scan_csv(
         file,
         separator="\n",
@@ -240,12 +240,12 @@ def parse_frame(
     dtype: pl.DataType | type[pl.DataType],
     max_damaged: float = 0.0,
 ) -> pl.DataFrame:
-    """Parse lines that are in memory: what `parse_lines` does with each part of a file.
+    """Parse lines that are in memory, like `parse_lines` does with each part of a file.
 
     Args:
         lines: The number of each row, and the `line`.
         parse: As for `parse_lines`.
-        file: What the messages call the file.
+        file: The name of the file in messages.
         dtype: As for `parse_lines`.
         max_damaged: As for `scan_fields`.
 
@@ -273,7 +273,7 @@ def parse_frame(
 
 
 def _report_damaged(rows: list[int], total: int, file: Path | str, max_damaged: float, wanted: str) -> None:
-    """Warn of damaged lines that are dropped, or raise where there are too many."""
+    """Warn about dropped lines, or raise if there are too many."""
     shown = ", ".join(f"{row:,}" for row in rows[:_MOST_NUMBERS])
     shown += ", …" if len(rows) > _MOST_NUMBERS else ""
     if len(rows) > max(_FEW_LINES, max_damaged * total):

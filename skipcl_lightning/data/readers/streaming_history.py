@@ -1,4 +1,4 @@
-"""The reader of a listener's own streaming history, as Spotify exports it on request."""
+"""Reader of a listener's own streaming history, as Spotify exports it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _BASIC: Mapping[str, type[pl.DataType]] = {
     "trackName": pl.String,
     "msPlayed": pl.Int64,
 }
-# The fields that describe a play, by which copies are told from plays that are alike. Others, such as the
+# The fields that describe a play, by which copies are found. Others, such as the
 # country or the platform, may differ between two exports of one account.
 _PLAY = (
     *("ts", "ms_played", "spotify_track_uri", "reason_start", "reason_end", "shuffle", "skipped"),
@@ -50,7 +50,7 @@ _LONG_PLAY = 60_000
 _LONGEST_PLAY = 366 * 86_400_000
 # No play was recorded before the service began, in October 2008.
 _FIRST_PLAY = 1_222_819_200_000_000
-# A number of seconds below it, a number of milliseconds from it on.
+# Smaller numbers are seconds, larger ones milliseconds.
 _LEAST_MILLISECONDS = 10**11
 
 
@@ -63,41 +63,41 @@ def read_streaming_history(
 ) -> pl.LazyFrame:
     """Read one listener's extended or basic streaming history and cut it into sessions.
 
-    The clock of an export is the END of a play, to the second or the minute, and the reader keeps it as the
-    `timestamp`: starts, computed from it, would put short plays in the wrong order. The pause that ends a
-    session is counted from the end of one play to the start (end less length) of the next. Podcasts and
-    lost tracks have no id and, like plays that two files share, are dropped and counted at the preparation.
-    Two plays are the same if all fields that describe them are equal.
+    The time of an export is the END of a play, to the second or the minute, and becomes the `timestamp`;
+    computed starts would put short plays in the wrong order. A pause lasts from the end of one play to the
+    start (end minus length) of the next. Podcasts and lost tracks have no id; the preparation drops and
+    counts them, and the copies of plays that two files share. Two plays are copies if all fields that
+    describe them are equal.
 
-    Extended export: a play made offline carries the time when the device was online again. Its
-    `offline_timestamp` says when it began, from which the reader computes the end. It is ignored where the
-    play would end after `ts`, or begin before October 2008.
+    Extended export: an offline play has the time when the device was online again. The reader computes its
+    end from `offline_timestamp`, its start. That field is ignored if the play would end after `ts`, or begin
+    before October 2008.
 
-    Basic export: the clock has minutes only. A play of 60 s or more began before the minute in which it
-    ended, so it comes before the shorter plays of that minute. The order among several short plays of one
-    minute is not known; they stay in the order of the file.
+    Basic export: times are whole minutes. A play of 60 s or more began before the minute in which it ended,
+    so it comes before the shorter plays of that minute. The order among several short plays of one minute is
+    unknown; they stay in the order of the file.
 
     Args:
-        folder_or_paths: A folder that is searched for `Streaming_History_Audio_*.json`,
-            `endsong_*.json` (extended), `StreamingHistory_music_*.json` and `StreamingHistory0.json`
-            and so on (basic), gzipped or not, and for `*.zip`, in which the same names are looked for; or
-            the files. All must be of the same export, extended or basic.
-        skip_rule: `skipped`: the export's own flag, which also holds where the listener stopped, and is
-            null (feedback 0, unknown) in old exports; `fwdbtn`: the play ended with the forward button;
-            `ms_played`: it was shorter than `skip_seconds`, the only rule for the basic export. A skip
-            gives -1, all else +1.
-        skip_seconds: The length of a play in seconds under which `ms_played` calls it skipped, above 0.
+        folder_or_paths: A folder that is searched for `Streaming_History_Audio_*.json`, `endsong_*.json`
+            (extended), `StreamingHistory_music_*.json` and `StreamingHistory0.json` and so on (basic),
+            gzipped or not, and for `*.zip` with these names in it; or the files. All must be of one export,
+            extended or basic.
+        skip_rule: `skipped`: the export's own flag, which is also set if the listener stopped, and is null
+            (feedback 0, unknown) in old exports; `fwdbtn`: the play ended with the forward button;
+            `ms_played`: it was shorter than `skip_seconds`, the only rule for the basic export. A skip gives
+            -1, all else +1.
+        skip_seconds: The length of a play in seconds below which `ms_played` counts it as skipped, above 0.
         gap_minutes: The longest pause within a session, above 0.
 
     Returns:
-        A canonical table, in the order of time: `session_id` (Int64), `item_id` (String: the track's
-        uri, or artist and track with an en dash between), `feedback`, `timestamp` (Datetime in UTC),
-        `copy_key` (UInt64).
+        A canonical table, in the order of time: `session_id` (Int64), `item_id` (String: the track's uri, or
+        artist and track with an en dash between), `feedback`, `timestamp` (Datetime in UTC), `copy_key`
+        (UInt64).
 
     Raises:
         TypeError: A setting is no number.
-        ValueError: A file is no JSON list of plays, lacks a field that is needed or has it in another type,
-            both exports are mixed, nothing is in them, or the rule needs a field that the basic export lacks.
+        ValueError: A file is no JSON list of plays, lacks a needed field or has it in another type, both
+            exports are mixed, there are no plays, or the rule needs a field that the basic export lacks.
 
     Examples:
         >>> import tempfile
@@ -118,7 +118,7 @@ def read_streaming_history(
             "It says neither what was skipped nor why a play ended; the extended export does."
         )
     table = _to_extended(plays) if not extended else plays
-    # A clock of whole minutes says too little for starts, but long plays of a minute come before short ones.
+    # Whole minutes are too coarse for starts, but long plays of a minute come before short ones.
     within = pl.col("start") if extended else pl.col("ms_played") < _LONG_PLAY
     timed = _parse_time(table).sort(pl.col("timestamp"), within, maintain_order=True)
     cut = cut_at_gaps(
@@ -138,7 +138,7 @@ def read_streaming_history(
 
 
 def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bool]:
-    """All files' plays in one table, and whether they are of the extended export."""
+    """Return all files' plays in one table, and whether they are of the extended export."""
     tables: dict[bool, list[pl.DataFrame]] = {}
     for name, content in (
         part for file in files for part in read_bytes(file, _NAMES, name="folder_or_paths")
@@ -150,7 +150,7 @@ def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bo
             if extended and skip_rule in _RULE_FIELDS:
                 fields |= [_RULE_FIELDS[skip_rule]]
             table = _to_table(records, fields, name)
-            # Equal times stay in the order of listening, whichever way the file runs.
+            # Equal times stay in the order of listening, for either direction of the file.
             backwards = times_fall(table["ts" if extended else "endTime"])
             tables.setdefault(extended, []).append(table.reverse() if backwards else table)
     if not tables:
@@ -167,7 +167,7 @@ def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bo
 
 
 def _load(content: bytes, name: str) -> list[dict[str, Any]]:
-    """The records of one file."""
+    """Return the records of one file."""
     try:
         records = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -186,7 +186,7 @@ def _load(content: bytes, name: str) -> list[dict[str, Any]]:
 def _to_table(
     records: Sequence[Mapping[str, Any]], fields: Mapping[str, type[pl.DataType]], name: str
 ) -> pl.DataFrame:
-    """The wanted fields of one file's records."""
+    """Return the needed fields of one file's records."""
     missing = [field for field in fields if not all(field in record for record in records)]
     if missing:
         raise ValueError(
@@ -200,7 +200,7 @@ def _to_table(
                 for field, dtype in fields.items()
             }
         )
-        # UnicodeEncodeError: JSON can escape half a character, which no table can hold.
+        # UnicodeEncodeError: JSON can escape half a character, which a table cannot hold.
     except (TypeError, OverflowError, UnicodeEncodeError, pl.exceptions.PolarsError) as error:
         raise ValueError(
             f"`folder_or_paths` must hold plays of the export's own types, got another in {name!r}: "
@@ -213,14 +213,14 @@ def _to_table(
 
 
 def _to_series(values: list[Any], dtype: type[pl.DataType]) -> pl.Series:
-    # To polars True is the integer 1.
+    # polars takes True for the integer 1.
     if dtype != pl.Boolean and any(isinstance(value, bool) for value in values):
         raise TypeError(f"a value of {dtype.__name__} must not be true or false")
     return pl.Series(values, dtype=dtype)
 
 
 def _offline_start(record: Mapping[str, Any]) -> int | None:
-    """When an offline play began, in microseconds, where the export says it in seconds or milliseconds."""
+    """Return the start of an offline play in microseconds; the export has it in seconds or milliseconds."""
     began = record.get("offline_timestamp")
     if record.get("offline") is not True or isinstance(began, bool) or not isinstance(began, int | float):
         return None
@@ -229,11 +229,11 @@ def _offline_start(record: Mapping[str, Any]) -> int | None:
 
 
 def _to_extended(plays: pl.DataFrame) -> pl.DataFrame:
-    """The basic export in the extended one's words."""
+    """Return the basic export with the extended one's fields."""
     return plays.select(
         pl.col("endTime").alias("ts"),
         pl.col("msPlayed").alias("ms_played"),
-        # Null, and so dropped and counted, where either name is.
+        # Null, and so dropped and counted, if either name is null.
         pl.concat_str(
             [known(name, PLACEHOLDER_NAMES) for name in ("artistName", "trackName")],
             separator=ARTIST_TRACK_DASH,
@@ -268,7 +268,7 @@ def _parse_time(plays: pl.DataFrame) -> pl.DataFrame:
 
 
 def _feedback(skip_rule: str, skip_seconds: float) -> pl.Expr:
-    """-1 for a skip, 0 where the rule's field is null, else +1."""
+    """Return -1 for a skip, 0 if the rule's field is null, else +1."""
     if skip_rule == "ms_played":
         skipped = pl.col("ms_played") < skip_seconds * 1000
     elif skip_rule == "fwdbtn":

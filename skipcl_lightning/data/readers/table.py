@@ -1,4 +1,4 @@
-"""The reader of any other log: a table whose columns are mapped to the canonical names."""
+"""Reader of any other log: a table whose columns are mapped to the canonical names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,50 +59,50 @@ def read_table(
     separator: str = ",",
     gap_minutes: float | None = None,
 ) -> pl.LazyFrame:
-    r"""Map a table's columns to the canonical names, and cut sessions where it has none.
+    r"""Map a table's columns to the canonical names, and cut sessions if it has none.
 
-    Ids from a CSV file stay strings, so that "007" is not 7. Its other columns are parsed strictly: a wrong
-    value is an error that names the file and the row. Parquet files and frames keep their numeric types.
-    A blank id is null. Rows of equal time stay in the order of the source, and come in reverse if the source
-    runs from the newest row to the oldest.
+    Ids from a CSV file stay strings, so "007" is not 7. Other columns are parsed strictly: a wrong value is
+    an error that names the file and the row. Parquet files and frames keep their numeric types. A blank id is
+    null. Rows of equal time stay in the order of the source, or in reverse if the source runs from the newest
+    row to the oldest.
 
     Args:
-        source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars,
-            pandas or Arrow, or a list of dictionaries.
-        item: The column with the track's id.
-        session: The column with the session's id; without it `timestamp` and `gap_minutes` are needed.
-        feedback: The column with what the listener did, a number in [-1, 1]; null becomes 0, unknown.
-            Without it, `skipped` and `played` all is unknown: next-track learning only.
-        skipped: In place of `feedback`, the column that says whether the track was skipped, as true and
-            false or 1 and 0: true becomes -1, false +1, null 0.
-        played: In place of `feedback`, the column with the time that was played: at most `skip_seconds`
-            becomes -1, more +1. Null or less than 0 becomes 0, unknown.
-        duration: The column with the track's length in the unit of `played`. The feedback then grows with
-            the part that was played: nothing is -1, `skip_ratio` 0, all of it +1.
-        unit: The unit of `played` and `duration`; `seconds` if None.
-        skip_ratio: With `duration`, the part below which a track counts as skipped, in (0, 1); 0.5 if None.
-        skip_seconds: With `played` but no `duration`, the longest time of a skip in seconds, above 0; 30
-            if None.
-        explicit_feedback: The column with what the listener said, a number in [-1, 1]: below 0 disliked,
-            above 0 liked; null becomes 0, unknown.
-        timestamp: The column with the time: Datetime, a number of SECONDS, or text in ISO 8601, as in
-            `2024-05-01T10:00:00Z`. Text without an offset is in UTC.
-        time_format: How the time is written as text, as in `"%d/%m/%Y %H:%M:%S"`; ISO 8601 if None.
+        source: CSV files (gzipped or not), Parquet files, a folder with either, or a table: polars, pandas or
+            Arrow, or a list of dictionaries.
+        item: The column with the item's id.
+        session: The column with the session's id; without it, `timestamp` and `gap_minutes` are needed.
+        feedback: The column with the feedback, a number in [-1, 1]; null becomes 0, unknown. Without it,
+            `skipped` and `played`, all feedback is unknown: for next-item learning only.
+        skipped: In place of `feedback`, the column that says whether the item was skipped, as true and false
+            or 1 and 0: true becomes -1, false +1, null 0.
+        played: In place of `feedback`, the column with the played time: at most `skip_seconds` becomes -1,
+            more +1. Null or negative values become 0, unknown.
+        duration: The column with the item's length in the unit of `played`. The feedback is then proportional
+            to the played share: nothing is -1, `skip_ratio` 0, all of it +1.
+        unit: The unit of `played` and `duration`; None for `seconds`.
+        skip_ratio: With `duration`, the share below which an item counts as skipped, in (0, 1); None for 0.5.
+        skip_seconds: With `played` but no `duration`, the longest time of a skip in seconds, above 0; None
+            for 30.
+        explicit_feedback: The column with likes and dislikes, a number in [-1, 1]: below 0 disliked, above 0
+            liked; null becomes 0, unknown.
+        timestamp: The column with the time: Datetime, a number of SECONDS, or text in ISO 8601 such as
+            `2024-05-01T10:00:00Z`. Text without an offset is UTC.
+        time_format: The format of times in text, such as `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
         position: The column with the order within a session.
         user: The column with the listener's id.
-        separator: The character between the columns of a CSV file; `"\t"` is a tab, also if a shell hands
-            over its two characters.
-        gap_minutes: The longest pause within a session, where sessions are cut here.
+        separator: The character between the columns of a CSV file; `"\t"` is a tab, also as the two
+            characters that a shell may pass.
+        gap_minutes: The longest pause within a session, if sessions are cut here.
 
     Returns:
         A canonical table.
 
     Raises:
         TypeError: `source` is neither paths nor a table, or a number is none.
-        ValueError: A column is missing (the message lists the columns) or has a type that cannot be used,
-            CSV and Parquet are mixed, a path does not exist, settings exclude each other or are unused, or
-            they leave the sessions or their order open. When collected: a value is wrong; the message names
-            the file, the row, the column and the value.
+        ValueError: A column is missing (the message lists the columns) or has an unusable type, CSV and
+            Parquet are mixed, a path does not exist, settings exclude each other or are unused, or sessions
+            or their order are not defined. When collected: a value is wrong; the message names the file, the
+            row, the column and the value.
 
     Examples:
         >>> log = pl.DataFrame(
@@ -150,7 +150,7 @@ def read_table(
 def _feedback(
     given: Mapping[str, str], unit: Unit | None, skip_ratio: float | None, skip_seconds: float | None
 ) -> pl.Expr:
-    """The feedback from the columns that are given for it."""
+    """Return the feedback from the given columns."""
     if "feedback" in given:
         return pl.col("feedback")
     if "skipped" in given:
@@ -169,7 +169,7 @@ def _feedback(
 def _check_order(
     session: str | None, timestamp: str | None, position: str | None, gap_minutes: float | None
 ) -> None:
-    """Raise where the sessions, or the order within them, are open or told twice."""
+    """Raise unless the sessions, and the order within them, are defined exactly once."""
     if session is None and (timestamp is None or gap_minutes is None):
         raise ValueError(
             "`session` must name a column, got None. Without one, give `timestamp` and `gap_minutes`: "
@@ -186,7 +186,7 @@ def _check_order(
 
 
 def _check_time_format(timestamp: str | None, time_format: str | None) -> None:
-    """Raise where the format of the times cannot be used."""
+    """Raise if the format of the times cannot be used."""
     if time_format is None:
         return
     if timestamp is None:
@@ -207,7 +207,7 @@ def _check_signals(
     skip_ratio: float | None,
     skip_seconds: float | None,
 ) -> None:
-    """Raise where the feedback comes from two places, or a setting is unused."""
+    """Raise if the feedback has two sources, or a setting is unused."""
     several = {"feedback": feedback, "skipped": skipped, "played": played}
     named = [name for name, column in several.items() if column is not None]
     if len(named) > 1:
@@ -230,7 +230,7 @@ def _check_signals(
 
 
 def _to_separator(separator: str) -> str:
-    r"""Return the separator, a tab where it is written as `\t`."""
+    r"""Return the separator, a tab for the two characters `\t`."""
     character = "\t" if separator == "\\t" else separator
     if len(character) != 1 or not character.isascii() or character in '\r\n"':
         raise ValueError(
@@ -246,7 +246,7 @@ def _scan(
     time_format: str | None,
     separator: str,
 ) -> pl.LazyFrame:
-    """Return the source as one lazy table, whose columns are named after their roles."""
+    """Return the source as one lazy table, with columns named after their roles."""
     rows = isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], Mapping)
     if rows or not isinstance(source, str | Path | Sequence):
         return _select(to_frame("source", cast("Table", source)).lazy(), None, given, time_format)
@@ -269,7 +269,7 @@ def _scan(
 
 
 def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str | None) -> list[Column]:
-    """Return how the columns of CSV files are parsed; the first time decides whether times are numbers."""
+    """Return the parsing of the columns of CSV files; the first time decides whether times are numbers."""
     columns = []
     for role, name in given.items():
         if role == "timestamp" and time_format is None and _starts_with_number(table, name):
@@ -287,7 +287,7 @@ def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str
 
 
 def _text_role(role: str, name: str, time_format: str | None) -> Column:
-    """Return how a column of text is parsed, in a file or a frame."""
+    """Return the parsing of a column of text."""
     if role == "skipped":
         return flag_column(name, optional=True)
     if role == "timestamp":
@@ -305,7 +305,7 @@ def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
     try:
         first = table.select(text).filter(pl.col(name) != "").head(1).collect()
     except (pl.exceptions.PolarsError, OSError):
-        return False  # The file is damaged: its rows are read, and the error raised, later.
+        return False  # The file is damaged; the error is raised later, when its rows are read.
     return first.height == 1 and first[name].cast(pl.Float64, strict=False)[0] is not None
 
 
@@ -334,7 +334,7 @@ def _select(
 
 
 def _check_time_type(given: Mapping[str, str], schema: pl.Schema, time_format: str | None) -> None:
-    """Raise where a format is given for times that are no text."""
+    """Raise if a format is given for times that are no text."""
     if time_format is not None and schema[given["timestamp"]] != pl.String:
         name = given["timestamp"]
         raise ValueError(
@@ -344,7 +344,7 @@ def _check_time_type(given: Mapping[str, str], schema: pl.Schema, time_format: s
 
 
 def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | None) -> Column:
-    """Return how a column of a frame is parsed."""
+    """Return the parsing of a column of a frame."""
     text = dtype == pl.String
     if role in ("feedback", "explicit_feedback", "played", "duration"):
         if not (dtype.is_numeric() or dtype == pl.Null):

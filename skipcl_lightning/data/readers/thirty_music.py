@@ -1,4 +1,4 @@
-"""The reader of the 30Music listening sessions."""
+"""Reader of the 30Music listening sessions."""
 
 import json
 import math
@@ -17,30 +17,29 @@ _COLUMNS = ("session_id", "item_id", "timestamp", "user_id")
 _EVENTS = ("event.session", "event.play_session")
 _PLAY = pl.Struct({**dict.fromkeys(_COLUMNS, pl.Int64), "play_ratio": pl.Float64})
 _DECODER = json.JSONDecoder()
-_LARGEST = 2**62  # a start and a time after it still add up to an Int64
+_LARGEST = 2**62  # a start plus a time after it still fits into an Int64
 
 
 def read_30music(
     paths: Paths, *, label: str = "binary", skip_ratio: float = 0.5, max_damaged: float = 0.001
 ) -> pl.LazyFrame:
-    r"""Read 30Music's sessions: who played what, and which part of each track.
+    r"""Read 30Music's sessions: items and the played share of each.
 
-    Few plays of the data set are short, and many do not say how long they were: it suits next-track
-    learning better than learning from skips.
+    Few plays of the data set are short, and many have no play time, so it suits next-item learning better
+    than learning from skips.
 
     Args:
-        paths: `sessions.idomaar`, gzipped or not: lines of `event.session`, id, start in seconds, and
-            two JSON objects, of which the second names the user (`subjects`) and the tracks
-            (`objects`, each with `id`, `playstart` in seconds after the start, `playratio`); or a
-            Parquet file with `session_id`, `item_id`, `timestamp`, `user_id`, `play_ratio`; or a
-            folder that is searched for `sessions.idomaar`, `sessions.idomaar.gz` and
-            `sessions*.parquet`.
-        label: `binary`: -1 where at most `skip_ratio` of the track was played, else +1; `ratio`: the
-            distance from `skip_ratio`, from -1 for nothing to +1 for the whole. A ratio that is missing
-            or below 0 gives 0, unknown.
-        skip_ratio: The largest part of a track that still counts as skipped, in (0, 1).
-        max_damaged: The largest share of lines whose JSON is broken, in [0, 1), of those that are read at
-            once; 10 are always accepted, and 0 accepts none. Such lines are dropped with a warning.
+        paths: `sessions.idomaar`, gzipped or not: lines of `event.session`, id, start in seconds, and two
+            JSON objects, the second with the user (`subjects`) and the tracks (`objects`, each with `id`,
+            `playstart` in seconds after the start, `playratio`); or a Parquet file with `session_id`,
+            `item_id`, `timestamp`, `user_id`, `play_ratio`; or a folder that is searched for
+            `sessions.idomaar`, `sessions.idomaar.gz` and `sessions*.parquet`.
+        label: `binary`: -1 if at most `skip_ratio` of the item was played, else +1; `ratio`: the distance
+            from `skip_ratio`, from -1 for nothing to +1 for the whole. A missing or negative ratio gives 0,
+            unknown.
+        skip_ratio: The largest share that counts as skipped, in (0, 1).
+        max_damaged: The largest share of lines with broken JSON, in [0, 1), among those read at once; 10 are
+            always accepted, and 0 accepts none. Such lines are dropped with a warning.
 
     Returns:
         A canonical table in the order of the files: `session_id`, `item_id` (both Int64), `feedback`,
@@ -49,8 +48,8 @@ def read_30music(
     Raises:
         TypeError: `skip_ratio` is no number.
         ValueError: A path does not exist, a folder has no sessions, a Parquet file lacks a column or has it
-            in another type, or a setting is wrong. When collected: a line has another form; the message
-            names the file and the line.
+            in another type, or a setting is wrong. When collected: a line has another form; the message names
+            the file and the line.
 
     Reference:
         Turrin, Quadrana, Condorelli, Pagano, Cremonesi, "30Music Listening and Playlists Dataset", RecSys
@@ -76,7 +75,7 @@ def read_30music(
 
 
 def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
-    """One file's plays."""
+    """Return one file's plays."""
     if file.suffix == ".parquet":
         table = scan_parquet(file, _COLUMNS, ["play_ratio"])
         return table.select(pl.col(_COLUMNS).cast(pl.Int64), pl.col("play_ratio").cast(pl.Float64))
@@ -88,13 +87,13 @@ def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
 
 
 def _parse_session(line: str) -> list[dict[str, Any]]:
-    """The plays of one line."""
+    """Return the plays of one line."""
     fields = line.split("\t", 3)
     right = len(fields) == 4 and fields[0] in _EVENTS
     require(right, "it does not start with 'event.session', an id and a time, with tabs between")
     session, start = _to_integer(fields[1]), _to_integer(fields[2])
     _, end = _DECODER.raw_decode(fields[3])
-    # Some copies have a blank between the two objects, others a tab.
+    # The two objects are separated by a blank in some copies, by a tab in others.
     told = json.loads(fields[3][end:])
     users = [subject["id"] for subject in _find(told, "subjects", "user")]
     require(len(users) == 1, f"it names {len(users)} users")
@@ -112,7 +111,7 @@ def _parse_session(line: str) -> list[dict[str, Any]]:
 
 
 def _find(told: Any, part: str, kind: str) -> list[dict[str, Any]]:
-    """The entries of a kind in one part of what a line tells."""
+    """Return the entries of a kind in one object of a line."""
     entries = told.get(part) if isinstance(told, dict) else None
     right = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     require(right, f"its second object has no list of {part!r}")

@@ -1,4 +1,4 @@
-"""The reader of Yambda, listening logs of Yandex Music."""
+"""Reader of Yambda, listening logs of Yandex Music."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,34 +27,32 @@ def read_yambda(
     skip_ratio: float = 0.5,
     gap_minutes: float | None = 20.0,
 ) -> pl.LazyFrame:
-    """Read Yambda's flat files: plays with the part that was played, and opinions of tracks.
+    """Read Yambda's flat files: plays with the played share, and likes and dislikes.
 
-    A like puts a track among the favourites and an unlike takes it out; a dislike asks not to hear it again
-    and an undislike takes that back. Each play gets the opinion that its user had of its track by then, of
-    two that hold the later one: no later event is looked at, save one of the play's own five seconds, the
-    clock's step. Plays are read lazily, one row at a time; all opinions are held in memory.
+    An unlike takes back a like, and an undislike a dislike. Each play gets the user's latest opinion of its
+    item at that time; later events are not used, except those within the play's own five seconds, the
+    resolution of the times. Plays are read lazily; all opinions are held in memory.
 
     Args:
-        listens: `listens.parquet` with `uid`, `item_id`, `timestamp` (seconds since the data set
-            began, in steps of 5), `played_ratio_pct` (percent of the track; may pass 100), several such
-            files, or a folder that is searched for that name. Or, named itself, `multi_event.parquet`,
-            which has the opinions too and tells them by `event_type`.
+        listens: `listens.parquet` with `uid`, `item_id`, `timestamp` (seconds since the data set began, in
+            steps of 5), `played_ratio_pct` (percent of the item; may exceed 100), several such files, or a
+            folder that is searched for that name. Or the file `multi_event.parquet`, which also has the
+            opinions, marked by `event_type`.
         likes: `likes.parquet` with `uid`, `item_id`, `timestamp`, or a folder that has it.
         dislikes: `dislikes.parquet`, likewise.
         unlikes: `unlikes.parquet`, likewise, which needs `likes`.
         undislikes: `undislikes.parquet`, likewise, which needs `dislikes`.
-        label: `binary`: -1 where at most `skip_ratio` of the track was played, else +1; `ratio`: the
-            distance from `skip_ratio`, from -1 for nothing to +1 for the whole. Null gives 0, unknown.
-        skip_ratio: The largest part of a track that still counts as skipped, in (0, 1); the data set's own
-            "listened" is above 0.5.
-        gap_minutes: The longest pause within a session, from one `timestamp` to the next, above 0. None
-            for the plain history, in the order of the files.
+        label: `binary`: -1 if at most `skip_ratio` of the item was played, else +1; `ratio`: the distance
+            from `skip_ratio`, from -1 for nothing to +1 for the whole. Null gives 0, unknown.
+        skip_ratio: The largest share that counts as skipped, in (0, 1); the data set's own "listened" is
+            above 0.5.
+        gap_minutes: The longest pause within a session, from one `timestamp` to the next, above 0. None for
+            the plain history, in the order of the files.
 
     Returns:
-        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64),
-        `feedback`, with opinions `explicit_feedback` (+1 liked, -1 disliked, 0 neither), `timestamp`
-        (Int64, seconds), `user_id` (Int64), `copy_key` (the percentage played); without `session_id`
-        for `gap_minutes=None`.
+        A canonical table, sorted by user and time: `session_id` (String), `item_id` (Int64), `feedback`, with
+        opinions `explicit_feedback` (+1 liked, -1 disliked, 0 neither), `timestamp` (Int64, seconds),
+        `user_id` (Int64), `copy_key` (the percentage played); without `session_id` for `gap_minutes=None`.
 
     Raises:
         TypeError: A setting is no number.
@@ -64,8 +62,8 @@ def read_yambda(
             collected: an `event_type` is unknown.
 
     Reference:
-        Ploshkin et al., "Yambda-5B: A Large-Scale Multi-modal Dataset for Ranking And Retrieval", 2025,
-        arXiv 2505.22238.
+        Ploshkin et al., "Yambda-5B: A Large-Scale Multi-modal Dataset for Ranking And Retrieval", 2025, arXiv
+        2505.22238.
 
     Examples:
         >>> import tempfile
@@ -83,7 +81,7 @@ def read_yambda(
     given = {"like": likes, "dislike": dislikes, "unlike": unlikes, "undislike": undislikes}
     _check_undone(given)
     plays, opinions = _scan(listens, {event: paths for event, paths in given.items() if paths is not None})
-    # The clock has steps of 5 s: plays of one step are copies only if as much of the track was played.
+    # Times have steps of 5 s, so plays of one step are copies only if their played shares are equal.
     copy_key = pl.col("played_ratio_pct").alias("copy_key")
     history = plays.select("user_id", "item_id", "timestamp", feedback, copy_key)
     if opinions is not None:
@@ -96,7 +94,7 @@ def read_yambda(
 
 
 def _check_undone(given: Mapping[str, Paths | None]) -> None:
-    """Raise where opinions are taken back that were never read."""
+    """Raise if opinions are taken back that are not read."""
     for event in ("like", "dislike"):
         if given[event] is None and given[f"un{event}"] is not None:
             raise ValueError(
@@ -105,7 +103,7 @@ def _check_undone(given: Mapping[str, Paths | None]) -> None:
 
 
 def _scan(listens: Paths, given: Mapping[str, Paths]) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
-    """The plays, and the opinions where there are any."""
+    """Return the plays, and the opinions if there are any."""
     tables = [
         _scan_file(file, "listens", ["played_ratio_pct"])
         for file in list_files(listens, ["listens.parquet"], name="listens")
@@ -124,7 +122,7 @@ def _scan(listens: Paths, given: Mapping[str, Paths]) -> tuple[pl.LazyFrame, pl.
 
 
 def _scan_opinions(given: Mapping[str, Paths]) -> pl.LazyFrame | None:
-    """The files of opinions as one table; what is undone comes after what is done."""
+    """Return the files of opinions as one table; takebacks come after the opinions."""
     tables = [
         _scan_file(file, f"{event}s").with_columns(pl.lit(event).alias("event"))
         for event, paths in given.items()
@@ -134,7 +132,7 @@ def _scan_opinions(given: Mapping[str, Paths]) -> pl.LazyFrame | None:
 
 
 def _scan_file(file: Path, name: str, numbers: Sequence[str] = ()) -> pl.LazyFrame:
-    """One file in the canonical names and one type, with its `event` where it tells it."""
+    """Return one file with the canonical names and types, and its `event` if it has one."""
     table = scan_parquet(file, _INTEGERS, numbers, name=name)
     columns = [
         cast_column(column, pl.Int64, output=canonical)
@@ -153,13 +151,13 @@ def _to_events(values: pl.Series) -> pl.Series:
 
 
 def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
-    """Add to each play what its user thought of its track by then."""
+    """Add to each play its user's opinion of the item at that time."""
     histories = (
         opinions.sort("timestamp", maintain_order=True)
         .group_by("user_id", "item_id")
         .agg(pl.col("timestamp").alias("times"), _opinion().alias("opinions"))
     )
-    # Not `join_asof`, which would sort all plays: looked up in a list, they stay as they come, one by one.
+    # Not `join_asof`, which would sort all plays; a lookup keeps their order.
     joined = plays.join(histories, on=["user_id", "item_id"], how="left", maintain_order="left")
     past = (pl.col("times") - pl.col("timestamp")).list.eval(pl.element() <= 0).list.sum()
     latest = pl.col("opinions").list.get(past.cast(pl.Int64) - 1, null_on_oob=True)
@@ -175,7 +173,7 @@ def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _opinion() -> pl.Expr:
-    """The opinion after each event of one user and track: of a like and a dislike the later one holds."""
+    """Return the opinion after each event of one user and item; the later of a like and a dislike counts."""
     event = pl.col("event")
     liked = _holds("like")
     disliked = _holds("dislike")
