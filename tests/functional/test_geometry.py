@@ -93,4 +93,6 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"`right` must have shape \[N=2, D=3\], got \[3, 3\]"):
         alignment(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(TypeError, match="`points` must be of a floating-point dtype"):
+        effective_rank(torch.ones(3, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="`points` must be of a floating-point dtype"):
         uniformity(torch.zeros(2, 3, dtype=torch.int64))

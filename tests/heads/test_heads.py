@@ -14,7 +14,15 @@ from skipcl_lightning.functional import (
     sampled_softmax_loss,
     skip_info_nce,
 )
-from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, next_item
+from skipcl_lightning.heads import (
+    FullSoftmax,
+    SampledSoftmax,
+    SkipInfoNCE,
+    SkipMargin,
+    SkipSoftmax,
+    SkipUnlikelihood,
+    next_item,
+)
 
 
 def session_batch(**changes):
@@ -171,3 +179,39 @@ def test_the_places_that_a_gpu_computes_at_are_those_with_a_target_first(real, m
     assert len(places) == min(len(real), -(-(sum(real) + more) // step) * step)
     assert places[is_real].tolist() == [place for place, one in enumerate(real) if one]
     assert int(is_real.sum()) == sum(real)
+
+
+def test_a_compiled_step_keeps_all_positions_and_weighs_those_without_a_target_with_zero(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    query = torch.ones(1, 3, 2)
+    query[0, 1] = torch.nan
+    target, weight = torch.tensor([[4, 0, 2]]), torch.tensor([[2.0, 3.0, 0.5]])
+    found = next_item.real_positions(query, target, weight)
+    assert found[0].isfinite().all()
+    assert found[1].tolist() == [4, 1, 2]
+    assert found[2].tolist() == [2.0, 0.0, 0.5]
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    shared = {"anchors": "listened", "skip_weights": "uniform", "dislike_weight": 1.0, "like_weight": 1.0}
+    passed = {**shared, "negatives": "passed", "weight": 0.1}
+    assert SkipSoftmax().settings == {**passed, "num_samples": 256}
+    assert SkipUnlikelihood().settings == {**passed, "num_samples": None}
+    assert SkipMargin().settings == {**passed, "loss": "bpr", "margin": None}
+    assert SkipInfoNCE().settings == {
+        **shared,
+        "weight": 0.1,
+        "negatives": "session",
+        "temperature": 0.1,
+        "learn_temperature": False,
+        "query": "session",
+        "num_hardest": None,
+        "bank_size": 0,
+        "gather_ranks": False,
+        "mined_positive_weight": 0.5,
+    }
+    assert SampledSoftmax().settings == {
+        "num_negatives": 256,
+        "sampler": "uniform",
+        "correct_sampling": False,
+    }
