@@ -21,6 +21,7 @@ from skipcl_lightning.heads import (
     SkipMargin,
     SkipSoftmax,
     SkipUnlikelihood,
+    WeightedHead,
     next_item,
 )
 
@@ -190,6 +191,12 @@ def test_a_compiled_step_keeps_all_positions_and_weighs_those_without_a_target_w
     assert found[0].isfinite().all()
     assert found[1].tolist() == [4, 1, 2]
     assert found[2].tolist() == [2.0, 0.0, 0.5]
+
+
+def test_a_head_gets_the_item_table_only_if_it_says_so():
+    assert not WeightedHead(weight=1.0).uses_item_table
+    assert not SkipMargin().uses_item_table
+    assert SkipInfoNCE().uses_item_table
 
 
 def test_the_defaults_are_those_of_the_documentation():
