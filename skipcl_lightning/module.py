@@ -474,7 +474,10 @@ class SkipCLModule(LightningModule):
         undefined = torch.stack(list(values.values())).isnan().tolist()
         kept = {name: value for (name, value), nan in zip(values.items(), undefined, strict=True) if not nan}
         # The maximum of equal values is exact on any number of processes; their mean is not.
-        self.log_dict(kept, sync_dist=True, reduce_fx="max")
+        cut_off = min(self.hparams["top_k"], key=lambda k: abs(k - 10))
+        for name, value in kept.items():
+            shown = name.partition("/")[2] in (f"hit_rate@{cut_off}", f"skip_hit_rate@{cut_off}")
+            self.log(name, value, sync_dist=True, reduce_fx="max", prog_bar=shown)
         left_out = describe_left_out(name for name in values if name not in kept)
         if left_out != self._left_out and not self.trainer.sanity_checking:
             self._left_out = left_out

@@ -27,6 +27,7 @@ PUBLIC = {
     ],
     "skipcl_lightning.batch": ["PADDING_INDEX", "SessionBatch", "Sessions", "as_batch", "is_rejected"],
     "skipcl_lightning.callbacks": [
+        "BestCheckpoint",
         "CheckpointArtifact",
         "EmbeddingDiagnostics",
         "RankPlot",

@@ -1,5 +1,6 @@
 """Callbacks that log or steer a run of `SkipCLModule` or of any `WatchedModule`."""
 
+from skipcl_lightning.callbacks.best_checkpoint import BestCheckpoint
 from skipcl_lightning.callbacks.checkpoint_artifact import CheckpointArtifact
 from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics
 from skipcl_lightning.callbacks.protocol import SessionData, WatchedModule
@@ -10,6 +11,7 @@ from skipcl_lightning.callbacks.skip_loss_warmup import SkipLossWarmup
 from skipcl_lightning.callbacks.training_signals import TrainingSignals
 
 __all__ = [
+    "BestCheckpoint",
     "CheckpointArtifact",
     "EmbeddingDiagnostics",
     "RankPlot",

@@ -1,60 +1,104 @@
-"""Command line `skipcl`, with the commands `fit`, `configs`, `demo`, `prepare` and others."""
+"""The command line `skipcl`; each command imports what it needs, so that help is fast."""
 
-import inspect
+import difflib
 import sys
-from collections.abc import Callable
-from typing import Any
-
-from jsonargparse import ArgumentParser
-
-from skipcl_lightning.cli.configs import add_configs, configs
-from skipcl_lightning.cli.demo import demo
-from skipcl_lightning.cli.prepare import add_prepare, run_prepare
-from skipcl_lightning.study import study
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import version
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "study": study}
-# LightningCLI parses and runs these commands.
-TRAINING_COMMANDS = {
-    "fit": "Train a model, as a configuration says: see `skipcl configs`.",
-    "validate": "Measure a trained model on the tracks to validate on.",
-    "test": "Measure a trained model on the held-out tracks.",
-    "predict": "Write the best next tracks of every session to a file.",
+COMMANDS = {
+    "demo": "Train with and without a skip head on simulated sessions, and compare.",
+    "configs": "List the ready configurations, or print one to begin from.",
+    "prepare": "Prepare a log of any size as a session store.",
+    "fit": "Train a model by a configuration.",
+    "validate": "Evaluate a trained model on the validation set.",
+    "test": "Evaluate a trained model on the test set.",
+    "predict": "Write the best next items of every session to a file.",
+    "recommend": "Show the best next items after given sessions.",
+    "study": "Compare skip heads over backbones, weights, seeds and data sets.",
 }
+# The functions whose arguments are the settings of a command.
+FUNCTIONS = {
+    "demo": "skipcl_lightning.cli.demo",
+    "recommend": "skipcl_lightning.cli.recommend",
+    "study": "skipcl_lightning.study",
+}
+TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
     """Run the command that the command line names."""
-    if sys.argv[1:] and sys.argv[1] in TRAINING_COMMANDS:
-        # A late import: LightningCLI is slow to import, and the other commands do not need it.
-        from skipcl_lightning.cli.training import run_training
-
-        run_training(sys.argv[1:])
-        return
-    parser = ArgumentParser(prog="skipcl", description="Skip-aware session recommendation.")
-    commands = parser.add_subcommands()
-    for name, summary in TRAINING_COMMANDS.items():
-        commands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
-    for name, function in COMMANDS.items():
-        summary = (inspect.getdoc(function) or "").partition("\n")[0]
-        command = ArgumentParser(description=summary)
-        command.add_argument("--config", action="config", help="a YAML file with settings")
-        command.add_function_arguments(function, as_positional=True)
-        commands.add_subcommand(name, command, help=summary)
-    add_prepare(commands)
-    add_configs(commands)
-    settings = parser.parse_args()
-    values = settings[settings.subcommand]
-    if settings.subcommand == "prepare":
-        run_prepare(values)
-    elif settings.subcommand == "configs":
-        configs(values.name)
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        raise SystemExit(0 if arguments else 2)
+    command, *rest = arguments
+    if command == "--version":
+        sys.stdout.write(f"skipcl {version('skipcl-lightning')}\n")
+    elif command not in COMMANDS:
+        raise SystemExit(
+            f"skipcl: no command {command!r}.{suggest(command, COMMANDS)} `skipcl --help` lists all."
+        )
     else:
-        arguments = values.as_dict()
-        arguments.pop("config", None)
         try:
-            COMMANDS[settings.subcommand](**arguments)
-        except (ValueError, OSError) as error:
-            # The message explains the error; a traceback would hide it.
-            raise SystemExit(f"skipcl {settings.subcommand}: {error}") from error
+            _run(command, rest)
+        except KeyboardInterrupt:
+            raise SystemExit(f"skipcl {command}: interrupted. Nothing incomplete was left.") from None
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return a sentence that suggests the closest known name; empty if none is close.
+
+    Args:
+        name: A mistyped name.
+        names: The known names.
+
+    Returns:
+        A sentence after a space, or nothing.
+
+    Examples:
+        >>> suggest("demmo", ["demo", "study"])
+        ' Did you mean demo?'
+    """
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _print_help() -> None:
+    width = max(map(len, COMMANDS))
+    lines = [f"    {name.ljust(width)}  {summary}" for name, summary in COMMANDS.items()]
+    text = "\n".join(lines)
+    sys.stdout.write(
+        "usage: skipcl [--version] COMMAND [--help] ...\n\nSkip-aware session recommendation.\n\n"
+        f"commands:\n{text}\n\nskipcl COMMAND --help explains the settings of a command.\n"
+    )
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command in TRAINING_COMMANDS:
+        import_module("skipcl_lightning.cli.training").run_training([command, *arguments])
+    elif command == "configs":
+        import_module("skipcl_lightning.cli.configs").run_configs(arguments)
+    elif command == "prepare":
+        import_module("skipcl_lightning.cli.prepare").run_prepare(arguments)
+    else:
+        _call(command, arguments)
+
+
+def _call(command: str, arguments: list[str]) -> None:
+    """Call the function of a command with the settings of the command line."""
+    from jsonargparse import ArgumentParser
+
+    function = getattr(import_module(FUNCTIONS[command]), command)
+    parser = ArgumentParser(prog=f"skipcl {command}", description=COMMANDS[command])
+    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_function_arguments(function, as_positional=True)
+    settings = parser.parse_args(arguments).as_dict()
+    settings.pop("config", None)
+    try:
+        function(**settings)
+    except (ValueError, TypeError, OSError) as error:
+        # The message explains the error; a traceback would hide it.
+        raise SystemExit(f"skipcl {command}: {error}") from error

@@ -2,31 +2,32 @@
 
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from skipcl_lightning._checks import check_choice
+from skipcl_lightning.cli import suggest
 
-__all__ = ["add_configs", "configs", "configuration_names", "expand_arguments", "read_configuration"]
+__all__ = ["configs", "configuration_names", "expand_arguments", "read_configuration", "run_configs"]
 
 FOLDER = files("skipcl_lightning.cli") / "configurations"
+# Loggers that need a folder.
+LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 MAX_LENGTH = re.compile(r"^    max_length: (\d+)", flags=re.MULTILINE)
 
 
-def add_configs(commands: Any) -> None:
-    """Add the command `configs` to the sub-commands from `ArgumentParser.add_subcommands`."""
-    parser = ArgumentParser(description="List the ready configurations, or print one to begin from.")
-    parser.add_argument(
-        "name", nargs="?", help="the one to print, such as mssd/sasrec; all are listed without it"
+def run_configs(arguments: Sequence[str]) -> None:
+    """Run `skipcl configs` with the arguments of the command line."""
+    parser = ArgumentParser(
+        prog="skipcl configs", description="List the ready configurations, or print one to begin from."
     )
-    commands.add_subcommand("configs", parser, help=parser.description)
+    parser.add_argument("name", nargs="?", help="the one to print, such as mssd/sasrec; without it, a list")
+    configs(parser.parse_args(arguments).name)
 
 
 def configs(name: str | None = None) -> None:
@@ -41,15 +42,20 @@ def configs(name: str | None = None) -> None:
         except ValueError as error:
             raise SystemExit(f"skipcl configs: {error}") from error
         return
-    table = Table(
-        title="skipcl configs NAME prints one; skipcl fit --config NAME trains by it", title_justify="left"
-    )
-    for column in ("data set", "what it is", "configurations"):
-        table.add_column(column)
+    table = Table()
+    table.add_column("data set", no_wrap=True)
+    table.add_column("what it is")
     for dataset in _titles("data"):
-        names = "\n".join(f"{dataset}/{backbone}" for backbone in _titles("backbones"))
-        table.add_row(dataset, _summary(_read("data", dataset)), names, end_section=True)
-    Console().print(table)
+        table.add_row(dataset, _summary(_read("data", dataset)))
+    console = Console()
+    console.print(table)
+    models = ", ".join(_titles("backbones"))
+    lines = (
+        f"Models: {models}. The name of a configuration is data set/model:",
+        "  skipcl configs mssd/sasrec       # print it, and how its data are prepared",
+        "  skipcl fit --config mssd/sasrec  # train with it",
+    )
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def configuration_names() -> list[str]:
@@ -80,9 +86,14 @@ def read_configuration(name: str) -> str:
         >>> read_configuration("mssd")
         Traceback (most recent call last):
             ...
-        ValueError: `name` must be one of ..., got 'mssd'.
+        ValueError: `name` must be one of the ready configurations, got 'mssd'...
     """
-    check_choice("name", name, configuration_names())
+    names = configuration_names()
+    if name not in names:
+        raise ValueError(
+            f"`name` must be one of the ready configurations, got {name!r}.{suggest(name, names)} "
+            "`skipcl configs` lists them."
+        )
     dataset, backbone = name.split("/")
     data = _read("data", dataset)
     (max_length,) = MAX_LENGTH.findall(data)
@@ -111,24 +122,35 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _expand(arguments: Sequence[str]) -> Iterator[str]:
-    names = configuration_names()
     previous = ""
     for argument in arguments:
         flag, separator, value = argument.partition("=")
         if argument == "--print_config":
             yield "--print_config=comments"
-        elif previous in ("--config", "-c") and _is_name(argument, names):
-            yield read_configuration(argument)
-        elif flag == "--config" and separator and _is_name(value, names):
-            yield f"--config={read_configuration(value)}"
+        elif previous in ("--config", "-c"):
+            yield _configuration(argument)
+        elif flag == "--config" and separator:
+            yield f"--config={_configuration(value)}"
         else:
             yield argument
+        logger = value if flag == "--trainer.logger" else argument if previous == "--trainer.logger" else ""
+        has_folder = any(one.startswith("--trainer.logger.save_dir") for one in arguments)
+        if logger in LOCAL_LOGGERS and not has_folder:
+            yield "--trainer.logger.save_dir=."
         previous = argument
 
 
-def _is_name(text: str, names: Sequence[str]) -> bool:
-    """Return whether the text names a ready configuration; a file with this path takes precedence."""
-    return text in names and not Path(text).exists()
+def _configuration(text: str) -> str:
+    """Return the YAML of a ready configuration, or the path of a file; a file takes precedence."""
+    names = configuration_names()
+    if "\n" in text or Path(text).exists():
+        return text
+    if text in names:
+        return read_configuration(text)
+    raise ValueError(
+        f"`--config` must be a file or a ready configuration, got {text!r}.{suggest(text, names)} "
+        "`skipcl configs` lists them."
+    )
 
 
 def _titles(kind: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Parser of the training commands, with short usage, help and error messages."""
 
+import re
 import sys
 import traceback
 from argparse import Action
@@ -11,9 +12,10 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.cli import suggest
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
-__all__ = ["TrainingParser", "cut_lines", "root_cause"]
+__all__ = ["TrainingParser", "cut_lines", "root_cause", "suggest_part"]
 
 # jsonargparse would list all the hundreds of subclasses of `torch.nn.Module`.
 PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
@@ -61,7 +63,27 @@ class TrainingParser(LightningArgumentParser):
             ex: The error that caused it.
         """
         text, cause = cut_lines(message), root_cause(ex) if ex else None
-        super().error(text if cause is None or cause is ex else f"{text}\nThe cause: {cause}", ex)
+        text = text if cause is None or cause is ex else f"{text}\nThe cause: {cause}"
+        suggestion = suggest_part(str(cause or message))
+        super().error(f"{text}.{suggestion}" if suggestion else text, ex)
+
+
+def suggest_part(message: str) -> str:
+    """Return a sentence that suggests the closest name of a built-in part for the words of a message.
+
+    Args:
+        message: The message of an error.
+
+    Returns:
+        A sentence after a space, or nothing.
+
+    Examples:
+        >>> suggest_part("Expected a dot import path string: SASRek")
+        ' Did you mean SASRec?'
+    """
+    known = sorted({name for names in PARTS.values() for name in names})
+    words = [word for word in re.findall(r"\w+", message) if word not in known and not word.islower()]
+    return next((found for word in words if (found := suggest(word, known))), "")
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -3,13 +3,13 @@
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -31,7 +31,7 @@ from skipcl_lightning.data import (
 from skipcl_lightning.data.prepare.drop_report import FeedbackWarning
 from skipcl_lightning.data.splits.splits import Split, Targets
 
-__all__ = ["add_prepare", "make_split", "run_prepare"]
+__all__ = ["make_parser", "make_split", "run_prepare"]
 
 SOURCES: dict[str, Callable[..., pl.LazyFrame]] = {
     "mssd": read_mssd,
@@ -117,10 +117,10 @@ def _to_moment(text: str) -> str | float:
     return float(text.removesuffix("s")) if re.fullmatch(r"-?\d+(\.\d+)?s", text) else text
 
 
-def add_prepare(commands: Any) -> None:
-    """Add the command `prepare`, with one sub-command per source, to those from `add_subcommands`."""
-    parser = ArgumentParser(description="Prepare a log of any size as a session store.")
-    commands.add_subcommand("prepare", parser, help=parser.description)
+def make_parser() -> ArgumentParser:
+    """Return the parser of `skipcl prepare`, with one sub-command for each source."""
+    description = "Prepare a log of any size as a session store."
+    parser = ArgumentParser(prog="skipcl prepare", description=description)
     sources = parser.add_subcommands(dest="source")
     for name, reader in SOURCES.items():
         summary = (inspect.getdoc(reader) or "").partition("\n")[0]
@@ -133,10 +133,12 @@ def add_prepare(commands: Any) -> None:
         skipped: set[str | int] = {"log", "folder", "split", "on_progress", "gap_minutes", "skip_seconds"}
         source.add_function_arguments(prepare_store, skip=skipped)
         sources.add_subcommand(name, source, help=summary)
+    return parser
 
 
-def run_prepare(settings: Namespace) -> None:
-    """Prepare the store that the parsed settings describe."""
+def run_prepare(arguments: Sequence[str]) -> None:
+    """Prepare the store that the arguments of the command line describe."""
+    settings = make_parser().parse_args(list(arguments))
     source: str = settings.source
     values: dict[str, Any] = settings[source].as_dict()
     paths, folder = values.pop("paths"), values.pop("folder")

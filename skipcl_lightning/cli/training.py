@@ -1,26 +1,33 @@
 """Commands `skipcl fit`, `validate`, `test` and `predict`, based on LightningCLI."""
 
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import polars as pl
+import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info
 
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.parser import TrainingParser, root_cause
 from skipcl_lightning.cli.predictions import RecommendationWriter
 from skipcl_lightning.cli.run_config import SaveRunConfig
 from skipcl_lightning.cli.session_trainer import SessionTrainer
+from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["TrainingCLI", "run_training"]
 
 # No default parts: jsonargparse would pass all settings of a default part to the part that replaces it.
 MODEL = {"class_path": "skipcl_lightning.SkipCLModule"}
+# Of the model that only checks its settings.
+FEW_ITEMS = 2
 DATA = {"class_path": "skipcl_lightning.data.SessionDataModule"}
 # A small log has fewer than Lightning's default of 50 batches; Lightning would log nothing and warn.
 TRAINER = {"log_every_n_steps": 1}
@@ -71,19 +78,79 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Silence Lightning's warning about the checkpoint folder in runs that only evaluate."""
-        if self.subcommand != "fit":
-            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+        """Silence Lightning's warning that the checkpoint is from another run's folder, as it should be."""
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; exit with a short message if a setting or a file is wrong."""
         try:
+            # All that can be checked without the data comes first.
             if output := self._get(self.config, "output"):
-                RecommendationWriter(output)  # Check the path before any work starts.
+                RecommendationWriter(output)
+            self._find_checkpoint()
+            self._check_model()
             super().instantiate_classes()
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
             raise SystemExit(f"skipcl {self.subcommand}: {root_cause(error)}") from error
+
+    def _find_checkpoint(self) -> None:
+        """Check that the checkpoint exists, and replace `last` and `best` by the path of the newest one."""
+        path = self._get(self.config, "ckpt_path")
+        if path in ("last", "best"):
+            root = Path(self._get(self.config, "trainer").get("default_root_dir") or ".")
+            found = sorted(root.glob(f"**/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
+            if not found:
+                raise ValueError(
+                    f"`--ckpt_path` must be a checkpoint, got {path!r}, but there is no "
+                    f"checkpoints/{path}.ckpt below {str(root)!r}. Train with `skipcl fit`, or give the file."
+                )
+            self.config[self.subcommand]["ckpt_path"] = str(found[-1])
+        elif path is None and self.subcommand != "fit" and self._trains_skipcl():
+            raise ValueError(
+                f"`--ckpt_path` must be the checkpoint of a trained model for {self.subcommand}, got none. "
+                "Give a file, or `best` for the newest one of `skipcl fit`."
+            )
+        elif path is not None and "://" not in str(path) and not Path(path).exists():
+            raise ValueError(f"`--ckpt_path` must be a file that exists, got {str(path)!r}.")
+
+    def _trains_skipcl(self) -> bool:
+        """Return whether the model is ours; another may need no checkpoint."""
+        model = locate(self._get(self.config, "model")["class_path"])
+        return isinstance(model, type) and issubclass(model, SkipCLModule)
+
+    def _check_model(self) -> None:
+        """Build the model once before the data, so that wrong settings cost no time."""
+        settings = self._get(self.config, "model").clone()
+        if settings["class_path"] != MODEL["class_path"]:
+            return
+        settings["init_args"]["num_items"] = FEW_ITEMS
+        parser = TrainingParser()
+        parser.add_lightning_class_args(SkipCLModule, "model", subclass_mode=True)
+        with torch.random.fork_rng():
+            parser.instantiate(Namespace(model=settings))  # type: ignore[no-untyped-call]
+
+    def after_fit(self) -> None:
+        """Print the result of training, and the commands that use it."""
+        if self.trainer.is_global_zero:
+            sys.stdout.write(describe_run(self.trainer))
+
+    def after_predict(self) -> None:
+        """Print where the recommendations are."""
+        # mypy does not find the list, because Lightning types it elsewhere.
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        writers = [one for one in callbacks if isinstance(one, RecommendationWriter)]
+        if writers and self.trainer.is_global_zero:
+            sys.stdout.write(f"Recommendations: {writers[-1].path}\n")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            # Lightning exits so after Ctrl-C.
+            if subcommand == "fit" and self.trainer.interrupted and self.trainer.is_global_zero:
+                sys.stdout.write(describe_interruption(self.trainer))
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with extra arguments; it logs to a CSV file unless another logger is set."""
@@ -92,10 +159,7 @@ class TrainingCLI(LightningCLI):
         # own default depends on which packages are installed.
         if settings["logger"] is None:
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
-        trainer = super().instantiate_trainer(**kwargs)
-        if trainer.limit_val_batches == 0:
-            _watch_nothing(trainer)
-        return trainer
+        return super().instantiate_trainer(**kwargs)
 
     def _check_num_items(self) -> None:
         given = self._get(self.config, "model").get("init_args", {}).get("num_items")
@@ -112,20 +176,67 @@ class TrainingCLI(LightningCLI):
         pass
 
 
-def _watch_nothing(trainer: Trainer) -> None:
-    """Remove early stopping and checkpoint selection on validation metrics, which are not computed."""
-    kept: list[Any] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # typed elsewhere
-        monitor = getattr(callback, "monitor", None) or ""
-        if isinstance(callback, EarlyStopping) and monitor.startswith("val/"):
-            continue
-        if isinstance(callback, ModelCheckpoint) and monitor.startswith("val/"):
-            callback.monitor = None
-        kept.append(callback)
-    trainer.callbacks = kept  # type: ignore[attr-defined]
-    rank_zero_info("Validation is off: training does not stop early, and the latest checkpoint is kept.")
+def describe_run(trainer: Trainer) -> str:
+    """Return a summary of a training run, and the commands that use its checkpoint.
+
+    Args:
+        trainer: The trainer after `fit`.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_stopped(trainer)}."]
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+        score = checkpoint.best_model_score
+        best = "" if score is None else f" ({checkpoint.monitor} {float(score):.4f})"
+        path = _shorten(checkpoint.best_model_path)
+        lines.append(f"Best checkpoint{best}: {path}")
+        config = Path(checkpoint.best_model_path).parents[1] / "config.yaml"
+        if config.exists():
+            lines.append(f"Run folder: {_shorten(config.parent)}")
+            names = ("test", "predict")
+            lines += [f"  skipcl {name} --config {_shorten(config)} --ckpt_path {path}" for name in names]
+    return "\n".join(["", *lines, ""])
+
+
+def describe_interruption(trainer: Trainer) -> str:
+    """Return how to resume a training run that was interrupted.
+
+    Args:
+        trainer: The trainer after Ctrl-C.
+
+    Returns:
+        Lines of text.
+    """
+    checkpoint = trainer.checkpoint_callback
+    path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    if not path:
+        return "\nInterrupted before the first checkpoint.\n"
+    config = _shorten(Path(path).parents[1] / "config.yaml")
+    return f"\nInterrupted. To resume:\n  skipcl fit --config {config} --ckpt_path {_shorten(path)}\n"
+
+
+def _why_stopped(trainer: Trainer) -> str:
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            return f"{callback.monitor} did not improve in {callback.patience} epochs (early stopping)"
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return "max_steps reached"
+    return "max_epochs reached" if trainer.current_epoch == trainer.max_epochs else "stopped"
+
+
+def _shorten(path: str | Path) -> str:
+    """Return a path relative to the current folder, if it is inside."""
+    path = Path(path)
+    inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if inside else path)
 
 
 def run_training(arguments: Sequence[str]) -> Any:
     """Run a training command with its settings; return the CLI with its model, data module and trainer."""
-    return TrainingCLI(arguments)
+    try:
+        return TrainingCLI(arguments)
+    except ValueError as error:
+        # The name of a ready configuration; the CLI itself reports later errors.
+        raise SystemExit(f"skipcl {arguments[0]}: {error}") from error

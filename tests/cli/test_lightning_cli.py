@@ -227,7 +227,7 @@ def test_an_unknown_part_and_a_wrong_value_are_named(skipcl, capsys):
         "skipcl fit: `max_length` must be at most 20, got 99. The model has no more."
     )
     with pytest.raises(SystemExit, match="skipcl fit: `folder` must be a session store, got 'nowhere'"):
-        skipcl("fit", "--data.log", "nowhere")
+        skipcl("fit", "--model.backbone", "SASRec", "--data.log", "nowhere")
     with pytest.raises(SystemExit, match=r"`num_items` must be left alone .* got 5 for 40"):
         skipcl("fit", *SMALL, "--model.num_items", 5)
 

@@ -1,5 +1,6 @@
 """What the processes of the test across ranks run; in a file of its own, since they import it."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,18 @@ def compute(rank, ranks, folder):
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
         )
+    loss_and_gradients = train(rank, ranks)
+    if rank == 0:
+        (Path(folder) / f"{ranks}.json").write_text(json.dumps(loss_and_gradients), encoding="utf-8")
+    if ranks > 1:
+        # A process that ends with gloo's threads still running is aborted now and then, under load. DDP is
+        # part of a reference cycle and holds the process group, whose threads run until it is collected.
+        gc.collect()
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def train(rank, ranks):
     model = Model(torch.float64)
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     loss = wrapped(shard(rank, ranks))
@@ -66,14 +79,8 @@ def compute(rank, ranks, folder):
     if ranks > 1:
         dist.all_reduce(mean)
         mean /= ranks
-    if rank == 0:
-        gradients = {name: parameter.grad.tolist() for name, parameter in model.named_parameters()}
-        text = json.dumps({"loss": float(mean), "gradients": gradients})
-        (Path(folder) / f"{ranks}.json").write_text(text, encoding="utf-8")
-    if ranks > 1:
-        # A process that ends with gloo's threads still running is aborted now and then, under load.
-        dist.barrier()
-        dist.destroy_process_group()
+    gradients = {name: parameter.grad.tolist() for name, parameter in model.named_parameters()}
+    return {"loss": float(mean), "gradients": gradients}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""Command `skipcl recommend`: the best next items after sessions from the command line or a file."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning.recommender import Recommender
+
+__all__ = ["parse_session", "recommend"]
+
+WRITERS = {".csv": "write_csv", ".parquet": "write_parquet"}
+
+
+def recommend(
+    checkpoint: Path,
+    session: list[str] | str | None = None,
+    file: Path | None = None,
+    top_k: int = 10,
+    exclude_seen: bool = False,
+    exclude_skipped: bool = True,
+    unknown: Literal["error", "ignore"] = "error",
+    output: Path | None = None,
+) -> None:
+    """Show the best next items after given sessions.
+
+    Args:
+        checkpoint: The checkpoint of a trained model, such as checkpoints/best.ckpt.
+        session: A session such as "a:1,b:-1", or a list of them: item ids in the order of listening, each
+            with its feedback in [-1, 1] after a colon; without one, the feedback is unknown.
+        file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback, its rows in
+            the order of listening.
+        top_k: Items for each session.
+        exclude_seen: Leave out the session's own items.
+        exclude_skipped: Leave out the items that the session skipped.
+        unknown: What to do with items that the model does not know: `error` names the first, `ignore` leaves
+            them out.
+        output: A .csv or .parquet file for the recommendations; without it they are printed.
+
+    Raises:
+        ValueError: There are no sessions or two sources of them, a file has another format, or a session has
+            an unknown item.
+        FileNotFoundError: A file does not exist.
+    """
+    if (session is None) == (file is None):
+        raise ValueError('`session` or `file` must be given, got both or none. Try --session "a:1,b:-1".')
+    if output is not None and output.suffix not in WRITERS:
+        raise ValueError(f"`output` must end with .csv or .parquet, got {output}.")
+    recommender = Recommender.from_checkpoint(checkpoint)
+    assert recommender.encoder is not None, "a recommender has a vocabulary"  # noqa: S101
+    names: list[Any] | None
+    if file is not None:
+        names, items, feedback = _read_sessions(file)
+    else:
+        texts = [session] if isinstance(session, str) else session or []
+        parsed = [parse_session(text) for text in texts]
+        names, items, feedback = None, [one[0] for one in parsed], [one[1] for one in parsed]
+    if recommender.encoder.vocabulary.dtype == pl.Int64:
+        items = [[_to_integer(item) for item in one] for one in items]
+    found = recommender.recommend(
+        items,
+        feedback,
+        session_ids=names,
+        top_k=top_k,
+        exclude_seen=exclude_seen,
+        exclude_skipped=exclude_skipped,
+        unknown=unknown,
+    )
+    if output is not None:
+        write_whole(output, getattr(found, WRITERS[output.suffix]))
+        Console().print(f"{len(found):,} recommendations for {len(items):,} sessions: {output}", markup=False)
+        return
+    table = Table()
+    for column in found.columns:
+        table.add_column(column)
+    for row in found.iter_rows():
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(table)
+
+
+def parse_session(text: str) -> tuple[list[Any], list[float]]:
+    """Return the items and the feedback of a session that is written as text.
+
+    Args:
+        text: Item ids separated by commas, each perhaps with a colon and a number in [-1, 1] after it.
+
+    Returns:
+        The ids and their feedback; 0 if there is none.
+
+    Raises:
+        ValueError: There is no item.
+
+    Examples:
+        >>> parse_session("a:1,b:-1,spotify:track:c")
+        (['a', 'b', 'spotify:track:c'], [1.0, -1.0, 0.0])
+    """
+    items, feedback = [], []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        item, _, number = part.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            item, value = part, 0.0
+        if not item:
+            item, value = part, 0.0
+        items.append(item)
+        feedback.append(value)
+    if not items:
+        raise ValueError(f"`session` must hold item ids, got {text!r}. Write it as in a:1,b:-1.")
+    return items, feedback
+
+
+def _read_sessions(file: Path) -> tuple[list[Any], list[list[Any]], list[list[float]]]:
+    if file.suffix not in WRITERS:
+        raise ValueError(f"`file` must end with .csv or .parquet, got {file}.")
+    table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+    missing = {"session_id", "item_id"} - set(table.columns)
+    if missing:
+        raise ValueError(
+            f"`file` must have the columns session_id and item_id, got {', '.join(table.columns)}. "
+            "Rename its columns."
+        )
+    if "feedback" not in table.columns:
+        table = table.with_columns(feedback=pl.lit(0.0))
+    sessions = table.group_by("session_id", maintain_order=True).agg(
+        "item_id", pl.col("feedback").cast(pl.Float64).fill_null(0.0)
+    )
+    return sessions["session_id"].to_list(), sessions["item_id"].to_list(), sessions["feedback"].to_list()
+
+
+def _to_integer(item: Any) -> Any:
+    try:
+        return int(item)
+    except ValueError as error:
+        raise ValueError(f"`session` must hold integer ids for this model, got {item!r}.") from error

@@ -1,0 +1,236 @@
+"""What a user meets on the command line: help, names, checkpoints, summaries, recommendations."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+import torch
+
+from skipcl_lightning import Recommender
+from skipcl_lightning.cli.configs import configuration_names
+
+BACKBONES = sorted({name.partition("/")[2] for name in configuration_names()})
+SMALL = ["--trainer.accelerator", "cpu", "--data.log.num_sessions", 60, "--data.log.num_items", 40]
+SASREC = ["--config", "simulated/sasrec", *SMALL]
+RUN = "lightning_logs/version_0"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which the command line has trained for an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run(folder, "fit", *SASREC, "--trainer.max_epochs", 1)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-W", "error", "-c", "from skipcl_lightning.cli import main; main()"]
+    return subprocess.run(  # noqa: S603 - our own command
+        [*command, *map(str, arguments)], capture_output=True, text=True, cwd=folder, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.max_steps", 1, "--trainer.limit_val_batches", 1],
+        ["--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0],
+    ],
+)
+def test_a_ready_configuration_works_with_any_trainer_flag(skipcl, tmp_path, flags):
+    # More than a batch an epoch: the run ends before the first validation.
+    skipcl("fit", *SASREC, "--data.batch_size", 16, *flags)
+    for name in ("best", "last"):
+        assert (tmp_path / RUN / f"checkpoints/{name}.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_ready_configuration_can_stop_before_its_first_validation(skipcl, backbone):
+    flags = ["--data.batch_size", 16, "--trainer.max_steps", 2, "--trainer.limit_val_batches", 1]
+    skipcl("fit", "--config", f"simulated/{backbone}", *SMALL, *flags)
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+def test_a_logger_is_chosen_by_its_name(skipcl, tmp_path, logger):
+    skipcl("fit", *SASREC, "--trainer.max_steps", 1, "--trainer.logger", logger)
+    assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/last.ckpt"))
+
+
+def test_a_run_ends_with_its_result_and_what_to_do_next(trained):
+    folder, said = trained
+    assert re.search(r"Trained 1 epochs, \d+ steps: max_epochs reached\.", said)
+    assert re.search(rf"Best checkpoint \(val/ndcg@20 0\.\d+\): {RUN}/checkpoints/best.ckpt", said)
+    commands = [line.split() for line in said.splitlines() if line.startswith("  skipcl ")]
+    assert [command[1] for command in commands] == ["test", "predict"]
+    for command in commands:
+        done = run(folder, *command[1:])
+        assert done.returncode == 0, done.stderr
+    assert "Recommendations: recommendations.parquet" in done.stdout
+    assert (folder / "recommendations.parquet").is_file()
+
+
+def test_the_progress_bar_shows_both_hit_rates(trained):
+    assert "val/hit_rate@10" in trained[1]
+    assert "val/skip_hit_rate" in trained[1]
+
+
+def test_a_run_that_stopped_early_says_so(skipcl, capsys):
+    skipcl("fit", *SASREC, "--trainer.max_epochs", 9, "--model.learning_rate", 1e-9)
+    assert "val/ndcg@20 did not improve in 3 epochs (early stopping)" in capsys.readouterr().out
+
+
+def test_last_resumes_the_newest_run(skipcl, tmp_path, capsys):
+    skipcl("fit", *SASREC, "--trainer.max_epochs", 1)
+    skipcl("fit", *SASREC, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    assert "Trained 2 epochs" in capsys.readouterr().out
+    before, after = (
+        torch.load(tmp_path / f"lightning_logs/version_{n}/checkpoints/last.ckpt", weights_only=True)
+        for n in (0, 1)
+    )
+    assert after["global_step"] == 2 * before["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "`--ckpt_path` must be the checkpoint of a trained model for predict, got none"),
+        (["test"], "`--ckpt_path` must be the checkpoint of a trained model for test, got none"),
+        (
+            ["validate", "--ckpt_path", "none.ckpt"],
+            "`--ckpt_path` must be a file that exists, got 'none.ckpt'",
+        ),
+        (["test", "--ckpt_path", "best"], "there is no checkpoints/best.ckpt below"),
+        (["fit", "--model.learning_rate", "-1"], "`learning_rate` must be in"),
+        (["fit", "--model.top_k", "[0]"], "`top_k` must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_data_is_read(skipcl, monkeypatch, arguments, message):
+    def read(*_, **__):
+        raise AssertionError("the data was read")
+
+    # The parser reads the signatures of the outer functions.
+    monkeypatch.setattr("skipcl_lightning.data.simulate.listen", read)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        skipcl(arguments[0], *SASREC, *arguments[1:])
+
+
+def test_mistyped_names_are_met_with_the_nearest(skipcl, capsys):
+    for arguments, told in [
+        (["demmo"], "no command 'demmo'. Did you mean demo? `skipcl --help` lists all."),
+        (
+            ["fit", "--config", "simulated/sasrek"],
+            "Did you mean simulated/sasrec? `skipcl configs` lists them.",
+        ),
+        (["configs", "mssd/gru"], "Did you mean mssd/gru4rec? `skipcl configs` lists them."),
+    ]:
+        with pytest.raises(SystemExit, match=re.escape(told)):
+            skipcl(*arguments)
+    with pytest.raises(SystemExit):
+        skipcl("fit", *SASREC, "--model.backbone", "SASRek")
+    assert capsys.readouterr().err.rstrip().endswith("Did you mean SASRec?")
+
+
+def test_help_and_the_list_of_configurations_import_nothing_heavy(tmp_path):
+    code = """
+import sys
+from skipcl_lightning.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+assert not {"torch", "polars", "lightning", "jsonargparse"} & set(sys.modules), sys.modules.keys()
+"""
+    for arguments in (["--help"], ["configs"], ["--version"], ["configs", "mssd/sasrec"]):
+        done = subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "skipcl 0." in run(tmp_path, "--version").stdout
+
+
+def test_an_interrupted_run_says_how_to_resume(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from skipcl_lightning.cli import main; main()",
+        "fit",
+        *map(str, SASREC),
+    ]
+    command += ["--trainer.max_epochs", "100000", "--trainer.enable_progress_bar", "false"]
+    command += ["--trainer.callbacks=[]", "--trainer.callbacks+=skipcl_lightning.callbacks.BestCheckpoint"]
+    command += ["--trainer.callbacks.save_last", "true"]
+    with subprocess.Popen(  # noqa: S603 - our own command
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        last = tmp_path / RUN / "checkpoints/last.ckpt"
+        for _ in range(600):
+            if last.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+    assert f"skipcl fit --config {RUN}/config.yaml --ckpt_path {RUN}/checkpoints/last.ckpt" in said
+
+
+def test_preparation_is_interrupted_in_one_line(skipcl, tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("a,b,c\nx,y,1\n", encoding="utf-8")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skipcl_lightning.cli.prepare._progress", interrupt)
+    with pytest.raises(SystemExit, match=r"^skipcl prepare: interrupted\. Nothing incomplete was left\.$"):
+        skipcl(
+            "prepare",
+            "table",
+            "log.csv",
+            "--folder",
+            "store",
+            "--item",
+            "a",
+            "--session",
+            "b",
+            "--position",
+            "c",
+        )
+
+
+def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = folder / RUN / "checkpoints/best.ckpt"
+    recommender = Recommender.from_checkpoint(checkpoint)
+    first, second, third = recommender.encoder.vocabulary.ids[:3]
+    expected = recommender.recommend([[first, second], [third]], [[1.0, -0.5], [0.0]], top_k=3)
+    shown = run(tmp_path, "recommend", checkpoint, "--session", f"{first}:1,{second}:-0.5", "--top_k", 3)
+    assert shown.returncode == 0, shown.stderr
+    assert re.findall(r"track-\d+", shown.stdout) == expected["item_id"].to_list()[:3]
+    pl.DataFrame(
+        {"session_id": ["0", "0", "1"], "item_id": [first, second, third], "feedback": [1.0, -0.5, None]}
+    ).write_csv(tmp_path / "sessions.csv")
+    run(tmp_path, "recommend", checkpoint, "--file", "sessions.csv", "--top_k", 3, "--output", "out.parquet")
+    written = pl.read_parquet(tmp_path / "out.parquet")
+    assert written["item_id"].to_list() == expected["item_id"].to_list()
+    assert written["session_id"].to_list() == ["0"] * 3 + ["1"] * 3
+
+
+def test_wrong_sessions_are_named(skipcl, trained):
+    checkpoint = trained[0] / RUN / "checkpoints/best.ckpt"
+    for arguments, message in [
+        (["--session", "nobody"], "got 'nobody' in session 0"),
+        ([], "`session` or `file` must be given, got both or none"),
+        (["--session", ","], "`session` must hold item ids, got ','"),
+        (["--session", "a", "--output", "a.txt"], "`output` must end with .csv or .parquet, got a.txt"),
+        (["--file", "a.txt"], "`file` must end with .csv or .parquet, got a.txt"),
+    ]:
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            skipcl("recommend", checkpoint, *arguments)
