@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["check_choice", "check_indices", "check_integer", "check_number", "check_shape"]
 
+_INDEX_CURE = "Use 0 for positions without one where the argument allows it, and check `num_items`."
+
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise unless `value` is one of `choices`.
@@ -34,34 +36,36 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_indices(name: str, indices: Tensor, num_items: int) -> None:
-    """Raise unless all indices are in 1..V; on a CPU only, and not while compiling.
+def check_indices(
+    name: str, indices: Tensor, maximum: int, *, minimum: int = 1, cure: str = _INDEX_CURE
+) -> None:
+    """Raise unless all indices are in a range; on a CPU only, and not while compiling.
 
     On other devices, the kernels themselves refuse a wrong index.
 
     Args:
         name: The argument's name.
         indices: [...] int64.
-        num_items: V, the largest item.
+        maximum: The largest accepted index.
+        minimum: The smallest.
+        cure: A sentence that says what to do instead.
 
     Raises:
-        ValueError: An index is below 1 or above V.
+        ValueError: An index is out of range.
 
     Examples:
         >>> check_indices("target", torch.tensor([3, -1]), 9)
         Traceback (most recent call last):
             ...
-        ValueError: `target` must hold items in 1..9, got -1. ...
+        ValueError: `target` must hold indices in 1..9, got -1. ...
     """
     if indices.device.type != "cpu" or not indices.numel() or torch.compiler.is_compiling():
         return
     values = indices.numpy()  # the tensor's own memory
     low, high = int(values.min()), int(values.max())
-    if low < 1 or high > num_items:
-        raise ValueError(
-            f"`{name}` must hold items in 1..{num_items}, got {low if low < 1 else high}. "
-            "Use 0 for positions without one where the argument allows it, and check `num_items`."
-        )
+    if low < minimum or high > maximum:
+        wrong = low if low < minimum else high
+        raise ValueError(f"`{name}` must hold indices in {minimum}..{maximum}, got {wrong}. {cure}")
 
 
 def check_integer(

@@ -192,6 +192,14 @@ class SessionBatch:
     def __len__(self) -> int:
         return self.items.shape[0]
 
+    def __repr__(self) -> str:
+        given = [
+            name for name in _FIELDS if name not in ("items", "feedback", "skip_threshold", "num_tracks")
+        ]
+        present = "".join(f", {name}" for name in given if getattr(self, name) is not None)
+        sessions, positions = self.items.shape
+        return f"SessionBatch({sessions} sessions of up to {positions} items{present}; {self.items.device})"
+
     def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
         """Return some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
         return self._map(lambda tensor: tensor[rows]).replace(num_tracks=None)

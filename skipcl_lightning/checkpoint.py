@@ -5,8 +5,10 @@ vocabulary.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from skipcl_lightning._settings import describe_part
@@ -14,7 +16,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
-__all__ = ["describe_parts", "load_encoder", "match_encoder", "save_encoder"]
+__all__ = ["describe_parts", "load_encoder", "match_encoder", "require_own_class", "save_encoder"]
 
 _KEY = "skipcl_lightning"
 
@@ -39,14 +41,40 @@ def describe_parts(
     }
 
 
-def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None) -> None:
-    """Add the item vocabulary to a checkpoint, as plain values.
+def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None, module_class: type) -> None:
+    """Add the item vocabulary and the name of the module's class to a checkpoint, as plain values.
 
     Args:
         checkpoint: The dictionary that Lightning is about to write.
         encoder: The encoder with the vocabulary, or None.
+        module_class: The class that is trained.
     """
-    checkpoint[_KEY] = {"encoder": None if encoder is None else encoder.state_dict()}
+    checkpoint[_KEY] = {
+        "encoder": None if encoder is None else encoder.state_dict(),
+        "module_class": module_class.__qualname__,
+    }
+
+
+def require_own_class(path: str | Path, module_class: type) -> None:
+    """Raise if a checkpoint was written by a subclass, whose code the base class does not know.
+
+    Args:
+        path: The checkpoint.
+        module_class: The class that is about to load it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Another class was trained.
+    """
+    # The tensors stay on the disk.
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    trained = checkpoint.get(_KEY, {}).get("module_class", module_class.__qualname__)
+    if trained != module_class.__qualname__:
+        raise ValueError(
+            f"`module_class` must be the class that was trained, got none for {trained!r}. Pass "
+            f"`module_class={trained}`, or `module_class={module_class.__qualname__}` if it changes only the "
+            "training."
+        )
 
 
 def load_encoder(

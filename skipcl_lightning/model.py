@@ -252,7 +252,15 @@ class SessionModel(nn.Module):
 
         Returns:
             The batch, or a shorter one.
+
+        Raises:
+            TypeError: `batch` is something else.
         """
+        if not isinstance(batch, SessionBatch):
+            raise TypeError(
+                f"`batch` must be a SessionBatch, got {type(batch).__name__}. Pass "
+                "`SessionBatch(items, feedback)`."
+            )
         return batch if self.max_length is None else batch.latest(self.max_length + more)
 
     def _hide(self, batch: SessionBatch) -> tuple[SessionBatch, Tensor]:

@@ -335,7 +335,7 @@ class SkipCLModule(LightningModule):
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
         # Not the modules that a subclass's own arguments may hold.
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY].update(self._describe_parts())
-        save_encoder(checkpoint, self.encoder)
+        save_encoder(checkpoint, self.encoder, type(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the vocabulary; raise a `ValueError` if the data has another catalogue."""

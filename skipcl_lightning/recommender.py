@@ -10,6 +10,7 @@ import torch
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.checkpoint import require_own_class
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import session_lengths
 from skipcl_lightning.data.vocabulary import to_ids
@@ -56,15 +57,19 @@ class Recommender:
         self.module = module
         self.encoder = module.encoder
 
+    def __repr__(self) -> str:
+        backbone = type(self.module.model.backbone).__name__
+        return f"Recommender({backbone}, {self.module.num_items:,} items, {self.module.device})"
+
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, module_class: type[SkipCLModule] = SkipCLModule, **parts: Any
+        cls, path: str | Path, *, module_class: type[SkipCLModule] | None = None, **parts: Any
     ) -> "Recommender":
         """Load a trained model, without data or settings.
 
         Args:
             path: A checkpoint that Lightning wrote.
-            module_class: The class that was trained, if it is a subclass.
+            module_class: The class that was trained; needed if it is a subclass of `SkipCLModule`.
             parts: Instances of your own classes by argument name, such as `backbone=MyBackbone()`; the
                 weights come from the checkpoint.
 
@@ -76,6 +81,9 @@ class Recommender:
             ValueError: The checkpoint has no vocabulary, or needs a class of your own, which the message
                 names.
         """
+        if module_class is None:
+            require_own_class(path, SkipCLModule)
+            module_class = SkipCLModule
         module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
         return cls(module)
 

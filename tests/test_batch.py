@@ -33,6 +33,12 @@ def test_slicing_keeps_every_field_and_setting():
     assert batch.skip_threshold == -0.7
 
 
+def test_a_batch_shows_its_size_and_what_it_holds():
+    assert repr(two_sessions()) == (
+        "SessionBatch(2 sessions of up to 3 items, target, target_feedback, session_index; cpu)"
+    )
+
+
 def test_moving_moves_every_tensor():
     batch = two_sessions().to("meta")
     assert {tensor.device.type for tensor in vars(batch).values() if isinstance(tensor, torch.Tensor)} == {

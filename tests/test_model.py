@@ -40,6 +40,11 @@ def test_scores_are_inner_products_with_the_item_table(backbone):
     torch.testing.assert_close(model.score(query).detach(), expected)
 
 
+def test_a_tensor_in_place_of_a_batch_is_refused():
+    with pytest.raises(TypeError, match=r"`batch` must be a SessionBatch, got Tensor\. Pass `SessionBatch"):
+        module(SASRec(8), None)(batch().items)
+
+
 def test_a_module_s_model_gives_the_module_s_queries():
     own = module(SASRec(8), SkipInfoNCE()).eval()
     assert torch.equal(own.session_query(batch()), own.model.session_query(batch()))

@@ -227,6 +227,12 @@ def test_a_subclass_that_builds_its_backbone_loads_without_arguments(tmp_path):
     path, _ = save(tmp_path, lambda n: BuildsItsOwn(num_items=n, embedding_size=8, layers=3))
     loaded = Recommender.from_checkpoint(path, module_class=BuildsItsOwn)
     assert len(loaded.module.model.backbone.blocks) == 3
+    with pytest.raises(ValueError, match=r"got none for 'BuildsItsOwn'\. Pass `module_class=BuildsItsOwn`"):
+        Recommender.from_checkpoint(path)
+
+
+def test_a_recommender_says_what_it_holds():
+    assert repr(recommender()) == "Recommender(SASRec, 5 items, cpu)"
 
 
 def test_a_missing_checkpoint_is_a_missing_file():

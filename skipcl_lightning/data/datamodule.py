@@ -160,6 +160,12 @@ class SessionDataModule(QuietDataModule):
         rank_zero_info(str(data))
         return data
 
+    def __repr__(self) -> str:
+        # Not the properties, which would prepare the log.
+        data = vars(self).get("_data")
+        state = "not prepared yet" if data is None else f"{len(data.vocabulary):,} items"
+        return f"SessionDataModule({state}, batch_size={self.batch_size}, max_length={self.max_length})"
+
     @property
     def skip_threshold(self) -> float:
         """Feedback below it is a skip."""

@@ -1,5 +1,6 @@
 """The report of an evaluation: metrics with intervals, by segment, as tables and plots."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationReport"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EvaluationReport:
     """The result of `evaluate`.
 
@@ -45,7 +46,17 @@ class EvaluationReport:
     coverage: float
 
     def __getitem__(self, metric: str) -> float:
+        if metric not in self._all_values:
+            close = difflib.get_close_matches(metric, self._all_values, n=1)
+            guess = f" Did you mean {close[0]!r}?" if close else ""
+            raise KeyError(f"no metric {metric!r}.{guess} `report.values` has all of them.")
         return self._all_values[metric]
+
+    def __repr__(self) -> str:
+        k = min(self.settings["top_k"], key=lambda k: abs(k - 10))
+        names = [f"{name}@{k}{self.postfix}" for name in ("hit_rate", "ndcg", "skip_hit_rate")]
+        values = ", ".join(f"{name} {self.values[name]:.4f}" for name in names if name in self.values)
+        return f"EvaluationReport({self.name!r}, {self.sessions.height:,} targets: {values})"
 
     @property
     def postfix(self) -> str:

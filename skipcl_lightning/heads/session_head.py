@@ -32,6 +32,11 @@ class WeightedHead(nn.Module):
         check_number("weight", weight, minimum=0)
         self.weight = weight
 
+    def extra_repr(self) -> str:
+        """Return the settings, for `print`."""
+        settings = getattr(self, "settings", {"weight": self.weight})
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
 
 class SessionHead(WeightedHead):
     """A skip head that compares the next listened item with skipped items at each anchor.

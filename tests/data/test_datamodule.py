@@ -295,3 +295,10 @@ def test_a_length_that_was_given_stays():
     data = SessionDataModule(simulate_sessions(40, num_items=40, num_moods=4), batch_size=8, max_length=4)
     quiet_trainer(max_steps=1).fit(SkipCLModule(SASRec(8, max_length=6), num_items=data.num_items), data)
     assert data.max_length == 4
+
+
+def test_its_description_prepares_nothing():
+    data = SessionDataModule(simulate_sessions(40, num_items=30), batch_size=8)
+    assert repr(data) == "SessionDataModule(not prepared yet, batch_size=8, max_length=50)"
+    assert data.num_items
+    assert repr(data) == f"SessionDataModule({data.num_items} items, batch_size=8, max_length=50)"

@@ -32,6 +32,15 @@ def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
     assert report.table().row_count == report.metrics.height
 
 
+def test_a_report_names_its_main_metrics_and_the_one_that_was_meant(data):
+    report = evaluate(Popularity(data.item_counts), data, name="popular", num_resamples=0)
+    assert repr(report).startswith(
+        f"EvaluationReport('popular', {report.sessions.height:,} targets: hit_rate@10 "
+    )
+    with pytest.raises(KeyError, match=r"no metric 'hitrate@10'\. Did you mean 'hit_rate@10'\?"):
+        report["hitrate@10"]
+
+
 def test_a_report_with_other_cut_offs_is_written_too(data, tmp_path):
     report = evaluate(Popularity(data.item_counts), data, top_k=(1, 5), confidence=0.999, num_resamples=20)
     assert (report.save(tmp_path / "here") / "segments.png").is_file()

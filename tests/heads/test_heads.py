@@ -137,13 +137,13 @@ def test_log_uniform_samples_are_corrected_by_their_own_probability():
 @pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3)])
 def test_a_target_that_is_no_item_is_refused(head, wrong):
     target = torch.tensor([[1, 0, wrong]])
-    with pytest.raises(ValueError, match=rf"`target` must hold items in 1..5, got {wrong}"):
+    with pytest.raises(ValueError, match=rf"`target` must hold indices in 1..5, got {wrong}"):
         head(torch.ones(1, 3, 2), torch.ones(6, 2), target)
     for loss in (full_softmax_loss, chunked_softmax_loss):
-        with pytest.raises(ValueError, match="`target` must hold items"):
+        with pytest.raises(ValueError, match="`target` must hold indices"):
             loss(torch.ones(2, 2), torch.ones(6, 2), target[0, ::2])
     for loss in (sampled_softmax_loss, chunked_sampled_softmax_loss):
-        with pytest.raises(ValueError, match="`target` must hold items"):
+        with pytest.raises(ValueError, match="`target` must hold indices"):
             loss(torch.ones(2, 2), torch.ones(6, 2), target[0, ::2], torch.tensor([1, 2]))
 
 
@@ -222,3 +222,9 @@ def test_the_defaults_are_those_of_the_documentation():
         "sampler": "uniform",
         "correct_sampling": False,
     }
+
+
+def test_a_head_shows_its_settings():
+    shown = repr(SkipInfoNCE(weight=0.5, negatives="batch"))
+    assert shown.startswith("SkipInfoNCE(weight=0.5, temperature=0.1, ")
+    assert "negatives='batch'" in shown

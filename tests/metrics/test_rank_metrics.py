@@ -258,3 +258,9 @@ def test_torchmetrics_agrees_where_its_definitions_do():
     ]:
         value = theirs(preds.flatten(), relevant.flatten(), indexes=queries.flatten())
         torch.testing.assert_close(ours(preds, target), value)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_target_that_is_no_column_is_named(wrong):
+    with pytest.raises(ValueError, match=rf"`target` must hold indices in 0..3, got {wrong}"):
+        HitRate().update(torch.zeros(2, 4), torch.tensor([0, wrong]))

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning._checks import check_choice, check_indices, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
 
 __all__ = [
@@ -69,7 +69,7 @@ def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic"
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree or the rule is unknown.
+        ValueError: Shapes disagree, the rule is unknown, or (on a CPU) a target is no column.
 
     Examples:
         >>> scores = torch.tensor([[0.1, 0.7, 0.7, 0.2]])
@@ -79,6 +79,7 @@ def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic"
     check_choice("ties", ties, get_args(TieRule))
     sizes = check_shape("scores", scores, "N C", floating=True)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
+    check_indices("target", target, sizes["C"] - 1, minimum=0, cure="A target is a column of the scores.")
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     own = scores.gather(1, target[:, None])  # [N, 1]
