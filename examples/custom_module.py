@@ -11,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 import torch
 import torch.nn.functional as F
-from foreign_models import MAX_LENGTH, HuggingFaceModel, PlainModel, RecToolsStyle, RePlayStyle
+from helpers.foreign_models import MAX_LENGTH, HuggingFaceModel, PlainModel, RecToolsStyle, RePlayStyle
 from jsonargparse import auto_cli
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class NextTrack(LightningModule):
     """Typical next-item module with its own batches and loss, plus the skip head.
 
     Args:
-        model: A model of `foreign_models.py`.
+        model: A model of `helpers/foreign_models.py`.
         weight: λ, the weight of the skip-contrastive loss; 0 trains without it.
         learning_rate: The learning rate of Adam.
     """

@@ -25,14 +25,14 @@ from typing import Literal, get_args
 
 import polars as pl
 import torch
-from configurations import CONFIGURATIONS, EMBEDDING_SIZE, fits
+from helpers.configurations import CONFIGURATIONS, EMBEDDING_SIZE, fits
+from helpers.smoke_data import write_interactions
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from smoke_data import write_interactions
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.data import SessionDataModule, read_movielens

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
+from helpers.wandb_training import train_with_wandb
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
-from train_with_wandb import train_with_wandb
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -7,9 +7,9 @@ python examples/train_mssd.py --smoke true                # seconds, on a simula
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from helpers.smoke_data import write_mssd
+from helpers.training import train
 from jsonargparse import ArgumentParser
-from smoke_data import write_mssd
-from training import train
 
 from skipcl_lightning.data import read_mssd
 

@@ -7,9 +7,9 @@ python examples/train_streaming_history.py --smoke true   # seconds, on a simula
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from helpers.smoke_data import write_history
+from helpers.training import train
 from jsonargparse import ArgumentParser
-from smoke_data import write_history
-from training import train
 
 from skipcl_lightning.data import read_streaming_history
 

@@ -104,7 +104,7 @@ def test_three_lines_give_a_foreign_module_the_skip_head(model, tmp_path, monkey
 
 def foreign_module(examples, model, weight=0.5):
     torch.manual_seed(0)
-    custom, log = examples("custom_module"), examples("smoke_data").simulate()
+    custom, log = examples("custom_module"), examples("helpers.smoke_data").simulate()
     kind, make_model = custom.MODELS[model]
     batch = custom.pad_sessions(log.filter(pl.col("position") < 17), kind.padding)
     module = kind(make_model(int(batch[0].max()), 8), weight=weight, learning_rate=0.01).eval()
@@ -148,12 +148,12 @@ def test_without_weight_a_foreign_module_has_its_own_loss_and_with_it_all_learns
 def test_a_missing_extra_of_a_foreign_model_is_named(monkeypatch, examples):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'pip install "\.\[hf\]"'):
-        examples("foreign_models").make_decoder(8)
+        examples("helpers.foreign_models").make_decoder(8)
 
 
 @pytest.mark.slow
 def test_figures_are_reproduced_beside_the_published_ones(tmp_path, examples):
-    path = examples("smoke_data").write_interactions(tmp_path, "ml-1m")
+    path = examples("helpers.smoke_data").write_interactions(tmp_path, "ml-1m")
     arguments = ["--models", "[SASRec,BERT4Rec]", "--seeds", 2, "--epochs", 1, "--jobs", 2]
     output = run_example("reproduce.py", "ml-1m", path, *arguments, folder=tmp_path)
     rows = len(path.read_text(encoding="utf-8").splitlines())
@@ -168,9 +168,9 @@ def test_figures_are_reproduced_beside_the_published_ones(tmp_path, examples):
 
 @pytest.mark.parametrize("dataset", ["ml-100k", "ml-1m", "beauty"])
 def test_public_data_sets_are_read_from_their_usual_files(dataset, tmp_path, examples):
-    path = examples("smoke_data").write_interactions(tmp_path, dataset)
+    path = examples("helpers.smoke_data").write_interactions(tmp_path, dataset)
     data = examples("reproduce").make_data(dataset, path, batch_size=8)
-    log = examples("smoke_data").simulate()
+    log = examples("helpers.smoke_data").simulate()
     assert (len(data.session_ids), data.num_items) == (60, 30)
     assert data.drop_report.rows_kept == len(log)
     assert "0.0 % skipped" in str(data.drop_report)
@@ -224,6 +224,6 @@ def test_what_is_read_must_be_named(arguments, message, monkeypatch, capsys, tmp
 
 
 def test_a_configuration_that_is_not_there_is_named(tmp_path, examples):
-    path = examples("smoke_data").write_interactions(tmp_path, "beauty")
+    path = examples("helpers.smoke_data").write_interactions(tmp_path, "beauty")
     with pytest.raises(ValueError, match=r"`models` must be among GRU4Rec, Caser.*got SASRek"):
         examples("reproduce").reproduce("beauty", path, models=["SASRek"])

@@ -1,0 +1,1 @@
+"""Modules that several examples import; none of them is a script."""
