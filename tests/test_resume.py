@@ -63,8 +63,13 @@ def log():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"bucket_batches": 3}, {"num_workers": 2}, {"mined_negatives": 2, "mined_positives": 1}],
-    ids=["plain", "buckets", "workers", "mined"],
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"bucket_batches": 3}, id="buckets"),
+        # Each of its ten trainings starts four processes.
+        pytest.param({"num_workers": 2}, id="workers", marks=pytest.mark.slow),
+        pytest.param({"mined_negatives": 2, "mined_positives": 1}, id="mined"),
+    ],
 )
 def test_a_run_resumed_in_mid_epoch_is_the_run_that_was_not_broken_off(tmp_path, log, settings):
     whole, batches = train(log, **settings)

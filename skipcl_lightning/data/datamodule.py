@@ -160,6 +160,10 @@ class SessionDataModule(QuietDataModule):
         rank_zero_info(str(data))
         return data
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The trainer, with its model and optimizer, belongs to the process that trains.
+        return {**vars(self), "trainer": None}
+
     def __repr__(self) -> str:
         # Not the properties, which would prepare the log.
         data = vars(self).get("_data")

@@ -62,16 +62,16 @@ def test_a_logger_is_chosen_by_its_name(skipcl, tmp_path, logger):
     assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/last.ckpt"))
 
 
-def test_a_run_ends_with_its_result_and_what_to_do_next(trained):
+def test_a_run_ends_with_its_result_and_what_to_do_next(trained, skipcl, monkeypatch, capsys):
     folder, said = trained
+    monkeypatch.chdir(folder)
     assert re.search(r"Trained 1 epochs, \d+ steps: max_epochs reached\.", said)
     assert re.search(rf"Best checkpoint \(val/ndcg@20 0\.\d+\): {RUN}/checkpoints/best.ckpt", said)
     commands = [line.split() for line in said.splitlines() if line.startswith("  skipcl ")]
     assert [command[1] for command in commands] == ["test", "predict"]
     for command in commands:
-        done = run(folder, *command[1:])
-        assert done.returncode == 0, done.stderr
-    assert "Recommendations: recommendations.parquet" in done.stdout
+        skipcl(*command[1:])
+    assert "Recommendations: recommendations.parquet" in capsys.readouterr().out
     assert (folder / "recommendations.parquet").is_file()
 
 
@@ -205,20 +205,19 @@ def test_preparation_is_interrupted_in_one_line(skipcl, tmp_path, monkeypatch):
         )
 
 
-def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained, tmp_path):
+def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained, skipcl, capsys):
     folder, _ = trained
     checkpoint = folder / RUN / "checkpoints/best.ckpt"
     recommender = Recommender.from_checkpoint(checkpoint)
     first, second, third = recommender.encoder.vocabulary.ids[:3]
     expected = recommender.recommend([[first, second], [third]], [[1.0, -0.5], [0.0]], top_k=3)
-    shown = run(tmp_path, "recommend", checkpoint, "--session", f"{first}:1,{second}:-0.5", "--top_k", 3)
-    assert shown.returncode == 0, shown.stderr
-    assert re.findall(r"track-\d+", shown.stdout) == expected["item_id"].to_list()[:3]
+    skipcl("recommend", checkpoint, "--session", f"{first}:1,{second}:-0.5", "--top_k", 3)
+    assert re.findall(r"track-\d+", capsys.readouterr().out) == expected["item_id"].to_list()[:3]
     pl.DataFrame(
         {"session_id": ["0", "0", "1"], "item_id": [first, second, third], "feedback": [1.0, -0.5, None]}
-    ).write_csv(tmp_path / "sessions.csv")
-    run(tmp_path, "recommend", checkpoint, "--file", "sessions.csv", "--top_k", 3, "--output", "out.parquet")
-    written = pl.read_parquet(tmp_path / "out.parquet")
+    ).write_csv("sessions.csv")
+    skipcl("recommend", checkpoint, "--file", "sessions.csv", "--top_k", 3, "--output", "out.parquet")
+    written = pl.read_parquet("out.parquet")
     assert written["item_id"].to_list() == expected["item_id"].to_list()
     assert written["session_id"].to_list() == ["0"] * 3 + ["1"] * 3
 

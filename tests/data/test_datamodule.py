@@ -1,4 +1,5 @@
 import logging
+import pickle
 import warnings
 from collections import Counter
 
@@ -302,3 +303,12 @@ def test_its_description_prepares_nothing():
     assert repr(data) == "SessionDataModule(not prepared yet, batch_size=8, max_length=50)"
     assert data.num_items
     assert repr(data) == f"SessionDataModule({data.num_items} items, batch_size=8, max_length=50)"
+
+
+def test_it_is_pickled_after_a_training():
+    data = SessionDataModule(simulate_sessions(40, num_items=30), batch_size=8, max_length=20)
+    module = SkipCLModule(SASRec(8, max_length=20), num_items=data.num_items, warmup_steps=2)
+    quiet_trainer(max_epochs=1).fit(module, data)
+    again = pickle.loads(pickle.dumps(data))  # noqa: S301 - our own
+    assert again.vocabulary == data.vocabulary
+    assert again.trainer is None
