@@ -186,7 +186,7 @@ def describe_results(results: Results, *, plain: str, contrastive: str) -> str:
         contrastive: The model with it.
 
     Returns:
-        Sentences: each difference with a 95 % interval over seeds, and whether it can be told from noise.
+        Sentences: each difference with a 95 % interval over seeds, and whether it is significant.
 
     Examples:
         >>> keys = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_accuracy"]
