@@ -45,9 +45,27 @@ def test_every_room_is_in_the_reference(room):
     assert f"::: {room}\n" in TEXT
 
 
+@pytest.mark.parametrize("room", ["heads", "data"])
+def test_a_reference_in_an_order_of_its_own_is_complete(room):
+    page = (ROOT / f"docs/reference/{room}.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^        - (\w+)$", page, flags=re.MULTILINE)) == sorted(
+        importlib.import_module(f"skipcl_lightning.{room}").__all__
+    )
+
+
 def test_the_citation_names_the_version_that_the_package_has():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert citation["version"] == project["version"]
     assert citation["license"] == project["license"]
     assert f"version = {{{project['version']}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_workflow_runs_scripts_that_exist_from_the_lowest_python_on():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
+    scripts = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
+    assert scripts == {".ci/run", ".ci/oldest", ".ci/docs"}
+    assert all((ROOT / script).is_file() for script in scripts)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest, *_ = jobs["tests"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={lowest}"
