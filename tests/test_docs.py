@@ -61,6 +61,7 @@ def test_the_citation_names_the_version_that_the_package_has():
     assert f"version = {{{project['version']}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an archive has no workflows")
 def test_the_workflow_runs_scripts_that_exist_from_the_lowest_python_on():
     jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
     scripts = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
