@@ -1,4 +1,4 @@
-"""Command `skipcl demo`, which compares training with and without the skip-contrastive head."""
+"""Command `skipcl demo`, which shows what the feedback input and the skip head change."""
 
 import logging
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -27,20 +28,29 @@ Results = dict[str, list[dict[str, float]]]
 
 MAX_LENGTH = 20
 EMBEDDING_SIZE = 64
-PLAIN, CONTRASTIVE = "SASRec", "SASRec+skip"
+PLAIN, FEEDBACK, HEAD = "plain", "+ feedback", "+ head"
 ROWS = {
     "HitRate@1": "hit_rate@1",
-    "HitRate@5": "hit_rate@5",
     "HitRate@10": "hit_rate@10",
-    "HitRate@20": "hit_rate@20",
     "NDCG@10": "ndcg@10",
-    "MRR@10": "mrr@10",
-    "SkipMRR@10": "skip_mrr@10",
     "SkipHitRate@10": "skip_hit_rate@10",
+    "SkipMRR@10": "skip_mrr@10",
     "SkipPercentile": "skip_rank_percentile",
     "PairAccuracy": "pairwise_skip_accuracy",
 }
 LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10"}
+BASELINES = ("Popular", "Markov")
+_CAUTION = (
+    "The logs are simulated, and skips follow the listener's mood by construction: they show how the parts "
+    "work, not how large the effect is for real listeners."
+)
+NEXT = """\
+Next, with your own log:
+  skipcl configs table/sasrec > my.yaml  # a CSV file or a parquet file
+  skipcl fit --config my.yaml
+or without one:
+  skipcl fit --config simulated/sasrec
+`skipcl configs` lists all ready configurations."""
 
 
 def demo(
@@ -48,10 +58,10 @@ def demo(
     items: int = 1000,
     seeds: int = 3,
     epochs: int = 8,
-    weight: float = 0.3,
+    weight: float = 0.1,
     output: Path = Path("skipcl_demo.png"),
 ) -> None:
-    """Train SASRec with and without the skip-contrastive head on simulated sessions, and compare both.
+    """Train SASRec on simulated sessions: plain, with feedback as an input, and with the skip head too.
 
     Args:
         sessions: Sessions in each simulated log.
@@ -66,31 +76,36 @@ def demo(
     output = Path(output)
     if not output.absolute().parent.is_dir():
         raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
-    console = Console()
+    console = Console(highlight=False)
     results: Results = {}
-    ranks: dict[str, list[pl.DataFrame]] = {PLAIN: [], CONTRASTIVE: []}
+    ranks: dict[str, list[pl.DataFrame]] = {PLAIN: [], FEEDBACK: [], HEAD: []}
     console.print(
-        f"{seeds} simulated logs of {sessions:,} sessions and {items:,} tracks, about 4 in 10 tracks skipped."
+        f"{seeds} simulated logs of {sessions:,} sessions and {items:,} tracks; 4 in 10 plays are skips.\n"
+        f"{PLAIN!r} is SASRec, {FEEDBACK!r} also shows it the feedback of each past\n"
+        f"track, and {HEAD!r} adds SkipInfoNCE with λ = {weight:g}."
     )
     with _quiet_lightning(), Progress(console=console) as progress:
-        task = progress.add_task("Training", total=seeds * 2 * epochs)
+        task = progress.add_task("Training", total=seeds * len(ranks) * epochs)
         for seed in range(seeds):
             data = SessionDataModule(
                 simulate_sessions(sessions, num_items=items, seed=seed), max_length=MAX_LENGTH
             )
             for name, measured in _evaluate_baselines(data).items():
                 results.setdefault(name, []).append(measured)
-            for name, head in ((PLAIN, None), (CONTRASTIVE, SkipInfoNCE(weight=weight))):
+            for name in ranks:
                 progress.update(task, description=f"{name}, seed {seed}")
-                module = _train(data, head, seed, epochs, lambda: progress.advance(task))
+                head = SkipInfoNCE(weight=weight) if name == HEAD else None
+                module = _train(data, name != PLAIN, head, seed, epochs, lambda: progress.advance(task))
                 # No bootstrap over sessions: the intervals are over seeds, whose variation is larger.
                 report = evaluate(module, data, num_resamples=0)
                 results.setdefault(name, []).append(report.values)
                 ranks[name].append(report.sessions.select("rank", "skipped"))
     save_rank_plot(output, {name: pl.concat(frames) for name, frames in ranks.items()}, num_items=items)
     console.print(_table(results))
-    console.print(describe_results(results, plain=PLAIN, contrastive=CONTRASTIVE))
-    console.print(f"Ranks of what was listened to and of what was skipped: {output}")
+    console.print(describe_results(results, PLAIN, FEEDBACK))
+    console.print(describe_results(results, FEEDBACK, HEAD))
+    console.print(_CAUTION)
+    console.print(f"Picture: {output}\n{NEXT}")
 
 
 class _Tick(Callback):
@@ -104,16 +119,19 @@ class _Tick(Callback):
 
 
 def _train(
-    data: SessionDataModule, head: SkipInfoNCE | None, seed: int, epochs: int, tick: Callable[[], None]
+    data: SessionDataModule,
+    feedback_input: bool,
+    head: SkipInfoNCE | None,
+    seed: int,
+    epochs: int,
+    tick: Callable[[], None],
 ) -> SkipCLModule:
     seed_everything(seed, verbose=False)
     module = SkipCLModule(
         SASRec(EMBEDDING_SIZE, max_length=MAX_LENGTH, num_layers=1, dropout=0.1),
         head,
         num_items=data.num_items,
-        embedding_size=EMBEDDING_SIZE,
-        # As in the paper: only the head sees skips.
-        feedback_input=False,
+        feedback_input=feedback_input,
         learning_rate=4e-3,
     )
     trainer = Trainer(
@@ -131,31 +149,41 @@ def _train(
 
 
 def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
-    baselines: dict[str, Baseline] = {
-        "Popularity": Popularity(data.item_counts),
-        "Markov": LastItemMarkov(data),
+    models: list[Baseline] = [Popularity(data.item_counts), LastItemMarkov(data)]
+    return {
+        name: evaluate(model, data, num_resamples=0).values
+        for name, model in zip(BASELINES, models, strict=True)
     }
-    return {name: evaluate(baseline, data, num_resamples=0).values for name, baseline in baselines.items()}
 
 
 def _table(results: Results) -> Table:
     runs = len(results[PLAIN])
-    caption = "SkipPercentile: mean rank percentile of skipped tracks. PairAccuracy: pairwise skip accuracy."
     table = Table(
-        caption=caption, title=f"Test, whole catalogue, mean ± standard deviation over {runs} seeds"
+        title=f"Test, whole catalogue: mean over {runs} seeds, ± 95 % interval",
+        caption="SkipPercentile: mean rank percentile of skipped tracks.\n"
+        "PairAccuracy: pairs of a listened and a skipped track in the right order.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
     for label, key in ROWS.items():
         # A small log may have no rejected target; then the cell is NaN.
-        cells = [[run.get(key, math.nan) for run in runs_of_model] for runs_of_model in results.values()]
+        cells = {name: [run.get(key, math.nan) for run in runs_of] for name, runs_of in results.items()}
         arrow = "↓" if label in LOWER_IS_BETTER else "↑"
         table.add_row(
             f"{label} {arrow}",
-            *(f"{_short(statistics.mean(cell))} ± {_short(statistics.stdev(cell))}" for cell in cells),
+            *(_cell(values, interval=name not in BASELINES) for name, values in cells.items()),
         )
     return table
+
+
+def _cell(values: list[float], *, interval: bool) -> str:
+    mean = _short(statistics.mean(values))
+    if not interval:
+        return mean
+    return f"{mean} ± {_short(float(student_margin(statistics.stdev(values), len(values))))}"
 
 
 def _short(share: float) -> str:
@@ -177,50 +205,40 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def describe_results(results: Results, *, plain: str, contrastive: str) -> str:
+def describe_results(results: Results, before: str, after: str) -> str:
     """Compare two models by the differences within each seed.
 
     Args:
         results: By model, the metrics of each seed's run.
-        plain: The model without the head.
-        contrastive: The model with it.
+        before: The model to compare with.
+        after: The compared model.
 
     Returns:
-        Sentences: each difference with a 95 % interval over seeds, and whether it is significant.
+        Lines: each difference with a 95 % interval over seeds, and whether it is significant.
 
     Examples:
-        >>> keys = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_accuracy"]
+        >>> keys = ["hit_rate@10", "skip_hit_rate@10", "skip_rank_percentile"]
         >>> results = {"a": [dict.fromkeys(keys, 0.5)] * 3, "b": [dict.fromkeys(keys, 0.5)] * 3}
-        >>> print(describe_results(results, plain="a", contrastive="b").splitlines()[1])
-          HitRate@10: +0.000 ± 0.000, not distinguishable from no effect
+        >>> print(describe_results(results, "a", "b").splitlines()[1])
+          HitRate@10: +0.000 ± 0.000, no significant difference
     """
-    runs = len(results[plain])
-    lines = [f"{contrastive} minus {plain}, paired by seed, with 95 % intervals over {runs} seeds:"]
-    for label, key in (
-        ("HitRate@10", "hit_rate@10"),
-        ("SkipMRR@10", "skip_mrr@10"),
-        ("skip rank percentile", "skip_rank_percentile"),
-        ("pairwise skip accuracy", "pairwise_skip_accuracy"),
-    ):
-        pairs = zip(results[plain], results[contrastive], strict=True)
+    runs = len(results[before])
+    lines = [f"{after!r} minus {before!r}, paired by seed, 95 % intervals over {runs} seeds:"]
+    for label in ("HitRate@10", "SkipHitRate@10", "SkipPercentile"):
+        key = ROWS[label]
+        pairs = zip(results[before], results[after], strict=True)
         # A small log may hold no rejected target, and then has no such metric.
-        differences = [after[key] - before[key] for before, after in pairs if key in before and key in after]
+        differences = [new[key] - old[key] for old, new in pairs if key in old and key in new]
         if len(differences) < runs:
             continue
         mean = statistics.mean(differences)
         margin = float(student_margin(statistics.stdev(differences), runs))
-        lower_is_better = key == "skip_mrr@10"
-        lines.append(f"  {label}: {mean:+.3f} ± {margin:.3f}, {_verdict(mean, margin, lower_is_better)}")
-    lines.append(
-        "What this does not show: the logs are simulated, and skips follow the listener's mood by "
-        "construction, so it says little about real listeners. Each track often follows the one before, "
-        "which is all that last-item Markov uses. And the plain model is trained towards the next listened "
-        "track too, which already keeps skipped tracks out of its targets."
-    )
+        verdict = _verdict(mean, margin, label in LOWER_IS_BETTER)
+        lines.append(f"  {label}: {mean:+.3f} ± {margin:.3f}, {verdict}")
     return "\n".join(lines)
 
 
 def _verdict(mean: float, margin: float, lower_is_better: bool) -> str:
     if abs(mean) <= margin:
-        return "not distinguishable from no effect"
+        return "no significant difference"
     return "better" if (mean < 0) == lower_is_better else "worse"

@@ -14,6 +14,7 @@ __all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_ax
 
 # Distinct for colour-blind readers, and in black-and-white print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
+_MODELS = ("#8a8f98", "#3b6fd4", "#0b6e5f", "#d1603d", "#8e5bb5")
 INK = "#333333"
 
 
@@ -49,10 +50,10 @@ def save_rank_plot(
     top_k: int = 10,
     sampled: bool = False,
 ) -> None:
-    """Plot the cumulative share of held-out targets by rank, listened and skipped separately, for each model.
+    """Plot the cumulative share of held-out targets by rank, all models in one axis.
 
-    A skip-aware model widens the gap between the two curves. At `top_k` the gap is the difference of the hit
-    rates, which the plot shows as numbers.
+    Solid curves are the listened targets, dashed curves the skipped ones. A skip-aware model widens the gap
+    between its two curves. The legend holds the shares at `top_k`, which are the two hit rates.
 
     Args:
         path: The PNG file; it appears complete or not at all.
@@ -64,13 +65,32 @@ def save_rank_plot(
     Raises:
         OSError: The file cannot be written.
     """
-    figure = make_figure(4.6 * len(sessions) + 0.4, 4.6)
-    axes = figure.subplots(1, len(sessions), sharey=True, squeeze=False)[0]
-    for axis, (name, frame) in zip(axes, sessions.items(), strict=True):
-        _draw_ranks(axis, frame, num_items, top_k)
-        axis.set_title(name, loc="left", fontweight="bold", color=INK)
-        axis.set_xlabel("rank of the held-out track" + (", among sampled candidates" if sampled else ""))
-    axes[0].set_ylabel("share of tracks ranked so high or higher")
+    figure = make_figure(7.2, 4.8)
+    axis = figure.subplots()
+    for number, (name, frame) in enumerate(sessions.items()):
+        colours = (_MODELS[number % len(_MODELS)],) * 2 if len(sessions) > 1 else (LISTENED, SKIPPED)
+        # The first model is the widest line, so that later ones on top of it don't hide it.
+        width = 2 + 0.9 * (len(sessions) - 1 - number)
+        _draw_ranks(axis, frame, num_items, top_k, colours, name, width)
+    axis.axvline(top_k, color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axis.annotate(
+        f"first {top_k}", (top_k, 1.0), xytext=(4, -2), textcoords="offset points", color="0.45", va="top"
+    )
+    axis.set(xscale="log", xlim=(1, num_items), ylim=(0, 1))
+    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
+    axis.set_xlabel("rank of the held-out track" + (", among sampled candidates" if sampled else ""))
+    axis.set_ylabel("share of held-out tracks up to this rank")
+    tidy_axis(axis, "y")
+    figure.legend(
+        loc="outside lower center",
+        ncols=min(3, len(sessions)),
+        frameon=False,
+        fontsize=8,
+        handlelength=2.6,
+        columnspacing=1,
+        title=f"share among the first {top_k}",
+    )
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
@@ -148,40 +168,27 @@ def make_figure(width: float, height: float) -> Any:
     return figure
 
 
-def _draw_ranks(axis: Any, frame: pl.DataFrame, num_items: int, top_k: int) -> None:
+def _draw_ranks(
+    axis: Any,
+    frame: pl.DataFrame,
+    num_items: int,
+    top_k: int,
+    colours: tuple[str, str],
+    name: str,
+    width: float,
+) -> None:
     grid = np.unique(np.round(np.geomspace(1, num_items, 400)))
-    shares = {}
-    for skipped, label, colour in ((False, "listened to", LISTENED), (True, "skipped", SKIPPED)):
+    for skipped, colour in zip((False, True), colours, strict=True):
         ranks = np.sort(frame.filter(pl.col("skipped") == skipped)["rank"].to_numpy())
         if not len(ranks):
             continue
         share = np.searchsorted(ranks, grid, side="right") / len(ranks)
-        shares[skipped] = share
-        axis.plot(grid, share, color=colour, linewidth=2.4, label=f"{label} ({len(ranks):,})")
         hit_rate = float((ranks <= top_k).mean())
-        axis.plot([top_k], [hit_rate], "o", color=colour, markersize=6, zorder=5)
-        axis.annotate(
-            f"{hit_rate:.0%}",
-            (top_k, hit_rate),
-            xytext=(8, -10) if skipped else (-8, 6),
-            textcoords="offset points",
-            color=colour,
-            ha="left" if skipped else "right",
-            fontweight="bold",
-        )
-    if len(shares) == 2:
-        higher = shares[False] >= shares[True]
-        axis.fill_between(grid, shares[True], shares[False], where=higher, color=LISTENED, alpha=0.10, lw=0)
-        axis.fill_between(grid, shares[True], shares[False], where=~higher, color=SKIPPED, alpha=0.18, lw=0)
-    axis.axvline(top_k, color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    axis.annotate(
-        f"first {top_k}", (top_k, 1.0), xytext=(4, -2), textcoords="offset points", color="0.45", va="top"
-    )
-    axis.set(xscale="log", xlim=(1, num_items), ylim=(0, 1))
-    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axis.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
-    tidy_axis(axis, "y")
-    axis.legend(frameon=False, loc="lower right")
+        kind = "skipped" if skipped else "listened"
+        style = (0, (5, 2)) if skipped else "-"
+        label = f"{name}, {kind}: {hit_rate:.1%} of {len(ranks):,}"
+        axis.plot(grid, share, color=colour, linewidth=width, linestyle=style, label=label)
+        axis.plot([top_k], [hit_rate], "o", color=colour, markersize=3 + width, zorder=5)
 
 
 def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift: float) -> None:

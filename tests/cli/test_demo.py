@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from skipcl_lightning.cli.demo import describe_results
+from skipcl_lightning.cli.demo import ROWS, describe_results
 
-KEYS = ["hit_rate@10", "skip_mrr@10", "skip_rank_percentile", "pairwise_skip_accuracy"]
+KEYS = ["hit_rate@10", "skip_hit_rate@10", "skip_rank_percentile"]
 
 
 def run_demo(folder, *arguments):
@@ -21,19 +21,17 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
     run = run_demo(tmp_path, *small)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
-    for words in [
-        "HitRate@1 ",
-        "HitRate@20",
-        "NDCG@10",
-        "SkipMRR@10",
-        "SkipPercentile",
-        "PairAccuracy",
-        "Markov",
-    ]:
+    for words in ["Popular", "Markov", "plain", "+ feedback", "+ head"]:
         assert words in run.stdout
     assert "over 2 seeds" in run.stdout
-    rows = [line for line in run.stdout.splitlines() if line.startswith("│ ")]
-    assert len(rows) == 10  # one a metric: none is wrapped at 80 columns
+    for metric in ROWS:
+        assert len([line for line in run.stdout.splitlines() if line.startswith(f" {metric} ")]) == 1
+    assert max(len(line.rstrip()) for line in run.stdout.splitlines()) <= 80
+    assert "'+ feedback' minus 'plain'" in run.stdout
+    assert "'+ head' minus '+ feedback'" in run.stdout
+    # The commands that it ends with are commands that work.
+    assert "skipcl configs table/sasrec > my.yaml" in run.stdout
+    assert "skipcl fit --config simulated/sasrec" in run.stdout
     assert "simulated" in run.stdout
     assert "plot.png" in run.stdout
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -62,18 +60,19 @@ def results_of(first, second):
 
 
 def test_the_words_follow_the_figures():
-    up = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.3001, 0.4]), plain="plain", contrastive="head")
-    assert "HitRate@10: +0.100 ± 0.000, better" in up
-    assert "SkipMRR@10: +0.100 ± 0.000, worse" in up
-    mixed = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.1, 0.3]), plain="plain", contrastive="head")
+    up = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.3001, 0.4]), "plain", "head")
+    assert up.startswith("'head' minus 'plain', paired by seed, 95 % intervals over 3 seeds:")
+    assert "  HitRate@10: +0.100 ± 0.000, better" in up
+    assert "  SkipHitRate@10: +0.100 ± 0.000, worse" in up
+    mixed = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.1, 0.3]), "plain", "head")
     # By hand: differences 0.1, -0.1, 0; standard deviation 0.1; 4.30 · 0.1 / √3 = 0.248.
-    assert "HitRate@10: +0.000 ± 0.248, not distinguishable" in mixed
+    assert "HitRate@10: +0.000 ± 0.248, no significant difference" in mixed
 
 
 def test_a_metric_that_a_run_lacks_is_not_compared():
     results = results_of([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
     for runs in results.values():
-        del runs[0]["skip_mrr@10"]
-    words = describe_results(results, plain="plain", contrastive="head")
-    assert "SkipMRR" not in words
+        del runs[0]["skip_hit_rate@10"]
+    words = describe_results(results, "plain", "head")
+    assert "SkipHitRate" not in words
     assert "HitRate@10: +0.100" in words
