@@ -237,3 +237,9 @@ def test_counts_that_float32_cannot_tell_apart_are_told_apart():
     for baseline in (Popularity(counts), SessionPopularity(counts)):
         scores = baseline.scores(batch)
         assert scores[0, 2] > scores[0, 1]
+
+
+@pytest.mark.parametrize("learning_rate", [0, -0.5, math.nan])
+def test_bpr_refuses_a_learning_rate_that_is_not_above_0(data, learning_rate):
+    with pytest.raises(ValueError, match=r"`learning_rate` must be in \(0, inf\)"):
+        BPR(data, learning_rate=learning_rate)

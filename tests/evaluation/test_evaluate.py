@@ -348,3 +348,11 @@ def test_metrics_of_an_empty_population_are_left_out_with_one_line():
     assert str(report.table().caption).endswith(line)
     assert report.table().row_count == report.metrics.height == len(report.values)
     assert not any("skip" in name for name in compare(report, report)["metric"])
+
+
+@pytest.mark.parametrize("attribute", ["item_table", "session_query"])
+def test_a_model_with_half_of_what_is_needed_is_refused(data, attribute):
+    half = torch.nn.Module()
+    setattr(half, attribute, getattr(module(data), attribute))
+    with pytest.raises(TypeError, match="`model` must"):
+        evaluate(half, data)

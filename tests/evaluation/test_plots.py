@@ -115,3 +115,10 @@ def test_a_segment_plot_shows_the_chosen_metric_of_each_report(figures, tmp_path
     with pytest.raises(ValueError, match=r"`metric` must be one of the reports', got 'hits'\."):
         save_segment_plot(tmp_path / "other.png", reports, metric="hits")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_one_model_without_listened_targets_has_the_other_curve_and_10_is_the_marked_rank(figures, tmp_path):
+    save_rank_plot(tmp_path / "plot.png", {"a": frame_of([], [10, 11])}, num_items=99)
+    labels = [line.get_label() for line in figures[0].axes[0].lines]
+    assert [label for label in labels if not label.startswith("_")] == ["a, skipped: 50.0% of 2"]
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["first 10"]

@@ -8,6 +8,7 @@ from small_evaluation import make_data
 
 from skipcl_lightning.data import SessionDataModule, SplitBySession
 from skipcl_lightning.evaluation import Popularity, compare, evaluate
+from skipcl_lightning.evaluation.statistics import Ratio, bootstrap
 
 NUM_ITEMS = 20
 
@@ -143,3 +144,10 @@ def test_segments_resample_whole_sessions_too():
         assert row["high"] - row["low"] == pytest.approx(high - low, abs=1e-12)
         checked += 1
     assert checked
+
+
+def test_two_sessions_are_enough_for_an_interval_and_one_is_not():
+    ratio = Ratio.of(np.array([0.0, 1.0]), np.ones(2))
+    settings = {"confidence": 0.9, "num_resamples": 100, "seed": 0}
+    assert bootstrap({"mean": ratio}, sessions=np.arange(2), **settings)["mean"] == (0, 1)
+    assert np.isnan(bootstrap({"mean": ratio}, sessions=np.zeros(2, dtype=int), **settings)["mean"]).all()

@@ -86,3 +86,11 @@ def test_it_warns_with_the_reason_and_the_source():
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         sample_candidates(**{"target": torch.tensor([1]), "num_candidates": 2, "num_items": 4, **change})
+
+
+def test_integer_scores_are_refused():
+    candidates = torch.tensor([[4, 7]])
+    with pytest.raises(TypeError, match="`target_scores` must be of a floating-point dtype"):
+        candidate_ranks(torch.tensor([1]), torch.rand(1, 2), candidates)
+    with pytest.raises(TypeError, match="`scores` must be of a floating-point dtype"):
+        candidate_ranks(torch.rand(1), torch.tensor([[1, 2]]), candidates)

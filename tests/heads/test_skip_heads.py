@@ -12,6 +12,7 @@ from skipcl_lightning.functional import (
     Candidates,
     ContrastSettings,
     next_item_targets,
+    sample_items,
     skip_info_nce,
     skip_margin,
     skip_softmax,
@@ -369,3 +370,23 @@ def test_a_hidden_track_is_contrasted_with_what_follows_the_track_before_it():
         drawn[0, position] = 9
         loss = SkipInfoNCE()(query, keys, hidden.replace(mined_negatives=drawn), table)
         assert (loss != plain) == changes
+
+
+def test_no_head_leaves_sparse_gradients_unless_it_is_told_to():
+    for head in (SkipInfoNCE(), SkipSoftmax(), SkipUnlikelihood(), OpposingSequences(4)):
+        assert getattr(head, "sparse_gradients", False) is False
+
+
+def test_a_softmax_draws_at_most_all_other_items():
+    head, table = SkipSoftmax(num_samples=50), torch.randn(6, 4)
+    drawn = []
+
+    def keep(num, num_items, **settings):
+        drawn.append((num, num_items))
+        return sample_items(num, num_items, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skipcl_lightning.heads.skip_softmax.sample_items", keep)
+        items = torch.tensor([[1, 2, 3]])
+        head(table[items], table[items], (items, torch.tensor([[1.0, -1.0, 1.0]])), table)
+    assert drawn == [(4, 5)]  # of 5 items, all but the target

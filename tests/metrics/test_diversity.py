@@ -108,3 +108,8 @@ def test_they_plot():
 def test_bad_arguments_are_named(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_higher_is_better():
+    assert CatalogueCoverage.higher_is_better is True
+    assert Novelty.higher_is_better is True
