@@ -1,5 +1,9 @@
+import contextlib
 import importlib
+import io
+import json
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -11,12 +15,57 @@ from test_api import PUBLIC
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 PROGRAMS = [page for page in PAGES if code_blocks(page, "python")]
+WITH_OUTPUTS = ["docs/faq.md", "docs/tutorial.md"]
 
 
-@pytest.mark.parametrize("page", PROGRAMS)
+@pytest.mark.parametrize("page", sorted({*PROGRAMS} - {*WITH_OUTPUTS}))
 def test_code_blocks_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_python(*code_blocks(page, "python"))
+
+
+def words_of(text):
+    return re.sub(r"\d+", "0", re.sub(r"[ ─═]+", " ", text))
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * ("tutorial" in page)) for page in WITH_OUTPUTS]
+)
+def test_a_page_shows_what_its_blocks_print(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    names, printed, shown = {"__name__": "__main__"}, "", []
+    for language, block in blocks:
+        if language == "text":
+            # Other machines round otherwise, so numbers and the widths of tables are not compared.
+            assert words_of(block) == words_of(printed)
+            shown.append(block)
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(block, names)  # noqa: S102 - our own page
+        printed = output.getvalue()
+    assert shown
+    if "tutorial" in page:
+        assert (
+            names["report"]["hit_rate@10"]
+            > names["markov"]["hit_rate@10"]
+            > names["popularity"]["hit_rate@10"]
+        )
+        assert names["report"]["skip_hit_rate@10"] < names["plain_report"]["skip_hit_rate@10"]
+
+
+def test_the_notebook_is_the_tutorial():
+    written = (ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")
+    page = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+    # Otherwise: python docs/notebook.py
+    assert written == runpy.run_path(str(ROOT / "docs/notebook.py"))["make_notebook"](page)
+    cells = ["".join(cell["source"]) for cell in json.loads(written)["cells"] if cell["cell_type"] == "code"]
+    assert [cell for cell in cells if "IPython" not in cell] == [
+        block.rstrip("\n") for block in code_blocks("docs/tutorial.md", "python")
+    ]
+    assert sum("IPython" in cell for cell in cells) == 2
 
 
 def test_every_page_of_the_guide_but_the_command_line_has_a_program():

@@ -45,10 +45,11 @@ _CAUTION = (
     "work, not how large the effect is for real listeners."
 )
 NEXT = """\
-Next, with your own log:
-  skipcl configs table/sasrec > my.yaml  # a CSV file or a parquet file
-  skipcl fit --config my.yaml
-or without one:
+Next, with a log of your own, one row for each play:
+  skipcl prepare table plays.csv --item track --user listener --timestamp time \\
+    --gap_minutes 30 --skipped skipped --folder table_store
+  skipcl fit --config table/sasrec
+or on simulated sessions again, with checkpoints and recommendations:
   skipcl fit --config simulated/sasrec
 `skipcl configs` lists all ready configurations."""
 

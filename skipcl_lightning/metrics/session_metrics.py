@@ -90,7 +90,7 @@ class RankingMetrics(_RankedCollection):
         ties: The rule for equal scores; see `score_ranks`.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         prefix: The start of every key, such as `"val/"`.
-        postfix: The end of every key; `"/sampled1000"` where targets are ranked among so many sampled
+        postfix: The end of every key; `"/sampled1000"` where targets are ranked among 1,000 sampled
             candidates.
 
     Raises:

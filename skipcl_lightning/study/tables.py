@@ -64,7 +64,7 @@ def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
     for (dataset, backbone), part in plain.group_by("dataset", "backbone", maintain_order=True):
         table = Table(
             title=f"{dataset}, {backbone}: means of {PLAIN}, differences to it by seed",
-            caption="* told from noise at 95 %, by the seeds",
+            caption="* the 95 % confidence interval over seeds excludes zero",
         )
         metrics = _present(_TERMINAL, part)
         for column in ("", "λ", *map(_head, metrics)):

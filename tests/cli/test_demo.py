@@ -30,7 +30,7 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
     assert "'+ feedback' minus 'plain'" in run.stdout
     assert "'+ head' minus '+ feedback'" in run.stdout
     # The commands that it ends with are commands that work.
-    assert "skipcl configs table/sasrec > my.yaml" in run.stdout
+    assert "skipcl fit --config table/sasrec" in run.stdout
     assert "skipcl fit --config simulated/sasrec" in run.stdout
     assert "simulated" in run.stdout
     assert "plot.png" in run.stdout

@@ -79,7 +79,9 @@ def sample_candidates(
     # Not `multinomial`, which is limited to 2^24 categories.
     ends = weights.cumsum(0)
     if item_counts.device.type == "cpu" and not ends[-1] > 0:
-        raise ValueError("`item_counts` must have a count above 0, got none. Count the training part.")
+        raise ValueError(
+            "`item_counts` must have a count above 0, got none. Count the plays of the training set."
+        )
     places = torch.rand(shape, device=target.device, generator=generator, dtype=torch.float64) * ends[-1]
     drawn = torch.searchsorted(ends, places, right=True).clamp(max=num_items)
     return torch.where(drawn == target[:, None], PADDING_INDEX, drawn)

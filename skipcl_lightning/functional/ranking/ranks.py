@@ -31,17 +31,17 @@ _Comparison = Callable[..., Tensor]
 _COUNTED_COLUMNS = 2**20
 # More queries at once would make a block too narrow for a fast product.
 _MOST_ROWS = 4096
-# The sum of so many ones is exact in float32.
+# Up to this number, a sum of ones is exact in float32.
 _MOST_COLUMNS = 2**16
 # Blocks of items that share a bound on the error.
 _STRIPE = 8
-# Up to so many scores, a GPU is faster with float64 than with many small steps.
+# Up to this number of scores, a GPU is faster with float64 than with many small steps.
 _MOST_WIDE = 2**24
 # Items that are checked together if one of them is near the target.
 _GROUP = 256
 # Open pairs that are collected before they are settled.
 _MOST_OPEN = 2**16
-# If more than one in so many scores of a query is near the target, all its scores are compared exactly.
+# If more than one in this number of a query's scores is near the target, all its scores are compared exactly.
 _DENSE_SHARE = 32
 _MOST_FACTORS = 2**18
 # Below the largest float32, with room for partial sums.
