@@ -80,14 +80,14 @@ def _explain(summary: pl.DataFrame) -> list[str]:
     tried = summary.filter(pl.col("low").is_not_null()).height
     return [
         "Test, whole catalogue. ↑ higher is better, ↓ lower is better. Differences are paired by seed, and ± "
-        "is the half of a 95 % t-interval over seeds. There is none for one seed, nor where all seeds differ "
-        "alike, as counts of few sessions do by chance. **Bold** is what an interval tells from noise.",
+        "is half of a 95 % t-interval over seeds. One seed has no interval, nor have equal differences of "
+        "all seeds, which small counts give by chance. **Bold**: the interval excludes zero.",
         "",
         "Each seed of a simulated data set has a log of its own. The seeds of a real one share theirs: its "
         "intervals say whether another seed would show the same, not whether other listeners would.",
         "",
-        f"{told} of {tried} differences are bold. Where no head did anything, about one in twenty would be: "
-        f"{tried / 20:.0f} of these.",
+        f"{told} of {tried} differences are bold. If no head had an effect, about one in twenty would be, "
+        f"{tried / 20:.0f}.",
     ]
 
 
