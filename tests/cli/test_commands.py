@@ -61,6 +61,16 @@ def test_a_logger_is_chosen_by_its_name(skipcl, tmp_path, logger):
     assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/last.ckpt"))
 
 
+@pytest.mark.slow
+def test_weights_and_biases_is_chosen_by_its_name_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    # In a process of its own, because W&B starts one and keeps state.
+    done = run(tmp_path, "fit", *SASREC, "--trainer.max_steps", 1, "--trainer.logger", "WandbLogger")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("last.ckpt"))
+    assert list(tmp_path.glob("**/offline-run-*"))
+
+
 def test_a_run_ends_with_its_result_and_what_to_do_next(trained, skipcl, monkeypatch, capsys):
     folder, said = trained
     monkeypatch.chdir(folder)
