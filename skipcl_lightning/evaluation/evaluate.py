@@ -1,5 +1,6 @@
 """One evaluation for every model: a trained module, a baseline, or any object with the same methods."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
@@ -32,6 +33,7 @@ from skipcl_lightning.functional.ranking.ranks import TieRule
 __all__ = ["Split", "evaluate"]
 
 Split = Literal["validation", "test"]
+_FEWEST_TARGETS = 1000
 
 
 def evaluate(
@@ -73,7 +75,8 @@ def evaluate(
         seed: Seed of resamples and candidates.
 
     Returns:
-        The report.
+        The report. If the model mostly recommends the item that just played, its `caution` is also a
+        warning, from 1,000 targets on.
 
     Raises:
         TypeError: `model` has none of the methods, or a setting has the wrong type.
@@ -127,7 +130,7 @@ def evaluate(
     )
     measured = _measure(model, data, split, protocol, seed)
     counts = count_recommendations(measured["recommended"], data.num_items)
-    return EvaluationReport(
+    report = EvaluationReport(
         name=name or type(model).__name__,
         sessions=_describe_sessions(measured, data),
         settings={
@@ -144,6 +147,10 @@ def evaluate(
         },
         coverage=float(catalogue_coverage(counts)),
     )
+    # The share of few targets says little.
+    if report.caution and report.sessions.height >= _FEWEST_TARGETS:
+        warnings.warn(report.caution, stacklevel=2)
+    return report
 
 
 @torch.no_grad()
@@ -184,6 +191,8 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
             "skipped": values["feedback"] < 0,
             "repeat": values["seen"],
             "unscored": values["unscored"],
+            "last_first": (values["recommended"][:, 0] == values["last"]) & (values["last"] > 0),
+            "last_next": values["target"] == values["last"],
             "length": values["length"],
             "skip_rate": values["skips"] / np.maximum(values["tracks"], 1),
             "target_count": item_counts.numpy()[values["target"]],

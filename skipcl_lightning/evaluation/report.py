@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReport"]
 
+# A model is degenerate if the item that just played comes first in a larger share of its lists than this, and
+# this many times as often as it is the next one.
+_MOST_LAST_FIRST, _MOST_TIMES_NEXT = 0.2, 3
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EvaluationReport:
@@ -30,7 +34,9 @@ class EvaluationReport:
     `report["ndcg@10"]` is one value, `metrics` all of them with intervals, `segments` the same by segment,
     and `sessions` the rows behind them. Metrics whose population is empty are not in `values` and the tables;
     `left_out` names them, and `report[name]` is NaN. MAP@k is not listed, because it equals MRR@k for one
-    target. Novelty is the mean over sessions of each list's mean.
+    target. Novelty is the mean over sessions of each list's mean. `last_item_first` is the share of targets
+    before which the first recommendation is the item that just played, and `last_item_next` the share of
+    listened targets that are this item; `caution` says if the first is much larger.
 
     Args:
         name: The model's name.
@@ -79,6 +85,18 @@ class EvaluationReport:
     def left_out(self) -> str:
         """One line that names the metrics whose population is empty; empty if there is none."""
         return describe_left_out(name for name in self._all_values if name not in self.values)
+
+    @property
+    def caution(self) -> str:
+        """One line if the model mostly recommends the item that just played; empty if it does not."""
+        first, following = (self.values.get(name, 0.0) for name in ("last_item_first", "last_item_next"))
+        if first <= max(_MOST_LAST_FIRST, _MOST_TIMES_NEXT * following):
+            return ""
+        return (
+            f"The first recommendation is the item that just played before {first:.0%} of the targets, but "
+            f"only {following:.0%} of the listened targets are that item. Train longer, with a larger "
+            "embedding and a lower learning rate, or evaluate and recommend with `exclude_seen=True`."
+        )
 
     @cached_property
     def _all_values(self) -> dict[str, float]:
@@ -165,14 +183,14 @@ class EvaluationReport:
         lines = [f"## {self.name}", "", self.describe_protocol(), ""]
         lines += ["| metric | value | interval | targets | sessions |", "|---|---:|---:|---:|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
-        lines += ["", self.left_out] if self.left_out else []
+        lines += [line for text in (self.left_out, self.caution) if text for line in ("", text)]
         return "\n".join(lines) + "\n"
 
     def table(self) -> Any:
         """Return the report as a `rich.table.Table` for a terminal."""
         from rich.table import Table
 
-        caption = f"{self.describe_protocol()} {self.left_out}".rstrip()
+        caption = " ".join(filter(None, (self.describe_protocol(), self.left_out, self.caution)))
         table = Table(title=self.name, caption=caption)
         for column in ("metric", "value", "interval", "targets", "sessions"):
             table.add_column(column, justify="left" if column == "metric" else "right")

@@ -9,7 +9,7 @@ from skipcl_lightning.evaluation.statistics import Ratio
 
 __all__ = ["HIGHER_IS_BETTER", "is_higher_better", "session_ratios"]
 
-# By the name up to "@" or "/". Novelty has no better side.
+# By the name up to "@" or "/". None has no better side.
 HIGHER_IS_BETTER = {
     "hit_rate": True,
     "ndcg": True,
@@ -21,6 +21,8 @@ HIGHER_IS_BETTER = {
     "pairwise_skip_accuracy": True,
     "coverage": True,
     "novelty": None,
+    "last_item_first": None,
+    "last_item_next": None,
 }
 
 
@@ -31,7 +33,7 @@ def is_higher_better(metric: str) -> bool | None:
         metric: A name as in a report, with its cut-off and postfix.
 
     Returns:
-        None for novelty, which has no better side.
+        None for novelty and the shares of the last item, which have no better side.
 
     Examples:
         >>> is_higher_better("skip_mrr@10"), is_higher_better("hit_rate@5/repeat")
@@ -46,7 +48,8 @@ def session_ratios(
     """Return every metric that is a mean over targets.
 
     Args:
-        sessions: The rows of a report: `rank`, `skipped`, `repeat`, `half_points`, `pairs` and `novelty`.
+        sessions: The rows of a report: `rank`, `skipped`, `repeat`, `half_points`, `pairs`, `novelty`,
+            `last_first` and `last_next`.
         top_k: The cut-offs.
         num_candidates: The number of ranked items, the target included.
         postfix: The end of the names of metrics of ranks.
@@ -76,6 +79,10 @@ def session_ratios(
         novelty = sessions["novelty"].to_numpy()
         has_list = ~np.isnan(novelty)
         named[f"novelty@{max(top_k)}"] = _mean(np.where(has_list, novelty, 0.0), has_list)
+    if "last_first" in sessions.columns:
+        first, following = (sessions[name].to_numpy() for name in ("last_first", "last_next"))
+        named["last_item_first"] = _mean(first, np.ones(len(first), dtype=bool))
+        named["last_item_next"] = _mean(following, listened)
     return named
 
 

@@ -10,6 +10,7 @@ from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import (
     RankedBatch,
+    last_position,
     pairwise_wins,
     rank_batch,
     rank_scored_batch,
@@ -101,9 +102,9 @@ def measure_batch(
 
     Returns:
         By name, tensors of B rows: `rank`, `target`, `feedback` (minus the threshold), `seen` (the session
-        already held the target), `length`, `tracks`, `skips`, `half_points` and `pairs` (of
-        `pairwise_wins`), `unscored` (the target's score is NaN), `session_index`, and `recommended`
-        [B, list_length].
+        already held the target), `last` (the session's last item), `length`, `tracks`, `skips`,
+        `half_points` and `pairs` (of `pairwise_wins`), `unscored` (the target's score is NaN),
+        `session_index`, and `recommended` [B, list_length].
 
     Raises:
         ValueError: The batch has no targets or no `session_index`.
@@ -130,6 +131,7 @@ def measure_batch(
         "target": batch.target,
         "feedback": ranked.target_feedback,
         "seen": ranked.target_seen,
+        "last": last_position(batch.items[..., None], batch.valid_mask).squeeze(1),
         "length": (batch.seen_items != PADDING_INDEX).sum(dim=1),
         "tracks": batch.lengths,
         "skips": batch.rejected_mask.sum(dim=1),

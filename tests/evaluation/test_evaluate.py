@@ -38,7 +38,7 @@ def test_a_report_has_the_figures_that_the_module_logs(data, backbone, exclude_s
     logged = logged_by_lightning(model, data)
     report = evaluate(model, data, num_resamples=0)
     for name, value in report.values.items():
-        if not name.startswith(("coverage", "novelty")):
+        if not name.startswith(("coverage", "novelty", "last_item")):
             assert value == pytest.approx(logged[name], abs=1e-6, nan_ok=True), name
     counts = report.populations
     for name in ("listened", "skipped", "repeated"):
@@ -356,3 +356,50 @@ def test_a_model_with_half_of_what_is_needed_is_refused(data, attribute):
     setattr(half, attribute, getattr(module(data), attribute))
     with pytest.raises(TypeError, match="`model` must"):
         evaluate(half, data)
+
+
+class LastItem:
+    """Ranks the item that just played first, in the first `share` of the rows of each batch."""
+
+    def __init__(self, num_items, share):
+        self.num_items, self.share = num_items, share
+
+    def scores(self, batch):
+        last = batch.items.gather(1, (batch.lengths - 1)[:, None])
+        scores = torch.arange(self.num_items + 1).repeat(len(batch), 1).float() / 1000
+        ones = (torch.arange(len(batch)) < self.share * len(batch)).float()[:, None]
+        return scores.scatter_add(1, last, ones)
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_report_counts_how_often_the_item_that_just_played_comes_first(data, exclude_seen):
+    report = evaluate(LastItem(data.num_items, 1.0), data, exclude_seen=exclude_seen, num_resamples=20)
+    assert report["last_item_first"] == (0 if exclude_seen else 1)
+    following = listened = 0
+    for batch in data.test_dataloader():
+        for row in range(len(batch)):
+            if batch.target_feedback[row] >= 0:
+                listened += 1
+                following += int(batch.target[row] == batch.items[row][batch.items[row] > 0][-1])
+    assert report["last_item_next"] == pytest.approx(following / listened)
+    assert bool(report.caution) is not exclude_seen
+    assert (report.caution in report.to_markdown()) is (not exclude_seen or not report.caution)
+    row = report.metrics.filter(pl.col("metric") == "last_item_next").row(0, named=True)
+    assert row["targets"] == listened
+
+
+def test_a_model_that_repeats_the_last_item_is_warned_of_with_the_cure():
+    many = SessionDataModule(
+        simulate_sessions(1100, num_items=40, num_moods=4, min_length=4, max_length=6, seed=0),
+        batch_size=100,
+        max_length=6,
+    )
+    with pytest.warns(UserWarning, match=r"item that just played before 100% .*exclude_seen=True"):
+        evaluate(LastItem(many.num_items, 1.0), many, num_resamples=0)
+    report = evaluate(LastItem(many.num_items, 0.1), many, num_resamples=50)  # no warning
+    assert 0.09 < report["last_item_first"] < 0.2
+    assert report.caution == ""
+    verdicts = compare(report, report)
+    assert set(verdicts.filter(pl.col("metric").str.starts_with("last_item"))["verdict"]) <= {
+        "no significant difference"
+    }
