@@ -14,10 +14,13 @@ from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones import check_backbone, is_causal
 from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.functional import append_mask_token, hide_masked, last_position
+from skipcl_lightning.functional import SparseScores, append_mask_token, hide_masked, last_position
 from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up
 
-__all__ = ["ItemEmbedding", "SessionModel"]
+__all__ = ["ItemEmbedding", "SessionModel", "Transitions"]
+
+# Followers that are kept for each item.
+_MOST_FOLLOWERS = 100
 
 
 class ItemEmbedding(nn.Embedding):
@@ -61,6 +64,73 @@ class ItemEmbedding(nn.Embedding):
         if self._gathered is None:
             return super().forward(items)
         return look_up(items, self._gathered, padding_index=PADDING_INDEX)
+
+
+class Transitions(nn.Module):
+    """How often items follow each other in the training set: log(1 + count), for the most frequent followers.
+
+    Args:
+        num_items: V.
+        num_pairs: The number of stored pairs.
+        most_followers: The largest number of followers of one item.
+
+    Examples:
+        >>> pairs, counts = torch.tensor([1 * 4 + 2, 1 * 4 + 3]), torch.tensor([5, 1])
+        >>> Transitions.from_counts(3, pairs, counts)(torch.tensor([1, 2]))
+        SparseScores(items=tensor([[2, 3],
+                [0, 0]]), scores=tensor([[1.7918, 0.6931],
+                [0.0000, 0.0000]]))
+    """
+
+    offsets: Tensor
+    followers: Tensor
+    values: Tensor
+
+    def __init__(self, num_items: int, num_pairs: int, most_followers: int) -> None:
+        super().__init__()
+        self.most_followers = most_followers
+        self.register_buffer("offsets", torch.zeros(num_items + 2, dtype=torch.int64))
+        self.register_buffer("followers", torch.zeros(num_pairs, dtype=torch.int64))
+        self.register_buffer("values", torch.zeros(num_pairs))
+
+    @classmethod
+    def from_counts(
+        cls, num_items: int, pairs: Tensor, counts: Tensor, *, most_followers: int = _MOST_FOLLOWERS
+    ) -> "Transitions":
+        """Keep the most frequent followers of each item; equal counts are ordered by item.
+
+        Args:
+            num_items: V.
+            pairs: [P] int64, ascending, `item * (V + 1) + follower` (`SessionDataModule.transition_counts`).
+            counts: [P] int64.
+            most_followers: The followers to keep for each item, at least 1.
+
+        Returns:
+            The module, on the CPU.
+        """
+        items = pairs // (num_items + 1)
+        order = torch.argsort(counts, descending=True, stable=True)
+        order = order[torch.argsort(items[order], stable=True)]
+        first = torch.searchsorted(items, items)  # where each pair's item begins, in both orders
+        kept = order[torch.arange(len(order)) - first < most_followers].sort().values
+        lengths = torch.bincount(items[kept], minlength=num_items + 1)
+        result = cls(num_items, len(kept), int(lengths.max()) if len(kept) else 0)
+        result.offsets[1:] = lengths.cumsum(0)
+        result.followers.copy_(pairs[kept] % (num_items + 1))
+        result.values.copy_(counts[kept].double().log1p())
+        return result
+
+    def forward(self, items: Tensor) -> SparseScores:
+        """Return the followers of each item, [N] int64 in 0..V, and log(1 + count)."""
+        start, end = self.offsets[items], self.offsets[items + 1]
+        # At the right, so that rows ascend with 0 at the left.
+        places = end[:, None] - self.most_followers + torch.arange(self.most_followers, device=items.device)
+        real = places >= start[:, None]
+        places = places.clamp(min=0)
+        return SparseScores(
+            torch.where(real, self.followers[places], PADDING_INDEX),
+            torch.where(real, self.values[places], 0),
+        )
 
 
 class SessionModel(nn.Module):
@@ -116,6 +186,8 @@ class SessionModel(nn.Module):
             # Zero at first: random values would outweigh the items, and training on a short log would not
             # correct that.
             nn.init.zeros_(self.feedback_embedding.weight)
+        # Counted on the training set if the module has a `transition_weight`.
+        self.transitions: Transitions | None = None
         # Set by a LightningModule that overrides `embed`.
         self.embed_override: Callable[[SessionBatch, Tensor], Tensor] | None = None
 
@@ -232,14 +304,31 @@ class SessionModel(nn.Module):
         output: Tensor = self.backbone(embed(batch, keys)[:, :taken], batch.valid_mask[:, :taken])
         return output if taken == length else F.pad(output, (0, 0, 0, length - taken))
 
+    def added_scores(self, batch: SessionBatch, weight: float) -> SparseScores | None:
+        """Return what the transitions from each session's last item add to the inner products.
+
+        Args:
+            batch: B sessions.
+            weight: The weight of the transitions, at least 0.
+
+        Returns:
+            `weight` times log(1 + count) of the last item's followers; None if `weight` is 0 or nothing was
+            counted.
+        """
+        if self.transitions is None or weight == 0:
+            return None
+        last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)
+        found: SparseScores = self.transitions(last)
+        return SparseScores(found.items, weight * found.scores)
+
     def score(self, query: Tensor) -> Tensor:
-        """Return the scores of the whole catalogue.
+        """Return the inner products of the whole catalogue.
 
         Args:
             query: [..., D], as from `session_query`.
 
         Returns:
-            [..., V + 1] inner products with the item table; column 0 is padding.
+            [..., V + 1] inner products with the item table, without `added_scores`; column 0 is padding.
         """
         return query @ self.item_table.T
 

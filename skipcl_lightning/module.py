@@ -18,7 +18,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.checkpoint import describe_parts, load_encoder, match_encoder, save_encoder
 from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
-from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
+from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
     TargetRule,
     possible_targets,
@@ -30,7 +30,7 @@ from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, F
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
-from skipcl_lightning.model import SessionModel
+from skipcl_lightning.model import SessionModel, Transitions
 from skipcl_lightning.optimizers import clip_gradients, make_adamw, may_fuse
 
 __all__ = ["SkipCLModule", "TrainingStates"]
@@ -97,6 +97,11 @@ class SkipCLModule(LightningModule):
         sparse_item_table: Whether a step updates only the rows of the item table that it uses
             (`SparseAdamW`), so its cost does not grow with V. Needs a loss that looks up rows, such as
             `SampledSoftmax`.
+        transition_weight: At least 0. Above 0, an item's score is its inner product plus `transition_weight`
+            times log(1 + count). The count says how often the item followed the session's last item in the
+            training set, by the `target_rule`; only the 100 most frequent followers of an item count. It
+            changes evaluation and recommendations, not the training. If it was above 0 in training, the
+            attribute can be set anew afterwards.
         exclude_seen: Whether evaluation and prediction leave out the session's items, except the target. Off
             by default, because listeners repeat tracks.
         top_k: The cut-offs of the metrics.
@@ -138,6 +143,7 @@ class SkipCLModule(LightningModule):
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,
         sparse_item_table: bool = False,
+        transition_weight: float = 0.0,
         exclude_seen: bool = False,
         top_k: Sequence[int] = (1, 5, 10, 20),
         ties: TieRule = "pessimistic",
@@ -148,6 +154,7 @@ class SkipCLModule(LightningModule):
         check_number("learning_rate", learning_rate, minimum=0, open_minimum=True)
         check_number("weight_decay", weight_decay, minimum=0)
         check_integer("warmup_steps", warmup_steps, minimum=0)
+        check_number("transition_weight", transition_weight, minimum=0)
         check_number("like_weight", like_weight, minimum=0, open_minimum=True)
         check_choice("target_rule", target_rule, get_args(TargetRule))
         super().__init__()
@@ -173,6 +180,7 @@ class SkipCLModule(LightningModule):
         self.last_mask_probability = self._cloze_setting(
             "last_mask_probability", last_mask_probability, LAST_MASK_PROBABILITY
         )
+        self.transition_weight = transition_weight
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
         self.like_weight = like_weight
@@ -236,6 +244,26 @@ class SkipCLModule(LightningModule):
     def session_query(self, batch: SessionBatch) -> Tensor:
         """Return the query of each session after all of its items: `SessionModel.session_query`."""
         return self.model.session_query(batch)
+
+    def added_scores(self, batch: SessionBatch) -> SparseScores | None:
+        """Return what the transitions of the training set add to the inner products.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            The additional scores of the last item's followers; None without a `transition_weight`.
+
+        Raises:
+            ValueError: There is a weight, but no transitions were counted.
+        """
+        if self.transition_weight > 0 and self.model.transitions is None:
+            raise ValueError(
+                f"`transition_weight` must be 0 in a module without counted transitions, got "
+                f"{self.transition_weight!r}. Train with `SkipCLModule(..., transition_weight=…)` and a "
+                "`SessionDataModule`."
+            )
+        return self.model.added_scores(batch, self.transition_weight)
 
     def prepare_training(self, batch: SessionBatch) -> SessionBatch:
         """Return the batch on which a step is trained.
@@ -318,16 +346,27 @@ class SkipCLModule(LightningModule):
         loss = parts["next_item_loss"] + getattr(self.skip_head, "weight", 1.0) * skip_loss
         return {"loss": loss, "next_item_loss": parts["next_item_loss"], "skip_loss": skip_loss, **named}
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+    def setup(self, stage: str) -> None:
         """Take the item vocabulary from the data module, or check that it equals the trained one.
 
+        Before training with a `transition_weight`, count the transitions.
+
         Args:
-            stage: Lightning's stage; unused.
+            stage: Lightning's stage.
 
         Raises:
-            ValueError: The data has another catalogue.
+            ValueError: The data has another catalogue, or transitions are counted without a data module.
         """
-        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.transition_weight > 0 and self.model.transitions is None:
+            if not isinstance(data, SessionDataModule):
+                raise ValueError(
+                    f"`transition_weight` must be 0 without a `SessionDataModule`, got "
+                    f"{self.transition_weight!r}. Its training set is counted."
+                )
+            counts = data.transition_counts(self.target_rule)
+            self.model.transitions = Transitions.from_counts(self.num_items, *counts).to(self.device)
+        encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
 
@@ -338,8 +377,16 @@ class SkipCLModule(LightningModule):
         save_encoder(checkpoint, self.encoder, type(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the vocabulary; raise a `ValueError` if the data has another catalogue."""
+        """Restore the vocabulary and make room for the transitions.
+
+        Raises a `ValueError` if the data has another catalogue.
+        """
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
+        state = checkpoint["state_dict"]
+        offsets = state.get("model.transitions.offsets")
+        if offsets is not None:
+            pairs, most = len(state["model.transitions.followers"]), int(offsets.diff().max())
+            self.model.transitions = Transitions(self.num_items, pairs, most).to(self.device)
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.
@@ -448,7 +495,8 @@ class SkipCLModule(LightningModule):
             )
         seen = batch.seen_items if self.exclude_seen else None
         top_k = min(max(self.hparams["top_k"]), self.num_items)
-        items, scores = top_k_items(self.session_query(batch), self.item_table, top_k, exclude=seen)
+        query, added = self.session_query(batch), self.added_scores(batch)
+        items, scores = top_k_items(query, self.item_table, top_k, exclude=seen, added=added)
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary)
 
@@ -485,7 +533,14 @@ class SkipCLModule(LightningModule):
 
     def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
         query = self.session_query(batch)
-        ranked = rank_batch(query, self.item_table, batch, exclude_seen=self.exclude_seen, ties=self.ties)
+        ranked = rank_batch(
+            query,
+            self.item_table,
+            batch,
+            exclude_seen=self.exclude_seen,
+            ties=self.ties,
+            added=self.added_scores(batch),
+        )
         metrics.update(**ranked._asdict())
         return ranked.ranks
 

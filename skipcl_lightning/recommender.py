@@ -147,10 +147,11 @@ class Recommender:
                 explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
                 unknown=unknown,
             ).to(self.module.device)
+            latest = batch.latest(self.encoder.max_length)
             with evaluation_mode(self.module):
-                query = self.module.session_query(batch.latest(self.encoder.max_length))
+                query, added = self.module.session_query(latest), self.module.added_scores(latest)
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
-            items, scores = top_k_items(query, self.module.item_table, top_k, exclude=exclude)
+            items, scores = top_k_items(query, self.module.item_table, top_k, exclude=exclude, added=added)
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary))
         return pl.concat(frames)
 

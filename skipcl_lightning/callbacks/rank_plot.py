@@ -155,4 +155,7 @@ def _rank_targets(module: WatchedModule, batch: SessionBatch) -> Tensor:
     exclude_seen: bool = getattr(module, "exclude_seen", False)
     ties: Any = getattr(module, "ties", "pessimistic")
     query = module.session_query(batch)
-    return rank_batch(query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties).ranks
+    added = module.added_scores(batch) if hasattr(module, "added_scores") else None
+    return rank_batch(
+        query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties, added=added
+    ).ranks

@@ -181,5 +181,6 @@ def _ask(module: WatchedModule, batch: SessionBatch, skipped: Tensor, top_k: int
     """Return [B, top_k] recommendations, and [B] ranks of the skipped items."""
     query = module.session_query(batch)
     seen = batch.items if getattr(module, "exclude_seen", False) else None
-    items, _ = top_k_items(query, module.item_table, top_k, exclude=seen)
-    return items, target_ranks(query, module.item_table, skipped)
+    added = module.added_scores(batch) if hasattr(module, "added_scores") else None
+    items, _ = top_k_items(query, module.item_table, top_k, exclude=seen, added=added)
+    return items, target_ranks(query, module.item_table, skipped, added=added)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.loader import QuietDataModule, ResumableLoader, silence_run_warnings
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
@@ -26,6 +26,8 @@ from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedDat
 from skipcl_lightning.data.schema import Table
 from skipcl_lightning.data.splits.splits import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
+from skipcl_lightning.functional import next_item_targets
+from skipcl_lightning.functional.positions import TargetRule
 
 __all__ = ["SessionDataModule"]
 
@@ -235,6 +237,41 @@ class SessionDataModule(QuietDataModule):
             stop = start + max(1, int(np.searchsorted(positions, _MOST_POSITIONS, side="right")))
             yield dataset.__getitems__(order[start:stop].tolist())
             start = stop
+
+    def transition_counts(self, rule: TargetRule = "next") -> tuple[Tensor, Tensor]:
+        """Count how often each item follows another in the training set, not cut to `max_length`.
+
+        Args:
+            rule: Which item counts as the follower: the `next` item, or the `next_listened` item.
+
+        Returns:
+            The different pairs [P] int64, ascending, each as `item * (V + 1) + follower`, and their counts
+            [P] int64.
+
+        Raises:
+            ValueError: The rule is unknown.
+
+        Examples:
+            >>> from skipcl_lightning.data import simulate_sessions
+            >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
+            >>> pairs, counts = data.transition_counts()
+            >>> bool((pairs.diff() > 0).all()), int(counts.min())
+            (True, 1)
+        """
+        check_choice("rule", rule, get_args(TargetRule))
+        pairs = []
+        for batch in self.training_sessions():
+            following = next_item_targets(
+                batch.items,
+                batch.feedback,
+                explicit_feedback=batch.explicit_feedback,
+                rule=rule,
+                skip_threshold=batch.skip_threshold,
+            )
+            followed = following != PADDING_INDEX
+            pairs.append(batch.items[followed] * (self.num_items + 1) + following[followed])
+        different, counts = torch.unique(torch.cat(pairs), return_counts=True)
+        return different, counts
 
     @property
     def session_ids(self) -> pl.Series:

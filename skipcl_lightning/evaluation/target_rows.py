@@ -148,9 +148,12 @@ def _rank_queries(
     sizes = check_shape("session_query", query, "B D", {"B": len(batch)}, floating=True)
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude_seen, ties = protocol.exclude_seen, protocol.ties
-    ranked = rank_batch(query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates)
+    added = model.added_scores(batch) if hasattr(model, "added_scores") else None
+    ranked = rank_batch(
+        query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates, added=added
+    )
     exclude = batch.seen_items if exclude_seen else None
-    return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude)[0]
+    return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude, added=added)[0]
 
 
 def _rank_scores(

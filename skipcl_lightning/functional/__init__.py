@@ -38,6 +38,7 @@ from skipcl_lightning.functional.ranking.metrics import (
 from skipcl_lightning.functional.ranking.ranked_batch import RankedBatch, rank_batch, rank_scored_batch
 from skipcl_lightning.functional.ranking.ranks import score_ranks, target_ranks
 from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, look_up_scores
 from skipcl_lightning.functional.ranking.top_k import top_k_items
 from skipcl_lightning.functional.skip_losses.candidates import Candidates, rejected_candidates
 from skipcl_lightning.functional.skip_losses.contrast import Contrast, ContrastSettings, session_contrast
@@ -57,6 +58,7 @@ __all__ = [
     "ContrastSettings",
     "RankedBatch",
     "RejectedSequence",
+    "SparseScores",
     "alignment",
     "append_mask_token",
     "average_precision",
@@ -72,6 +74,7 @@ __all__ = [
     "hide_masked",
     "hit_rate",
     "last_position",
+    "look_up_scores",
     "mean_self_information",
     "mrr",
     "ndcg",

@@ -1,14 +1,11 @@
 """First-order Markov model of the last item."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.functional import last_position, next_item_targets
+from skipcl_lightning.functional import last_position
 from skipcl_lightning.functional.positions import TargetRule
 
 __all__ = ["LastItemMarkov"]
@@ -35,21 +32,9 @@ class LastItemMarkov:
     """
 
     def __init__(self, data: SessionDataModule, *, rule: TargetRule = "next") -> None:
-        check_choice("rule", rule, get_args(TargetRule))
         self.width = data.num_items + 1
-        codes = []
-        for batch in data.training_sessions():
-            following = next_item_targets(
-                batch.items,
-                batch.feedback,
-                explicit_feedback=batch.explicit_feedback,
-                rule=rule,
-                skip_threshold=batch.skip_threshold,
-            )
-            followed = following != PADDING_INDEX
-            codes.append(batch.items[followed] * self.width + following[followed])
         # One sorted code for each (item, follower) pair: memory grows with the log, not with V².
-        self.codes, self.counts = torch.unique(torch.cat(codes), return_counts=True)
+        self.codes, self.counts = data.transition_counts(rule)
         popularity = data.item_counts
         self.tie_break = popularity.double() / (popularity.max() + 1)
 

@@ -15,6 +15,7 @@ from skipcl_lightning.functional.ranking.ranks import (
     target_ranks,
 )
 from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, look_up_scores
 
 __all__ = ["RankedBatch", "rank_batch", "rank_scored_batch"]
 
@@ -50,6 +51,7 @@ def rank_batch(
     exclude_seen: bool = False,
     ties: TieRule = "pessimistic",
     candidates: Tensor | None = None,
+    added: SparseScores | None = None,
 ) -> RankedBatch:
     """Rank the targets of a batch by inner products.
 
@@ -60,6 +62,7 @@ def rank_batch(
         exclude_seen: Whether the items of a session, except the target, are left out of the candidates.
         ties: The tie rule of `target_ranks`.
         candidates: [B, n] int64, rank each target among these items (0 is none) instead of the catalogue.
+        added: Scores of some items, added to their inner products.
 
     Returns:
         The ranks and scores.
@@ -76,18 +79,22 @@ def rank_batch(
         (tensor([2]), tensor([[False,  True]]))
     """
     target, feedback = _targets(batch)
-    scores = skip_pair_scores(query, item_embeddings, target, batch.items, batch.rejected_mask)
+    own, others, pairs = skip_pair_scores(query, item_embeddings, target, batch.items, batch.rejected_mask)
+    if added is not None:
+        own = own + look_up_scores(added, target[:, None]).squeeze(1)
+        others = others + look_up_scores(added, batch.items)
     if candidates is None:
         exclude = batch.seen_items if exclude_seen else None
-        ranks = target_ranks(query, item_embeddings, target, exclude=exclude, ties=ties)
+        ranks = target_ranks(query, item_embeddings, target, exclude=exclude, added=added, ties=ties)
         worst = len(item_embeddings) - 1
     else:
         # Products pair by pair: equal rows of the table give equal scores, so a collapsed table ranks last.
-        products, _ = multiply_pairs(query, item_embeddings, torch.cat([target[:, None], candidates], dim=1))
-        values = products.float()
+        ranked = torch.cat([target[:, None], candidates], dim=1)
+        products, _ = multiply_pairs(query, item_embeddings, ranked)
+        values = (products if added is None else products + look_up_scores(added, ranked)).float()
         ranks = candidate_ranks(values[:, 0], values[:, 1:], candidates, ties=ties)
         worst = candidates.shape[1] + 1
-    return _assemble(batch, target, feedback, ranks, worst, scores)
+    return _assemble(batch, target, feedback, ranks, worst, (own, others, pairs))
 
 
 @torch.no_grad()

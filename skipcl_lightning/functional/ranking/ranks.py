@@ -13,6 +13,11 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_indices, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.ranking.sparse_scores import (
+    SparseScores,
+    check_sparse_scores,
+    look_up_scores,
+)
 
 __all__ = [
     "TieRule",
@@ -96,6 +101,7 @@ def target_ranks(
     target: Tensor,
     *,
     exclude: Tensor | None = None,
+    added: SparseScores | None = None,
     ties: TieRule = "pessimistic",
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -123,6 +129,7 @@ def target_ranks(
         target: [N] int64 in 1..V.
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing. The target is never
             excluded, because an item may repeat.
+        added: Scores of some items, added to their inner products before the rounding to float32.
         ties: The rule for equal scores; see `score_ranks`.
         chunk_size: The largest number of scores held at once; None for 2^21 on a CPU, where they fit the
             cache, and 2^24 elsewhere.
@@ -153,11 +160,17 @@ def target_ranks(
         chunk_size = 2**21 if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
     own, _ = multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
+    if added is not None:
+        check_sparse_scores(added, {"N": len(queries)})
+        own = own + look_up_scores(added, target[:, None])
     with full_precision(queries.device):
         if _is_better_wide(queries, item_embeddings):
             below, tied = _count_widely(queries, item_embeddings, own)
         else:
             below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
+    if added is not None:
+        more_below, more_tied = _count_added(queries, item_embeddings, own, target, exclude, added)
+        below, tied = below + more_below, tied + more_tied
     if exclude is not None:
         excluded_below, excluded_tied, excluded = _count_excluded(
             queries, item_embeddings, own, target, exclude
@@ -247,6 +260,30 @@ def _count_excluded(
     scores, lengths = multiply_pairs(queries, item_embeddings, exclude)
     below, tied = compare_exactly(scores, own, lengths, queries.shape[1])
     return (below & mask).sum(dim=1), (tied & mask).sum(dim=1), mask.sum(dim=1)
+
+
+def _count_added(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    own: Tensor,
+    target: Tensor,
+    exclude: Tensor | None,
+    added: SparseScores,
+) -> tuple[Tensor, Tensor]:
+    """[N] twice: how many more candidates are below, and tie, with the additional scores than without."""
+    mask = added.items != PADDING_INDEX
+    if exclude is not None and exclude.shape[1]:
+        # Excluded items are counted, and taken out, by their inner products alone.
+        excluded = exclude.sort(dim=1).values
+        place = torch.searchsorted(excluded, added.items).clamp(max=excluded.shape[1] - 1)
+        mask &= (excluded.gather(1, place) != added.items) | (added.items == target[:, None])
+    scores, lengths = multiply_pairs(queries, item_embeddings, added.items)
+    below, tied = compare_exactly(scores, own, lengths, queries.shape[1])
+    below_now, tied_now = compare_exactly(scores + added.scores, own, lengths, queries.shape[1])
+    return (
+        ((below_now.long() - below.long()) * mask).sum(dim=1),
+        ((tied_now.long() - tied.long()) * mask).sum(dim=1),
+    )
 
 
 def count_where(

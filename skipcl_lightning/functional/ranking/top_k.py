@@ -6,7 +6,8 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.ranking.ranks import check_catalogue, wide_dtype
+from skipcl_lightning.functional.ranking.ranks import check_catalogue, multiply_pairs, wide_dtype
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, check_sparse_scores
 
 __all__ = ["top_k_items"]
 
@@ -20,6 +21,7 @@ def top_k_items(
     top_k: int,
     *,
     exclude: Tensor | None = None,
+    added: SparseScores | None = None,
     chunk_size: int = 2**24,
 ) -> tuple[Tensor, Tensor]:
     """Return the `top_k` items with the largest inner products, exactly.
@@ -33,6 +35,7 @@ def top_k_items(
         item_embeddings: [V + 1, D] floating point; row 0 is padding and no candidate.
         top_k: Items for each query, in 1..V.
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing.
+        added: Scores of some items, added to their inner products.
         chunk_size: The largest number of scores held at once, at least one query's.
 
     Returns:
@@ -55,6 +58,12 @@ def top_k_items(
     )
     check_catalogue(queries, item_embeddings, exclude)
     check_integer("chunk_size", chunk_size)
+    if added is not None:
+        check_sparse_scores(added, {"N": len(queries)})
+        # The other items first, then those with an additional score.
+        others = added.items if exclude is None else torch.cat([exclude, added.items], dim=1)
+        rest = top_k_items(queries, item_embeddings, top_k, exclude=others, chunk_size=chunk_size)
+        return _join(rest, _score_added(queries, item_embeddings, exclude, added), top_k)
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     items = [queries.new_empty(0, top_k, dtype=torch.int64)]
     scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
@@ -93,10 +102,36 @@ def _search(
         together = torch.cat([scores, values], dim=1)
         scores, places = together.topk(top_k, dim=1)
         items = torch.cat([items, columns + left], dim=1).gather(1, places)
+    return _in_order(items, scores)
+
+
+def _in_order(items: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return items and scores, the best first; item 0 where the score is -inf."""
     # A stable sort keeps equal scores in the order of their items.
     items, order = items.sort(dim=1)
     scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return items.gather(1, order).masked_fill(scores == -torch.inf, PADDING_INDEX), scores
+
+
+def _score_added(
+    queries: Tensor, item_embeddings: Tensor, exclude: Tensor | None, added: SparseScores
+) -> tuple[Tensor, Tensor]:
+    """Return the items with an additional score and their sums [N, S]; -inf if excluded or NaN."""
+    products, _ = multiply_pairs(queries, item_embeddings, added.items)
+    scores = (products + added.scores).float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    out = added.items == PADDING_INDEX
+    if exclude is not None and exclude.shape[1]:
+        excluded = exclude.sort(dim=1).values
+        place = torch.searchsorted(excluded, added.items).clamp(max=excluded.shape[1] - 1)
+        out |= excluded.gather(1, place) == added.items
+    return added.items, scores.masked_fill(out, -torch.inf)
+
+
+def _join(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], top_k: int) -> tuple[Tensor, Tensor]:
+    """Return the best `top_k` of two lists of different items."""
+    items, scores = (torch.cat(parts, dim=1) for parts in zip(first, second, strict=True))
+    items, scores = _in_order(items, scores)
+    return items[:, :top_k], scores[:, :top_k]
 
 
 def _exclude_from(scores: Tensor, columns: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""The share of the training set's transitions in the scores: counted, ranked, saved, loaded, recommended."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from small_models import quiet_trainer
+
+from skipcl_lightning import Recommender, SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.evaluation import LastItemMarkov, evaluate
+from skipcl_lightning.functional import score_ranks
+from skipcl_lightning.model import Transitions
+
+WEIGHT = 2.0
+
+
+@pytest.fixture(scope="module")
+def data():
+    return SessionDataModule(
+        simulate_sessions(300, num_items=60, num_moods=4, seed=0), batch_size=32, max_length=12
+    )
+
+
+def build(data, **settings):
+    torch.manual_seed(0)
+    backbone = SASRec(8, max_length=12, num_layers=1)
+    return SkipCLModule(backbone, None, num_items=data.num_items, transition_weight=WEIGHT, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    module = build(data)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, data)
+    path = tmp_path_factory.mktemp("trained") / "model.ckpt"
+    trainer.save_checkpoint(path)
+    return module.eval(), path
+
+
+def counts_by_hand(data):
+    """How often each item follows another as the next listened one, by a loop."""
+    counts = Counter()
+    for batch in data.training_sessions():
+        for items, feedback in zip(batch.items.tolist(), batch.feedback.tolist(), strict=True):
+            for place, item in enumerate(items):
+                later = [j for j in range(place + 1, len(items)) if items[j] and feedback[j] >= 0]
+                if item and later:
+                    counts[item, items[later[0]]] += 1
+    return counts
+
+
+def dense_scores(module, batch, counts):
+    scores = module.model.score(module.session_query(batch)).double()
+    for row, (items, length) in enumerate(zip(batch.items.tolist(), batch.lengths.tolist(), strict=True)):
+        for (item, follower), count in counts.items():
+            if item == items[length - 1]:
+                scores[row, follower] += WEIGHT * math.log1p(count)
+    return scores.float()
+
+
+@torch.no_grad()
+def test_ranks_are_those_of_inner_product_and_counts(data, trained):
+    module, _ = trained
+    counts = counts_by_hand(data)
+    report = evaluate(module, data, num_resamples=0)
+    expected = []
+    for batch in data.test_dataloader():
+        scores = dense_scores(module, batch, counts)
+        expected += score_ranks(scores[:, 1:], batch.target - 1).tolist()
+    found = report.sessions["rank"].to_list()
+    # Sums in another order may round two scores apart.
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 0.99 * len(found)
+    assert found != evaluate_without(module, data)
+
+
+def evaluate_without(module, data):
+    module.transition_weight = 0.0
+    try:
+        return evaluate(module, data, num_resamples=0).sessions["rank"].to_list()
+    finally:
+        module.transition_weight = WEIGHT
+
+
+def test_the_module_logs_what_the_report_has(data, trained):
+    module, _ = trained
+    (logged,) = quiet_trainer().test(module, data, verbose=False)
+    report = evaluate(module, data, num_resamples=0)
+    for name in ("hit_rate@10", "ndcg@10", "skip_hit_rate@10", "pairwise_skip_accuracy"):
+        assert logged[f"test/{name}"] == pytest.approx(report[name], abs=1e-6)
+
+
+def test_with_a_large_weight_the_ranking_is_markovs(data, trained):
+    module, _ = trained
+    module.transition_weight = 1e4
+    try:
+        found = evaluate(module, data, num_resamples=0)
+    finally:
+        module.transition_weight = WEIGHT
+    markov = evaluate(LastItemMarkov(data, rule="next_listened"), data, num_resamples=0)
+    assert found["hit_rate@1"] == pytest.approx(markov["hit_rate@1"], abs=0.05)
+    assert found["hit_rate@1"] > evaluate_hit_rate_without(module, data)
+
+
+def evaluate_hit_rate_without(module, data):
+    ranks, module.transition_weight = None, 0.0
+    try:
+        ranks = evaluate(module, data, num_resamples=0)
+    finally:
+        module.transition_weight = WEIGHT
+    return ranks["hit_rate@1"]
+
+
+def test_a_checkpoint_holds_the_transitions(data, trained):
+    module, path = trained
+    loaded = SkipCLModule.load_from_checkpoint(path, weights_only=True).eval()
+    assert loaded.transition_weight == WEIGHT
+    before, after = (evaluate(each, data, num_resamples=0) for each in (module, loaded))
+    assert before.sessions.equals(after.sessions)
+
+
+def test_training_resumes_with_the_same_transitions(data, trained):
+    _, path = trained
+    module = build(data)
+    quiet_trainer(max_epochs=2).fit(module, data, ckpt_path=path, weights_only=True)
+    for name, value in trained[0].model.transitions.state_dict().items():
+        assert torch.equal(module.model.transitions.state_dict()[name], value)
+
+
+def test_recommendations_and_predictions_use_them(data, trained):
+    module, path = trained
+    recommender = Recommender.from_checkpoint(path)
+    batch = next(iter(data.test_dataloader()))
+    counts = counts_by_hand(data)
+    with torch.no_grad():
+        scores = dense_scores(module, batch, counts)
+    ids = data.vocabulary.decode(batch.items[0, : batch.lengths[0]].numpy())
+    frame = recommender.recommend(
+        [ids], [batch.feedback[0, : batch.lengths[0]].tolist()], top_k=5, exclude_skipped=False
+    )
+    best = scores[0, 1:].topk(5).values.tolist()
+    assert frame["score"].to_list() == pytest.approx(best, rel=1e-5)
+    predicted = quiet_trainer().predict(module, data)[0]
+    assert predicted["score"].head(5).to_list() == pytest.approx(best, rel=1e-5)
+
+
+def test_only_the_most_frequent_followers_are_kept():
+    pairs = torch.tensor([1 * 6 + 2, 1 * 6 + 3, 1 * 6 + 4, 1 * 6 + 5, 3 * 6 + 1])
+    kept = Transitions.from_counts(5, pairs, torch.tensor([2, 7, 2, 9, 1]), most_followers=3)
+    found = kept(torch.tensor([1, 2, 3, 0]))
+    assert found.items.tolist() == [[2, 3, 5], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert found.scores[0].tolist() == pytest.approx([math.log(3), math.log(8), math.log(10)])
+    assert found.scores[1:].tolist() == [[0, 0, 0], [0, 0, pytest.approx(math.log(2))], [0, 0, 0]]
+
+
+def test_bad_settings_are_named(data):
+    with pytest.raises(ValueError, match=r"`transition_weight` must be in \[0, inf\)"):
+        SkipCLModule(SASRec(8), None, num_items=5, transition_weight=-1.0)
+    with pytest.raises(ValueError, match=r"without counted transitions, got 2\.0"):
+        evaluate(build(data), data, num_resamples=0)
+    with pytest.raises(ValueError, match="`transition_weight` must be 0 without a `SessionDataModule`"):
+        quiet_trainer(max_epochs=1).fit(build(data), data.train_dataloader(), data.val_dataloader())
