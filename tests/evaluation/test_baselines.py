@@ -49,6 +49,8 @@ class Counted:
     def training_sessions(self):
         return iter([self.batch])
 
+    transition_counts = SessionDataModule.transition_counts
+
 
 @pytest.mark.parametrize("rule", ["next", "next_listened"])
 def test_markov_counts_what_followed_in_training(data, rule):
