@@ -37,8 +37,9 @@ ROWS = {
     "SkipMRR@10": "skip_mrr@10",
     "SkipPercentile": "skip_rank_percentile",
     "PairAccuracy": "pairwise_skip_accuracy",
+    "LastFirst": "last_item_first",
 }
-LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10"}
+LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10", "LastFirst"}
 BASELINES = ("Popular", "Markov")
 _CAUTION = (
     "The logs are simulated, and skips follow the listener's mood by construction: they show how the parts "
@@ -162,7 +163,8 @@ def _table(results: Results) -> Table:
     table = Table(
         title=f"Test, whole catalogue: mean over {runs} seeds, ± 95 % interval",
         caption="SkipPercentile: mean rank percentile of skipped tracks.\n"
-        "PairAccuracy: pairs of a listened and a skipped track in the right order.",
+        "PairAccuracy: pairs of a listened and a skipped track in the right order.\n"
+        "LastFirst: lists that begin with the track that just played.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )

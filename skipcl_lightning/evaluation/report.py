@@ -24,7 +24,7 @@ __all__ = ["EvaluationReport"]
 
 # A model is degenerate if the item that just played comes first in a larger share of its lists than this, and
 # this many times as often as it is the next one.
-_MOST_LAST_FIRST, _MOST_TIMES_NEXT = 0.2, 3
+_MOST_LAST_FIRST, _MOST_TIMES_NEXT = 0.5, 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
