@@ -75,8 +75,8 @@ def evaluate(
         seed: Seed of resamples and candidates.
 
     Returns:
-        The report. If the model mostly recommends the item that just played, its `caution` is also a
-        warning, from 1,000 targets on.
+        The report. If most lists begin with the item that just played, its `caution` is also a warning,
+        from 1,000 targets on.
 
     Raises:
         TypeError: `model` has none of the methods, or a setting has the wrong type.

@@ -88,7 +88,7 @@ class EvaluationReport:
 
     @property
     def caution(self) -> str:
-        """One line if the model mostly recommends the item that just played; empty if it does not."""
+        """One line if most lists begin with the item that just played; empty if they do not."""
         first, following = (self.values.get(name, 0.0) for name in ("last_item_first", "last_item_next"))
         if first <= max(_MOST_LAST_FIRST, _MOST_TIMES_NEXT * following):
             return ""

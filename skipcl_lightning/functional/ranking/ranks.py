@@ -16,6 +16,7 @@ from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.ranking.sparse_scores import (
     SparseScores,
     check_sparse_scores,
+    is_among,
     look_up_scores,
 )
 
@@ -271,12 +272,9 @@ def _count_added(
     added: SparseScores,
 ) -> tuple[Tensor, Tensor]:
     """[N] twice: how many more candidates are below, and tie, with the additional scores than without."""
-    mask = added.items != PADDING_INDEX
-    if exclude is not None and exclude.shape[1]:
-        # Excluded items are counted, and taken out, by their inner products alone.
-        excluded = exclude.sort(dim=1).values
-        place = torch.searchsorted(excluded, added.items).clamp(max=excluded.shape[1] - 1)
-        mask &= (excluded.gather(1, place) != added.items) | (added.items == target[:, None])
+    # Excluded items are counted, and taken out, by their inner products alone; the target never is.
+    excluded = is_among(added.items, exclude) & (added.items != target[:, None])
+    mask = (added.items != PADDING_INDEX) & ~excluded
     scores, lengths = multiply_pairs(queries, item_embeddings, added.items)
     below, tied = compare_exactly(scores, own, lengths, queries.shape[1])
     below_now, tied_now = compare_exactly(scores + added.scores, own, lengths, queries.shape[1])

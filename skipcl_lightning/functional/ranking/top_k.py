@@ -7,7 +7,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.ranking.ranks import check_catalogue, multiply_pairs, wide_dtype
-from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, check_sparse_scores
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, check_sparse_scores, is_among
 
 __all__ = ["top_k_items"]
 
@@ -119,11 +119,7 @@ def _score_added(
     """Return the items with an additional score and their sums [N, S]; -inf if excluded or NaN."""
     products, _ = multiply_pairs(queries, item_embeddings, added.items)
     scores = (products + added.scores).float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    out = added.items == PADDING_INDEX
-    if exclude is not None and exclude.shape[1]:
-        excluded = exclude.sort(dim=1).values
-        place = torch.searchsorted(excluded, added.items).clamp(max=excluded.shape[1] - 1)
-        out |= excluded.gather(1, place) == added.items
+    out = (added.items == PADDING_INDEX) | is_among(added.items, exclude)
     return added.items, scores.masked_fill(out, -torch.inf)
 
 
