@@ -98,10 +98,10 @@ class SkipCLModule(LightningModule):
             (`SparseAdamW`), so its cost does not grow with V. Needs a loss that looks up rows, such as
             `SampledSoftmax`.
         transition_weight: At least 0. Above 0, an item's score is its inner product plus `transition_weight`
-            times log(1 + count). The count says how often the item followed the session's last item in the
-            training set, by the `target_rule`; only the 100 most frequent followers of an item count. It
-            changes evaluation and recommendations, not the training. If it was above 0 in training, the
-            attribute can be set anew afterwards.
+            times (log(1 + c₁) + 3 log(1 + c₂)). c₁ and c₂ count how often the item followed the session's
+            last item, and its last two, in the training set, by the `target_rule`; only the 100 most
+            frequent followers count. It changes evaluation and recommendations, not the training. If it was
+            above 0 in training, the attribute can be set anew: `evaluation.choose_transition_weight`.
         exclude_seen: Whether evaluation and prediction leave out the session's items, except the target. Off
             by default, because listeners repeat tracks.
         top_k: The cut-offs of the metrics.
@@ -364,8 +364,11 @@ class SkipCLModule(LightningModule):
                     f"`transition_weight` must be 0 without a `SessionDataModule`, got "
                     f"{self.transition_weight!r}. Its training set is counted."
                 )
-            counts = data.transition_counts(self.target_rule)
-            self.model.transitions = Transitions.from_counts(self.num_items, *counts).to(self.device)
+            tables = [
+                Transitions.from_counts(*data.transition_counts(self.target_rule, order=order))
+                for order in (1, 2)
+            ]
+            self.model.transitions = nn.ModuleList(tables).to(self.device)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
@@ -382,11 +385,18 @@ class SkipCLModule(LightningModule):
         Raises a `ValueError` if the data has another catalogue.
         """
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
-        state = checkpoint["state_dict"]
-        offsets = state.get("model.transitions.offsets")
-        if offsets is not None:
-            pairs, most = len(state["model.transitions.followers"]), int(offsets.diff().max())
-            self.model.transitions = Transitions(self.num_items, pairs, most).to(self.device)
+        start = "model.transitions."
+        state = {
+            key[len(start) :]: value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(start)
+        }
+        if state:
+            tables = [
+                Transitions.like({key[2:]: value for key, value in state.items() if key.startswith(number)})
+                for number in ("0.", "1.")
+            ]
+            self.model.transitions = nn.ModuleList(tables).to(self.device)
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.

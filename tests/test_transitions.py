@@ -10,7 +10,7 @@ from small_models import quiet_trainer
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.evaluation import LastItemMarkov, evaluate
+from skipcl_lightning.evaluation import evaluate
 from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.model import Transitions
 
@@ -40,25 +40,47 @@ def trained(data, tmp_path_factory):
     return module.eval(), path
 
 
-def counts_by_hand(data):
-    """How often each item follows another as the next listened one, by a loop."""
-    counts = Counter()
+def counts_by_hand(data, rule="next_listened"):
+    """How often each item follows one item, and two adjacent items, by a loop."""
+    after_one, after_two = Counter(), Counter()
     for batch in data.training_sessions():
         for items, feedback in zip(batch.items.tolist(), batch.feedback.tolist(), strict=True):
             for place, item in enumerate(items):
-                later = [j for j in range(place + 1, len(items)) if items[j] and feedback[j] >= 0]
+                later = [
+                    other
+                    for other, heard in zip(items[place + 1 :], feedback[place + 1 :], strict=True)
+                    if other and (rule == "next" or heard >= 0)
+                ]
                 if item and later:
-                    counts[item, items[later[0]]] += 1
-    return counts
+                    after_one[item, later[0]] += 1
+                    if place:
+                        after_two[items[place - 1], item, later[0]] += 1
+    return after_one, after_two
 
 
-def dense_scores(module, batch, counts):
+def dense_scores(module, batch, counts, weight=WEIGHT):
+    after_one, after_two = counts
     scores = module.model.score(module.session_query(batch)).double()
     for row, (items, length) in enumerate(zip(batch.items.tolist(), batch.lengths.tolist(), strict=True)):
-        for (item, follower), count in counts.items():
-            if item == items[length - 1]:
-                scores[row, follower] += WEIGHT * math.log1p(count)
+        last, before = items[length - 1], items[length - 2] if length > 1 else None
+        for item in range(1, scores.shape[1]):
+            scores[row, item] += weight * math.log1p(after_one[last, item])
+            scores[row, item] += 3 * weight * math.log1p(after_two[before, last, item])
     return scores.float()
+
+
+@pytest.mark.parametrize("rule", ["next", "next_listened"])
+def test_transitions_are_counted_in_ascending_order(data, rule):
+    after_one, after_two = counts_by_hand(data, rule)
+    width = data.num_items + 1
+    for order, expected in (
+        (1, sorted((item, follower, n) for (item, follower), n in after_one.items())),
+        (2, sorted((i * width + j, follower, n) for (i, j, follower), n in after_two.items())),
+    ):
+        found = data.transition_counts(rule, order=order)
+        assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
+    with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
+        data.transition_counts(order=3)
 
 
 @torch.no_grad()
@@ -92,15 +114,19 @@ def test_the_module_logs_what_the_report_has(data, trained):
         assert logged[f"test/{name}"] == pytest.approx(report[name], abs=1e-6)
 
 
-def test_with_a_large_weight_the_ranking_is_markovs(data, trained):
+def test_with_a_large_weight_the_transitions_decide(data, trained):
     module, _ = trained
     module.transition_weight = 1e4
     try:
         found = evaluate(module, data, num_resamples=0)
     finally:
         module.transition_weight = WEIGHT
-    markov = evaluate(LastItemMarkov(data, rule="next_listened"), data, num_resamples=0)
-    assert found["hit_rate@1"] == pytest.approx(markov["hit_rate@1"], abs=0.05)
+    counts, hits = counts_by_hand(data), []
+    for batch in data.test_dataloader():
+        scores = dense_scores(module, batch, counts, weight=1e4)
+        best = scores[:, 1:].argmax(dim=1) + 1
+        hits += (best == batch.target)[batch.target_feedback >= 0].tolist()
+    assert found["hit_rate@1"] == pytest.approx(sum(hits) / len(hits), abs=0.01)
     assert found["hit_rate@1"] > evaluate_hit_rate_without(module, data)
 
 
@@ -150,12 +176,18 @@ def test_recommendations_and_predictions_use_them(data, trained):
 
 
 def test_only_the_most_frequent_followers_are_kept():
-    pairs = torch.tensor([1 * 6 + 2, 1 * 6 + 3, 1 * 6 + 4, 1 * 6 + 5, 3 * 6 + 1])
-    kept = Transitions.from_counts(5, pairs, torch.tensor([2, 7, 2, 9, 1]), most_followers=3)
-    found = kept(torch.tensor([1, 2, 3, 0]))
-    assert found.items.tolist() == [[2, 3, 5], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    contexts, followers = torch.tensor([[1, 1, 1, 1, 3], [2, 3, 4, 5, 1]])
+    kept = Transitions.from_counts(contexts, followers, torch.tensor([2, 7, 2, 9, 1]), most_followers=3)
+    found = kept(torch.tensor([1, 2, 3, 0, 9]))
+    assert found.items.tolist() == [[2, 3, 5], [0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
     assert found.scores[0].tolist() == pytest.approx([math.log(3), math.log(8), math.log(10)])
-    assert found.scores[1:].tolist() == [[0, 0, 0], [0, 0, pytest.approx(math.log(2))], [0, 0, 0]]
+    assert found.scores[1:].tolist() == [[0, 0, 0], [0, 0, pytest.approx(math.log(2))], [0, 0, 0], [0, 0, 0]]
+
+
+def test_a_log_without_any_transition_adds_nothing():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found = Transitions.from_counts(nothing, nothing, nothing)(torch.tensor([1, 2]))
+    assert found.items.shape == found.scores.shape == (2, 0)
 
 
 def test_bad_settings_are_named(data):

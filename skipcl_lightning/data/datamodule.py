@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -238,28 +238,36 @@ class SessionDataModule(QuietDataModule):
             yield dataset.__getitems__(order[start:stop].tolist())
             start = stop
 
-    def transition_counts(self, rule: TargetRule = "next") -> tuple[Tensor, Tensor]:
-        """Count how often each item follows another in the training set, not cut to `max_length`.
+    def transition_counts(
+        self, rule: TargetRule = "next", *, order: Literal[1, 2] = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count how often each item follows a context in the training set, not cut to `max_length`.
 
         Args:
             rule: Which item counts as the follower: the `next` item, or the `next_listened` item.
+            order: The context: 1 for an item, 2 for two adjacent items.
 
         Returns:
-            The different pairs [P] int64, ascending, each as `item * (V + 1) + follower`, and their counts
-            [P] int64.
+            For each different transition, [P] int64 each, in ascending order: its context (the item, or
+            `item before · (V + 1) + item`), its follower, and its count.
 
         Raises:
-            ValueError: The rule is unknown.
+            ValueError: The rule or the order is unknown.
 
         Examples:
             >>> from skipcl_lightning.data import simulate_sessions
             >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4))
-            >>> pairs, counts = data.transition_counts()
-            >>> bool((pairs.diff() > 0).all()), int(counts.min())
+            >>> contexts, followers, counts = data.transition_counts(order=2)
+            >>> bool((contexts.diff() >= 0).all()), int(counts.min())
             (True, 1)
         """
         check_choice("rule", rule, get_args(TargetRule))
-        pairs = []
+        if order not in (1, 2):
+            raise ValueError(
+                f"`order` must be 1 or 2, got {order!r}. It is the number of items in the context."
+            )
+        width = self.num_items + 1
+        contexts, followers = [], []
         for batch in self.training_sessions():
             following = next_item_targets(
                 batch.items,
@@ -268,10 +276,16 @@ class SessionDataModule(QuietDataModule):
                 rule=rule,
                 skip_threshold=batch.skip_threshold,
             )
+            items = batch.items
+            if order == 2:
+                following, items = following[:, 1:], items[:, :-1] * width + items[:, 1:]
             followed = following != PADDING_INDEX
-            pairs.append(batch.items[followed] * (self.num_items + 1) + following[followed])
-        different, counts = torch.unique(torch.cat(pairs), return_counts=True)
-        return different, counts
+            contexts.append(items[followed])
+            followers.append(following[followed])
+        # Numbered, because a context of two items times the width may exceed 64 bits.
+        different, number = torch.unique(torch.cat(contexts), return_inverse=True)
+        codes, counts = torch.unique(number * width + torch.cat(followers), return_counts=True)
+        return different[codes // width], codes % width, counts
 
     @property
     def session_ids(self) -> pl.Series:

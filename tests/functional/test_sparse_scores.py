@@ -12,6 +12,7 @@ from skipcl_lightning.functional import (
     target_ranks,
     top_k_items,
 )
+from skipcl_lightning.functional.ranking.sparse_scores import add_scores
 
 NUM_ITEMS, SIZE = 12, 3
 
@@ -135,3 +136,15 @@ def test_bad_scores_are_named(added, error, message):
         target_ranks(queries, table, torch.ones(5, dtype=torch.int64), added=added)
     with pytest.raises(error, match=message):
         top_k_items(queries, table, 2, added=added)
+
+
+@hypothesis.given(seed=st.integers(0, 2**31))
+def test_a_sum_holds_each_item_once_in_order(seed):
+    *_, first, first_dense, _ = draw(seed)
+    *_, second, second_dense, _ = draw(seed + 1)
+    total = add_scores(first, second, weights=(2.0, 0.5))
+    every = torch.arange(NUM_ITEMS + 1).expand(len(first_dense), -1)
+    assert torch.equal(look_up_scores(total, every), 2 * first_dense + 0.5 * second_dense)
+    for row in total.items.tolist():
+        items = [item for item in row if item]
+        assert row == [0] * (len(row) - len(items)) + sorted(set(items))

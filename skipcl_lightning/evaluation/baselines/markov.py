@@ -32,9 +32,8 @@ class LastItemMarkov:
     """
 
     def __init__(self, data: SessionDataModule, *, rule: TargetRule = "next") -> None:
-        self.width = data.num_items + 1
-        # One sorted code for each (item, follower) pair: memory grows with the log, not with V².
-        self.codes, self.counts = data.transition_counts(rule)
+        # One row for each transition: memory grows with the log, not with V².
+        self.items, self.followers, self.counts = data.transition_counts(rule)
         popularity = data.item_counts
         self.tie_break = popularity.double() / (popularity.max() + 1)
 
@@ -48,11 +47,11 @@ class LastItemMarkov:
             [B, V + 1] float64: the count plus a fraction below 1 for popularity.
         """
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)  # [B]
-        first, end = (torch.searchsorted(self.codes, edge * self.width) for edge in (last, last + 1))
+        first, end = torch.searchsorted(self.items, last), torch.searchsorted(self.items, last, right=True)
         lengths = end - first
         rows = torch.repeat_interleave(torch.arange(len(batch)), lengths)  # one entry for each follower
         offset = torch.arange(len(rows)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         pairs = torch.repeat_interleave(first, lengths) + offset
         scores = self.tie_break.repeat(len(batch), 1)
-        scores[rows, self.codes[pairs] % self.width] += self.counts[pairs]
+        scores[rows, self.followers[pairs]] += self.counts[pairs]
         return scores

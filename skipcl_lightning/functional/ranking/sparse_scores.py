@@ -23,6 +23,34 @@ class SparseScores(NamedTuple):
     scores: Tensor
 
 
+def add_scores(first: SparseScores, second: SparseScores, *, weights: tuple[float, float]) -> SparseScores:
+    """Return the weighted sum of two sets of additional scores.
+
+    Args:
+        first: Additional scores [N, S].
+        second: Additional scores [N, T] of the same queries.
+        weights: The weight of each.
+
+    Returns:
+        [N, S + T] additional scores.
+
+    Examples:
+        >>> one = SparseScores(torch.tensor([[2, 5]]), torch.tensor([[1.0, 2.0]]))
+        >>> other = SparseScores(torch.tensor([[5]]), torch.tensor([[1.0]]))
+        >>> add_scores(one, other, weights=(1.0, 10.0))
+        SparseScores(items=tensor([[0, 2, 5]]), scores=tensor([[ 0.,  1., 12.]]))
+    """
+    items, order = torch.cat([first.items, second.items], dim=1).sort(dim=1, stable=True)
+    scores = torch.cat([weights[0] * first.scores, weights[1] * second.scores], dim=1).gather(1, order)
+    # An item stands at most twice, side by side; the second place gets the sum.
+    twice = items[:, 1:] == items[:, :-1]
+    sums = scores[:, 1:] + torch.where(twice, scores[:, :-1], 0)
+    scores = torch.cat([scores[:, :1], sums], dim=1)
+    emptied = torch.cat([twice, twice.new_zeros(len(twice), 1)], dim=1) | (items == PADDING_INDEX)
+    items, order = items.masked_fill(emptied, PADDING_INDEX).sort(dim=1, stable=True)
+    return SparseScores(items, scores.masked_fill(emptied, 0).gather(1, order))
+
+
 def look_up_scores(added: SparseScores, items: Tensor) -> Tensor:
     """Return the additional scores of given items.
 
