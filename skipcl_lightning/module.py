@@ -376,7 +376,10 @@ class SkipCLModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
         # Not the modules that a subclass's own arguments may hold.
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY].update(self._describe_parts())
+        settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        settings.update(self._describe_parts())
+        if "transition_weight" in settings:
+            settings["transition_weight"] = self.transition_weight  # it may have been chosen since
         save_encoder(checkpoint, self.encoder, type(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

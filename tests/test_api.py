@@ -29,7 +29,9 @@ PUBLIC = {
     "skipcl_lightning.callbacks": [
         "BestCheckpoint",
         "CheckpointArtifact",
+        "ChooseTransitionWeight",
         "EmbeddingDiagnostics",
+        "ListDiagnostics",
         "RankPlot",
         "RecommendationTable",
         "RunFacts",
@@ -85,6 +87,7 @@ PUBLIC = {
         "QueryModel",
         "SessionKNN",
         "SessionPopularity",
+        "choose_transition_weight",
         "compare",
         "evaluate",
         "save_rank_plot",

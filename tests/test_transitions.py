@@ -9,8 +9,9 @@ from small_models import quiet_trainer
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.callbacks import ChooseTransitionWeight
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.evaluation import evaluate
+from skipcl_lightning.evaluation import choose_transition_weight, evaluate
 from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.model import Transitions
 
@@ -197,3 +198,68 @@ def test_bad_settings_are_named(data):
         evaluate(build(data), data, num_resamples=0)
     with pytest.raises(ValueError, match="`transition_weight` must be 0 without a `SessionDataModule`"):
         quiet_trainer(max_epochs=1).fit(build(data), data.train_dataloader(), data.val_dataloader())
+
+
+@torch.no_grad()
+def ndcg_by_hand(module, data, counts, weight):
+    gains = []
+    for batch in data.val_dataloader():
+        scores = dense_scores(module, batch, counts, weight)
+        for row, target in enumerate(batch.target.tolist()):
+            if batch.target_feedback[row] >= 0:
+                own = scores[row, target]
+                rank = sum(1 for item in range(1, scores.shape[1]) if scores[row, item] >= own)
+                gains.append(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
+    return sum(gains) / len(gains)
+
+
+def test_the_weight_with_the_best_validation_ndcg_is_chosen(data, trained):
+    module, _ = trained
+    try:
+        table = choose_transition_weight(module, data, weights=(0.0, 1.0, 30.0))
+        chosen = module.transition_weight
+    finally:
+        module.transition_weight = WEIGHT
+    counts = counts_by_hand(data)
+    expected = [ndcg_by_hand(module, data, counts, weight) for weight in (0.0, 1.0, 30.0)]
+    assert table["transition_weight"].to_list() == [0.0, 1.0, 30.0]
+    assert table["ndcg@10"].to_list() == pytest.approx(expected, abs=5e-3)
+    assert chosen == table["transition_weight"][table["ndcg@10"].arg_max()]
+
+
+def test_a_part_of_the_targets_may_decide(data, trained):
+    module, _ = trained
+    try:
+        part = choose_transition_weight(module, data, weights=(0.0, 1.0), max_targets=100)
+        whole = choose_transition_weight(module, data, weights=(0.0, 1.0))
+    finally:
+        module.transition_weight = WEIGHT
+    assert part["ndcg@10"].to_list() != whole["ndcg@10"].to_list()
+
+
+def test_a_callback_chooses_before_each_validation_and_checkpoints_keep_the_choice(data, tmp_path):
+    module = build(data)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight(weights=(0.0, 5.0))])
+    trainer.fit(module, data)
+    assert module.transition_weight == 5.0
+    assert trainer.callback_metrics["transition_weight"] == 5.0
+    report = evaluate(module, data, split="validation", num_resamples=0)
+    assert float(trainer.callback_metrics["val/ndcg@10"]) == pytest.approx(report["ndcg@10"], abs=1e-6)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = SkipCLModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert loaded.transition_weight == 5.0
+
+
+def test_a_choice_without_transitions_is_refused(data):
+    with pytest.raises(ValueError, match="got one without counted transitions"):
+        choose_transition_weight(build(data), data)
+    with pytest.raises(ValueError, match="`weights` must hold at least one weight"):
+        choose_transition_weight(build(data), data, weights=())
+    module = build(data)
+    module.transition_weight = 0.0
+    with pytest.raises(ValueError, match="`transition_weight` must be above 0 with `ChooseTransitionWeight`"):
+        quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()]).fit(module, data)
+    with pytest.raises(TypeError, match="must be used with a SkipCLModule and a SessionDataModule"):
+        quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()]).fit(
+            build(data), data.train_dataloader(), data.val_dataloader()
+        )

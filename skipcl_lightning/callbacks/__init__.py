@@ -3,17 +3,21 @@
 from skipcl_lightning.callbacks.best_checkpoint import BestCheckpoint
 from skipcl_lightning.callbacks.checkpoint_artifact import CheckpointArtifact
 from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics
+from skipcl_lightning.callbacks.list_diagnostics import ListDiagnostics
 from skipcl_lightning.callbacks.protocol import SessionData, WatchedModule
 from skipcl_lightning.callbacks.rank_plot import RankPlot
 from skipcl_lightning.callbacks.recommendation_table import RecommendationTable
 from skipcl_lightning.callbacks.run_facts import RunFacts
 from skipcl_lightning.callbacks.skip_loss_warmup import SkipLossWarmup
 from skipcl_lightning.callbacks.training_signals import TrainingSignals
+from skipcl_lightning.callbacks.transition_weight import ChooseTransitionWeight
 
 __all__ = [
     "BestCheckpoint",
     "CheckpointArtifact",
+    "ChooseTransitionWeight",
     "EmbeddingDiagnostics",
+    "ListDiagnostics",
     "RankPlot",
     "RecommendationTable",
     "RunFacts",

@@ -13,6 +13,7 @@ from skipcl_lightning.evaluation.evaluate import evaluate
 from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.target_rows import Baseline, QueryModel
+from skipcl_lightning.evaluation.transition_weight import choose_transition_weight
 
 __all__ = [
     "BPR",
@@ -24,6 +25,7 @@ __all__ = [
     "QueryModel",
     "SessionKNN",
     "SessionPopularity",
+    "choose_transition_weight",
     "compare",
     "evaluate",
     "save_rank_plot",

@@ -13,6 +13,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
+from skipcl_lightning.evaluation.baselines import LastItemMarkov
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.evaluation.segments import add_segments, popularity_deciles
 from skipcl_lightning.evaluation.target_rows import (
@@ -50,6 +51,7 @@ def evaluate(
     confidence: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
+    compare_markov: bool = True,
 ) -> EvaluationReport:
     """Rank every held-out target, and return a report with intervals and segments.
 
@@ -73,6 +75,8 @@ def evaluate(
         confidence: The coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions; 0 for no intervals.
         seed: Seed of resamples and candidates.
+        compare_markov: Whether the report of a model with queries also has one line on last-item Markov, the
+            simplest model of sequences, on the same targets in the whole catalogue.
 
     Returns:
         The report. If most lists begin with the item that just played, its `caution` is also a warning,
@@ -128,7 +132,9 @@ def evaluate(
         sampler=sampler,
         item_counts=data.item_counts if sampler == "popularity" else None,
     )
-    measured = _measure(model, data, split, protocol, seed)
+    beside = compare_markov and num_candidates is None and is_query_model(model)
+    markov = LastItemMarkov(data) if beside else None
+    measured = _measure(model, data, split, protocol, seed, markov)
     counts = count_recommendations(measured["recommended"], data.num_items)
     report = EvaluationReport(
         name=name or type(model).__name__,
@@ -155,14 +161,24 @@ def evaluate(
 
 @torch.no_grad()
 def _measure(
-    model: QueryModel | Baseline, data: SessionDataModule, split: Split, protocol: RankingProtocol, seed: int
+    model: QueryModel | Baseline,
+    data: SessionDataModule,
+    split: Split,
+    protocol: RankingProtocol,
+    seed: int,
+    markov: LastItemMarkov | None,
 ) -> dict[str, Tensor]:
     """Return the rows of all targets, on the CPU."""
     device = _device(model)
     generator = torch.Generator().manual_seed(seed)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
+    parts = []
     with evaluation_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
-        parts = [measure_batch(model, batch.to(device), protocol, generator) for batch in loader]
+        for batch in loader:
+            part = measure_batch(model, batch.to(device), protocol, generator)
+            if markov is not None:
+                part["markov_rank"] = markov.target_ranks(batch, exclude_seen=protocol.exclude_seen)
+            parts.append(part)
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
@@ -200,6 +216,7 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
             "half_points": values["half_points"],
             "pairs": values["pairs"],
             "novelty": bits.double().numpy(),
+            **({"markov_rank": values["markov_rank"].astype(np.float64)} if "markov_rank" in values else {}),
         }
     )
     return add_segments(frame)

@@ -20,7 +20,7 @@ from skipcl_lightning.metrics.session_metrics import describe_left_out
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EvaluationReport"]
+__all__ = ["EvaluationReport", "describe_last_first"]
 
 # A model is degenerate if the item that just played comes first in a larger share of its lists than this, and
 # this many times as often as it is the next one.
@@ -40,8 +40,8 @@ class EvaluationReport:
 
     Args:
         name: The model's name.
-        sessions: One row for each held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`, and
-            its segments. A session has several rows with `targets="every"`.
+        sessions: One row for each held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`, its
+            segments, and perhaps `markov_rank`. A session has several rows with `targets="every"`.
         settings: The protocol.
         coverage: The share of the catalogue that is recommended at all.
     """
@@ -86,17 +86,30 @@ class EvaluationReport:
         """One line that names the metrics whose population is empty; empty if there is none."""
         return describe_left_out(name for name in self._all_values if name not in self.values)
 
+    @cached_property
+    def markov(self) -> dict[str, float]:
+        """The metrics of last-item Markov on the same targets; empty if it was not evaluated."""
+        if "markov_rank" not in self.sessions.columns:
+            return {}
+        k = min(self.settings["top_k"], key=lambda k: abs(k - 10))
+        ratios = self.ratios(self.sessions.with_columns(rank=pl.col("markov_rank")))
+        names = ("hit_rate@1", f"hit_rate@{k}", f"ndcg@{k}", f"skip_hit_rate@{k}")
+        found = ratio_values({name: ratios[name] for name in dict.fromkeys(names) if name in ratios})
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    @property
+    def markov_line(self) -> str:
+        """One line with `markov`; empty if it was not evaluated."""
+        if not self.markov:
+            return ""
+        values = ", ".join(f"{name} {value:.4f}" for name, value in self.markov.items())
+        return f"Last-item Markov on the same targets: {values}."
+
     @property
     def caution(self) -> str:
         """One line if most lists begin with the item that just played; empty if they do not."""
         first, following = (self.values.get(name, 0.0) for name in ("last_item_first", "last_item_next"))
-        if first <= max(_MOST_LAST_FIRST, _MOST_TIMES_NEXT * following):
-            return ""
-        return (
-            f"The first recommendation is the item that just played before {first:.0%} of the targets, but "
-            f"only {following:.0%} of the listened targets are that item. Train longer, with a larger "
-            "embedding and a lower learning rate, or evaluate and recommend with `exclude_seen=True`."
-        )
+        return describe_last_first(first, following)
 
     @cached_property
     def _all_values(self) -> dict[str, float]:
@@ -183,14 +196,18 @@ class EvaluationReport:
         lines = [f"## {self.name}", "", self.describe_protocol(), ""]
         lines += ["| metric | value | interval | targets | sessions |", "|---|---:|---:|---:|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in self._cells()]
-        lines += [line for text in (self.left_out, self.caution) if text for line in ("", text)]
+        lines += [
+            line for text in (self.markov_line, self.left_out, self.caution) if text for line in ("", text)
+        ]
         return "\n".join(lines) + "\n"
 
     def table(self) -> Any:
         """Return the report as a `rich.table.Table` for a terminal."""
         from rich.table import Table
 
-        caption = " ".join(filter(None, (self.describe_protocol(), self.left_out, self.caution)))
+        caption = " ".join(
+            filter(None, (self.describe_protocol(), self.markov_line, self.left_out, self.caution))
+        )
         table = Table(title=self.name, caption=caption)
         for column in ("metric", "value", "interval", "targets", "sessions"):
             table.add_column(column, justify="left" if column == "metric" else "right")
@@ -290,3 +307,22 @@ class EvaluationReport:
 def _count(members: NDArray[np.bool_], numbers: NDArray[np.int64]) -> tuple[int, int]:
     """Return the number of targets that a metric averages, and of their sessions."""
     return int(members.sum()), len(np.unique(numbers[members]))
+
+
+def describe_last_first(first: float, following: float) -> str:
+    """Return a warning if lists begin with the item that just played, or an empty string.
+
+    Args:
+        first: The share of lists that begin with it, in [0, 1].
+        following: The share of listened targets that are this item, in [0, 1].
+
+    Returns:
+        One line with the cure, from 50 % on, if that is three times the second share.
+    """
+    if not first > max(_MOST_LAST_FIRST, _MOST_TIMES_NEXT * following):
+        return ""
+    return (
+        f"The first recommendation is the item that just played before {first:.0%} of the targets, but "
+        f"only {following:.0%} of the listened targets are that item. Train with a `transition_weight`, or "
+        "evaluate and recommend with `exclude_seen=True`."
+    )

@@ -1,45 +1,94 @@
-"""What the training set's transitions add to a model, beside last-item Markov, on a log of sessions.
+"""Models with the training set's transitions, beside simple models, on a log of real sessions.
 
-python tests/benchmarks/transitions.py sessions.parquet               # some minutes a seed on 2 cores
+python tests/benchmarks/transitions.py sessions.parquet                # about 8 minutes a seed on 2 cores
 
 The file has the columns session_id, position, item_id and seconds_played; less than 30 seconds is a skip. The
-weight with the best NDCG@10 on the validation set is chosen; the test set is read once, at that weight.
-Prints Markdown.
+weight of the transitions is chosen on the validation set, and the test set is read once, at that weight.
+Prints Markdown: a row for each model and seed, then the paired differences from last-item Markov, with a 95 %
+interval over the seeds and the least and greatest bound of the seeds' intervals over sessions.
 """
 
 import logging
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
+from torch import nn
 
 from skipcl_lightning import SkipCLModule, evaluate
-from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.backbones import GRU4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, SplitBySession
-from skipcl_lightning.evaluation import EvaluationReport, LastItemMarkov
+from skipcl_lightning.evaluation import (
+    EvaluationReport,
+    LastItemMarkov,
+    SessionKNN,
+    choose_transition_weight,
+    compare,
+)
+from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.heads import SampledSoftmax
 
-METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10", "last_item_first")
+METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10")
+COLUMNS = (*METRICS, "last_item_first")
+# So that only the transitions and, between equal counts, the model decide.
+ALONE = 1e4
 
 
 def transitions(
-    sessions: Path, seeds: int = 3, epochs: int = 8, weights: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    sessions: Path, seeds: int = 5, epochs: int = 8, backbones: tuple[str, ...] = ("SASRec", "GRU4Rec")
 ) -> None:
-    """Print the test metrics of Markov, and of SASRec without and with transitions.
+    """Print the test metrics of simple models, and of backbones without and with transitions.
 
     Args:
         sessions: The Parquet file.
-        seeds: The number of trainings.
+        seeds: The number of trainings of each backbone.
         epochs: The epochs of each.
-        weights: The weights to choose from.
+        backbones: `SASRec`, `GRU4Rec` or both.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    data = read(sessions)
+    print(f"{data.num_items:,} items\n")
+    print(f"| model | weight | {' | '.join(COLUMNS)} |\n|---|---:|{'---:|' * len(COLUMNS)}", flush=True)
+    markov = evaluate(LastItemMarkov(data), data)
+    show("last-item Markov, `next`", 0, markov)
+    show("last-item Markov, `next_listened`", 0, evaluate(LastItemMarkov(data, rule="next_listened"), data))
+    show("session-KNN", 0, evaluate(SessionKNN(data), data))
+    differences: dict[str, list[pl.DataFrame]] = {}
+    for name in backbones:
+        for seed in range(seeds):
+            seed_everything(seed, verbose=False)
+            module = train(make_backbone(name), data, epochs)
+            choose_transition_weight(module, data)
+            chosen = module.transition_weight
+            for weight in (0.0, chosen, ALONE):
+                module.transition_weight = weight
+                report = evaluate(module, data, compare_markov=False)
+                show(f"{name}, seed {seed}", weight, report)
+                if weight == chosen:
+                    differences.setdefault(name, []).append(compare(markov, report))
+    print("\n| model | metric | difference from Markov | 95 %, seeds | 95 %, sessions |")
+    print("|---|---|---:|---:|---:|")
+    for name, tables in differences.items():
+        for metric in METRICS:
+            rows = pl.concat([table.filter(pl.col("metric") == metric) for table in tables])
+            values = rows["difference"].to_numpy()
+            mean, low, high = values.mean(), rows["low"].min(), rows["high"].max()
+            margin = float(student_margin(float(np.std(values, ddof=1)), seeds)) if seeds > 1 else np.nan
+            print(
+                f"| {name} | {metric} | {mean:+.4f} | {mean - margin:+.4f} to {mean + margin:+.4f} | "
+                f"{low:+.4f} to {high:+.4f} |"
+            )
+
+
+def read(sessions: Path) -> SessionDataModule:
+    """Return sessions of 5 or more plays, items of 10 or more; every item of a test session is a target."""
     skipped = pl.col("seconds_played") < 30
     log = pl.scan_parquet(sessions).select(
         "session_id", "position", "item_id", feedback=pl.when(skipped).then(-1.0).otherwise(1.0)
     )
-    data = SessionDataModule(
+    return SessionDataModule(
         log,
         batch_size=128,
         max_length=50,
@@ -48,42 +97,32 @@ def transitions(
         bucket_batches=32,
         split=SplitBySession(0.05, 0.05, targets="every"),
     )
-    print(f"{data.num_items:,} items\n")
-    print(f"| model | weight | {' | '.join(METRICS)} |\n|---|---:|{'---:|' * len(METRICS)}")
-    for rule in ("next", "next_listened"):
-        show(f"Markov, `{rule}`", 0, evaluate(LastItemMarkov(data, rule=rule), data, num_resamples=0))
-    for seed in range(seeds):
-        seed_everything(seed, verbose=False)
-        module = SkipCLModule(
-            SASRec(64, max_length=50, num_layers=1, dropout=0.1),
-            num_items=data.num_items,
-            next_item_loss=SampledSoftmax(1000),
-            learning_rate=0.003,
-            transition_weight=max(weights),
-        )
-        trainer = Trainer(
-            max_epochs=epochs,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, data)
-        found = {}
-        for module.transition_weight in weights:
-            report = evaluate(module, data, split="validation", num_resamples=0)
-            found[module.transition_weight] = report["ndcg@10"]
-        for module.transition_weight in (0.0, max(found, key=lambda weight: found[weight])):
-            report = evaluate(module, data, num_resamples=0)
-            show(f"SASRec, seed {seed}", module.transition_weight, report)
+
+
+def make_backbone(name: str) -> nn.Module:
+    """Return a backbone of D 64."""
+    return SASRec(64, max_length=50, num_layers=1, dropout=0.1) if name == "SASRec" else GRU4Rec(64)
+
+
+def train(backbone: nn.Module, data: SessionDataModule, epochs: int) -> SkipCLModule:
+    """Return a module that is trained on the data."""
+    module = SkipCLModule(
+        backbone,
+        num_items=data.num_items,
+        next_item_loss=SampledSoftmax(1000),
+        learning_rate=0.003,
+        transition_weight=4.0,
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=epochs, limit_val_batches=0, enable_model_summary=False, **quiet)
+    trainer.fit(module, data)
+    return module
 
 
 def show(name: str, weight: float, report: EvaluationReport) -> None:
     """Print one row."""
-    print(
-        f"| {name} | {weight:g} | {' | '.join(f'{report[metric]:.4f}' for metric in METRICS)} |", flush=True
-    )
+    values = " | ".join(f"{report[metric]:.4f}" for metric in COLUMNS)
+    print(f"| {name} | {weight:g} | {values} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Scores:
 @pytest.mark.parametrize("settings", [{}, {"exclude_seen": True}, {"ties": "mean"}, {"top_k": (3, 7)}])
 def test_scores_and_queries_of_one_model_give_one_report(data, settings):
     model = module(data)
-    by_query = evaluate(model, data, num_resamples=0, **settings)
+    by_query = evaluate(model, data, num_resamples=0, compare_markov=False, **settings)
     by_scores = evaluate(Scores(model), data, num_resamples=0, **settings)
     assert by_scores.sessions.drop("novelty").equals(by_query.sessions.drop("novelty"))
     assert by_scores.values == pytest.approx(by_query.values, nan_ok=True)
@@ -403,3 +403,30 @@ def test_a_model_that_repeats_the_last_item_is_warned_of_with_the_cure():
     assert set(verdicts.filter(pl.col("metric").str.starts_with("last_item"))["verdict"]) <= {
         "no significant difference"
     }
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_report_of_a_model_says_how_last_item_markov_does(data, exclude_seen):
+    report = evaluate(module(data), data, num_resamples=0, exclude_seen=exclude_seen)
+    markov = evaluate(LastItemMarkov(data), data, num_resamples=0, exclude_seen=exclude_seen)
+    assert report.sessions["markov_rank"].to_list() == markov.sessions["rank"].to_list()
+    assert report.markov == {
+        name: markov[name] for name in ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10")
+    }
+    line = f"Last-item Markov on the same targets: hit_rate@1 {markov['hit_rate@1']:.4f}, hit_rate@10"
+    assert line in report.to_markdown()
+    assert line in str(report.table().caption)
+
+
+def test_markov_stands_beside_models_of_the_whole_catalogue_only(data):
+    model = module(data)
+    for report in (
+        evaluate(model, data, num_resamples=0, compare_markov=False),
+        evaluate(Popularity(data.item_counts), data, num_resamples=0),
+    ):
+        assert report.markov == {}
+        assert "Markov" not in report.to_markdown()
+    with pytest.warns(UserWarning, match="sampled"):
+        report = evaluate(model, data, num_resamples=0, num_candidates=5)
+    assert report.markov == {}
+    assert "Markov" not in report.to_markdown()

@@ -1,0 +1,71 @@
+"""Callback that chooses the weight of the training set's transitions."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation import choose_transition_weight
+from skipcl_lightning.module import SkipCLModule
+
+__all__ = ["ChooseTransitionWeight"]
+
+
+class ChooseTransitionWeight(Callback):
+    """Callback that sets `transition_weight` before each validation, by `choose_transition_weight`.
+
+    The validation metrics and the checkpoints that follow have the chosen weight, which is logged as
+    `transition_weight`.
+
+    Args:
+        weights: The weights to choose from, each at least 0.
+        max_targets: Approximate number of validation targets that are ranked for the choice.
+
+    Raises:
+        TypeError: A setting has the wrong type, or, when a run starts, the module is no `SkipCLModule` or its
+            data no `SessionDataModule`.
+        ValueError: A setting is out of range, or, when a run starts, the module has a `transition_weight` of
+            0.
+
+    Examples:
+        >>> callbacks = [ChooseTransitionWeight(weights=(0.0, 2.0, 4.0))]
+    """
+
+    def __init__(
+        self, *, weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0), max_targets: int = 4096
+    ) -> None:
+        if not weights:
+            raise ValueError(
+                "`weights` must hold at least one weight, got none. Leave it out for the defaults."
+            )
+        for weight in weights:
+            check_number("weights", weight, minimum=0)
+        check_integer("max_targets", max_targets)
+        self.weights = tuple(weights)
+        self.max_targets = max_targets
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise unless the module and its data have transitions."""
+        if stage != "fit":
+            return
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
+            raise TypeError(
+                f"`ChooseTransitionWeight` must be used with a SkipCLModule and a SessionDataModule, got "
+                f"{type(pl_module).__name__} and {type(data).__name__}. Leave it out of the callbacks."
+            )
+        if not pl_module.transition_weight > 0:
+            raise ValueError(
+                "`transition_weight` must be above 0 with `ChooseTransitionWeight`, got 0. Transitions are "
+                "counted only then; pass `SkipCLModule(..., transition_weight=1.0)`."
+            )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the weight; not in the sanity check."""
+        data = getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if isinstance(pl_module, SkipCLModule) and isinstance(data, SessionDataModule):
+            choose_transition_weight(pl_module, data, weights=self.weights, max_targets=self.max_targets)
+            pl_module.log("transition_weight", pl_module.transition_weight, sync_dist=True)
