@@ -13,7 +13,7 @@ from skipcl_lightning.backbones.attention import (
     feed_forward,
     run_blocks,
 )
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["BERT4Rec"]
 
@@ -91,6 +91,7 @@ class BERT4Rec(nn.Module):
             nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.LayerNorm(embedding_size)
         )
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """Return the prediction of the item at each position.
 

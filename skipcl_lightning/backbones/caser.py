@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["Caser"]
 
@@ -69,6 +69,7 @@ class Caser(nn.Module):
         features = num_horizontal_filters * window + num_vertical_filters * embedding_size
         self.output = nn.Linear(features, embedding_size)
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
         """Return the query after each item.
 

@@ -1,8 +1,10 @@
 """The contract of backbones, checked on a small input before training."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ __all__ = [
     "clean_input",
     "evaluation_mode",
     "is_causal",
+    "requires_mask",
     "takes_argument",
 ]
 
 _LENGTH = 4
+Arguments = ParamSpec("Arguments")
 
 
 def is_causal(backbone: nn.Module) -> bool:
@@ -54,6 +58,38 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
         return all(name in inspect.signature(function).parameters for function in functions)
     except ValueError:  # scripted and traced modules have no signature
         return False
+
+
+def requires_mask(forward: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Decorate `forward(self, x, valid_mask)` so that a call without the mask says what to pass.
+
+    Args:
+        forward: The method to wrap.
+
+    Returns:
+        The same method, with the same signature.
+
+    Examples:
+        >>> class Echo(nn.Module):
+        ...     @requires_mask
+        ...     def forward(self, x, valid_mask):
+        ...         return x
+        >>> Echo()(torch.zeros(2, 3, 8))
+        Traceback (most recent call last):
+            ...
+        TypeError: `valid_mask` must be a bool tensor [B, L], True at items, got none in the call of Echo. ...
+    """
+
+    @functools.wraps(forward)
+    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        if len(args) < 3 and "valid_mask" not in kwargs:  # self, x, valid_mask
+            raise TypeError(
+                "`valid_mask` must be a bool tensor [B, L], True at items, got none in the call of "
+                f"{type(args[0]).__name__}. Call `backbone(x, batch.valid_mask)`."
+            )
+        return forward(*args, **kwargs)
+
+    return wrapper
 
 
 def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:

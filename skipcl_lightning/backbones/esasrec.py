@@ -13,7 +13,7 @@ from skipcl_lightning.backbones.attention import (
     check_transformer,
     run_blocks,
 )
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["ESASRec"]
 
@@ -82,6 +82,7 @@ class ESASRec(nn.Module):
         )
         self.norm = nn.LayerNorm(embedding_size)
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """Return the query after each item.
 

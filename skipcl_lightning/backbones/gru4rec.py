@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["GRU4Rec"]
 
@@ -74,6 +74,7 @@ class GRU4Rec(nn.Module):
             nn.Identity() if hidden_size == embedding_size else nn.Linear(hidden_size, embedding_size)
         )
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
         """Return the query after each item.
 

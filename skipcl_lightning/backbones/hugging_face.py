@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones.attention import key_mask
-from skipcl_lightning.backbones.contract import clean_input, evaluation_mode
+from skipcl_lightning.backbones.contract import clean_input, evaluation_mode, requires_mask
 
 __all__ = ["HFBackbone"]
 
@@ -94,6 +94,7 @@ class HFBackbone(nn.Module):
         if not weight.is_meta:
             self._probe(table.embedding_dim, weight)
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
         """Return the model's last hidden state.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["NextItNet"]
 
@@ -63,6 +63,7 @@ class NextItNet(nn.Module):
             _DilatedBlock(embedding_size, kernel_size, dilation) for dilation in dilations
         )
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
         """Return the query after each item.
 

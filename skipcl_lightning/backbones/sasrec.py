@@ -15,7 +15,7 @@ from skipcl_lightning.backbones.attention import (
     feed_forward,
     run_blocks,
 )
-from skipcl_lightning.backbones.contract import clean_input
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["SASRec"]
 
@@ -92,6 +92,7 @@ class SASRec(nn.Module):
         # The last block of `post` already ends with a norm.
         self.norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
 
+    @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
         """Return the query after each item.
 

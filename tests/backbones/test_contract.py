@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import hypothesis
@@ -135,6 +136,30 @@ def test_a_session_that_is_too_long_says_what_to_do(backbone):
         return
     with pytest.raises(ValueError, match=r"at most `max_length` = 10 positions, got 11. Keep the latest"):
         backbone(x, mask)
+
+
+def test_a_call_without_the_mask_says_what_to_pass(backbone):
+    x, mask = random_sessions(2, 4), all_valid(2, 4)
+    message = (
+        rf"`valid_mask` must be a bool tensor \[B, L\], .* got none in the call of {type(backbone).__name__}"
+        r"\. Call `backbone\(x, batch\.valid_mask\)`\."
+    )
+    for call in (lambda: backbone(x), lambda: backbone(x=x), backbone):
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert torch.equal(backbone(x=x, valid_mask=mask), backbone(x, mask))
+    assert list(inspect.signature(backbone.forward).parameters)[:2] == ["x", "valid_mask"]
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")  # of torch, at the first use
+def test_a_backbone_compiles_and_exports(backbone):
+    x, mask = random_sessions(2, 4), all_valid(2, 4)
+    exported = torch.export.export(backbone, (x, mask)).module()
+    torch.testing.assert_close(exported(x, mask), backbone(x, mask))
+    torch.compiler.reset()  # all backbones share the cache
+    whole = not isinstance(backbone, GRU4Rec)  # torch compiles no recurrent layers
+    compiled = torch.compile(backbone, backend="eager", fullgraph=whole)
+    torch.testing.assert_close(compiled(x, mask), backbone(x, mask))
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
