@@ -1,33 +1,33 @@
 """Command `skipcl demo`, which shows what the feedback input and the skip head change."""
 
-import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import Baseline, LastItemMarkov, Popularity, evaluate, save_rank_plot
-from skipcl_lightning.evaluation.statistics import student_margin
+from skipcl_lightning.evaluation.report_metrics import is_higher_better
+from skipcl_lightning.evaluation.statistics import judge, student_margin
 from skipcl_lightning.heads import SkipInfoNCE
 from skipcl_lightning.module import SkipCLModule
+from skipcl_lightning.study.choices import build_backbone
+from skipcl_lightning.study.runs import quiet_lightning, train
 
 __all__ = ["Results", "demo", "describe_results"]
 
 Results = dict[str, list[dict[str, float]]]
 
 MAX_LENGTH = 20
-EMBEDDING_SIZE = 64
 PLAIN, FEEDBACK, HEAD = "plain", "+ feedback", "+ head"
 ROWS = {
     "HitRate@1": "hit_rate@1",
@@ -39,7 +39,6 @@ ROWS = {
     "PairAccuracy": "pairwise_skip_accuracy",
     "LastFirst": "last_item_first",
 }
-LOWER_IS_BETTER = {"SkipMRR@10", "SkipHitRate@10", "LastFirst"}
 BASELINES = ("Popular", "Markov")
 _CAUTION = (
     "The logs are simulated, and skips follow the listener's mood by construction: they show how the parts "
@@ -86,7 +85,7 @@ def demo(
         f"{PLAIN!r} is SASRec, {FEEDBACK!r} also shows it the feedback of each past\n"
         f"track, and {HEAD!r} adds SkipInfoNCE with λ = {weight:g}."
     )
-    with _quiet_lightning(), Progress(console=console) as progress:
+    with quiet_lightning(), Progress(console=console) as progress:
         task = progress.add_task("Training", total=seeds * len(ranks) * epochs)
         for seed in range(seeds):
             data = SessionDataModule(
@@ -110,16 +109,6 @@ def demo(
     console.print(f"Picture: {output}\n{NEXT}")
 
 
-class _Tick(Callback):
-    """Callback that calls `tick` after each training epoch."""
-
-    def __init__(self, tick: Callable[[], None]) -> None:
-        self.tick = tick
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.tick()
-
-
 def _train(
     data: SessionDataModule,
     feedback_input: bool,
@@ -130,23 +119,13 @@ def _train(
 ) -> SkipCLModule:
     seed_everything(seed, verbose=False)
     module = SkipCLModule(
-        SASRec(EMBEDDING_SIZE, max_length=MAX_LENGTH, num_layers=1, dropout=0.1),
+        build_backbone("SASRec", MAX_LENGTH),
         head,
         num_items=data.num_items,
         feedback_input=feedback_input,
         learning_rate=4e-3,
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        limit_val_batches=0,
-        callbacks=[_Tick(tick)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, data)
+    train(module, data, epochs=epochs, callbacks=[LambdaCallback(on_train_epoch_end=lambda *_: tick())])
     return module
 
 
@@ -174,7 +153,7 @@ def _table(results: Results) -> Table:
     for label, key in ROWS.items():
         # A small log may have no rejected target; then the cell is NaN.
         cells = {name: [run.get(key, math.nan) for run in runs_of] for name, runs_of in results.items()}
-        arrow = "↓" if label in LOWER_IS_BETTER else "↑"
+        arrow = "↑" if is_higher_better(key) else "↓"
         table.add_row(
             f"{label} {arrow}",
             *(_cell(values, interval=name not in BASELINES) for name, values in cells.items()),
@@ -194,37 +173,8 @@ def _short(share: float) -> str:
     return f"{share:.3f}".removeprefix("0")
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's messages on devices and limits, which would disrupt the progress bar."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def describe_results(results: Results, before: str, after: str) -> str:
-    """Compare two models by the differences within each seed.
-
-    Args:
-        results: By model, the metrics of each seed's run.
-        before: The model to compare with.
-        after: The compared model.
-
-    Returns:
-        Lines: each difference with a 95 % interval over seeds, and whether it is significant.
-
-    Examples:
-        >>> keys = ["hit_rate@10", "skip_hit_rate@10", "skip_rank_percentile"]
-        >>> results = {"a": [dict.fromkeys(keys, 0.5)] * 3, "b": [dict.fromkeys(keys, 0.5)] * 3}
-        >>> print(describe_results(results, "a", "b").splitlines()[1])
-          HitRate@10: +0.000 ± 0.000, no significant difference
-    """
+    """Return a line for each difference of two models, with its 95 % interval over seeds and verdict."""
     runs = len(results[before])
     lines = [f"{after!r} minus {before!r}, paired by seed, 95 % intervals over {runs} seeds:"]
     for label in ("HitRate@10", "SkipHitRate@10", "SkipPercentile"):
@@ -236,12 +186,6 @@ def describe_results(results: Results, before: str, after: str) -> str:
             continue
         mean = statistics.mean(differences)
         margin = float(student_margin(statistics.stdev(differences), runs))
-        verdict = _verdict(mean, margin, label in LOWER_IS_BETTER)
+        verdict = judge(mean - margin, mean + margin, higher_is_better=is_higher_better(key))
         lines.append(f"  {label}: {mean:+.3f} ± {margin:.3f}, {verdict}")
     return "\n".join(lines)
-
-
-def _verdict(mean: float, margin: float, lower_is_better: bool) -> str:
-    if abs(mean) <= margin:
-        return "no significant difference"
-    return "better" if (mean < 0) == lower_is_better else "worse"

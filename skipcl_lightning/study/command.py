@@ -13,12 +13,18 @@ from rich.progress import Progress
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.evaluation.plots import write_whole
-from skipcl_lightning.study.datasets import find_recipe
+from skipcl_lightning.study.choices import PLAIN, build_backbone, find_recipe, find_variant
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
-from skipcl_lightning.study.results import compare_all, gains_by_skip_rate, read_hits, read_metrics
+from skipcl_lightning.study.results import (
+    compare_all,
+    describe_runs,
+    gains_by_skip_rate,
+    make_markdown,
+    make_terminal_tables,
+    read_hits,
+    read_metrics,
+)
 from skipcl_lightning.study.runs import Mode, Run, Tracking, execute, read_record
-from skipcl_lightning.study.tables import describe_runs, make_markdown, make_terminal_tables
-from skipcl_lightning.study.variants import PLAIN, build_backbone, find_variant
 
 __all__ = ["do_missing", "list_runs", "study"]
 
@@ -165,22 +171,8 @@ def list_runs(
 ) -> list[Run]:
     """Return every combination; a variant without a head has one run, not one for each weight.
 
-    Args:
-        datasets: As for `make_data`.
-        backbones: Names.
-        variants: Names.
-        weights: Values of λ.
-        seeds: The number of seeds, from 0.
-        epochs: Epochs of each training; None for the data set's own number.
-        sessions: Sessions of simulated logs; None for the recipe's number.
-
-    Returns:
-        The runs, seed by seed, so an interrupted study has complete seeds.
-
-    Examples:
-        >>> names = {"datasets": ["dense"], "backbones": ["SASRec"], "variants": ["none", "session"]}
-        >>> [(run.variant, run.weight) for run in list_runs(**names, weights=[0.1, 1.0], seeds=1)]
-        [('none', None), ('session', 0.1), ('session', 1.0)]
+    They come seed by seed, so that an interrupted study has complete seeds. `epochs` and `sessions` replace
+    the numbers of the data sets' recipes.
     """
     choices: list[tuple[str, float | None]] = []
     for variant in variants:
@@ -201,19 +193,9 @@ def list_runs(
 def do_missing(
     runs: Sequence[Run], folder: Path, *, jobs: int, tracking: Tracking | None, console: Console
 ) -> None:
-    """Execute the runs that are not on disk yet, in several processes.
+    """Execute the runs that are not on disk yet, in `jobs` processes that share the cores.
 
-    A failed run does not stop the others.
-
-    Args:
-        runs: The runs of the study.
-        folder: The folder of the study.
-        jobs: Parallel runs; they share the cores.
-        tracking: Where runs are logged in W&B.
-        console: Where progress is shown.
-
-    Raises:
-        RuntimeError: Some runs failed; the message names them.
+    A failed run does not stop the others; a `RuntimeError` names the failed ones at the end.
     """
     missing = [run for run in runs if read_record(run, folder) is None]
     console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis, write_whole
 from skipcl_lightning.evaluation.statistics import student_margin
-from skipcl_lightning.study.variants import INPUT_SUFFIX, PLAIN, VARIANTS
+from skipcl_lightning.study.choices import INPUT_SUFFIX, PLAIN, VARIANTS
 
 __all__ = ["save_skip_rate_plot", "save_trade_off_plot"]
 
@@ -36,13 +36,8 @@ _FEWEST_SESSIONS = 30
 def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) -> None:
     """Plot HitRate@10 over SkipHitRate@10, with a curve for each variant and a panel for each data set.
 
-    Args:
-        path: The PNG file; it appears complete or not at all.
-        summary: The result of `compare_all`.
-        plain: The plain model's rows of `read_metrics`, for its spread over seeds.
-
-    Raises:
-        OSError: The file cannot be written.
+    `summary` is the result of `compare_all`; `plain` are the plain model's rows of `read_metrics`, for its
+    spread over seeds.
     """
     means = (
         summary.filter((pl.col("compared_with") == PLAIN) & pl.col("metric").is_in(["hit_rate@10", _SKIP]))
@@ -67,18 +62,10 @@ def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) 
 
 
 def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
-    """Plot the gain of HitRate@10 by the skip rate of the session, one panel for each data set.
+    """Plot the gain of HitRate@10 by the skip rate of the session (`gains_by_skip_rate`), a panel a data set.
 
     The first four variants are plotted in the given order, each at its middle weight; a choice by the results
     would be biased. Segments of fewer than 30 sessions are left out.
-
-    Args:
-        path: The PNG file; it appears complete or not at all.
-        gains: The result of `gains_by_skip_rate`.
-
-    Raises:
-        ValueError: There are none.
-        OSError: The file cannot be written.
     """
     if gains.is_empty():
         raise ValueError(

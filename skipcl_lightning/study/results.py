@@ -1,27 +1,49 @@
-"""Results of runs: means, differences paired by seed, and their intervals."""
+"""Results of a study: means, differences paired by seed with their intervals, and tables of both."""
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import polars as pl
+from rich.table import Table
 
 from skipcl_lightning.evaluation.report_metrics import is_higher_better
 from skipcl_lightning.evaluation.statistics import judge, student_margin
+from skipcl_lightning.metrics.session_metrics import describe_left_out
+from skipcl_lightning.study.choices import INPUT_SUFFIX, PLAIN
 from skipcl_lightning.study.runs import Run, read_record
-from skipcl_lightning.study.variants import INPUT_SUFFIX, PLAIN
 
 __all__ = [
     "METRICS",
     "compare_all",
     "compare_with",
+    "describe_runs",
     "gains_by_skip_rate",
+    "make_markdown",
+    "make_terminal_tables",
     "read_hits",
     "read_metrics",
 ]
 
+# The name in a report, and in tables.
+METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "hit_rate@1": "HR@1",
+        "hit_rate@5": "HR@5",
+        "hit_rate@10": "HR@10",
+        "hit_rate@20": "HR@20",
+        "mrr@10": "MRR@10",
+        "skip_mrr@10": "SkipMRR@10",
+        "skip_hit_rate@10": "SkipHR@10",
+        "skip_rank_percentile": "SkipPercentile",
+        "pairwise_skip_accuracy": "PairAccuracy",
+    }
+)
+_MODEL = ["dataset", "backbone", "variant", "weight"]
+_PLACE = ["dataset", "backbone", "seed"]
 _NAMES = {
     "dataset": pl.String,
     "backbone": pl.String,
@@ -29,21 +51,16 @@ _NAMES = {
     "weight": pl.Float64,
     "seed": pl.Int64,
 }
+# Above the rounding error of equal differences.
+_LEAST_MARGIN = 1e-12
+_MISSING = "–"  # noqa: RUF001 - the dash of an empty cell
+_TERMINAL = ("hit_rate@10", "mrr@10", "skip_mrr@10", "skip_hit_rate@10", "pairwise_skip_accuracy")
 
 
 def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
-    """Return the metrics of finished runs.
+    """Return a row for each finished run and metric: `_NAMES`, `metric` and `value`.
 
-    Args:
-        runs: The runs.
-        folder: The folder of the study.
-
-    Returns:
-        One row for each run and metric: `dataset`, `backbone`, `variant`, `weight` (null without a head),
-        `seed`, `metric`, and `value`. A metric whose population is empty has no row.
-
-    Raises:
-        ValueError: A run is not finished.
+    A metric whose population is empty has no row; the weight is null without a head.
     """
     rows = []
     for run in runs:
@@ -56,16 +73,8 @@ def read_metrics(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
 def read_hits(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
     """Return HitRate@10 of finished runs by the skip rate of the session.
 
-    Args:
-        runs: The runs.
-        folder: The folder of the study.
-
-    Returns:
-        One row for each run and segment with sessions: the columns of `read_metrics` with `segment`, an
-        ordered category, in place of `metric`, and `sessions`.
-
-    Raises:
-        ValueError: A run is not finished.
+    The columns are those of `read_metrics`, with `segment`, an ordered category, in place of `metric`, and
+    `sessions`. A segment without sessions has no row.
     """
     frames = []
     for run in runs:
@@ -95,25 +104,6 @@ def _record(run: Run, folder: Path) -> dict[str, Any]:
     return record
 
 
-# The name in a report, and in tables.
-METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "hit_rate@1": "HR@1",
-        "hit_rate@5": "HR@5",
-        "hit_rate@10": "HR@10",
-        "hit_rate@20": "HR@20",
-        "mrr@10": "MRR@10",
-        "skip_mrr@10": "SkipMRR@10",
-        "skip_hit_rate@10": "SkipHR@10",
-        "skip_rank_percentile": "SkipPercentile",
-        "pairwise_skip_accuracy": "PairAccuracy",
-    }
-)
-_MODEL = ["dataset", "backbone", "variant", "weight"]
-_PLACE = ["dataset", "backbone", "seed"]
-_LEAST_MARGIN = 1e-12
-
-
 def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
     """Return the differences of each variant to another one, paired by seed.
 
@@ -127,13 +117,6 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
         t-interval over seeds) and `relative`, in percent; and `verdict` (`judge`). There is no interval for
         one seed, nor if all differences are equal, which happens by chance with few sessions. The rows of
         `against` itself have null differences.
-
-    Examples:
-        >>> names = {"dataset": "dense", "backbone": "SASRec", "weight": None, "metric": "hit_rate@1"}
-        >>> values = [("none", 0, 0.5), ("none", 1, 0.5), ("session", 0, 0.61), ("session", 1, 0.62)]
-        >>> rows = [names | dict(zip(("variant", "seed", "value"), row, strict=True)) for row in values]
-        >>> compare_with("none", pl.DataFrame(rows)).select("seeds", "verdict").row(1)
-        (2, 'better')
     """
     frame = _pair(metrics, against, "metric")
     ours = pl.col("variant") == against
@@ -147,15 +130,10 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
-    """Return the differences to the plain model, with feedback input also to the plain model with it.
+    """Return `compare_with` the plain model, and with feedback input also with the plain model that has it.
 
-    Only the second comparison shows the effect of a head beyond that of the input.
-
-    Args:
-        metrics: The result of `read_metrics`, of `none` and others.
-
-    Returns:
-        The rows of `compare_with`, with `compared_with` before them.
+    Only the second comparison shows the effect of a head beyond that of the input. The first column is
+    `compared_with`.
     """
     with_input = metrics.filter(pl.col("variant").str.ends_with(INPUT_SUFFIX))
     parts = [(PLAIN, metrics), (PLAIN + INPUT_SUFFIX, with_input)]
@@ -167,15 +145,9 @@ def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def gains_by_skip_rate(against: str, hits: pl.DataFrame) -> pl.DataFrame:
-    """Return the difference of HitRate@10 to another variant, by the skip rate of the session.
+    """Return the differences of HitRate@10 (`read_hits`) to another variant, by the skip rate of the session.
 
-    Args:
-        against: The variant to compare with.
-        hits: The result of `read_hits`.
-
-    Returns:
-        One row for each data set, backbone, variant other than `against`, weight and segment: the numbers of
-        `compare_with`, and `sessions`, the mean number of sessions over seeds.
+    The columns are those of `compare_with`, and `sessions`, the mean number of sessions over seeds.
     """
     return _pair(hits, against, "segment").filter(pl.col("variant") != against)
 
@@ -200,7 +172,6 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
     )
     deviation = both["deviation"].cast(pl.Float64).to_numpy()
     margin = pl.Series(student_margin(deviation, both["seeds"].to_numpy()), dtype=pl.Float64).fill_nan(None)
-    # Above the rounding error of equal differences.
     margin = pl.select(pl.when(margin > _LEAST_MARGIN).then(margin)).to_series()
     relative = 100 * pl.col("difference") / pl.col("against")
     return both.with_columns(
@@ -213,3 +184,170 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
 def _verdict(row: dict[str, Any]) -> str:
     low, high = (math.nan if row[name] is None else row[name] for name in ("low", "high"))
     return judge(low, high, higher_is_better=is_higher_better(row["metric"]))
+
+
+def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[dict[str, Any]]) -> str:
+    """Return `compare_all`, `gains_by_skip_rate` and `describe_runs` of a study as Markdown."""
+    lines = ["# What the skip heads do", "", *_explain(summary), "", "## What was run", ""]
+    lines += _grid(list(facts[0]), [list(map(str, row.values())) for row in facts])
+    for (dataset, backbone), part in summary.group_by("dataset", "backbone", maintain_order=True):
+        lines += ["", f"## {dataset}, {backbone}", "", "Mean over seeds (change in %):", ""]
+        lines += _metric_grid(part.filter(pl.col("compared_with") == PLAIN), _level)
+        left_out = describe_left_out(metric for metric in METRICS if metric not in _present(METRICS, part))
+        lines += ["", left_out] if left_out else []
+        for (against,), compared in part.group_by("compared_with", maintain_order=True):
+            others = compared.filter(pl.col("difference").is_not_null())
+            if others.height:
+                lines += ["", f"Difference to `{against}`, with 95 % intervals over seeds:", ""]
+                lines += _metric_grid(others, _difference)
+        own = gains.filter((pl.col("dataset") == dataset) & (pl.col("backbone") == backbone))
+        if own.height:
+            lines += ["", f"Difference of HR@10 to `{PLAIN}` by the skip rate of the session:", ""]
+            lines += _segment_grid(own)
+    return "\n".join(lines) + "\n"
+
+
+def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
+    """Yield a table of the main metrics for each data set and backbone, from the result of `compare_all`."""
+    plain = summary.filter(pl.col("compared_with") == PLAIN)
+    for (dataset, backbone), part in plain.group_by("dataset", "backbone", maintain_order=True):
+        table = Table(
+            title=f"{dataset}, {backbone}: means of {PLAIN}, differences to it by seed",
+            caption="* the 95 % confidence interval over seeds excludes zero",
+        )
+        metrics = _present(_TERMINAL, part)
+        for column in ("", "λ", *map(_head, metrics)):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for variant, weight, cells in _models(part):
+            row = [_for_terminal(cells.get(metric)) for metric in metrics]
+            table.add_row(variant, weight, *row)
+        yield table
+
+
+def _explain(summary: pl.DataFrame) -> list[str]:
+    bold = summary["verdict"].is_in(("better", "worse")).sum()
+    tried = summary.filter(pl.col("low").is_not_null()).height
+    return [
+        "Test, whole catalogue. ↑ higher is better, ↓ lower is better. Differences are paired by seed, and ± "
+        "is half of a 95 % t-interval over seeds. One seed has no interval, nor have equal differences of "
+        "all seeds, which small counts give by chance. **Bold**: the interval excludes zero.",
+        "",
+        "Each seed of a simulated data set has a log of its own. The seeds of a real one share theirs: its "
+        "intervals say whether another seed would show the same, not whether other listeners would.",
+        "",
+        f"{bold} of {tried} differences are bold. If no head had an effect, about one in twenty would be, "
+        f"{tried / 20:.0f}.",
+    ]
+
+
+def _metric_grid(part: pl.DataFrame, form: Any) -> list[str]:
+    metrics = _present(METRICS, part)
+    rows = [
+        [f"`{variant}`", weight, *(_bold(cells.get(metric), form) for metric in metrics)]
+        for variant, weight, cells in _models(part)
+    ]
+    return _grid(["variant", "λ", *map(_head, metrics)], rows)
+
+
+def _present(metrics: Iterable[str], part: pl.DataFrame) -> list[str]:
+    """Return the metrics that some run has."""
+    known = set(part["metric"])
+    return [metric for metric in metrics if metric in known]
+
+
+def _segment_grid(gains: pl.DataFrame) -> list[str]:
+    sizes = dict(gains.sort("segment").select("segment", "sessions").unique("segment").iter_rows())
+    segments = gains["segment"].unique().sort().to_list()
+    heads = [f"{segment} ({sizes[segment]:,.0f} sessions)" for segment in segments]
+    rows = [
+        [f"`{variant}`", weight, *(_bold(cells.get(segment), _difference) for segment in segments)]
+        for variant, weight, cells in _models(gains, "segment")
+    ]
+    return _grid(["variant", "λ", *heads], rows)
+
+
+def _models(part: pl.DataFrame, kind: str = "metric") -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
+    """Return the rows by metric or segment, by variant and weight."""
+    for (variant, weight), rows in part.group_by("variant", "weight", maintain_order=True):
+        name = "" if weight is None else f"{weight:g}"
+        yield str(variant), name, {row[kind]: row for row in rows.iter_rows(named=True)}
+
+
+def _bold(row: dict[str, Any] | None, form: Any) -> str:
+    if row is None:
+        return _MISSING
+    cell: str = form(row)
+    return f"**{cell}**" if _is_significant(row) else cell
+
+
+def _is_significant(row: dict[str, Any]) -> bool:
+    return row["low"] is not None and not row["low"] <= 0 <= row["high"]
+
+
+def _level(row: dict[str, Any]) -> str:
+    relative = "" if row["relative"] is None else f" ({_signed(row['relative'], 1)})"
+    return _short(f"{row['mean']:.4f}") + relative
+
+
+def _difference(row: dict[str, Any]) -> str:
+    margin = "" if row["low"] is None else " ± " + _short(f"{(row['high'] - row['low']) / 2:.4f}")
+    return _signed(row["difference"], 4) + margin
+
+
+def _for_terminal(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return _MISSING
+    if row["difference"] is None:
+        return _short(f"{row['mean']:.3f}")
+    return _signed(row["difference"], 3) + ("*" if _is_significant(row) else " ")
+
+
+def _signed(value: float, digits: int) -> str:
+    return _short(f"{value:+.{digits}f}").replace("-", "−")  # noqa: RUF001 - a minus, which is as wide as a plus
+
+
+def _short(number: str) -> str:
+    """Return a share without its leading zero."""
+    return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
+
+
+def _head(metric: str) -> str:
+    return f"{METRICS[metric]} {'↑' if is_higher_better(metric) else '↓'}"
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def describe_runs(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each data set and backbone; the median of numbers that differ between runs."""
+    found: dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]] = {}
+    for run in runs:
+        record = read_record(run, folder)
+        if record is not None:
+            found.setdefault((run.title, run.backbone), []).append((run, record))
+    return [_describe(dataset, backbone, pairs) for (dataset, backbone), pairs in found.items()]
+
+
+def _describe(dataset: str, backbone: str, pairs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
+    run, first = pairs[0]
+    records = [record for _, record in pairs]
+
+    def median(numbers: Sequence[float]) -> str:
+        return f"{statistics.median(numbers):,.0f}"
+
+    return {
+        "data set": dataset,
+        "backbone": backbone,
+        "runs": len(pairs),
+        "seeds": len({run.seed for run, _ in pairs}),
+        "epochs": run.epochs,
+        "learning rate": f"{first['settings']['learning_rate']:g}",
+        "items": median([record["items"] for record in records]),
+        "listened targets": median([record["populations"]["listened"] for record in records]),
+        "skipped targets": median([record["populations"]["skipped"] for record in records]),
+        "parameters": median([record["parameters"] for record in records]),
+        "seconds a training": median([record["seconds"] for record in records]),
+        "torch": ", ".join(sorted({record["torch"] for record in records})),
+    }

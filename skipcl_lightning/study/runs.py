@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,33 +12,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import EvaluationReport, evaluate
 from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.heads import SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
-from skipcl_lightning.study.datasets import Recipe, find_recipe, make_data
-from skipcl_lightning.study.variants import EMBEDDING_SIZE, build_backbone, find_variant
+from skipcl_lightning.study.choices import (
+    EMBEDDING_SIZE,
+    Recipe,
+    build_backbone,
+    find_recipe,
+    find_variant,
+    make_data,
+)
 
-__all__ = ["Mode", "Run", "Tracking", "execute", "read_record", "tracked"]
+__all__ = ["Mode", "Run", "Tracking", "execute", "quiet_lightning", "read_record", "tracked", "train"]
 
 Mode = Literal["none", "offline", "online"]
 PROJECT = "skipcl"
+TOP_K = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """The place where runs are logged.
-
-    Args:
-        mode: `offline`, which needs no account, or `online`.
-        group: The runs' common group.
-        folder: The folder of W&B's files.
-    """
+    """The place where runs are logged in W&B; `offline` needs no account."""
 
     mode: Literal["offline", "online"]
     group: str
@@ -49,19 +51,9 @@ class Tracking:
 def tracked(
     tracking: Tracking | None, name: str, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Log a run in W&B within a context; an error marks it as failed.
+    """Log a run in W&B within a context, or nowhere without a place; an error marks it as failed.
 
-    Args:
-        tracking: The place; None for no logging.
-        name: The run's name.
-        settings: Its configuration.
-
-    Yields:
-        A function that takes the metrics for the run's summary.
-
-    Examples:
-        >>> with tracked(None, "run", {}) as log:
-        ...     log({"hit_rate@10": 0.5})
+    Yields a function that takes the metrics for the run's summary.
     """
     if tracking is None:
         yield lambda _: None
@@ -81,9 +73,6 @@ def tracked(
         yield lambda metrics: run.summary.update(dict(metrics))
 
 
-TOP_K = (1, 5, 10, 20)
-
-
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluation, as plain values.
@@ -96,11 +85,6 @@ class Run:
         seed: Seed of initialisation and shuffling, and of a simulated log.
         epochs: Epochs of the training.
         sessions: Sessions of a simulated log; None for the recipe's number.
-
-    Examples:
-        >>> run = Run("dense", "SASRec", "session", 0.3, seed=1, epochs=8)
-        >>> run.label, run.key.rpartition("_")[0]
-        ('dense, SASRec, session, λ 0.3, seed 1', 'dense_SASRec_session_0.3_seed1')
     """
 
     dataset: str
@@ -156,41 +140,20 @@ class Run:
         return "_".join([self.title, self.backbone, self.variant, *weight, f"seed{self.seed}", digest])
 
     def build_parts(self) -> tuple[nn.Module, nn.Module | None]:
-        """Return the backbone and the head.
-
-        Returns:
-            Both; None for no head.
-
-        Raises:
-            ValueError: One of the names or settings is wrong.
-        """
+        """Return the backbone and the head; None for no head."""
         head = None if self.weight is None else find_variant(self.variant).build_head(self.weight)
         return build_backbone(self.backbone, self.recipe.max_length), head
 
 
 def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:
-    """Train, evaluate, and write `runs/<key>.parquet` and then `runs/<key>.json`.
+    """Train, evaluate, and return the record, after writing `runs/<key>.parquet` and then `runs/<key>.json`.
 
-    Each file appears complete or not at all. The JSON comes last and marks a finished run.
-
-    Args:
-        run: The run.
-        folder: The folder of the study, which is created if needed.
-        threads: Threads of torch.
-        tracking: Where the run is logged in W&B; None for no logging.
-
-    Returns:
-        The record in the JSON file.
-
-    Raises:
-        ValueError: A setting is wrong.
+    Each file appears complete or not at all. The JSON, the record, comes last and marks a finished run.
     """
     torch.set_num_threads(threads)
-    # Without the lines on devices and limits of each run.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     # Before the training, so that a failed login costs no time.
-    with tracked(tracking, run.key, run.settings) as log:
+    with quiet_lightning(), tracked(tracking, run.key, run.settings) as log:
         report, facts = _measure(run)
         log(report.values)
     record = {"settings": run.settings, "metrics": report.values, "populations": report.populations, **facts}
@@ -202,15 +165,7 @@ def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = No
 
 
 def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
-    """Return the record of an earlier `execute`.
-
-    Args:
-        run: The run.
-        folder: The folder of the study.
-
-    Returns:
-        The record; None if there is none, or its files are damaged.
-    """
+    """Return the record of an earlier `execute`; None if there is none, or its files are damaged."""
     path = folder / "runs" / run.key
     if not _with_ending(path, ".parquet").is_file():
         return None
@@ -236,17 +191,8 @@ def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
         top_k=TOP_K,
         learning_rate=recipe.learning_rate,
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=run.epochs,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     started = time.perf_counter()
-    trainer.fit(module, data)
+    train(module, data, epochs=run.epochs)
     facts = {
         "seconds": time.perf_counter() - started,
         "parameters": sum(weights.numel() for weights in module.parameters()),
@@ -255,6 +201,36 @@ def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
     }
     # No intervals over sessions, because the study has intervals over seeds.
     return evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0), facts
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence the messages on data, devices and limits, which would disrupt a progress bar."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def train(
+    module: SkipCLModule, data: SessionDataModule, *, epochs: int, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Train on the CPU, without validation and files."""
+    Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, data)
 
 
 def _with_ending(path: Path, ending: str) -> Path:

@@ -67,6 +67,8 @@ def test_the_words_follow_the_figures():
     mixed = describe_results(results_of([0.1, 0.2, 0.3], [0.2, 0.1, 0.3]), "plain", "head")
     # By hand: differences 0.1, -0.1, 0; standard deviation 0.1; 4.30 · 0.1 / √3 = 0.248.
     assert "HitRate@10: +0.000 ± 0.248, no significant difference" in mixed
+    equal = describe_results(results_of([0.5] * 3, [0.5] * 3), "plain", "head")
+    assert equal.splitlines()[1] == "  HitRate@10: +0.000 ± 0.000, no significant difference"
 
 
 def test_a_metric_that_a_run_lacks_is_not_compared():

@@ -7,10 +7,16 @@ import torch
 
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.study.choices import (
+    VARIANTS,
+    backbone_names,
+    build_backbone,
+    find_recipe,
+    find_variant,
+    make_data,
+)
 from skipcl_lightning.study.command import list_runs
-from skipcl_lightning.study.datasets import find_recipe, make_data
 from skipcl_lightning.study.runs import Run, read_record
-from skipcl_lightning.study.variants import VARIANTS, backbone_names, build_backbone, find_variant
 
 SHARED = Path(os.environ.get("SKIPCL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -86,6 +92,12 @@ def test_every_setting_that_matters_changes_the_key():
     assert make_run(sessions=4000).key == make_run().key
 
 
+def test_a_run_is_named_by_what_it_compares():
+    run = make_run(seed=1)
+    assert run.label == "dense, SASRec, session, λ 0.3, seed 1"
+    assert run.key.rpartition("_")[0] == "dense_SASRec_session_0.3_seed1"
+
+
 def test_a_run_that_was_not_done_has_no_record(tmp_path):
     assert read_record(make_run(), tmp_path) is None
 
@@ -108,6 +120,12 @@ def test_runs_without_a_head_come_once_a_seed_and_each_data_set_has_its_epochs()
     assert len(runs) == 2 * 2 * (1 + 1 + 2)
     assert len(set(runs)) == len(runs)
     assert {(run.title, run.epochs) for run in runs} == {("dense", 8), ("streaming", 15)}
+    assert [(run.variant, run.weight) for run in runs[:4]] == [
+        ("none", None),
+        ("none+input", None),
+        ("session", 0.1),
+        ("session", 1.0),
+    ]
     assert list_runs(
         datasets=["dense", "streaming=."],
         backbones=["SASRec"],

@@ -4,8 +4,14 @@ import polars as pl
 import pytest
 
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
-from skipcl_lightning.study.results import METRICS, compare_all, compare_with, gains_by_skip_rate
-from skipcl_lightning.study.tables import make_markdown, make_terminal_tables
+from skipcl_lightning.study.results import (
+    METRICS,
+    compare_all,
+    compare_with,
+    gains_by_skip_rate,
+    make_markdown,
+    make_terminal_tables,
+)
 
 # Of Student's t with 2 degrees of freedom, from a table.
 T_975_OF_2 = 4.302653
