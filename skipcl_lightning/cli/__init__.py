@@ -49,19 +49,7 @@ def main() -> None:
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Return a sentence that suggests the closest known name; empty if none is close.
-
-    Args:
-        name: A mistyped name.
-        names: The known names.
-
-    Returns:
-        A sentence after a space, or nothing.
-
-    Examples:
-        >>> suggest("demmo", ["demo", "study"])
-        ' Did you mean demo?'
-    """
+    """Return a sentence, after a space, that suggests the closest known name; empty if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from skipcl_lightning.cli import suggest
 
-__all__ = ["configs", "configuration_names", "expand_arguments", "read_configuration", "run_configs"]
+__all__ = ["configuration_names", "expand_arguments", "read_configuration", "run_configs"]
 
 FOLDER = files("skipcl_lightning.cli") / "configurations"
 # Loggers that need a folder.
@@ -22,20 +22,12 @@ MAX_LENGTH = re.compile(r"^    max_length: (\d+)", flags=re.MULTILINE)
 
 
 def run_configs(arguments: Sequence[str]) -> None:
-    """Run `skipcl configs` with the arguments of the command line."""
+    """List the ready configurations, or print the one that the command line names."""
     parser = ArgumentParser(
         prog="skipcl configs", description="List the ready configurations, or print one to begin from."
     )
     parser.add_argument("name", nargs="?", help="the one to print, such as mssd/sasrec; without it, a list")
-    configs(parser.parse_args(arguments).name)
-
-
-def configs(name: str | None = None) -> None:
-    """List the ready configurations, or print one as a starting point.
-
-    Args:
-        name: The configuration to print, such as mssd/sasrec; None lists all.
-    """
+    name = parser.parse_args(arguments).name
     if name is not None:
         try:
             sys.stdout.write(read_configuration(name))
@@ -59,35 +51,12 @@ def configs(name: str | None = None) -> None:
 
 
 def configuration_names() -> list[str]:
-    """Return the names of the ready configurations, such as `mssd/sasrec`: data set, then backbone.
-
-    Examples:
-        >>> "mssd/sasrec" in configuration_names()
-        True
-    """
+    """Return the names of the ready configurations, such as `mssd/sasrec`: data set, then backbone."""
     return [f"{dataset}/{backbone}" for dataset in _titles("data") for backbone in _titles("backbones")]
 
 
 def read_configuration(name: str) -> str:
-    """Return a ready configuration: data and trainer settings of the data set, then the backbone's model.
-
-    Args:
-        name: One of `configuration_names()`.
-
-    Returns:
-        YAML, with comments.
-
-    Raises:
-        ValueError: No configuration has this name.
-
-    Examples:
-        >>> "class_path: SASRec" in read_configuration("mssd/sasrec")
-        True
-        >>> read_configuration("mssd")
-        Traceback (most recent call last):
-            ...
-        ValueError: `name` must be one of the ready configurations, got 'mssd'...
-    """
+    """Return a ready configuration as YAML: data and trainer of the data set, then the backbone's model."""
     names = configuration_names()
     if name not in names:
         raise ValueError(
@@ -103,25 +72,8 @@ def read_configuration(name: str) -> str:
     return f"{data.rstrip()}\n{model}"
 
 
-def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace names of ready configurations by their YAML, and make `--print_config` include comments.
-
-    Args:
-        arguments: The arguments of the command line.
-
-    Returns:
-        Arguments that LightningCLI understands.
-
-    Examples:
-        >>> expand_arguments(["fit", "--print_config"])
-        ['fit', '--print_config=comments']
-        >>> expand_arguments(["fit", "--config", "mssd/sasrec"])[2].startswith("# ")
-        True
-    """
-    return list(_expand(arguments))
-
-
-def _expand(arguments: Sequence[str]) -> Iterator[str]:
+def expand_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    """Replace names of ready configurations by their YAML, and make `--print_config` include comments."""
     previous = ""
     for argument in arguments:
         flag, separator, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Callback that writes predictions of any size into one file."""
+"""A Trainer that writes predictions of any size into one file."""
 
 import os
 import shutil
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-__all__ = ["RecommendationWriter"]
+__all__ = ["RecommendationWriter", "SessionTrainer"]
 
 ENDINGS = (".parquet", ".csv")
 # Rows to collect in memory before a part is written.
@@ -19,17 +19,8 @@ class RecommendationWriter(Callback):
     """Callback that writes the tables of `predict_step` into one file, which appears only when complete.
 
     Each process writes parts into a hidden folder beside the file, so memory does not grow with the log.
-    The first process joins the parts. All processes must share that folder.
-
-    Args:
-        path: The file, `.parquet` or `.csv`; an existing file is replaced at the end.
-
-    Raises:
-        ValueError: The path has another ending, or its folder does not exist.
-
-    Examples:
-        >>> RecommendationWriter("recommendations.parquet").path.name
-        'recommendations.parquet'
+    The first process joins the parts. All processes must share that folder. The path ends with `.parquet` or
+    `.csv`; an existing file is replaced at the end.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -93,3 +84,40 @@ class RecommendationWriter(Callback):
         pl.concat(self._waiting).write_parquet(temporary)
         temporary.replace(self._parts / name)
         self._waiting, self._num_parts = [], self._num_parts + 1
+
+
+class SessionTrainer(Trainer):
+    """Customize every aspect of training."""  # Lightning's own line, the heading of the settings.
+
+    def predict(  # type: ignore[override]  # one more setting, and no dataloaders
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        *,
+        output: Path | None = Path("recommendations.parquet"),
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Write the top next items of every session, with external ids, to a file.
+
+        Args:
+            model: The model to predict with.
+            datamodule: The sessions.
+            output: The file, .parquet or .csv, with the columns session_id, rank, item_id and score; it
+                appears only when complete. Use null if your own model writes its predictions elsewhere.
+            ckpt_path: The checkpoint of a trained model.
+            weights_only: Whether to load only plain tensors and values from the checkpoint.
+
+        Returns:
+            None; without `output`, the predictions as Lightning returns them.
+        """
+        writers = [] if output is None else [RecommendationWriter(output)]
+        # mypy does not find this attribute, since Lightning types it elsewhere.
+        self.callbacks.extend(writers)  # type: ignore[attr-defined]
+        return super().predict(
+            model,
+            datamodule=datamodule,
+            return_predictions=None if output is None else False,
+            ckpt_path=ckpt_path,
+            weights_only=weights_only,
+        )

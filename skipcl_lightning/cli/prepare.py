@@ -72,22 +72,9 @@ def make_split(
 
     Raises:
         ValueError: A setting is missing, or belongs to another split.
-
-    Examples:
-        >>> make_split("session", test_share=0.2).test_share
-        0.2
     """
     given: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "validation_share": validation_share,
-            "test_share": test_share,
-            "validation_from": validation_from,
-            "test_from": test_from,
-            "targets": targets,
-            "split_seed": split_seed,
-        }.items()
-        if value is not None
+        name: value for name, value in locals().items() if name != "split" and value is not None
     }
     known = {
         "leave_one_out": (),

@@ -82,21 +82,7 @@ def recommend(
 
 
 def parse_session(text: str) -> tuple[list[Any], list[float]]:
-    """Return the items and the feedback of a session that is written as text.
-
-    Args:
-        text: Item ids separated by commas, each perhaps with a colon and a number in [-1, 1] after it.
-
-    Returns:
-        The ids and their feedback; 0 if there is none.
-
-    Raises:
-        ValueError: There is no item.
-
-    Examples:
-        >>> parse_session("a:1,b:-1,spotify:track:c")
-        (['a', 'b', 'spotify:track:c'], [1.0, -1.0, 0.0])
-    """
+    """Return the items and the feedback of a session such as `a:1,b:-1,c`; no feedback is 0."""
     items, feedback = [], []
     for part in filter(None, (part.strip() for part in text.split(","))):
         item, _, number = part.rpartition(":")

@@ -1,25 +1,29 @@
 """Commands `skipcl fit`, `validate`, `test` and `predict`, based on LightningCLI."""
 
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from argparse import Action
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from types import MappingProxyType
+from typing import IO, Any, NoReturn
 
 import polars as pl
 import torch
-from jsonargparse import Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
-from skipcl_lightning.cli.parser import TrainingParser, root_cause
-from skipcl_lightning.cli.predictions import RecommendationWriter
-from skipcl_lightning.cli.run_config import SaveRunConfig
-from skipcl_lightning.cli.session_trainer import SessionTrainer
+from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
+from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["TrainingCLI", "run_training"]
@@ -31,17 +35,83 @@ FEW_ITEMS = 2
 DATA = {"class_path": "skipcl_lightning.data.SessionDataModule"}
 # A small log has fewer than Lightning's default of 50 batches; Lightning would log nothing and warn.
 TRAINER = {"log_every_n_steps": 1}
+# jsonargparse would list all the hundreds of subclasses of `torch.nn.Module`.
+PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
+    {
+        "backbone": BACKBONES,
+        "skip_head": SKIP_HEADS,
+        "heads": SKIP_HEADS,
+        "next_item_loss": NEXT_ITEM_LOSSES,
+    }
+)
+# A longer line of help or of an error lists all classes or settings.
+LONGEST_LINE = 400
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Help formatter that names only the classes that suit an argument."""
+
+    def _get_help_string(self, action: Action) -> str:
+        part = PARTS.get(action.dest.rpartition(".")[2])
+        if part is None:
+            return _cut_lines(super()._get_help_string(action))
+        return f"{action.help} (one of {', '.join(part)}, or the path of a class of your own)"
+
+
+class TrainingParser(LightningArgumentParser):
+    """LightningCLI's parser with a one-line usage and short error messages."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"formatter_class": ShortHelp, **settings})
+
+    def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]  # argparse's own type
+        """Print the usage in one line, to standard output by default; all settings would take a hundred."""
+        prog = self.prog.replace(" [options]", "")
+        (file or sys.stdout).write(f"usage: {prog} --config CONFIG [--SETTING VALUE …]\n")
+
+    def instantiate_classes(self, cfg: Any, **settings: Any) -> Any:
+        """Call `instantiate`: Lightning 2.6 still uses this old name, for which jsonargparse warns."""
+        return self.instantiate(cfg, **settings)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print a shortened message of jsonargparse and the cause `ex` of the error, and exit."""
+        text, cause = _cut_lines(message), _root_cause(ex) if ex else None
+        text = text if cause is None or cause is ex else f"{text}\nThe cause: {cause}"
+        suggestion = _suggest_part(str(cause or message))
+        super().error(f"{text}.{suggestion}" if suggestion else text, ex)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Callback that writes `config.yaml` into the folder of a training run.
+
+    Lightning's own callback writes at every stage into the logger's folder, for some loggers the current one.
+    This callback writes only into a folder of one run, so it never overwrites a user's file.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Write the configuration at the start of training; do nothing at other stages."""
+        if stage != "fit" or trainer.logger is None or self.already_saved:
+            return
+        self.already_saved = True
+        # Every process must read it, since it is a broadcast.
+        folder = trainer.log_dir
+        if not trainer.is_global_zero:
+            return
+        logger = trainer.logger
+        if folder is None or not isinstance(logger, CSVLogger | TensorBoardLogger):
+            # Lightning's folder for checkpoints.
+            root = logger.save_dir or trainer.default_root_dir
+            folder = str(Path(root) / str(logger.name) / str(logger.version))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = Path(folder) / self.config_filename
+        self.parser.save(self.config, file, skip_unset=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for any LightningModule and LightningDataModule, `SkipCLModule` by default.
-
-    Args:
-        arguments: The arguments of the command line after `skipcl`.
-    """
+    """LightningCLI for any LightningModule and LightningDataModule, `SkipCLModule` by default."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = expand_arguments(arguments)
+        self.arguments = list(expand_arguments(arguments))
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -92,7 +162,7 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
-            raise SystemExit(f"skipcl {self.subcommand}: {root_cause(error)}") from error
+            raise SystemExit(f"skipcl {self.subcommand}: {_root_cause(error)}") from error
 
     def _find_checkpoint(self) -> None:
         """Check that the checkpoint exists, and replace `last` and `best` by the path of the newest one."""
@@ -133,7 +203,7 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print the result of training, and the commands that use it."""
         if self.trainer.is_global_zero:
-            sys.stdout.write(describe_run(self.trainer))
+            sys.stdout.write(_describe_run(self.trainer))
 
     def after_predict(self) -> None:
         """Print where the recommendations are."""
@@ -149,7 +219,7 @@ class TrainingCLI(LightningCLI):
         except SystemExit:
             # Lightning exits so after Ctrl-C.
             if subcommand == "fit" and self.trainer.interrupted and self.trainer.is_global_zero:
-                sys.stdout.write(describe_interruption(self.trainer))
+                sys.stdout.write(_describe_interruption(self.trainer))
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -176,15 +246,8 @@ class TrainingCLI(LightningCLI):
         pass
 
 
-def describe_run(trainer: Trainer) -> str:
-    """Return a summary of a training run, and the commands that use its checkpoint.
-
-    Args:
-        trainer: The trainer after `fit`.
-
-    Returns:
-        Lines of text.
-    """
+def _describe_run(trainer: Trainer) -> str:
+    """Return a summary of a training run, and the commands that use its checkpoint."""
     lines = [f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_stopped(trainer)}."]
     checkpoint = trainer.checkpoint_callback
     if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
@@ -200,15 +263,8 @@ def describe_run(trainer: Trainer) -> str:
     return "\n".join(["", *lines, ""])
 
 
-def describe_interruption(trainer: Trainer) -> str:
-    """Return how to resume a training run that was interrupted.
-
-    Args:
-        trainer: The trainer after Ctrl-C.
-
-    Returns:
-        Lines of text.
-    """
+def _describe_interruption(trainer: Trainer) -> str:
+    """Return how to resume a training run that was interrupted."""
     checkpoint = trainer.checkpoint_callback
     path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
     if not path:
@@ -240,3 +296,29 @@ def run_training(arguments: Sequence[str]) -> Any:
     except ValueError as error:
         # The name of a ready configuration; the CLI itself reports later errors.
         raise SystemExit(f"skipcl {arguments[0]}: {error}") from error
+
+
+def _suggest_part(message: str) -> str:
+    """Return a sentence that suggests the closest name of a built-in part for the words of a message."""
+    known = sorted({name for names in PARTS.values() for name in names})
+    words = [word for word in re.findall(r"\w+", message) if word not in known and not word.islower()]
+    return next((found for word in words if (found := suggest(word, known))), "")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the first error of a chain that jsonargparse did not raise, or the start of the chain."""
+    while error.__cause__ is not None and _raised_in(error).startswith("jsonargparse"):
+        error = error.__cause__
+    return error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def _cut_lines(text: str) -> str:
+    """Cut the lines of help or of an error that would fill a screen."""
+    lines = text.splitlines()
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…" for line in lines)

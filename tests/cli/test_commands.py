@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from skipcl_lightning import Recommender
-from skipcl_lightning.cli.configs import configuration_names
+from skipcl_lightning.cli import suggest
+from skipcl_lightning.cli.configs import configuration_names, expand_arguments, read_configuration
+from skipcl_lightning.cli.predictions import RecommendationWriter
+from skipcl_lightning.cli.recommend import parse_session
+from skipcl_lightning.cli.training import _cut_lines, _root_cause, _suggest_part
 
 BACKBONES = sorted({name.partition("/")[2] for name in configuration_names()})
 SMALL = ["--trainer.accelerator", "cpu", "--data.log.num_sessions", 60, "--data.log.num_items", 40]
@@ -238,3 +242,27 @@ def test_wrong_sessions_are_named(skipcl, trained):
     ]:
         with pytest.raises(SystemExit, match=re.escape(message)):
             skipcl("recommend", checkpoint, *arguments)
+
+
+def test_a_session_is_read_from_text():
+    assert parse_session("a:1,b:-1,spotify:track:c") == (["a", "b", "spotify:track:c"], [1.0, -1.0, 0.0])
+
+
+def test_names_of_configurations_become_yaml_and_printed_ones_have_comments():
+    assert list(expand_arguments(["fit", "--print_config"])) == ["fit", "--print_config=comments"]
+    assert list(expand_arguments(["fit", "--config", "mssd/sasrec"]))[2].startswith("# ")
+    assert "class_path: SASRec" in read_configuration("mssd/sasrec")
+    with pytest.raises(ValueError, match="`name` must be one of the ready configurations, got 'mssd'"):
+        read_configuration("mssd")
+
+
+def test_messages_are_short_and_suggest_the_closest_name():
+    assert suggest("demmo", ["demo", "study"]) == " Did you mean demo?"
+    assert _suggest_part("Expected a dot import path string: SASRek") == " Did you mean SASRec?"
+    assert len(_cut_lines("x" * 1000)) == 400
+    error = ValueError("`x` must be 1")
+    assert _root_cause(error) is error
+
+
+def test_a_writer_knows_its_file():
+    assert RecommendationWriter("recommendations.parquet").path.name == "recommendations.parquet"

@@ -212,6 +212,7 @@ def test_each_source_has_help(run, source, capsys):
 
 def test_a_split_is_made_of_its_own_settings_only():
     assert make_split() == LeaveOneOut()
+    assert make_split("session", test_share=0.2).test_share == 0.2
     assert make_split("session", test_share=0.3, split_seed=2) == SplitBySession(test_share=0.3, seed=2)
     by_time = make_split("time", validation_from="1.5s", test_from="20200101")
     assert by_time == SplitByTime(1.5, "20200101")
