@@ -1,7 +1,6 @@
 """Callbacks that log or steer a run of `SkipCLModule` or of any `WatchedModule`."""
 
-from skipcl_lightning.callbacks.best_checkpoint import BestCheckpoint
-from skipcl_lightning.callbacks.checkpoint_artifact import CheckpointArtifact
+from skipcl_lightning.callbacks.checkpoints import BestCheckpoint, CheckpointArtifact
 from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics
 from skipcl_lightning.callbacks.list_diagnostics import ListDiagnostics
 from skipcl_lightning.callbacks.protocol import SessionData, WatchedModule

@@ -13,14 +13,9 @@ __all__ = ["publish_picture", "publish_table"]
 
 
 def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
-    """Send a table to W&B as a table, to TensorBoard as text, and to a `CSVLogger` as a file.
+    """Send a table to W&B as a table, to TensorBoard as text, and to a `CSVLogger` as a file; on rank 0 only.
 
-    Call it on rank 0 only. Other loggers receive nothing.
-
-    Args:
-        trainer: Trainer with the loggers.
-        key: Name of the table; `/` becomes `_` in a file name.
-        frame: The table; lists in it are joined by commas.
+    Lists in the table are joined by commas. In a file's name, `/` in the key becomes `_`.
     """
     flat = frame.with_columns(
         pl.col(name).cast(pl.List(pl.String)).list.join(", ")
@@ -39,15 +34,7 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
 
 
 def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
-    """Send a picture to W&B and TensorBoard as an image, and to a `CSVLogger` as a file.
-
-    Call it on rank 0 only. Other loggers receive nothing.
-
-    Args:
-        trainer: Trainer with the loggers.
-        key: Name of the picture; `/` becomes `_` in a file name.
-        picture: A PNG file, which may be deleted after the call.
-    """
+    """Send a PNG file to W&B and TensorBoard as an image, and to a `CSVLogger` as a file; on rank 0 only."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [str(picture)], step=_step(trainer))

@@ -50,51 +50,21 @@ class SessionData(Protocol):
 
 
 def watched_module(module: object, callback: object) -> WatchedModule:
-    """Return the module if it has what a callback needs.
-
-    Args:
-        module: The LightningModule.
-        callback: The callback, or its name, for the error message.
-
-    Returns:
-        The same module.
-
-    Raises:
-        TypeError: The module lacks attributes; the message names them.
-
-    Examples:
-        >>> watched_module(nn.Linear(2, 2), "RankPlot")
-        Traceback (most recent call last):
-            ...
-        TypeError: `model` must have `item_table` and `session_query` for RankPlot, got Linear without \
-`item_table`, `session_query`. `skipcl_lightning.callbacks.WatchedModule` says what they are.
-    """
+    """Return the module if it has what a callback needs."""
     _check_parts("model", module, ("item_table", "session_query"), callback, "WatchedModule")
     return cast("WatchedModule", module)
 
 
 def watched_data(data: object, callback: object) -> SessionData:
-    """Return the data module if it has what a callback needs.
-
-    Arguments and errors as in `watched_module`.
-    """
+    """Return the data module if it has what a callback needs."""
     _check_parts("datamodule", data, ("vocabulary", "session_ids"), callback, "SessionData")
     return cast("SessionData", data)
 
 
 def named_heads(module: object) -> dict[str, nn.Module]:
-    """Return the skip heads of a module; a `CombinedHead` gives its parts.
+    """Return the skip heads of a module by the suffix of their log keys; empty if there is none.
 
-    Args:
-        module: Any module.
-
-    Returns:
-        The heads by the suffix of their log keys: `""` for a single head, `/<its class>` for a part of a
-        `CombinedHead`. Empty if there is no head.
-
-    Examples:
-        >>> named_heads(nn.Linear(2, 2))
-        {}
+    The suffix is `""` for a single head, `/<its class>` for a part of a `CombinedHead`.
     """
     head = getattr(module, "skip_head", None)
     if head is None:
@@ -105,11 +75,10 @@ def named_heads(module: object) -> dict[str, nn.Module]:
 
 
 def _check_parts(argument: str, value: object, names: Sequence[str], callback: object, protocol: str) -> None:
-    missing = [name for name in names if not hasattr(value, name)]
+    missing = ", ".join(f"`{name}`" for name in names if not hasattr(value, name))
     if missing:
-        asker = callback if isinstance(callback, str) else type(callback).__name__
         raise TypeError(
-            f"`{argument}` must have {' and '.join(f'`{name}`' for name in names)} for {asker}, got "
-            f"{type(value).__name__} without {', '.join(f'`{name}`' for name in missing)}. "
+            f"`{argument}` must have {' and '.join(f'`{name}`' for name in names)} for "
+            f"{type(callback).__name__}, got {type(value).__name__} without {missing}. "
             f"`skipcl_lightning.callbacks.{protocol}` says what they are."
         )

@@ -72,7 +72,18 @@ class RankPlot(Callback):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Count the ranks of a batch of B sessions with targets; several loaders count as one."""
-        self._count(pl_module, outputs, batch)
+        if self._counts is None or self._edges is None:
+            return
+        if batch.target_feedback is None:
+            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+        ranks = outputs.get("ranks") if isinstance(outputs, dict) else None
+        if ranks is None:
+            ranks = _rank_targets(watched_module(pl_module, self), batch)
+        place = torch.bucketize(ranks, self._edges)
+        skipped = (batch.target_feedback < batch.skip_threshold).long()
+        self._counts.view(-1).index_add_(0, skipped * len(self._edges) + place, torch.ones_like(place))
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Plot the validation ranks."""
@@ -81,18 +92,6 @@ class RankPlot(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Reset the counts."""
         self._start(pl_module)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002 - Lightning's signature
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Count the ranks of a batch of B sessions with targets; several loaders count as one."""
-        self._count(pl_module, outputs, batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Plot the test ranks."""
@@ -106,18 +105,6 @@ class RankPlot(Callback):
         edges = np.unique(np.append(grid, min(self.top_k, num_items)))
         self._edges = torch.from_numpy(edges).to(table.device)
         self._counts = torch.zeros(2, len(edges), dtype=torch.int64, device=table.device)
-
-    def _count(self, pl_module: LightningModule, outputs: Any, batch: SessionBatch) -> None:
-        if self._counts is None or self._edges is None:
-            return
-        if batch.target_feedback is None:
-            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-        ranks = outputs.get("ranks") if isinstance(outputs, dict) else None
-        if ranks is None:
-            ranks = _rank_targets(watched_module(pl_module, self), batch)
-        place = torch.bucketize(ranks, self._edges)
-        skipped = (batch.target_feedback < batch.skip_threshold).long()
-        self._counts.view(-1).index_add_(0, skipped * len(self._edges) + place, torch.ones_like(place))
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         if self._counts is None or self._edges is None:

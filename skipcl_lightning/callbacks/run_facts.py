@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
@@ -27,12 +27,7 @@ class RunFacts(Callback):
         >>> callbacks = [RunFacts()]
     """
 
-    def setup(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002 - Lightning's signature
-        stage: str,  # noqa: ARG002
-    ) -> None:
+    def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Log the facts, or raise `TypeError` if the data is not a `SessionDataModule`."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, SessionDataModule):

@@ -92,35 +92,21 @@ class SkipLossWarmup(Callback):
         self._length = self._count_steps(trainer)
         self._own_weights = {head: _own_weight(head) for head in heads.values()}
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002 - Lightning's signature
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Set λ for the next step."""
         factor = self.factor_at(trainer.global_step, self._length)
         for head, weight in self._own_weights.items():
             _set_weight(head, weight * factor)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_fit_end(self, *_: Any) -> None:
         """Restore the original weights."""
-        self._restore()
-
-    def on_exception(
-        self,
-        trainer: Trainer,  # noqa: ARG002 - Lightning's signature
-        pl_module: LightningModule,  # noqa: ARG002
-        exception: BaseException,  # noqa: ARG002
-    ) -> None:
-        """Restore the original weights; Lightning does not call `on_fit_end` after an error."""
-        self._restore()
-
-    def _restore(self) -> None:
         for head, weight in self._own_weights.items():
             _set_weight(head, weight)
         self._own_weights = {}
+
+    def on_exception(self, *_: Any) -> None:
+        """Restore the original weights; Lightning does not call `on_fit_end` after an error."""
+        self.on_fit_end()
 
     def _count_steps(self, trainer: Trainer) -> int:
         if self.fraction is None:

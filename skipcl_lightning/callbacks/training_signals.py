@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
 from skipcl_lightning.callbacks.protocol import named_heads
 from skipcl_lightning.heads import CombinedHead
@@ -30,12 +29,7 @@ class TrainingSignals(Callback):
         >>> callbacks = [LearningRateMonitor("step"), TrainingSignals()]
     """
 
-    def on_before_optimizer_step(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        optimizer: Optimizer,  # noqa: ARG002 - Lightning's signature
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the values if this step is logged."""
         if not _is_logged(trainer):
             return

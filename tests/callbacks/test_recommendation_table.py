@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from watched_runs import OwnModule, small_data, small_module, watched_trainer
 
@@ -112,6 +113,17 @@ def test_data_without_external_ids_is_named():
     loaders = data.train_dataloader(), data.val_dataloader()
     with pytest.raises(TypeError, match="`datamodule` must have `vocabulary` and `session_ids` for"):
         trainer.fit(OwnModule(data.num_items), *loaders)
+
+
+def test_a_module_that_cannot_be_watched_is_named():
+    data = small_data()
+    trainer = watched_trainer([RecommendationTable()], max_epochs=1)
+    message = (
+        "`model` must have `item_table` and `session_query` for RecommendationTable, got BoringModel without "
+        "`item_table`, `session_query`. `skipcl_lightning.callbacks.WatchedModule` says what they are."
+    )
+    with pytest.raises(TypeError, match=message):
+        trainer.fit(BoringModel(), data)
 
 
 @pytest.mark.parametrize("name", ["num_sessions", "top_k", "num_heard", "every_n_epochs"])

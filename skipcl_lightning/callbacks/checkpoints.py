@@ -1,17 +1,53 @@
-"""Callback that uploads the best checkpoint to W&B."""
+"""Callbacks that keep the best checkpoint, and that upload it to W&B."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
 
-__all__ = ["CheckpointArtifact"]
+__all__ = ["BestCheckpoint", "CheckpointArtifact"]
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, which keeps the latest state while its metric does not exist.
+
+    `ModelCheckpoint` raises an error if its metric is missing, for example because `max_steps` ends a run
+    before its first validation, or `limit_val_batches` leaves no target for the metric.
+
+    The arguments are those of `ModelCheckpoint`.
+
+    Examples:
+        >>> BestCheckpoint(monitor="val/ndcg@20", mode="max", filename="best", save_last=True).monitor
+        'val/ndcg@20'
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this is the moment; see `ModelCheckpoint`."""
+        with self._known_metric_only(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this is the moment; see `ModelCheckpoint`."""
+        with self._known_metric_only(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    @contextmanager
+    def _known_metric_only(self, trainer: Trainer) -> Iterator[None]:
+        monitor = self.monitor
+        if monitor not in trainer.callback_metrics:
+            self.monitor = None
+        try:
+            yield
+        finally:
+            self.monitor = monitor
 
 
 class CheckpointArtifact(Callback):
@@ -32,9 +68,10 @@ class CheckpointArtifact(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Raise `ValueError` if there is a `WandbLogger` but no `ModelCheckpoint`."""
         if _wandb_loggers(trainer) and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            found = trainer.checkpoint_callback
             raise ValueError(
                 "`callbacks` must have a ModelCheckpoint beside CheckpointArtifact, got "
-                f"{_describe(trainer.checkpoint_callback)}. Add one, or leave the artifact out."
+                f"{'none' if found is None else type(found).__name__}. Add one, or leave the artifact out."
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +107,3 @@ def _metadata(saved: ModelCheckpoint, module: LightningModule) -> dict[str, Any]
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-
-
-def _describe(callback: Checkpoint | None) -> str:
-    return "none" if callback is None else type(callback).__name__
