@@ -1,30 +1,96 @@
-"""Parts that the Transformer backbones share: attention, residual blocks and learned positions."""
+"""What the Transformer backbones share: attention, residual blocks, learned positions and the whole."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
-__all__ = [
-    "LearnedPositions",
-    "ResidualBlock",
-    "SelfAttention",
-    "at_position",
-    "check_transformer",
-    "feed_forward",
-    "key_mask",
-    "run_blocks",
-]
+__all__ = ["ResidualBlock", "SelfAttention", "Transformer", "at_position", "feed_forward", "key_mask"]
+
+
+class Transformer(nn.Module):
+    """Learned positions, blocks of attention and an output: the base of SASRec, ESASRec and BERT4Rec.
+
+    `make_block` returns a block `forward(x, mask, position)`. `norm_input` replaces the factor of the items,
+    the square root of D, by a layer norm. A subclass sets `norm`, which follows the last block.
+    """
+
+    causal = True
+    norm: nn.Module
+
+    def __init__(
+        self,
+        embedding_size: int,
+        *,
+        max_length: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        make_block: Callable[[], nn.Module],
+        norm_input: bool = False,
+    ) -> None:
+        super().__init__()
+        check_integer("embedding_size", embedding_size)
+        check_integer("max_length", max_length)
+        check_integer("num_layers", num_layers)
+        check_integer("num_heads", num_heads)
+        check_number("dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+        if embedding_size % num_heads:
+            raise ValueError(
+                f"`embedding_size` must be divisible by `num_heads`, got {embedding_size} and {num_heads}. "
+                "Each head takes an equal share."
+            )
+        self.embedding_size = embedding_size
+        self.max_length = max_length
+        self.scale = 1.0 if norm_input else embedding_size**0.5
+        self.positions = LearnedPositions(max_length, embedding_size)
+        self.input_norm = nn.LayerNorm(embedding_size) if norm_input else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(make_block() for _ in range(num_layers))
+
+    @requires_mask
+    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
+        """Return the query after each item; of a bidirectional backbone, the prediction of the item there.
+
+        Args:
+            x: [B, L, D] floating point, the embedded items, with the mask token's vector at hidden positions.
+            valid_mask: [B, L] bool, True at items and mask tokens; padding is on the right.
+            last_only: Whether to return only the output at each session's last item; the last block then
+                computes no other.
+
+        Returns:
+            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
+
+        Raises:
+            TypeError: The mask is missing, or a tensor has the wrong dtype.
+            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
+        """
+        x = clean_input(x, valid_mask, max_length=self.max_length)
+        x = self.dropout(self.input_norm(self.positions(x * self.scale)))
+        mask = None if self.causal else key_mask(valid_mask)
+        *earlier, final = self.blocks
+        for block in earlier:
+            x = block(x, mask)
+        if last_only:
+            position = (valid_mask.sum(dim=1) - 1).clamp(min=0)
+            x = final(x, key_mask(valid_mask), position)
+            valid_mask = at_position(valid_mask, position)
+        else:
+            x = final(x, mask)
+        return torch.where(valid_mask[..., None], self.finish(x), 0)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D], after the last block."""
+        finished: Tensor = self.norm(x)
+        return finished
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position, counted from the session's first item.
-
-    Args:
-        max_length: Positions.
-        size: D.
-    """
+    """Adds a learned vector to each position, counted from the session's first item."""
 
     def __init__(self, max_length: int, size: int) -> None:
         super().__init__()
@@ -36,14 +102,7 @@ class LearnedPositions(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a session to itself.
-
-    Args:
-        size: D, divisible by `num_heads`.
-        num_heads: Heads.
-        dropout: Share of attention weights dropped, in [0, 1).
-        causal: Whether each position sees only itself and what came before.
-    """
+    """Multi-head attention of a session to itself; `causal` positions see only themselves and the past."""
 
     def __init__(self, size: int, *, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
@@ -54,13 +113,13 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(size, size)
 
     def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend from all positions, or from the one `position` [B] int64 of each session.
 
         Args:
             x: [B, L, D].
             mask: [B, 1, 1, L] bool, True at visible positions; None if causal, because padding on the right
                 is then invisible anyway.
-            position: [B] int64, the only position of each session that attends; None for all.
+            position: None for all.
 
         Returns:
             [B, L, D], or [B, 1, D].
@@ -87,12 +146,7 @@ class SelfAttention(nn.Module):
 class ResidualBlock(nn.Module):
     """Attention and a feed-forward network, each with a residual connection, dropout and a norm.
 
-    Args:
-        attention: Attention of size D.
-        feed_forward: [B, L, D] to [B, L, D].
-        size: D.
-        dropout: Share of units dropped after each of the two, in [0, 1).
-        norm_first: Whether the norms come before the two (pre-norm), or after each sum (post-norm).
+    The norms come before the two if `norm_first` (pre-norm), else after each sum (post-norm).
     """
 
     def __init__(
@@ -126,120 +180,25 @@ class ResidualBlock(nn.Module):
 
 
 def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
-    """Return the point-wise network of a block: two linear maps with an activation between them.
-
-    Args:
-        size: D.
-        hidden_size: The width between the two.
-        activation: The activation.
-        dropout: Share of hidden units dropped, in [0, 1).
-
-    Returns:
-        [B, L, D] to [B, L, D].
-
-    Examples:
-        >>> feed_forward(8, 16, nn.GELU())(torch.zeros(1, 2, 8)).shape
-        torch.Size([1, 2, 8])
-    """
+    """Return the point-wise network of a block: two linear maps with an activation between them."""
     return nn.Sequential(
         nn.Linear(size, hidden_size), activation, nn.Dropout(dropout), nn.Linear(hidden_size, size)
     )
 
 
 def at_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Return one position of each session, or all.
-
-    Args:
-        x: [B, L, ...].
-        position: [B] int64 in 0..L-1; None for all.
-
-    Returns:
-        [B, 1, ...], or `x`.
-
-    Examples:
-        >>> at_position(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1, 0]))
-        tensor([[2],
-                [3]])
-    """
+    """Return one position of each session, [B, 1, ...] of [B, L, ...], or all if `position` is None."""
     if position is None:
         return x
     rows = torch.arange(len(x), device=x.device)
     return x[rows[:, None], position[:, None]]
 
 
-def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, valid_mask: Tensor, *, causal: bool, last_only: bool
-) -> tuple[Tensor, Tensor]:
-    """Run the blocks of a Transformer, the last one only at each session's last item if `last_only`.
-
-    Args:
-        blocks: At least one `forward(x, mask, position)`.
-        x: [B, L, D].
-        valid_mask: [B, L] bool, True at items; padding is on the right.
-        causal: Whether the blocks see only earlier positions.
-        last_only: Whether only the last valid position of each session is needed.
-
-    Returns:
-        [B, L, D], or [B, 1, D]; and its [B, L] or [B, 1] bool, True at items.
-    """
-    mask = None if causal else key_mask(valid_mask)
-    *earlier, final = blocks
-    for block in earlier:
-        x = block(x, mask)
-    if not last_only:
-        return final(x, mask), valid_mask
-    position = (valid_mask.sum(dim=1) - 1).clamp(min=0)
-    return final(x, key_mask(valid_mask), position), at_position(valid_mask, position)
-
-
 def key_mask(valid_mask: Tensor) -> Tensor:
-    """Return the positions that bidirectional attention may see.
+    """Return the positions, [B, 1, 1, L] bool, that bidirectional attention may see.
 
-    Args:
-        valid_mask: [B, L] bool, True at items; padding is on the right.
-
-    Returns:
-        [B, 1, 1, L] bool: the items, and always the first position, because attention to nothing is undefined
-        (NaN by the formula).
-
-    Examples:
-        >>> key_mask(torch.tensor([[True, True, False], [False, False, False]]))[:, 0, 0]
-        tensor([[ True,  True, False],
-                [ True, False, False]])
+    They are the items, and always the first position, because attention to nothing is undefined (NaN by the
+    formula).
     """
     first = torch.arange(valid_mask.shape[1], device=valid_mask.device) == 0
     return (valid_mask | first)[:, None, None, :]
-
-
-def check_transformer(
-    *, embedding_size: int, max_length: int, num_layers: int, num_heads: int, dropout: float
-) -> None:
-    """Raise unless the settings that all Transformers share are valid.
-
-    Args:
-        embedding_size: D, divisible by `num_heads`.
-        max_length: The largest number of positions.
-        num_layers: The number of blocks.
-        num_heads: Attention heads in each block.
-        dropout: Share of units dropped, in [0, 1).
-
-    Raises:
-        TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range.
-
-    Examples:
-        >>> check_transformer(embedding_size=8, max_length=50, num_layers=1, num_heads=3, dropout=0.1)
-        Traceback (most recent call last):
-            ...
-        ValueError: `embedding_size` must be divisible by `num_heads`, got 8 and 3. ...
-    """
-    check_integer("embedding_size", embedding_size)
-    check_integer("max_length", max_length)
-    check_integer("num_layers", num_layers)
-    check_integer("num_heads", num_heads)
-    check_number("dropout", dropout, minimum=0, maximum=1, open_maximum=True)
-    if embedding_size % num_heads:
-        raise ValueError(
-            f"`embedding_size` must be divisible by `num_heads`, got {embedding_size} and {num_heads}. "
-            "Each head takes an equal share."
-        )

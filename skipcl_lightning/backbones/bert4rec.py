@@ -1,24 +1,15 @@
 """BERT4Rec: bidirectional self-attention, trained to predict hidden items."""
 
-import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.attention import (
-    LearnedPositions,
-    ResidualBlock,
-    SelfAttention,
-    check_transformer,
-    feed_forward,
-    run_blocks,
-)
-from skipcl_lightning.backbones.contract import clean_input, requires_mask
+from skipcl_lightning.backbones.attention import ResidualBlock, SelfAttention, Transformer, feed_forward
 
 __all__ = ["BERT4Rec"]
 
 
-class BERT4Rec(nn.Module):
+class BERT4Rec(Transformer):
     """Transformer blocks in which each position sees the whole session, trained by the cloze task.
 
     `SkipCLModule` hides items behind a mask token in training, and predicts the next item at a mask token
@@ -44,6 +35,7 @@ class BERT4Rec(nn.Module):
         recommendations are nearest neighbours of z_t in the item table.
 
     Examples:
+        >>> import torch
         >>> backbone = BERT4Rec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
@@ -61,53 +53,29 @@ class BERT4Rec(nn.Module):
         num_heads: int = 2,
         dropout: float = 0.2,
     ) -> None:
-        super().__init__()
-        self.embedding_size = embedding_size
-        check_transformer(
-            embedding_size=embedding_size,
+        super().__init__(
+            embedding_size,
             max_length=max_length,
             num_layers=num_layers,
             num_heads=num_heads,
             dropout=dropout,
-        )
-        check_integer(
-            "max_length", max_length, minimum=2, cure="The mask token needs a place beside a track."
-        )
-        self.max_length = max_length
-        self.positions = LearnedPositions(max_length, embedding_size)
-        self.input_norm = nn.LayerNorm(embedding_size)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(
+            make_block=lambda: ResidualBlock(
                 SelfAttention(embedding_size, num_heads=num_heads, dropout=dropout, causal=False),
                 feed_forward(embedding_size, 4 * embedding_size, nn.GELU()),
                 embedding_size,
                 dropout=dropout,
                 norm_first=False,
-            )
-            for _ in range(num_layers)
+            ),
+            norm_input=True,
+        )
+        check_integer(
+            "max_length", max_length, minimum=2, cure="The mask token needs a place beside a track."
         )
         self.output = nn.Sequential(
             nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.LayerNorm(embedding_size)
         )
 
-    @requires_mask
-    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """Return the prediction of the item at each position.
-
-        Args:
-            x: [B, L, D] floating point, the embedded items, with the mask token's vector at hidden positions.
-            valid_mask: [B, L] bool, True at items and mask tokens; padding is on the right.
-            last_only: Whether to return only the output at each session's last item; the last block then
-                computes no other.
-
-        Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
-
-        Raises:
-            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
-        """
-        x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(self.input_norm(self.positions(x)))
-        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=False, last_only=last_only)
-        return torch.where(is_real[..., None], self.output(x), 0)
+    def finish(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D]: the last non-linear map, and a layer norm."""
+        finished: Tensor = self.output(x)
+        return finished

@@ -41,19 +41,7 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
-    """Return whether all functions declare an argument.
-
-    Args:
-        name: The argument.
-        functions: Functions or bound methods.
-
-    Returns:
-        False if the signature of one is unknown.
-
-    Examples:
-        >>> takes_argument("last_only", nn.Identity().forward)
-        False
-    """
+    """Return whether all functions declare an argument; False if the signature of one is unknown."""
     try:
         return all(name in inspect.signature(function).parameters for function in functions)
     except ValueError:  # scripted and traced modules have no signature
@@ -61,24 +49,7 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
 
 
 def requires_mask(forward: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-    """Decorate `forward(self, x, valid_mask)` so that a call without the mask says what to pass.
-
-    Args:
-        forward: The method to wrap.
-
-    Returns:
-        The same method, with the same signature.
-
-    Examples:
-        >>> class Echo(nn.Module):
-        ...     @requires_mask
-        ...     def forward(self, x, valid_mask):
-        ...         return x
-        >>> Echo()(torch.zeros(2, 3, 8))
-        Traceback (most recent call last):
-            ...
-        TypeError: `valid_mask` must be a bool tensor [B, L], True at items, got none in the call of Echo. ...
-    """
+    """Decorate `forward(self, x, valid_mask)` so that a call without the mask says what to pass."""
 
     @functools.wraps(forward)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
@@ -197,19 +168,7 @@ def _run(backbone: nn.Module, x: Tensor, valid_mask: Tensor) -> Tensor:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and restore each sub-module's own mode at the end.
-
-    Args:
-        module: Any module. A sub-module that is in evaluation mode while the rest trains stays so.
-
-    Examples:
-        >>> module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluation_mode(module):
-        ...     module[0].training
-        False
-        >>> module[0].training, module[1].training
-        (True, False)
-    """
+    """Put a module into evaluation mode, and restore each sub-module's own mode at the end."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

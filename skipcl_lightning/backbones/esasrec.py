@@ -1,24 +1,16 @@
 """eSASRec: SASRec with gated LiGR blocks."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.attention import (
-    LearnedPositions,
-    SelfAttention,
-    at_position,
-    check_transformer,
-    run_blocks,
-)
-from skipcl_lightning.backbones.contract import clean_input, requires_mask
+from skipcl_lightning.backbones.attention import SelfAttention, Transformer, at_position
 
 __all__ = ["ESASRec"]
 
 
-class ESASRec(nn.Module):
+class ESASRec(Transformer):
     """SASRec with gated residual blocks: x + sigmoid(W x + b) · f(norm(x)); f is attention, then SwiGLU.
 
     The paper finds these LiGR blocks, SASRec's shifted targets and a sampled softmax to be the strongest of
@@ -45,12 +37,11 @@ class ESASRec(nn.Module):
         does not have.
 
     Examples:
+        >>> import torch
         >>> backbone = ESASRec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
     """
-
-    causal = True
 
     @records_settings
     def __init__(
@@ -63,45 +54,16 @@ class ESASRec(nn.Module):
         dropout: float = 0.2,
         expansion: int = 4,
     ) -> None:
-        super().__init__()
-        self.embedding_size = embedding_size
-        check_transformer(
-            embedding_size=embedding_size,
+        check_integer("expansion", expansion)
+        super().__init__(
+            embedding_size,
             max_length=max_length,
             num_layers=num_layers,
             num_heads=num_heads,
             dropout=dropout,
-        )
-        check_integer("expansion", expansion)
-        self.max_length = max_length
-        self.scale = embedding_size**0.5
-        self.positions = LearnedPositions(max_length, embedding_size)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            _GatedBlock(embedding_size, num_heads, dropout, expansion) for _ in range(num_layers)
+            make_block=lambda: _GatedBlock(embedding_size, num_heads, dropout, expansion),
         )
         self.norm = nn.LayerNorm(embedding_size)
-
-    @requires_mask
-    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """Return the query after each item.
-
-        Args:
-            x: [B, L, D] floating point, the embedded items.
-            valid_mask: [B, L] bool, True at items; padding is on the right.
-            last_only: Whether to return only the output at each session's last item; the last block then
-                computes no other.
-
-        Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
-
-        Raises:
-            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
-        """
-        x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(self.positions(x * self.scale))
-        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=True, last_only=last_only)
-        return torch.where(is_real[..., None], self.norm(x), 0)
 
 
 class _GatedBlock(nn.Module):

@@ -2,27 +2,18 @@
 
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.attention import (
-    LearnedPositions,
-    ResidualBlock,
-    SelfAttention,
-    check_transformer,
-    feed_forward,
-    run_blocks,
-)
-from skipcl_lightning.backbones.contract import clean_input, requires_mask
+from skipcl_lightning.backbones.attention import ResidualBlock, SelfAttention, Transformer, feed_forward
 
 __all__ = ["SASRec"]
 
 Norm = Literal["pre", "post"]
 
 
-class SASRec(nn.Module):
+class SASRec(Transformer):
     """Transformer blocks with learned positions, in which each position sees itself and earlier ones.
 
     Padding is on the right, so no item ever sees it. The outputs at padding are zeros.
@@ -46,12 +37,11 @@ class SASRec(nn.Module):
         Kang and McAuley: Self-Attentive Sequential Recommendation, ICDM 2018, arXiv 1808.09781.
 
     Examples:
+        >>> import torch
         >>> backbone = SASRec(embedding_size=8, max_length=5)
         >>> backbone(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
         torch.Size([2, 3, 8])
     """
-
-    causal = True
 
     @records_settings
     def __init__(
@@ -64,51 +54,21 @@ class SASRec(nn.Module):
         dropout: float = 0.2,
         norm: Norm = "pre",
     ) -> None:
-        super().__init__()
-        self.embedding_size = embedding_size
-        check_transformer(
-            embedding_size=embedding_size,
+        check_choice("norm", norm, get_args(Norm))
+        super().__init__(
+            embedding_size,
             max_length=max_length,
             num_layers=num_layers,
             num_heads=num_heads,
             dropout=dropout,
-        )
-        check_choice("norm", norm, get_args(Norm))
-        self.max_length = max_length
-        self.scale = embedding_size**0.5
-        self.positions = LearnedPositions(max_length, embedding_size)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(
+            make_block=lambda: ResidualBlock(
                 SelfAttention(embedding_size, num_heads=num_heads, dropout=dropout, causal=True),
                 # The paper's point-wise network keeps the width and uses ReLU.
                 feed_forward(embedding_size, embedding_size, nn.ReLU(), dropout),
                 embedding_size,
                 dropout=dropout,
                 norm_first=norm == "pre",
-            )
-            for _ in range(num_layers)
+            ),
         )
         # The last block of `post` already ends with a norm.
         self.norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
-
-    @requires_mask
-    def forward(self, x: Tensor, valid_mask: Tensor, *, last_only: bool = False) -> Tensor:
-        """Return the query after each item.
-
-        Args:
-            x: [B, L, D] floating point, the embedded items.
-            valid_mask: [B, L] bool, True at items; padding is on the right.
-            last_only: Whether to return only the output at each session's last item; the last block then
-                computes no other.
-
-        Returns:
-            [B, L, D], zero at padding; or [B, 1, D], zero for an empty session.
-
-        Raises:
-            ValueError: The shapes disagree, or the sessions are longer than `max_length`.
-        """
-        x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(self.positions(x * self.scale))
-        x, is_real = run_blocks(self.blocks, x, valid_mask, causal=True, last_only=last_only)
-        return torch.where(is_real[..., None], self.norm(x), 0)

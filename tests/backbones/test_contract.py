@@ -17,6 +17,8 @@ from skipcl_lightning.backbones import (
     SASRec,
     check_backbone,
 )
+from skipcl_lightning.backbones.attention import at_position, feed_forward, key_mask
+from skipcl_lightning.backbones.contract import evaluation_mode, takes_argument
 
 
 @pytest.fixture(scope="module", params=CAUSAL)
@@ -253,3 +255,22 @@ def test_a_short_limit_and_a_backbone_without_parameters_are_checked_too():
 class Past(nn.Module):
     def forward(self, x, valid_mask):
         return x.cumsum(dim=1)
+
+
+def test_the_parts_of_transformers_keep_shapes_and_positions():
+    assert feed_forward(8, 16, nn.GELU())(torch.zeros(1, 2, 8)).shape == (1, 2, 8)
+    x = torch.tensor([[1, 2], [3, 4]])
+    assert at_position(x, torch.tensor([1, 0])).tolist() == [[2], [3]]
+    assert at_position(x, None) is x
+    mask = key_mask(torch.tensor([[True, True, False], [False, False, False]]))
+    assert mask.tolist() == [[[[True, True, False]]], [[[True, False, False]]]]
+
+
+def test_arguments_are_known_by_name_and_modes_are_restored():
+    assert takes_argument("valid_mask", SASRec(8).forward, GRU4Rec(8).forward)
+    assert not takes_argument("last_only", SASRec(8).forward, nn.Identity().forward)
+    module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    with evaluation_mode(module):
+        assert not module[0].training
+    assert module[0].training
+    assert not module[1].training
