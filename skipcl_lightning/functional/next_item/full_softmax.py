@@ -115,33 +115,15 @@ def chunked_softmax_loss(
 
 
 def log_partition(query: Tensor, item_embeddings: Tensor, *, chunk_size: int | None = None) -> Tensor:
-    r"""Return the logarithm of each query's softmax denominator, computed in chunks of queries.
+    r"""Return the logarithm of each query's softmax denominator, [N], computed in chunks of queries.
 
     $$
     \log \sum_{i=1}^{V} \exp(q \cdot e_i)
     $$
 
-    The logits of a chunk are computed again in the backward pass, so the [N, V] logits are never held at
-    once. Within `torch.compile` they are.
-
-    Args:
-        query: [N, D] floating point; its dtype is that of the products.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding and no candidate.
-        chunk_size: Queries in a chunk; None for the default of `chunked_softmax_loss`.
-
-    Returns:
-        [N], of the dtype of `query`.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
-        ValueError: Shapes disagree or `chunk_size` is below 1.
-
-    Reference:
-        Chen et al.: Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
-
-    Examples:
-        >>> log_partition(torch.ones(2, 1), torch.tensor([[9.0], [1.0], [1.0]])).round(decimals=4)
-        tensor([1.6931, 1.6931])
+    The logits of a chunk are computed again in the backward pass (Chen et al.: Training Deep Nets with
+    Sublinear Memory Cost, arXiv 1604.06174), so the [N, V] logits are never held at once. Within
+    `torch.compile` they are. The dtype of `query` is that of the products and of the result.
     """
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
@@ -159,39 +141,14 @@ def log_partition(query: Tensor, item_embeddings: Tensor, *, chunk_size: int | N
 
 
 def normalised_weights(query: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the share of each query in a weighted mean.
-
-    Args:
-        query: [N, D] floating point.
-        weight: [N] floating point, 0 or more; None for equal weights.
-
-    Returns:
-        [N] float32 or float64 with a sum of 1; all 0 if all weights are 0.
-
-    Examples:
-        >>> normalised_weights(torch.ones(2, 4), torch.tensor([1.0, 3.0]))
-        tensor([0.2500, 0.7500])
-    """
+    """Return the [N] shares of the queries in a weighted mean; all 0 if all weights are 0."""
     exact = torch.promote_types(query.dtype, torch.float32)
     share = query.new_ones(len(query), dtype=exact) if weight is None else weight.detach().to(exact)
     return share / share.sum().clamp(min=torch.finfo(exact).tiny)
 
 
 def check_softmax_arguments(query: Tensor, item_embeddings: Tensor, target: Tensor) -> dict[str, int]:
-    """Check the shapes, the dtypes and, on a CPU, the range of the targets.
-
-    Args:
-        query: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point.
-        target: [N] int64 in 1..V.
-
-    Returns:
-        The sizes by letter.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree, or a target is not in 1..V.
-    """
+    """Check the shapes, the dtypes and, on a CPU, the range of the targets; return the sizes by letter."""
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
     sizes = check_shape("target", target, "N", sizes, dtype=torch.int64)

@@ -13,21 +13,13 @@ __all__ = ["gather_gradients", "look_up", "require_table"]
 def look_up(
     items: Tensor, item_embeddings: Tensor, *, sparse: bool = False, padding_index: int | None = None
 ) -> Tensor:
-    """Return the embeddings of items.
+    """Return the embeddings [..., D] of items, [...] int64 in 0..V.
 
     Args:
-        items: [...] int64 in 0..V.
+        items: The items.
         item_embeddings: [V + 1, D] floating point.
         sparse: Whether the gradient of `item_embeddings` is a sparse tensor of the used rows.
         padding_index: The item whose row gets no gradient.
-
-    Returns:
-        [..., D].
-
-    Examples:
-        >>> look_up(torch.tensor([[2, 0]]), torch.tensor([[0.0], [1.0], [2.0]]))
-        tensor([[[2.],
-                 [0.]]])
     """
     sparse = sparse or (not torch.compiler.is_compiling() and _is_gathered(item_embeddings))
     return F.embedding(items, item_embeddings, padding_index, sparse=sparse)
@@ -38,46 +30,13 @@ def gather_gradients(item_embeddings: Tensor) -> Tensor:
 
     Otherwise each lookup makes a [V + 1, D] gradient that is nearly all zero, and their sum is most of a step
     at a million items. Other uses of the table may leave dense gradients.
-
-    Args:
-        item_embeddings: [V + 1, D] floating point.
-
-    Returns:
-        [V + 1, D], a view.
-
-    Examples:
-        >>> table = torch.ones(3, 1, requires_grad=True)
-        >>> gathered = gather_gradients(table)
-        >>> twice = look_up(torch.tensor([1, 2]), gathered) + look_up(torch.tensor([1, 1]), gathered)
-        >>> twice.sum().backward()
-        >>> table.grad
-        tensor([[0.],
-                [3.],
-                [1.]])
     """
     gathered: Tensor = _Gathered.apply(item_embeddings)  # type: ignore[no-untyped-call]
     return gathered
 
 
 def require_table(item_embeddings: Tensor | None, reason: str) -> Tensor:
-    """Return the item table, or raise an error that says what needs it.
-
-    Args:
-        item_embeddings: [V + 1, D], or None.
-        reason: What needs it.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: It is None.
-
-    Examples:
-        >>> require_table(None, "a memory bank")
-        Traceback (most recent call last):
-            ...
-        ValueError: `item_embeddings` must be given for a memory bank, got None. Pass the item table.
-    """
+    """Return the item table, or raise an error that says what needs it."""
     if item_embeddings is None:
         raise ValueError(f"`item_embeddings` must be given for {reason}, got None. Pass the item table.")
     return item_embeddings

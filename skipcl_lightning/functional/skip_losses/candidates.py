@@ -59,26 +59,9 @@ def rejected_candidates(keys: Tensor, items: Tensor, contrast: Contrast) -> Cand
 def candidate_similarity(
     name: str, query: Tensor, part: Candidates, temperature: float | Tensor, query_mask: Tensor
 ) -> Tensor:
-    """Return cos(q, k) / τ of each position with shared candidates, or with its own.
+    """Return cos(q, k) / τ of each position with shared candidates, or with its own: [B, L, C].
 
-    Args:
-        name: The argument's name in errors.
-        query: [B, L, D] floating point.
-        part: [C] or [B, L, C] candidates.
-        temperature: τ > 0.
-        query_mask: [B, L] bool; queries where it is False count as 0.
-
-    Returns:
-        [B, L, C].
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree.
-
-    Examples:
-        >>> one = Candidates(torch.tensor([4]), torch.tensor([[0.0, 2.0]]))
-        >>> candidate_similarity("candidates", torch.ones(1, 1, 2), one, 1.0, torch.ones(1, 1).bool())
-        tensor([[[0.7071]]])
+    `name` is the argument's name in errors; queries where `query_mask` [B, L] is False count as 0.
     """
     sizes = check_shape("query", query, "B L D")
     shape = "C" if part.items.dim() == 1 else "B L C"
@@ -90,17 +73,8 @@ def candidate_similarity(
 def unkept_mask(part: Candidates, kept_items: Tensor) -> Tensor:
     """Return which candidates a session may be pushed from: those that it does not keep itself.
 
-    Args:
-        part: [C] or [B, L, C] candidates.
-        kept_items: [B, L] int64, the items that each session does not reject; 0 elsewhere.
-
-    Returns:
-        [B, 1, C] or [B, L, C] bool; False at item 0.
-
-    Examples:
-        >>> two = Candidates(torch.tensor([4, 5]), torch.ones(2, 3))
-        >>> unkept_mask(two, torch.tensor([[5, 1]]))
-        tensor([[[ True, False]]])
+    `kept_items` [B, L] int64 are the items that each session does not reject; 0 elsewhere. The result is
+    [B, 1, C] bool for shared candidates, else [B, L, C], and False at item 0.
     """
     shared = part.items.dim() == 1
     wanted = part.items.expand(len(kept_items), -1) if shared else part.items.flatten(1)
@@ -111,21 +85,10 @@ def unkept_mask(part: Candidates, kept_items: Tensor) -> Tensor:
 
 
 def gather_candidates(candidates: Candidates) -> Candidates:
-    """Return the candidates of all processes; without torch.distributed, the same candidates.
+    """Return the [C] candidates of all processes, filled up with item 0 to equal numbers.
 
     The gradient of each key is the sum over the losses of all processes. Together with the mean that DDP
     takes over processes, this is the gradient of `reduce_anchors` with `gather_ranks`.
-
-    Args:
-        candidates: [C] of this process; C may differ between processes.
-
-    Returns:
-        The candidates of all processes, filled up with item 0 to equal numbers.
-
-    Examples:
-        >>> one = Candidates(torch.tensor([3]), torch.ones(1, 2), torch.zeros(1))
-        >>> gather_candidates(one).items
-        tensor([3])
     """
     if not is_distributed():
         return candidates

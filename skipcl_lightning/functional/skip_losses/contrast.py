@@ -113,18 +113,7 @@ class ContrastSettings:
 def settings_within_session(options: ContrastOptions) -> ContrastSettings:
     """Return the settings of a loss that knows only the negatives of an anchor's own session.
 
-    Args:
-        options: Keyword arguments of `ContrastSettings`; the default of `negatives` is `passed` here.
-
-    Returns:
-        The checked settings.
-
-    Raises:
-        ValueError: A setting is out of range or not among its choices, or `negatives` is 'batch'.
-
-    Examples:
-        >>> settings_within_session({"like_weight": 2.0}).negatives
-        'passed'
+    The default of `negatives` is `passed` here, and 'batch' is a `ValueError`.
     """
     settings = ContrastSettings(**(PASSED | options))
     check_choice("negatives", settings.negatives, get_args(Negatives)[:-1])
@@ -214,27 +203,12 @@ def session_contrast(sessions: Sessions, **contrast: Unpack[ContrastOptions]) ->
 def reduce_anchors(
     losses: Tensor, weights: Tensor, reduction: Reduction, *, gather_ranks: bool = False
 ) -> Tensor:
-    """Return the losses of the anchors, their weighted mean or their weighted sum.
+    """Return the [B, L] losses of the anchors, their weighted mean or their weighted sum.
 
-    With `gather_ranks`, the mean is over the anchors of all W processes: each process returns W times its own
+    Losses and weights are 0 where there is no anchor. A mean over no anchor is exactly 0. With
+    `gather_ranks`, the mean is over the anchors of all W processes: each process returns W times its own
     weighted sum divided by the weights of all processes, so the average that DDP takes of the gradients is
     that of the global mean.
-
-    Args:
-        losses: [B, L] floating point, 0 where there is no anchor.
-        weights: [B, L] floating point, 0 where there is no anchor.
-        reduction: `none`, `mean` or `sum`.
-        gather_ranks: Whether the mean is over all processes.
-
-    Returns:
-        [B, L] for `none`, else a scalar. A mean over no anchor is exactly 0.
-
-    Raises:
-        ValueError: The reduction is unknown.
-
-    Examples:
-        >>> reduce_anchors(torch.tensor([[2.0, 4.0]]), torch.tensor([[1.0, 3.0]]), "mean")
-        tensor(3.5000)
     """
     check_choice("reduction", reduction, get_args(Reduction))
     if reduction == "none":
@@ -249,33 +223,13 @@ def reduce_anchors(
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean; exactly 0, with a zero gradient, if all weights are 0.
-
-    Args:
-        losses: Floating point, of any shape.
-        weights: The same shape, 0 or above.
-
-    Returns:
-        A scalar.
-
-    Examples:
-        >>> weighted_mean(torch.ones(2), torch.zeros(2))
-        tensor(0.)
-    """
+    """Return the weighted mean; exactly 0, with a zero gradient, if all weights are 0."""
     total = weights.sum()
     return (losses * weights).sum() / torch.where(total > 0, total, 1)
 
 
 def is_distributed() -> bool:
-    """Return whether several processes train together.
-
-    Returns:
-        True if torch.distributed is initialised with more than one process.
-
-    Examples:
-        >>> is_distributed()
-        False
-    """
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -42,10 +42,6 @@ def cosine(
 
     Returns:
         [B, L, S] or [B, L, C], float32 or float64.
-
-    Examples:
-        >>> cosine(torch.ones(1, 1, 2), torch.tensor([[3.0, 3.0], [-1.0, -1.0]])).round()
-        tensor([[[ 1., -1.]]])
     """
     shape = query.shape[:2]
     if keys.dim() == 2:

@@ -152,19 +152,7 @@ def check_info_nce_settings(
     mined_positive_weight: float,
     contrast: ContrastSettings,
 ) -> None:
-    """Check the settings of `skip_info_nce`.
-
-    Args:
-        temperature: τ > 0; a tensor is not checked.
-        num_hardest: At least 1, or None.
-        gather_ranks: Needs the negatives of the `batch`.
-        mined_positive_weight: β ≥ 0.
-        contrast: The checked settings of the contrast.
-
-    Raises:
-        TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range or has no effect.
-    """
+    """Check the settings of `skip_info_nce`; a temperature that is a tensor is not checked."""
     check_number("mined_positive_weight", mined_positive_weight, minimum=0)
     if not isinstance(temperature, Tensor):
         check_number("temperature", temperature, minimum=0, open_minimum=True)

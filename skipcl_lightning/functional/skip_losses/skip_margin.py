@@ -81,16 +81,7 @@ def skip_margin(
 
 
 def check_margin(loss: MarginLoss, margin: float | None) -> None:
-    """Check the settings of `skip_margin`.
-
-    Args:
-        loss: `bpr` or `hinge`.
-        margin: Above 0, or None; None for `bpr`.
-
-    Raises:
-        TypeError: `margin` is no number.
-        ValueError: A setting is out of range or has no effect.
-    """
+    """Check the settings of `skip_margin`."""
     check_choice("loss", loss, get_args(MarginLoss))
     if margin is not None:
         check_number("margin", margin, minimum=0, open_minimum=True)
@@ -101,20 +92,10 @@ def check_margin(loss: MarginLoss, margin: float | None) -> None:
 
 
 def mean_over_negatives(pairs: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean over the negatives of each anchor.
+    """Return the [B, L] weighted means over the negatives of each anchor, and the [B, L] anchors' weights.
 
-    Args:
-        pairs: [B, L, L] finite floating point, a loss for each position and each item of its session.
-        contrast: The contrast of the same batch.
-
-    Returns:
-        [B, L] losses and [B, L] weights of the anchors, both 0 where there is no anchor.
-
-    Examples:
-        >>> from skipcl_lightning.functional import session_contrast
-        >>> contrast = session_contrast((torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])))
-        >>> mean_over_negatives(torch.full((1, 3, 3), 5.0), contrast)
-        (tensor([[5., 0., 0.]]), tensor([[1., 0., 0.]]))
+    `pairs` [B, L, L] is a finite loss for each position and each item of its session. Both results are 0
+    where there is no anchor.
     """
     weights = contrast.log_weight.exp()[:, None, :] * contrast.negative_mask  # [B, L, L]
     total = weights.sum(dim=2)
@@ -124,28 +105,9 @@ def mean_over_negatives(pairs: Tensor, contrast: Contrast) -> tuple[Tensor, Tens
 
 
 def session_scores(query: Tensor, keys: Tensor, items: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
-    """Return the inner products of each position with the items of its session, and with its positive.
+    """Return the [B, L, L] inner products with the items of the session, and [B, L] with the positive.
 
-    Args:
-        query: [B, L, D] floating point; half precision is multiplied in float32.
-        keys: [B, L, D] floating point.
-        items: [B, L] int64; the contents of padding, NaN included, have no effect.
-        contrast: The contrast of the same batch.
-
-    Returns:
-        [B, L, L] and [B, L].
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree.
-
-    Examples:
-        >>> from skipcl_lightning.functional import session_contrast
-        >>> items = torch.tensor([[1, 2]])
-        >>> keys = torch.tensor([[[1.0], [2.0]]])
-        >>> session_scores(keys, keys, items, session_contrast((items, torch.ones(1, 2))))
-        (tensor([[[1., 2.],
-                 [2., 4.]]]), tensor([[2., 2.]]))
+    Half precision is multiplied in float32. The contents of padding, NaN included, have no effect.
     """
     sizes = check_shape("query", query, "B L D", floating=True)
     check_shape("keys", keys, "B L D", sizes, floating=True)
