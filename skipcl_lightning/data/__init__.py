@@ -23,8 +23,7 @@ from skipcl_lightning.data.readers import (
     read_yambda,
 )
 from skipcl_lightning.data.simulate import simulate_sessions
-from skipcl_lightning.data.splits.by_time import SplitByTime
-from skipcl_lightning.data.splits.splits import LeaveOneOut, SplitBySession, leave_one_out
+from skipcl_lightning.data.splits import LeaveOneOut, SplitBySession, SplitByTime, leave_one_out
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 

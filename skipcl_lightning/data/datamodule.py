@@ -1,14 +1,16 @@
 """The LightningDataModule: from a log to the batches of every stage."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import polars as pl
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,15 +18,14 @@ from torch.utils.data import DataLoader
 from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
-from skipcl_lightning.data.batches.loader import QuietDataModule, ResumableLoader, silence_run_warnings
-from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepare.drop_report import DropReport
 from skipcl_lightning.data.prepare.log_or_store import make_source
 from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import Table
-from skipcl_lightning.data.splits.splits import Split
+from skipcl_lightning.data.splits import Split
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 from skipcl_lightning.functional import next_item_targets
 from skipcl_lightning.functional.positions import TargetRule
@@ -35,9 +36,13 @@ __all__ = ["SessionDataModule"]
 DEFAULT_LENGTH = 50
 # Padded positions that `training_sessions` holds at once.
 _MOST_POSITIONS = 1 << 20
+# Lightning advises workers whatever a batch costs; here it is one gather from memory.
+_WORKER_ADVICE = r"The '\w+_dataloader' does not have many workers"
+# Lightning 2.6 calls a function that torch 2.13 deprecates; until Lightning replaces the call.
+_OLD_QUESTION = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
-class SessionDataModule(QuietDataModule):
+class SessionDataModule(LightningDataModule):
     """LightningDataModule with the batches of every stage, from a log or a prepared store.
 
     The log is read once, at the first use of its data or when Lightning calls `setup`; rank 0 then reports
@@ -324,7 +329,17 @@ class SessionDataModule(QuietDataModule):
         if self._takes_length and isinstance(length, int):
             # A bidirectional backbone needs one position for its mask token.
             self.max_length = length if getattr(model, "causal", True) else max(1, length - 1)
-        silence_run_warnings(self.num_workers)
+        warnings.filterwarnings("ignore", message=_OLD_QUESTION)
+        if not self.num_workers:
+            warnings.filterwarnings("ignore", message=_WORKER_ADVICE)
+
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        """Show the warnings of Lightning again that `setup` has silenced."""
+        _restore_warnings()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
+        """Do the same after an error, when Lightning does not call `teardown`."""
+        _restore_warnings()
 
     def warn_without_rejected(self) -> None:
         """Warn if no item of the log was skipped or disliked, so a skip head has nothing to learn.
@@ -408,3 +423,11 @@ class SessionDataModule(QuietDataModule):
             # torch warns about page-locked memory without an accelerator.
             "pin_memory": self.pin_memory and torch.accelerator.is_available(),
         }
+
+
+def _restore_warnings() -> None:
+    """Remove the two filters of `setup`; others stay."""
+    # typeshed calls it a sequence; it is the interpreter's own list, and only that list counts.
+    filters = cast("list[Any]", warnings.filters)
+    ours = (_WORKER_ADVICE, _OLD_QUESTION)
+    filters[:] = [entry for entry in filters if getattr(entry[1], "pattern", None) not in ours]

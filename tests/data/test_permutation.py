@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data.splits import permutation
-from skipcl_lightning.data.splits.permutation import shuffled_rows
+from skipcl_lightning.data import permutation
+from skipcl_lightning.data.permutation import shuffled_rows
 
 
 @given(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from skipcl_lightning.data import LeaveOneOut, SessionDataModule, SessionFilter, SplitBySession, SplitByTime
 from skipcl_lightning.data.prepare.prepared_data import PreparedData
-from skipcl_lightning.data.splits.splits import SessionBlock
+from skipcl_lightning.data.splits import SessionBlock
 
 TIMES = st.lists(st.lists(st.integers(0, 30), min_size=2, max_size=6), min_size=1, max_size=8)
 

@@ -1,17 +1,18 @@
-"""Samplers: the rows of each process, as a function of seed, epoch and rank."""
+"""The rows of each process, as a function of seed, epoch and rank, and the loader that resumes there."""
 
 from collections.abc import Iterator, Sized
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.data.splits.permutation import shuffled_rows
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data.permutation import shuffled_rows
 
-__all__ = ["EvaluationSampler", "TrainingSampler"]
+__all__ = ["EvaluationSampler", "ResumableLoader", "TrainingSampler"]
 
 # Rows whose order is computed at once; no effect on the order.
 _BLOCK = 1 << 16
@@ -174,3 +175,74 @@ class EvaluationSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._rows)
+
+
+class ResumableLoader(DataLoader[SessionBatch]):
+    """A `DataLoader` over a `TrainingSampler` that counts the batches it has returned.
+
+    Lightning saves its state in each checkpoint and restores it when a run resumes, so the epoch continues
+    with the batch after the last trained one. Batches that workers have only prepared do not count.
+
+    Examples:
+        >>> import torch
+        >>> from skipcl_lightning.data import keep_batch
+        >>> class Rows(torch.utils.data.Dataset):
+        ...     def __len__(self): return 5
+        ...     def __getitems__(self, indices): return indices
+        >>> def make():
+        ...     sampler = TrainingSampler(Rows(), batch_size=2, num_replicas=1, rank=0)
+        ...     return ResumableLoader(Rows(), batch_size=2, sampler=sampler, collate_fn=keep_batch)
+        >>> loader = make()
+        >>> rest = iter(loader)
+        >>> _ = next(rest)
+        >>> resumed = make()
+        >>> resumed.load_state_dict(loader.state_dict())
+        >>> list(resumed) == list(rest)
+        True
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._given = 0
+        self._epoch = 0
+        self._resumed: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch, its batches so far and the order's settings; empty without our sampler."""
+        sampler = self.sampler
+        if not isinstance(sampler, TrainingSampler):
+            return {}
+        # An epoch that is set but not begun has returned no batch.
+        given = self._given if self._epoch == sampler.epoch else 0
+        return {"epoch": sampler.epoch, "batches": given, **sampler.settings}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration at the saved batch, if it is of the saved epoch."""
+        # Compared at the first batch, because Lightning sets the epoch after it loads the state.
+        self._resumed = state
+
+    def __iter__(self) -> Iterator[SessionBatch]:  # type: ignore[override]  # torch names its own class
+        state, self._resumed = self._resumed, None
+        self._given = 0
+        sampler = self.sampler
+        if isinstance(sampler, TrainingSampler):
+            self._epoch = sampler.epoch
+            # A finished epoch has no batches left.
+            if state and state["epoch"] == sampler.epoch and 0 < state["batches"] < len(self):
+                _check_same_order(state, sampler.settings)
+                self._given = state["batches"]
+            sampler.start_from(self._given)
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+
+def _check_same_order(state: dict[str, int], settings: dict[str, int]) -> None:
+    """Raise if the rest of the epoch would have other rows than the untrained ones."""
+    for name, value in settings.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"`{name}` must be {state.get(name)}, as where the checkpoint was written in mid-epoch, got "
+                f"{value}. What is left of the epoch cannot be told otherwise: resume with the same data "
+                "and settings, or from a checkpoint of an epoch's end."
+            )

@@ -12,7 +12,7 @@ from skipcl_lightning.data.prepare.filters import SessionFilter
 from skipcl_lightning.data.prepare.on_disk import open_store, read_settings
 from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.splits.splits import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.splits import LeaveOneOut, Split, check_split
 
 __all__ = ["Source", "make_source"]
 

@@ -14,7 +14,7 @@ from skipcl_lightning.data.prepare.parts import Progress, no_progress
 from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData, lay_out
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.splits.splits import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.splits import LeaveOneOut, Split, check_split
 from skipcl_lightning.data.store.folder import (
     MANIFEST,
     SPLIT_NAMES,

@@ -15,7 +15,7 @@ from skipcl_lightning.data.prepare.ordering import run_lengths
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress
 from skipcl_lightning.data.prepare.preparation import prepare_parts
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.splits.splits import SessionBlock, Split
+from skipcl_lightning.data.splits import SessionBlock, Split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.store.writing import MemoryStorage, Storage, StoreWriter

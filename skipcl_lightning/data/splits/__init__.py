@@ -1,1 +1,0 @@
-"""What is held out for validation and test."""
