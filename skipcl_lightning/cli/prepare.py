@@ -28,7 +28,7 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
-from skipcl_lightning.data.prepare.drop_report import FeedbackWarning
+from skipcl_lightning.data.prepare.filters import FeedbackWarning
 from skipcl_lightning.data.splits import Split, Targets
 
 __all__ = ["make_parser", "make_split", "run_prepare"]

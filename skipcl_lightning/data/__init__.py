@@ -5,8 +5,7 @@ from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSam
 from skipcl_lightning.data.datamodule import SessionDataModule
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
-from skipcl_lightning.data.prepare.drop_report import DropReport
-from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.on_disk import open_store, prepare_store
 from skipcl_lightning.data.prepare.preparation import prepare_sessions
 from skipcl_lightning.data.prepare.prepared_data import PreparedData

@@ -21,8 +21,8 @@ from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
-from skipcl_lightning.data.prepare.drop_report import DropReport
-from skipcl_lightning.data.prepare.log_or_store import make_source
+from skipcl_lightning.data.prepare.filters import DropReport
+from skipcl_lightning.data.prepare.on_disk import plan_preparation
 from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
 from skipcl_lightning.data.schema import Table
 from skipcl_lightning.data.splits import Split
@@ -143,15 +143,16 @@ class SessionDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.max_length = DEFAULT_LENGTH if max_length is None else max_length
         self._takes_length = max_length is None
-        self._source = make_source(
-            log,
-            split=split,
-            cold_targets=cold_targets,
-            min_session_length=min_session_length,
-            min_item_count=min_item_count,
-            require_skip=require_skip,
-            skip_threshold=skip_threshold,
-        )
+        settings = {
+            "split": split,
+            "cold_targets": cold_targets,
+            "min_session_length": min_session_length,
+            "min_item_count": min_item_count,
+            "require_skip": require_skip,
+            "skip_threshold": skip_threshold,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        self._prepare, self._skip_threshold = plan_preparation(log, given)
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
         self.mining_score: MiningScore = mining_score
         self.mining_depth = mining_depth
@@ -163,7 +164,7 @@ class SessionDataModule(LightningDataModule):
 
     @cached_property
     def _data(self) -> PreparedData:
-        data = self._source.prepare()
+        data = self._prepare()
         rank_zero_info(str(data))
         return data
 
@@ -180,7 +181,7 @@ class SessionDataModule(LightningDataModule):
     @property
     def skip_threshold(self) -> float:
         """Feedback below it is a skip."""
-        return self._source.skip_threshold
+        return self._skip_threshold
 
     @property
     def vocabulary(self) -> ItemVocabulary:

@@ -67,7 +67,7 @@ def text_of(header, row, rows=9):
     return header + "".join(f"{row(n)}\n" for n in range(rows))
 
 
-@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.drop_report.FeedbackWarning")
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.filters.FeedbackWarning")
 def test_a_folder_is_searched_with_its_sub_folders_and_gzipped_files_are_read(log, tmp_path):
     read, name, header, row = log
     (tmp_path / "sub").mkdir()

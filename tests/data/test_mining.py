@@ -18,7 +18,6 @@ from skipcl_lightning.data import (
     simulate_sessions,
 )
 from skipcl_lightning.data.mining import mine_transitions, sample_mined
-from skipcl_lightning.data.store.session_store import whole_sessions
 
 NUM_ITEMS = 6
 SCORES = ("count", "pmi", "wilson")
@@ -232,7 +231,8 @@ def test_the_scores_of_frequent_pairs_do_not_wrap_around(score, counts):
         offsets=np.arange(len(pairs) + 1) * 2,
         session_ids=pl.Series(range(len(pairs))),
     )
-    mined = mine_transitions(whole_sessions(store), 6, depth=2, score=score)
+    whole = SessionView(store, np.arange(len(store)), store.lengths, with_target=False)
+    mined = mine_transitions(whole, 6, depth=2, score=score)
     assert mined.skipped_after[1].tolist() == [2, 3]
 
 

@@ -25,7 +25,7 @@ from skipcl_lightning.data import (
 )
 from skipcl_lightning.data.prepare.prepared_data import PreparedData
 from skipcl_lightning.data.prepare.sessions import label_by_next_play
-from skipcl_lightning.data.store import writing as storage_room
+from skipcl_lightning.data.store import folder as storage_room
 
 ROWS = st.lists(
     st.tuples(
@@ -105,7 +105,7 @@ def test_a_store_holds_what_preparation_in_memory_gives_however_little_memory_it
     assert nothing_beside(folder)
 
 
-@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.drop_report.FeedbackWarning")
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.filters.FeedbackWarning")
 @given(
     plays=st.lists(
         st.tuples(

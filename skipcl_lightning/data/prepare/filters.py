@@ -1,4 +1,4 @@
-"""The filter of sessions and items."""
+"""The filter of sessions and items, and the report of what was read, dropped and kept."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,14 +6,14 @@ from itertools import count
 
 import numpy as np
 import polars as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import is_rejected
-from skipcl_lightning.data.prepare.ordering import run_lengths
-from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress
+from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
 
-__all__ = ["SessionFilter"]
+__all__ = ["DropReport", "FeedbackWarning", "SessionFilter", "find_rejected", "warn_without_sign"]
 
 _REASONS = (
     "rows_of_rare_items",
@@ -126,14 +126,10 @@ class SessionFilter:
         """Return the items below `min_item_count`."""
         if self.min_item_count == 1:
             return pl.Series([], dtype=pl.Null)
-        counts: pl.DataFrame | None = None
-        for part in parts:
-            added = part.group_by("item_id").agg(pl.len().cast(pl.Int64))
-            # Added up part by part, so memory holds one row for each item.
-            both = added if counts is None else pl.concat([counts, added])
-            counts = both.group_by("item_id").agg(pl.col("len").sum())
-        assert counts is not None, "a table has at least one part"  # noqa: S101
-        return counts.filter(pl.col("len") < self.min_item_count)["item_id"]
+        counts = sum_counts(
+            part.select("item_id", pl.lit(1, dtype=pl.Int64).alias("count")) for part in parts
+        )
+        return counts.filter(pl.col("count") < self.min_item_count)["item_id"]
 
     def _apply_once(self, part: pl.DataFrame, rare: pl.Series, dropped: dict[str, int]) -> pl.DataFrame:
         """Apply every filter once, and add the drops to the counts."""
@@ -155,16 +151,13 @@ class SessionFilter:
 
     def _session_rules(self, table: pl.DataFrame, lengths: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
         """[sessions] whether each satisfies a rule, by the name of its count."""
-        # numpy, like torch and unlike polars, rounds the threshold to float32 first.
-        feedback = table["feedback"].to_numpy()
-        explicit = table["explicit_feedback"].to_numpy() if "explicit_feedback" in table.columns else None
         starts = (np.cumsum(lengths) - lengths).astype(np.int64)
 
         def count_in_sessions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
             # `reduceat` needs a row at every start.
             return np.add.reduceat(mask, starts, dtype=np.int64) if len(starts) else lengths
 
-        rejected = is_rejected(feedback, explicit, self.skip_threshold)
+        rejected = find_rejected(table, self.skip_threshold)
         rules = {
             "sessions_too_short": lengths >= self.min_session_length,
             "sessions_without_listened": count_in_sessions(rejected) < lengths,
@@ -172,3 +165,111 @@ class SessionFilter:
         if self.require_skip:
             rules["sessions_without_skip"] = count_in_sessions(rejected) > 0
         return rules
+
+
+def find_rejected(table: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
+    """[rows] bool, the rejected items."""
+    # numpy, like torch and unlike polars, rounds the threshold to float32 first.
+    explicit = table["explicit_feedback"].to_numpy() if "explicit_feedback" in table.columns else None
+    rejected: NDArray[np.bool_] = is_rejected(table["feedback"].to_numpy(), explicit, skip_threshold)
+    return rejected
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """Counts of the rows and sessions of a log, read, dropped and kept.
+
+    `rows_read` equals `rows_kept` plus the four counts of dropped rows; `sessions_read` equals
+    `sessions_kept` plus the three counts of dropped sessions. A row or session with several reasons counts
+    under the first: rows without an item, duplicates, rare items, short sessions, sessions without a listened
+    item, sessions without a skip.
+
+    Args:
+        rows_read: Rows of the log.
+        sessions_read: Sessions of the log.
+        rows_without_item: Rows whose item is null.
+        duplicate_rows: Rows that repeat another in every canonical column.
+        rows_of_rare_items: Rows of items below `min_item_count`.
+        rows_of_dropped_sessions: Rows of dropped sessions.
+        sessions_too_short: Sessions below `min_session_length`, perhaps after other drops.
+        sessions_without_listened: Sessions with only rejected items.
+        sessions_without_skip: Sessions without a rejected item, if `require_skip`.
+        rows_kept: Rows left.
+        sessions_kept: Sessions left.
+        items_kept: Different items left.
+        share_skipped: The share of skipped rows among the kept ones, in [0, 1]; 0 without any.
+        share_unknown: The share of kept rows with feedback 0, in [0, 1].
+
+    Examples:
+        >>> print(DropReport(
+        ...     rows_read=12, sessions_read=3, rows_without_item=1, duplicate_rows=0, rows_of_rare_items=0,
+        ...     rows_of_dropped_sessions=1, sessions_too_short=1, sessions_without_listened=0,
+        ...     sessions_without_skip=0, rows_kept=10, sessions_kept=2, items_kept=7, share_skipped=0.4,
+        ...     share_unknown=0.0,
+        ... ))
+        Read 12 rows of 3 sessions.
+        Dropped 1 row without an item, 1 row of dropped sessions; 1 session too short.
+        Kept 10 rows of 2 sessions and 7 items: 40.0 % skipped, 0.0 % unknown.
+    """
+
+    rows_read: int
+    sessions_read: int
+    rows_without_item: int
+    duplicate_rows: int
+    rows_of_rare_items: int
+    rows_of_dropped_sessions: int
+    sessions_too_short: int
+    sessions_without_listened: int
+    sessions_without_skip: int
+    rows_kept: int
+    sessions_kept: int
+    items_kept: int
+    share_skipped: float
+    share_unknown: float
+
+    def __str__(self) -> str:
+        return (
+            f"Read {_count(self.rows_read, 'row')} of {_count(self.sessions_read, 'session')}.\n"
+            f"Dropped {self._describe_drops()}.\n"
+            f"Kept {_count(self.rows_kept, 'row')} of {_count(self.sessions_kept, 'session')} and "
+            f"{_count(self.items_kept, 'item')}: {self.share_skipped:.1%} skipped, "
+            f"{self.share_unknown:.1%} unknown.".replace("%", " %")
+        )
+
+    def _describe_drops(self) -> str:
+        rows = {
+            "without an item": self.rows_without_item,
+            "repeated": self.duplicate_rows,
+            "of rare items": self.rows_of_rare_items,
+            "of dropped sessions": self.rows_of_dropped_sessions,
+        }
+        sessions = {
+            "too short": self.sessions_too_short,
+            "without a listened track": self.sessions_without_listened,
+            "without a skip": self.sessions_without_skip,
+        }
+        parts = [_list(rows, "row"), _list(sessions, "session")]
+        return "; ".join(part for part in parts if part) or "nothing"
+
+
+def _list(counts: dict[str, int], noun: str) -> str:
+    return ", ".join(f"{_count(count, noun)} {reason}" for reason, count in counts.items() if count)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+class FeedbackWarning(UserWarning):
+    """The feedback of a log has no skip, although it seems to record skips."""
+
+
+def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0) -> None:
+    """Warn if feedback varies within [0, 1], like a flag or a share, so nothing is a skip."""
+    if max(0, skip_threshold) <= lowest < highest:
+        rank_zero_warn(
+            f"The column 'feedback' lies in [{lowest:g}, {highest:g}], so it has no skip: "
+            f"only feedback below {skip_threshold:g} is one. Map a flag with `read_table(..., skipped=...)`, "
+            "played time with `played=...`, and a share of listening x with `2 * x - 1`.",
+            category=FeedbackWarning,
+        )

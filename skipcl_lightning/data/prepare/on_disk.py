@@ -1,15 +1,18 @@
-"""Session stores on disk: prepare one from a log of any size, and open it."""
+"""Session stores on disk: prepare one from a log of any size, and open it; a log or a store by one call."""
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from skipcl_lightning._checks import check_choice, check_integer
-from skipcl_lightning.data.prepare.drop_report import DropReport
-from skipcl_lightning.data.prepare.filters import SessionFilter
+from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.parts import Progress, no_progress
 from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData, lay_out
@@ -19,6 +22,7 @@ from skipcl_lightning.data.store.folder import (
     MANIFEST,
     SPLIT_NAMES,
     Manifest,
+    Storage,
     check_folder,
     describe_files,
     fingerprint_log,
@@ -29,10 +33,9 @@ from skipcl_lightning.data.store.folder import (
     read_version,
 )
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
-from skipcl_lightning.data.store.writing import FolderStorage
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["open_store", "prepare_store", "read_settings"]
+__all__ = ["open_store", "plan_preparation", "prepare_store"]
 
 _MOST_ATTEMPTS = 50
 
@@ -141,7 +144,7 @@ def prepare_store(
             folder=work,
             on_progress=on_progress,
         )
-        storage = FolderStorage(store_folder)
+        storage = Storage(store_folder)
         data = lay_out(
             parts,
             report,
@@ -231,19 +234,42 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
     )
 
 
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the settings of a store.
+def plan_preparation(
+    log: Table | str | Path, given: Mapping[str, Any]
+) -> tuple[Callable[[], PreparedData], float]:
+    """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
 
     Args:
-        folder: The store's folder.
-
-    Returns:
-        `filter`, `split`, `cold_targets`, `history` and `package`, the version of this package.
+        log: A canonical table, or the folder of a store.
+        given: The settings of `PreparedData.from_log` and `SessionFilter` that a user gave, None left out.
 
     Raises:
-        ValueError: The folder is no store, or its manifest is damaged.
+        TypeError: `log` is neither a table nor a path, or a setting has the wrong type.
+        ValueError: A setting is out of range, or is given although the store has its own.
     """
-    return dict(Manifest.read(Path(folder)).settings)
+    if isinstance(log, str | Path):
+        if given:
+            raise ValueError(
+                f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
+                "was prepared is settled. Give it to `prepare_store`, or prepare another store."
+            )
+        settings = Manifest.read(Path(log)).settings
+        folder = Path(log).expanduser().absolute()
+        return partial(_open_on_each_rank, folder), float(settings["filter"]["skip_threshold"])
+    frame = to_frame("log", log)
+    columns = check_log_columns(frame)
+    rules = dict(given)
+    split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
+    session_filter = SessionFilter(**rules)
+    check_split(split, session_filter.min_session_length, columns)
+    check_choice("cold_targets", cold_targets, get_args(ColdTargets))
+    prepare = partial(PreparedData.from_log, frame, session_filter, split, cold_targets)
+    return prepare, session_filter.skip_threshold
+
+
+def _open_on_each_rank(folder: Path) -> PreparedData:
+    # Only one process of a run reads the whole store to compare the checksums.
+    return open_store(folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _is_same(folder: Path, manifest: Manifest) -> bool:

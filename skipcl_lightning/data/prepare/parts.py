@@ -1,4 +1,4 @@
-"""A table in parts of whole sessions, one of which is in memory at a time."""
+"""A table in parts of whole sessions, one of which is in memory at a time, and the order of its rows."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -6,11 +6,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from skipcl_lightning.data.schema import name_unreadable
 
-__all__ = ["Progress", "TableParts", "arrange_parts", "no_progress", "read_chunks"]
+__all__ = [
+    "Progress",
+    "TableParts",
+    "arrange_parts",
+    "drop_repeated",
+    "no_progress",
+    "order_rows",
+    "read_chunks",
+    "run_lengths",
+    "sum_counts",
+]
 
 # Called with the step's name, the amount done, and the total (None if unknown).
 Progress = Callable[[str, int, int | None], None]
@@ -26,17 +38,7 @@ _SAMPLES = 1 << 12
 
 
 class TableParts:
-    """The parts of a table, each in memory or in a file.
-
-    Args:
-        parts: Frames or Parquet files, which `replace` overwrites.
-
-    Examples:
-        >>> parts = TableParts([pl.DataFrame({"item_id": [7, 8]}), pl.DataFrame({"item_id": [7]})])
-        >>> parts.replace(lambda part: part.filter(pl.col("item_id") == 7))
-        >>> [part.height for part in parts]
-        [1, 1]
-    """
+    """The parts of a table: frames, or Parquet files that `replace` overwrites."""
 
     def __init__(self, parts: Iterable[pl.DataFrame | Path]) -> None:
         self._parts = list(parts)
@@ -54,13 +56,7 @@ class TableParts:
         step: str = "",
         on_progress: Progress = no_progress,
     ) -> None:
-        """Replace each part by the result of a function.
-
-        Args:
-            function: From a part to a part; the same object if nothing changes.
-            step: The name of the step.
-            on_progress: Called after each part.
-        """
+        """Replace each part by the result of a function, which returns the same object if nothing changes."""
         for number, part in enumerate(self._parts):
             before = _load(part)
             after = function(before)
@@ -77,23 +73,25 @@ def _load(part: pl.DataFrame | Path) -> pl.DataFrame:
     return pl.read_parquet(part, glob=False) if isinstance(part, Path) else part
 
 
+def run_lengths(values: pl.Series) -> NDArray[np.int64]:
+    """Return the lengths [runs] int64 of runs of equal values."""
+    return values.rle().struct.field("len").to_numpy().astype(np.int64)
+
+
+def sum_counts(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Sum `count` by `item_id`, frame by frame, so memory holds one row for each item."""
+    total: pl.DataFrame | None = None
+    for frame in frames:
+        added = frame.group_by("item_id").agg(pl.col("count").sum())
+        if total is not None:
+            added = pl.concat([total, added]).group_by("item_id").agg(pl.col("count").sum())
+        total = added
+    assert total is not None, "a table has at least one part"  # noqa: S101
+    return total
+
+
 def read_chunks(log: pl.LazyFrame | pl.DataFrame, rows: int | None) -> Iterator[pl.DataFrame]:
-    """Read a table in its order, some rows at a time.
-
-    Args:
-        log: The table.
-        rows: The approximate number of rows; None for all at once.
-
-    Yields:
-        Its rows; at least one frame, which may be empty.
-
-    Raises:
-        ValueError: A file is cut short, damaged or missing, or a value does not fit its column.
-
-    Examples:
-        >>> [chunk.height for chunk in read_chunks(pl.DataFrame({"item_id": [7, 8, 9]}), rows=2)]
-        [2, 1]
-    """
+    """Yield about `rows` rows at a time (None for all), in order; at least one frame, maybe empty."""
     with name_unreadable():
         if rows is None:
             yield log.lazy().collect()
@@ -109,27 +107,11 @@ def read_chunks(log: pl.LazyFrame | pl.DataFrame, rows: int | None) -> Iterator[
 def arrange_parts(
     chunks: Iterable[pl.DataFrame], key: str | None, rows: int | None, folder: Path | None
 ) -> TableParts:
-    """Bring the rows of each session, or of each user, together.
+    """Bring the rows of each session, or of each user, together, in their order.
 
     This is an external merge sort. Chunks that do not fit into `rows` are written to files, each sorted by
-    the key; then one part at a time is read from all files. Rows of one key keep their order.
-
-    Args:
-        chunks: The table in its order, each chunk of about `rows` rows.
-        key: The column by which rows belong together, without nulls; None if all do.
-        rows: The approximate number of rows in memory; a key with more rows is not split. None for all.
-        folder: The folder for files; needed with `rows`.
-
-    Returns:
-        The parts: all rows of a key in one of them, in the order of the table; keys ascend from part to part.
-
-    Examples:
-        >>> import tempfile
-        >>> chunks = [pl.DataFrame({"key": ["b", "a"]}), pl.DataFrame({"key": ["a", "c"]})]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     parts = arrange_parts(iter(chunks), "key", 2, Path(folder))
-        ...     [sorted(part["key"]) for part in parts]
-        [['a', 'a'], ['b', 'c']]
+    the key; then one part at a time is read from all files. Keys ascend from part to part. A key with more
+    than `rows` rows is not split.
     """
     pieces = _join_small(iter(chunks), rows)
     first = next(pieces)
@@ -181,3 +163,31 @@ def _between(file: Path, key: str, low: Any, high: Any) -> pl.LazyFrame:
     if high is not None:
         rows = rows.filter(pl.col(key) < high)
     return rows
+
+
+def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
+    """Sort rows by two columns without nulls, stably, after a check whether they are sorted already."""
+    # Most logs are sorted, and sorting text is slow.
+    if not table[key].is_sorted():
+        table = table.sort(key, maintain_order=True)
+    run = table[key].rle_id()
+    place = table[order].to_physical()
+    if ((run.diff() == 0) & (place < place.shift(1))).any():
+        columns = table.columns
+        table = table.with_columns(run.alias("_run")).sort("_run", order, maintain_order=True).select(columns)
+    return table
+
+
+def drop_repeated(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
+    """Drop rows that repeat another in every column, of rows that `order_rows` has sorted."""
+    follows = (table[key] == table[key].shift(1)) & (table[order] == table[order].shift(1))
+    follows = follows.fill_null(False)
+    if not follows.any():
+        return table
+    # Repeated rows are equal in both columns, so only such rows are compared in all columns.
+    tied = follows | follows.shift(-1, fill_value=False)
+    first = (
+        table.with_row_index("_place").filter(tied).unique(table.columns, keep="first", maintain_order=True)
+    )["_place"]
+    kept = ~tied
+    return table.filter(kept.scatter(first, True))

@@ -9,11 +9,18 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning.data.prepare.drop_report import DropReport, warn_without_sign
-from skipcl_lightning.data.prepare.filters import SessionFilter
-from skipcl_lightning.data.prepare.ordering import drop_repeated, order_rows, restore_order, run_lengths
-from skipcl_lightning.data.prepare.parts import Progress, TableParts, arrange_parts, no_progress, read_chunks
-from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
+from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, warn_without_sign
+from skipcl_lightning.data.prepare.parts import (
+    Progress,
+    TableParts,
+    arrange_parts,
+    drop_repeated,
+    no_progress,
+    order_rows,
+    read_chunks,
+    run_lengths,
+)
+from skipcl_lightning.data.prepare.sessions import in_listening_order, label_by_next_play, sessionise
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
@@ -50,19 +57,7 @@ class HistoryRules:
             check_number("skip_seconds", self.skip_seconds, minimum=0, open_minimum=True)
 
     def apply(self, plays: pl.DataFrame) -> pl.DataFrame:
-        """Label and cut the plays of whole users.
-
-        Args:
-            plays: All plays of some users, with or without `feedback`.
-
-        Returns:
-            The plays, sorted by user and time, with `session_id` and `feedback`.
-
-        Examples:
-            >>> plays = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": [0, 10]})
-            >>> HistoryRules(gap_minutes=20, skip_seconds=30).apply(plays)["feedback"].to_list()
-            [-1.0, 0.0]
-        """
+        """Return the plays of whole users, sorted by user and time, with `session_id` and `feedback`."""
         labelled = plays.lazy()
         if self.skip_seconds is not None:
             labelled = label_by_next_play(labelled, skip_seconds=self.skip_seconds)
@@ -118,33 +113,10 @@ def prepare_parts(
     folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> tuple[TableParts, DropReport]:
-    """Prepare a log like `prepare_sessions`, a part at a time.
+    """Prepare a log like `prepare_sessions`, about `rows_in_memory` rows at a time (None for all).
 
-    The result does not depend on `rows_in_memory`: sessions are ordered by their ids, those of a history by
-    user and time.
-
-    Args:
-        log: A canonical table; with `history` one without `session_id`.
-        session_filter: The filter.
-        history: The rules that cut sessions, if the log has none.
-        rows_in_memory: The approximate number of rows in memory; None for all.
-        folder: The folder for parts; needed with `rows_in_memory`.
-        on_progress: Called in each step.
-
-    Returns:
-        The kept rows, each session in one part, and the report.
-
-    Raises:
-        TypeError: As for `prepare_sessions`.
-        ValueError: As for `prepare_sessions`, or `skip_seconds` meets a log with feedback.
-
-    Examples:
-        >>> log = pl.DataFrame(
-        ...     {"session_id": 1, "item_id": [7, 8, 9], "feedback": 1.0, "position": [1, 2, 3]}
-        ... )
-        >>> parts, report = prepare_parts(log, SessionFilter())
-        >>> [part.height for part in parts]
-        [3]
+    Parts are kept in `folder`. The result does not depend on `rows_in_memory`: sessions are ordered by their
+    ids, those of a history by user and time.
     """
     columns = check_log_columns(log, history=history is not None)
     if history is not None and history.skip_seconds is not None and "feedback" in columns:
@@ -195,7 +167,7 @@ def _read_checked(
 def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return whole sessions in their order, and the counts of dropped rows."""
     order = "position" if "position" in part.columns else "timestamp"
-    part = restore_order(part)
+    part = in_listening_order(part)
     if history is None:
         read = order_rows(part, "session_id", order)
         with_item = read.filter(pl.col("item_id").is_not_null())

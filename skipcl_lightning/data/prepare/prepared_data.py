@@ -8,20 +8,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.batch import is_rejected
-from skipcl_lightning.data.prepare.drop_report import DropReport
-from skipcl_lightning.data.prepare.filters import SessionFilter
-from skipcl_lightning.data.prepare.ordering import run_lengths
-from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress
+from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
+from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
 from skipcl_lightning.data.prepare.preparation import prepare_parts
 from skipcl_lightning.data.prepare.sessions import to_microseconds
 from skipcl_lightning.data.splits import SessionBlock, Split
-from skipcl_lightning.data.store.folder import SPLIT_NAMES
+from skipcl_lightning.data.store.folder import SPLIT_NAMES, GrowingArray, Storage
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
-from skipcl_lightning.data.store.writing import MemoryStorage, Storage, StoreWriter
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["ColdTargets", "PreparedData", "lay_out"]
+__all__ = ["ColdTargets", "PreparedData", "StoreWriter", "lay_out"]
 
 ColdTargets = Literal["miss", "drop"]
 
@@ -86,7 +82,7 @@ class PreparedData:
             report,
             split,
             cold_targets,
-            MemoryStorage(),
+            Storage(),
             skip_threshold=session_filter.skip_threshold,
         )
 
@@ -102,6 +98,55 @@ class PreparedData:
         return "\n".join(line for line in lines if line)
 
 
+class StoreWriter:
+    """Writes tables as flat arrays, one after the other, to a storage."""
+
+    def __init__(self, storage: Storage, vocabulary: ItemVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._storage = storage
+        self._items = storage.array("items", np.int32)
+        self._feedback = storage.array("feedback", np.float32)
+        self._offsets = storage.array("offsets", np.int64)
+        self._offsets.append(np.zeros(1, dtype=np.int64))
+        self._session_ids = storage.column("session_id")
+        self._explicit: GrowingArray | None = None
+        self._tracks = 0
+
+    def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
+        """Add the sessions of a table in its order, and return the items' indices, [rows] int64.
+
+        All tables have the same columns. Each session is in one table, its rows together and in order.
+        """
+        runs = table.select(pl.col("session_id").rle().struct.unnest())
+        if runs["value"].n_unique() != runs.height:
+            raise ValueError(
+                "`table` must have each session's rows together, got a session in two places. "
+                "Sort it, or use `prepare_sessions`."
+            )
+        items = self.vocabulary.encode(table["item_id"])
+        self._items.append(items)
+        self._feedback.append(table["feedback"].cast(pl.Float32).to_numpy())
+        if "explicit_feedback" in table.columns:
+            if self._explicit is None:
+                self._explicit = self._storage.array("explicit_feedback", np.float32)
+            self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
+        self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
+        self._session_ids.append(runs["value"].alias("session_id"))
+        self._tracks += table.height
+        return items
+
+    def finish(self) -> SessionStore:
+        """Return the store of all added sessions."""
+        return SessionStore(
+            items=self._items.finish(),
+            feedback=self._feedback.finish(),
+            offsets=self._offsets.finish(),
+            session_ids=self._session_ids.finish(),
+            explicit_feedback=None if self._explicit is None else self._explicit.finish(),
+            folder=self._storage.folder,
+        )
+
+
 def lay_out(
     parts: TableParts,
     report: DropReport,
@@ -112,36 +157,10 @@ def lay_out(
     skip_threshold: float = 0.0,
     on_progress: Progress = no_progress,
 ) -> PreparedData:
-    """Number the items of prepared sessions, split them, and write them as flat arrays.
-
-    Args:
-        parts: The sessions, from `prepare_parts`.
-        report: The report of `prepare_parts`.
-        split: How targets are held out.
-        cold_targets: As in `prepare_store`.
-        storage: The storage of the arrays.
-        skip_threshold: Feedback below it is a skip.
-        on_progress: Called after each part.
-
-    Returns:
-        The data.
-
-    Raises:
-        ValueError: A part of the split is empty.
-
-    Examples:
-        >>> from skipcl_lightning.data import LeaveOneOut
-        >>> log = pl.DataFrame(
-        ...     {"session_id": 1, "item_id": [7, 7, 9], "feedback": 1.0, "position": [1, 2, 3]}
-        ... )
-        >>> data = lay_out(*prepare_parts(log, SessionFilter()), LeaveOneOut(), "drop", MemoryStorage())
-        Traceback (most recent call last):
-            ...
-        ValueError: `split` must leave something for test, got nothing once 1 that training never saw ...
-    """
+    """Number the items of prepared sessions, split them, and write them as flat arrays."""
     counts = _count_training(parts, report, split)
-    vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["in_training"])
-    num_warm = int((counts["in_training"] > 0).sum())
+    vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["count"])
+    num_warm = int((counts["count"] > 0).sum())
     writer = StoreWriter(storage, vocabulary)
     growing = {
         name: (storage.array(f"{name}_rows", np.int64), storage.array(f"{name}_ends", np.int64))
@@ -159,7 +178,7 @@ def lay_out(
             # Cold items have the highest indices.
             warm = items[places] <= num_warm
             num_cold[name] += int((~warm).sum())
-            kept = warm if cold_targets == "drop" else warm | ~_are_rejected(part, skip_threshold)[places]
+            kept = warm if cold_targets == "drop" else warm | ~find_rejected(part, skip_threshold)[places]
             cut[name] = (rows[kept], ends[kept])
         for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
             for array, values in zip(growing[name], seen, strict=True):
@@ -179,7 +198,7 @@ def lay_out(
     _check_parts(views, num_cold)
     item_counts = storage.array("item_counts", np.int64)
     item_counts.append(np.zeros(1, dtype=np.int64))
-    item_counts.append(counts["in_training"].sort(descending=True).to_numpy())
+    item_counts.append(counts["count"].sort(descending=True).to_numpy())
     return PreparedData(
         vocabulary, store, views, item_counts.finish(), report, num_cold, longest, split.caution
     )
@@ -205,32 +224,17 @@ def _blocks(
 
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
-    """Return all items, with their counts in the training set."""
-    counts: pl.DataFrame | None = None
-    for part, block in _blocks(parts, report, split):
+    """Return all items, with their `count` in the training set."""
+
+    def count(part: pl.DataFrame, block: SessionBlock) -> pl.DataFrame:
         rows, ends = split.cut(block)["train"]
         seen = np.zeros(len(block.lengths), dtype=np.int64)
         seen[rows - block.first_row] = ends
         place = np.arange(part.height) - np.repeat(block.starts, block.lengths)
-        in_training = pl.Series("in_training", place < np.repeat(seen, block.lengths))
-        # Added up part by part, so memory holds one row for each item.
-        counts = _add_counts(counts, part.select("item_id", in_training.cast(pl.Int64)))
-    assert counts is not None, "a table has at least one part"  # noqa: S101
-    return counts
+        in_training = pl.Series("count", place < np.repeat(seen, block.lengths))
+        return part.select("item_id", in_training.cast(pl.Int64))
 
-
-def _add_counts(counts: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
-    added = rows.group_by("item_id").agg(pl.col("in_training").sum())
-    if counts is None:
-        return added
-    return pl.concat([counts, added]).group_by("item_id").agg(pl.col("in_training").sum())
-
-
-def _are_rejected(part: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool_]:
-    """[rows] bool, the rejected items."""
-    explicit = part["explicit_feedback"].to_numpy() if "explicit_feedback" in part.columns else None
-    rejected: NDArray[np.bool_] = is_rejected(part["feedback"].to_numpy(), explicit, skip_threshold)
-    return rejected
+    return sum_counts(count(part, block) for part, block in _blocks(parts, report, split))
 
 
 def _check_parts(views: Mapping[str, SessionView], num_cold: Mapping[str, int]) -> None:

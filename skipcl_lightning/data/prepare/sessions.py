@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import polars as pl
 
@@ -19,6 +20,7 @@ __all__ = [
     "to_microseconds",
 ]
 
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 _MICROSECONDS = 1_000_000
 _PLACE = "(place)"
 # More than the rows of any file, so that the next file's come after them.
@@ -54,13 +56,7 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
         >>> sessionise(plays, gap_minutes=20).collect()["session_id"].to_list()
         [0, 0, 1]
     """
-    ordered = to_frame("frame", frame).lazy()
-    schema = resolve_schema("frame", ordered)
-    _check_timestamp(schema, duration)
-    if "session_id" in schema:
-        raise ValueError(
-            "`frame` must not have a column 'session_id' yet, got one. Drop it to cut the sessions anew."
-        )
+    ordered, schema = _open_history(frame, "session_id", "cut the sessions", duration)
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
     length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
     by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
@@ -94,13 +90,7 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
         [-1.0, 0.0, 0.0]
     """
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
-    ordered = to_frame("frame", frame).lazy()
-    schema = resolve_schema("frame", ordered)
-    _check_timestamp(schema)
-    if "feedback" in schema:
-        raise ValueError(
-            "`frame` must not have a column 'feedback' yet, got one. Drop it to tell the skips anew."
-        )
+    ordered, schema = _open_history(frame, "feedback", "tell the skips")
     users = ["user_id"] if "user_id" in schema else []
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
     pause = start.shift(-1) - start
@@ -113,21 +103,7 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
 
 
 def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: float | None) -> pl.LazyFrame:
-    """Return labelled sessions of a log of starts, or the history unchanged.
-
-    Args:
-        history: The plays with `item_id`, `timestamp` and optionally `user_id` and `tie_order`. Repeated rows
-            are dropped before labels are made.
-        skip_seconds: As for `label_by_next_play`.
-        gap_minutes: As for `sessionise`; None leaves the history unlabelled, uncut and in its order.
-
-    Returns:
-        A canonical table, or the history.
-
-    Raises:
-        TypeError: A setting is no number.
-        ValueError: A setting is not above 0.
-    """
+    """Return a log of starts as labelled sessions; unchanged and in its order without `gap_minutes`."""
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
         return history
@@ -145,18 +121,8 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     """Concatenate the histories of several files, and keep the order of listening of equal times.
 
     A file runs newest first if, among its first 10,000 rows, times fall at least three times, and more than
-    nine times as often as they rise. Its equal times are then reversed.
-
-    Args:
-        histories: One table for each file, with `timestamp`.
-
-    Returns:
-        All rows in the order of the files, with `tie_order` if one of them runs newest first.
-
-    Examples:
-        >>> history = pl.LazyFrame({"item_id": [*"edcba"], "timestamp": [9, 5, 5, 2, 1]})
-        >>> join_histories([history]).collect()["tie_order"].to_list()
-        [0, -1, -2, -3, -4]
+    nine times as often as they rise. If one does, all rows get a `tie_order`,
+    which reverses the equal times of such files.
     """
     newest_first = [_runs_newest_first(history) for history in histories]
     if not any(newest_first):
@@ -169,20 +135,8 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     return pl.concat(numbered)
 
 
-def in_listening_order(history: pl.LazyFrame) -> pl.LazyFrame:
-    """Sort plays by `tie_order` if there is one, and drop it.
-
-    Args:
-        history: The plays, as from `join_histories`.
-
-    Returns:
-        The plays; equal times are in the order of listening.
-
-    Examples:
-        >>> history = pl.LazyFrame({"item_id": ["b", "a"], "tie_order": [0, -1]})
-        >>> in_listening_order(history).collect()["item_id"].to_list()
-        ['a', 'b']
-    """
+def in_listening_order(history: Frame) -> Frame:
+    """Sort plays by `tie_order` if there is one, and drop it."""
     if "tie_order" not in history.collect_schema():
         return history
     return history.sort("tie_order", maintain_order=True).drop("tie_order")
@@ -204,18 +158,9 @@ def _runs_newest_first(history: pl.LazyFrame) -> bool:
 
 
 def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
-    """Return whether a series of times runs from the newest to the oldest.
+    """Return whether a series of times, numbers or ISO 8601 texts, runs from the newest to the oldest.
 
-    Args:
-        times: [N] times, numbers or ISO 8601 texts.
-        owners: [N] the listener or the session of each time; only neighbours of one owner are compared.
-
-    Returns:
-        True if times fall three times at least, and more than nine times as often as they rise.
-
-    Examples:
-        >>> times_fall(pl.Series([9, 5, 5, 2, 1])), times_fall(pl.Series([9, 5, 8, 2, 1]))
-        (True, False)
+    Only neighbours of one owner, the listener or the session, are compared.
     """
     before = times.shift(1)
     falling, rising = times < before, times > before
@@ -226,35 +171,27 @@ def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
     return falls >= _FEWEST_FALLS and falls > 9 * rises
 
 
-def _check_timestamp(schema: pl.Schema, duration: str | None = None) -> None:
-    """Raise unless there is a column with times."""
+def _open_history(
+    frame: Table, made: str, remake: str, duration: str | None = None
+) -> tuple[pl.LazyFrame, pl.Schema]:
+    """Return a table and its columns: those with times, and not yet the one that is made of them."""
+    history = to_frame("frame", frame).lazy()
+    schema = resolve_schema("frame", history)
     for column in ["timestamp"] if duration is None else ["timestamp", duration]:
         if column not in schema:
             raise ValueError(
                 f"`frame` must have the column {column!r}, got {describe_columns(schema)}. "
                 "Rename the column that holds it."
             )
+    if made in schema:
+        raise ValueError(f"`frame` must not have a column {made!r} yet, got one. Drop it to {remake} anew.")
+    return history, schema
 
 
 def cut_at_gaps(
     ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float, schema: pl.Schema
 ) -> pl.LazyFrame:
-    """Add `session_id` to sorted plays.
-
-    Args:
-        ordered: The plays, each user's together and in the order of time.
-        start: The start of a play, in microseconds.
-        end: Its end, in microseconds.
-        gap_minutes: The longest pause within a session.
-        schema: The columns of `ordered`; with a `user_id`, sessions are named after users.
-
-    Returns:
-        The same rows with the column.
-
-    Raises:
-        TypeError: `gap_minutes` is no number.
-        ValueError: `gap_minutes` is not above 0.
-    """
+    """Add `session_id` to plays sorted by user and time; `start` and `end` are in microseconds."""
     check_number("gap_minutes", gap_minutes, minimum=0, open_minimum=True)
     pause = start - end.shift(1)
     begins = (pause > round(gap_minutes * 60 * _MICROSECONDS)).fill_null(False)
@@ -267,18 +204,7 @@ def cut_at_gaps(
 
 
 def to_microseconds(timestamp: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Return a timestamp as whole microseconds, whose sums and differences are exact.
-
-    Args:
-        timestamp: The expression.
-        dtype: Its type.
-
-    Returns:
-        An Int64 expression; null if the timestamp is null or NaN.
-
-    Raises:
-        ValueError: The type is neither Datetime nor a number.
-    """
+    """Return a timestamp as whole microseconds, whose sums are exact; null if it is null or NaN."""
     if dtype == pl.Datetime:
         return timestamp.dt.epoch("us")
     if dtype.is_integer():

@@ -1,4 +1,4 @@
-"""The folder of a session store: its manifest, its place on the disk, and its mapped files."""
+"""The folder of a session store: its manifest, its place on the disk, and its arrays and columns."""
 
 import errno
 import hashlib
@@ -12,17 +12,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+from numpy.lib import format as npy
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
     "MANIFEST",
     "SPLIT_NAMES",
-    "STORE_FILES",
+    "GrowingArray",
     "Manifest",
+    "Storage",
     "check_folder",
     "describe_files",
     "fingerprint_log",
@@ -46,20 +48,9 @@ _HEADER_BYTES = 128
 class Manifest:
     """The description of a store.
 
-    Args:
-        settings: The settings; stores with equal settings and source are equal.
-        source: A digest of the log; None if unknown.
-        versions: The versions of the libraries.
-        counts: The counts of what was read, dropped, kept and held out.
-        files: By name, `bytes` and `sha256`.
-
-    Examples:
-        >>> import tempfile
-        >>> manifest = Manifest({"top": 1}, "abc", {}, {}, {})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     manifest.write(Path(folder))
-        ...     Manifest.read(Path(folder)) == manifest
-        True
+    `settings` and `source`, the digest of the log (None if unknown), say which store it is; `versions` are
+    those of the libraries, `counts` of what was read, dropped, kept and held out, and `files` has `bytes` and
+    `sha256` by name.
     """
 
     settings: Mapping[str, Any]
@@ -76,11 +67,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read and check the manifest, not the other files.
-
-        Raises:
-            ValueError: The folder or its manifest is missing, damaged, or of another format.
-        """
+        """Read and check the manifest, not the other files."""
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             told, version = content.pop("sha256"), content["format"]
@@ -102,15 +89,7 @@ class Manifest:
         return cls(**content)
 
     def check_files(self, folder: Path, *, contents: bool) -> None:
-        """Check that all files of the store are there and undamaged.
-
-        Args:
-            folder: The folder.
-            contents: Whether to compare checksums too, which reads all files.
-
-        Raises:
-            ValueError: A file is missing or differs in size or content; the message names it.
-        """
+        """Raise unless all files are there with their sizes and, with `contents`, their checksums."""
         for name, told in self.files.items():
             file = folder / name
             if not file.is_file():
@@ -135,15 +114,7 @@ def read_version(folder: Path) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the `bytes` and `sha256` of each file in a folder, by name.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "a.npy").write_bytes(b"abc")
-        ...     describe_files(Path(folder))["a.npy"]["bytes"]
-        3
-    """
+    """Return the `bytes` and `sha256` of each file in a folder, by name."""
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": _digest_file(file)}
         for file in sorted(_files(folder))
@@ -263,22 +234,11 @@ def _put_back(old: Path, folder: Path) -> None:
 
 
 def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
-    """Return a digest of the source of a log, without reading its files.
+    """Return a digest of the source of a log, without reading its files; None if unknown.
 
     For a lazy table over files it covers the query, its tables and Python functions, and each file's path,
-    size and time of change; for a table in memory, its rows.
-
-    Args:
-        log: The table.
-
-    Returns:
-        The digest; None if unknown, as with several files in one scan or a function that cannot be pickled.
-
-    Examples:
-        >>> one, other = pl.DataFrame({"item_id": [7]}), pl.DataFrame({"item_id": [8]})
-        >>> told = fingerprint_log(one)
-        >>> told == fingerprint_log(one.lazy()), told == fingerprint_log(other)
-        (True, False)
+    size and time of change; for a table in memory, its rows. It is unknown for several files in one scan or a
+    function that cannot be pickled.
     """
     plan = log.lazy().explain(optimized=False)
     scans = [line for line in plan.splitlines() if " SCAN" in line]
@@ -319,3 +279,90 @@ def read_column(file: Path) -> pl.Series:
     # As a stream, because polars takes a path with brackets for a pattern.
     with file.open("rb") as stream:
         return pl.read_ipc(stream).to_series()
+
+
+class Storage:
+    """A place for growing arrays and columns: memory, or files of a folder, which need memory for a piece."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def array(self, name: str, dtype: DTypeLike) -> "GrowingArray":
+        """Return a new, empty array, which may be in `name.npy`."""
+        return _ArrayList(dtype) if self.folder is None else _ArrayFile(self.folder / f"{name}.npy", dtype)
+
+    def column(self, name: str) -> "GrowingColumn":
+        """Return a new, empty column of strings or integers, which may be in `name.arrow`."""
+        return _ColumnList(name) if self.folder is None else _ColumnFile(self.folder / f"{name}.arrow")
+
+
+class _ArrayList:
+    def __init__(self, dtype: DTypeLike) -> None:
+        self.pieces: list[NDArray[Any]] = [np.empty(0, dtype=dtype)]
+
+    def append(self, piece: NDArray[Any]) -> None:
+        self.pieces.append(piece.astype(self.pieces[0].dtype, copy=False))
+
+    def finish(self) -> NDArray[Any]:
+        # A single piece, the usual case, is not copied.
+        pieces = [piece for piece in self.pieces if len(piece)] or self.pieces[:1]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class _ColumnList:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pieces: list[pl.Series] = []
+
+    def append(self, piece: pl.Series) -> None:
+        self.pieces.append(piece)
+
+    def finish(self) -> pl.Series:
+        return pl.concat(self.pieces).rename(self.name)
+
+
+class _ArrayFile:
+    # Opened for each piece, so an error leaves no open file behind.
+    def __init__(self, file: Path, dtype: DTypeLike) -> None:
+        self.file = file
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        with file.open("wb") as stream:
+            self._write_header(stream)
+
+    def append(self, piece: NDArray[Any]) -> None:
+        with self.file.open("ab") as stream:
+            stream.write(np.ascontiguousarray(piece, dtype=self.dtype).data)
+        self.length += len(piece)
+
+    def finish(self) -> NDArray[Any]:
+        with self.file.open("r+b") as stream:
+            self._write_header(stream)
+        return map_array(self.file)
+
+    def _write_header(self, stream: IO[bytes]) -> None:
+        # numpy's header has room for a larger first dimension, so its length does not change.
+        npy.write_array_header_1_0(
+            stream,
+            {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
+        )
+
+
+class _ColumnFile:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.pieces: list[Path] = []
+
+    def append(self, piece: pl.Series) -> None:
+        self.pieces.append(self.file.with_suffix(f".{len(self.pieces)}"))
+        piece.rename(self.file.stem).to_frame().write_ipc(self.pieces[-1])
+
+    def finish(self) -> Path:
+        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
+        for piece in self.pieces:
+            piece.unlink()
+        return self.file
+
+
+GrowingArray = _ArrayList | _ArrayFile
+GrowingColumn = _ColumnList | _ColumnFile

@@ -15,7 +15,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.store.folder import map_array, read_column, read_version
 
-__all__ = ["SessionStore", "SessionView", "whole_sessions"]
+__all__ = ["SessionStore", "SessionView"]
 
 _BLOCK = 1 << 20
 
@@ -257,9 +257,6 @@ def _rises(values: NDArray[np.int64]) -> bool:
     )
 
 
-_BLOCK = 1 << 20
-
-
 @dataclass(frozen=True, eq=False)
 class SessionView:
     """A part of a store: the first `ends[n]` items of session `rows[n]`, and perhaps the next one as target.
@@ -342,24 +339,3 @@ class SessionView:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def whole_sessions(store: SessionStore) -> SessionView:
-    """Return every session as input, without a target, for prediction.
-
-    Args:
-        store: The sessions.
-
-    Returns:
-        The view.
-
-    Examples:
-        >>> import polars as pl
-        >>> store = SessionStore(
-        ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
-        ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
-        ... )
-        >>> whole_sessions(store).ends
-        array([3])
-    """
-    return SessionView(store, np.arange(len(store)), store.lengths, with_target=False)
