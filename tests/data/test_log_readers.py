@@ -16,7 +16,7 @@ from skipcl_lightning.data import (
     read_listenbrainz,
     read_movielens,
 )
-from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
+from skipcl_lightning.data.readers.files import DamagedLinesWarning
 
 # The few plays of these logs hold no skip, which is a warning of the preparation.
 pytestmark = pytest.mark.filterwarnings("ignore:The column 'feedback' lies in")

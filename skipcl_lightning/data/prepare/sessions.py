@@ -102,8 +102,11 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     return ordered.with_columns(feedback.cast(pl.Float32).alias("feedback"))
 
 
-def label_and_cut(history: pl.LazyFrame, *, skip_seconds: float, gap_minutes: float | None) -> pl.LazyFrame:
-    """Return a log of starts as labelled sessions; unchanged and in its order without `gap_minutes`."""
+def label_and_cut(
+    histories: Sequence[pl.LazyFrame], *, skip_seconds: float, gap_minutes: float | None
+) -> pl.LazyFrame:
+    """Return the starts in several files as labelled sessions, or joined only if `gap_minutes` is None."""
+    history = join_histories(histories)
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
         return history

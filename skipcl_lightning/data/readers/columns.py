@@ -8,16 +8,20 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.readers.files import read_header
+from skipcl_lightning.data.readers.files import ROW, read_header
 
 __all__ = [
+    "ARTIST_TRACK_DASH",
+    "PLACEHOLDER_IDS",
+    "PLACEHOLDER_NAMES",
     "PLAY_RATIO_LABELS",
-    "ROW",
     "Column",
     "cast_column",
     "feedback_from_ratio",
     "flag_column",
     "integer_column",
+    "is_placeholder",
+    "known",
     "number_column",
     "parse_columns",
     "scan_csv_text",
@@ -25,7 +29,10 @@ __all__ = [
     "time_column",
 ]
 
-ROW = "(row)"
+ARTIST_TRACK_DASH = " \N{EN DASH} "
+# Texts for "unknown" in exports, in lower case. A track may really be called "None" or "Unknown".
+PLACEHOLDER_IDS = ("", "none", "null", "nan", "undefined", "unknown")
+PLACEHOLDER_NAMES = ("", "unknown artist", "unknown track", "<unknown>", "[unknown]", "[untitled]")
 _SURPLUS = "(surplus)"
 _MOST_QUOTED = 60
 _REPAIR = "Correct or remove that row, or download the file again."
@@ -42,14 +49,8 @@ _LARGEST_WHOLE = 2**53
 class Column:
     """The parsing of one column.
 
-    Attributes:
-        name: The column's name.
-        parse: A function from the values to parsed values, which are null where a value is wrong.
-        dtype: The type of the parsed values.
-        wanted: The expected value, for the message, such as `"an integer"`.
-        optional: Whether a value may be null or an empty text; it is then null.
-        cure: The message's last sentence.
-        output: The name of the parsed column; empty for that of the column.
+    `parse` returns null where a value is wrong, and `wanted` names what is right. An optional value may be
+    null or an empty text; it is then null. An empty `output` keeps the column's name.
     """
 
     name: str
@@ -62,31 +63,14 @@ class Column:
 
 
 def cast_column(name: str, dtype: pl.DataType | type[pl.DataType], *, output: str = "") -> Column:
-    """Return a column of a typed table that is cast to another type; nulls stay null.
-
-    Args:
-        name: The column's name.
-        dtype: The type.
-        output: The name of the cast column; empty for that of the column.
-
-    Returns:
-        The column.
-    """
+    """Return a column of a typed table that is cast to another type; nulls stay null."""
     return Column(
         name, partial(_cast, dtype=dtype), dtype, f"a value of {dtype}", optional=True, output=output
     )
 
 
 def integer_column(name: str, *, optional: bool = False) -> Column:
-    """Return a column of integers; `" 3 "` and `"3.0"` are integers too.
-
-    Args:
-        name: The column's name.
-        optional: Whether a value may be missing.
-
-    Returns:
-        The column, which becomes Int64.
-    """
+    """Return a column of integers, which becomes Int64; `" 3 "` and `"3.0"` are integers too."""
     return Column(name, _to_integers, pl.Int64, "an integer", optional=optional)
 
 
@@ -98,18 +82,7 @@ def number_column(
     optional: bool = False,
     cure: str = _REPAIR,
 ) -> Column:
-    """Return a column of finite numbers in a range.
-
-    Args:
-        name: The column's name.
-        minimum: The smallest accepted value.
-        maximum: The largest accepted value.
-        optional: Whether a value may be missing.
-        cure: The message's last sentence.
-
-    Returns:
-        The column, which becomes Float64.
-    """
+    """Return a column of finite numbers in a range, which becomes Float64."""
     bounded = minimum > -float("inf") or maximum < float("inf")
     wanted = f"a number in [{minimum:g}, {maximum:g}]" if bounded else "a finite number"
     parse = partial(_to_numbers, minimum=minimum, maximum=maximum)
@@ -117,28 +90,12 @@ def number_column(
 
 
 def flag_column(name: str, *, optional: bool = False) -> Column:
-    """Return a column of flags: true or false in any case, or 1 or 0.
-
-    Args:
-        name: The column's name.
-        optional: Whether a value may be missing.
-
-    Returns:
-        The column, which becomes Boolean.
-    """
+    """Return a column of flags (true or false in any case, or 1 or 0), which becomes Boolean."""
     return Column(name, _to_flags, pl.Boolean, "true or false, or 1 or 0,", optional=optional)
 
 
 def text_column(name: str, *, optional: bool = False) -> Column:
-    """Return a column of texts, which stay as they are.
-
-    Args:
-        name: The column's name.
-        optional: Whether a text may be missing or blank; it is then null.
-
-    Returns:
-        The column, which becomes String.
-    """
+    """Return a column of texts, which stay as they are; blank ones are null if `optional`."""
     return Column(name, _to_texts, pl.String, "a text", optional=optional)
 
 
@@ -147,14 +104,7 @@ def time_column(
 ) -> Column:
     """Return a column of times: ISO 8601 or one given format, in UTC unless a value has an offset.
 
-    Args:
-        name: The column's name.
-        time_format: The format, such as `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
-        optional: Whether a time may be missing.
-        cure: The message's last sentence.
-
-    Returns:
-        The column, which becomes Datetime in microseconds and UTC.
+    The column becomes Datetime in microseconds and UTC.
     """
     wanted = "a time in ISO 8601" if time_format is None else f"a time in the format {time_format!r}"
     parse: Callable[[pl.Series], pl.Series] = (
@@ -168,20 +118,9 @@ def scan_csv_text(
 ) -> pl.LazyFrame:
     """Scan a CSV file with a header, all columns as text; `parse_columns` must follow.
 
-    No type is guessed, so the first rows have no effect on types. A row with too many fields is an error of
-    `parse_columns`; missing fields at its end are null.
-
-    Args:
-        file: The file, which may be gzipped.
-        needed: The columns to read.
-        separator: The character between the columns.
-        quote_char: The quotation mark; None if quotation marks are ordinary characters.
-
-    Returns:
-        A lazy table of String columns, the number of the row (the header is row 1) and a surplus field.
-
-    Raises:
-        ValueError: The file is empty, not text, has no row, or lacks a column or has one twice.
+    No type is guessed, so the first rows have no effect on types. The table also has the number of the row
+    (the header is row 1). A row with too many fields is an error of `parse_columns`; missing fields at its
+    end are null. A `quote_char` of None makes quotation marks ordinary characters.
     """
     header = read_header(file, needed, separator=separator)
     table = pl.scan_csv(
@@ -201,24 +140,9 @@ def scan_csv_text(
 def parse_columns(
     table: pl.LazyFrame, file: Path | None, columns: Sequence[Column], *, name: str = "paths"
 ) -> pl.LazyFrame:
-    """Parse columns of a table when it is collected; polars can stream it.
+    """Parse columns of a table when it is collected, which polars can stream; a wrong value is a ValueError.
 
-    Args:
-        table: The table, as from `scan_csv_text`; other tables are numbered from row 1.
-        file: The file that it is read from, for the message; None for a frame.
-        columns: The columns.
-        name: The argument's name, as the caller wrote it.
-
-    Returns:
-        A lazy table of these columns. When it is collected, the first wrong value of a column is a
-        `ValueError`.
-
-    Examples:
-        >>> log = pl.LazyFrame({"track": ["a", "b"], "place": ["1", "two"]})
-        >>> parse_columns(log, Path("log.csv"), [text_column("track"), integer_column("place")]).collect()
-        Traceback (most recent call last):
-            ...
-        ValueError: `paths` must hold an integer in column 'place' of every row, got 'two' in row 2 of ...
+    The message names `name`, the caller's argument, the file (None for a frame), the row and the column.
     """
     if ROW not in table.collect_schema():
         table = table.with_row_index(ROW, offset=1)
@@ -328,27 +252,10 @@ PLAY_RATIO_LABELS = ("binary", "ratio")
 
 
 def feedback_from_ratio(ratio: pl.Expr, *, label: str, skip_ratio: float) -> pl.Expr:
-    """Return the share of an item that was played, as feedback.
+    """Return the share of an item that was played as Float32 feedback in [-1, 1].
 
-    Args:
-        ratio: The seconds played divided by the item's length; may exceed 1. Null, NaN, infinite or negative
-            values are unknown.
-        label: `binary`: -1 up to `skip_ratio`, +1 above. `ratio`: the distance from `skip_ratio`, scaled so
-            that 0 gives -1 and 1 or more gives +1; exactly `skip_ratio` gives 0.
-        skip_ratio: The largest share that counts as skipped, in (0, 1).
-
-    Returns:
-        A Float32 expression in [-1, 1]; 0 if the share is unknown.
-
-    Raises:
-        TypeError: `skip_ratio` is no number.
-        ValueError: `label` is unknown, or `skip_ratio` out of range.
-
-    Examples:
-        >>> played = pl.DataFrame({"part": [0.0, 0.25, 1.3, None]})
-        >>> graded = feedback_from_ratio(pl.col("part"), label="ratio", skip_ratio=0.5)
-        >>> played.select(graded)["part"].to_list()
-        [-1.0, -0.5, 1.0, 0.0]
+    Null, NaN, infinite or negative shares are unknown and give 0. `binary` gives -1 up to `skip_ratio` and +1
+    above. `ratio` gives the distance from `skip_ratio`, scaled so that 0 gives -1 and 1 or more gives +1.
     """
     check_choice("label", label, PLAY_RATIO_LABELS)
     check_number("skip_ratio", skip_ratio, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
@@ -360,3 +267,14 @@ def feedback_from_ratio(ratio: pl.Expr, *, label: str, skip_ratio: float) -> pl.
         known = ((part - skip_ratio) / scale).clip(-1, 1)
     told = part.is_finite() & (part >= 0)
     return pl.when(told).then(known).otherwise(0.0).cast(pl.Float32).name.keep()
+
+
+def is_placeholder(text: str | None, placeholders: Sequence[str]) -> bool:
+    """Return whether a text of an export means "unknown": None, blank, or a placeholder in any case."""
+    return text is None or text.strip().lower() in placeholders
+
+
+def known(column: str, placeholders: Sequence[str]) -> pl.Expr:
+    """Return a column of texts with null for placeholders (`is_placeholder`)."""
+    text = pl.col(column)
+    return pl.when(~text.str.strip_chars().str.to_lowercase().is_in(placeholders)).then(text).alias(column)

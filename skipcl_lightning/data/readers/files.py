@@ -1,50 +1,60 @@
-"""Files of a path, and what their first lines say."""
+"""Files of a path, and strict parsing of their lines: an error shows a wrong line with its file and row."""
 
 import csv
 import gzip
+import json
 import re
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import polars as pl
 
 from skipcl_lightning.data.schema import describe_columns, resolve_schema
 
-__all__ = ["Paths", "list_files", "read_bytes", "read_first_line", "read_header", "scan_parquet"]
+__all__ = [
+    "ROW",
+    "DamagedLinesWarning",
+    "Paths",
+    "list_files",
+    "parse_frame",
+    "parse_lines",
+    "read_bytes",
+    "read_first_line",
+    "read_header",
+    "require",
+    "scan_fields",
+    "scan_parquet",
+]
 
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_LINE = 1 << 24
 # More than any listener's own export.
 _MOST_UNPACKED = 1 << 32
+ROW = "(row)"
+_LINE = "line"
+# Damaged lines that are always accepted.
+_FEW_LINES = 10
+_MOST_NUMBERS = 5
+_MOST_QUOTED = 60
+
+
+class DamagedLinesWarning(UserWarning):
+    """Damaged lines of a file were dropped."""
 
 
 def list_files(
     paths: Paths, patterns: Sequence[str], *, name: str = "paths", archives: bool = False
 ) -> list[Path]:
-    """Return the files of `paths`, always in the same order.
+    """Return the files of `paths` without repeats, each folder's sorted by path, with 2 before 10.
 
-    Args:
-        paths: A file, a folder that is searched with its sub-folders, or several of them. A named file is
-            taken whatever its name.
-        patterns: The names to search for in folders, such as `"*.csv"`.
-        name: The argument's name, as the caller wrote it.
-        archives: Whether ZIP archives are accepted.
-
-    Returns:
-        The files without repeats, each folder's sorted by path with numbers in their order (2 before 10).
-
-    Raises:
-        TypeError: Something is no path.
-        ValueError: A path does not exist, or a folder holds no such file.
-
-    Examples:
-        >>> list_files("no/such/file.csv", ["*.csv"])
-        Traceback (most recent call last):
-            ...
-        ValueError: `paths` must exist, got 'no/such/file.csv'. ...
+    Folders are searched with their sub-folders for the patterns, such as `"*.csv"`. A named file is taken
+    whatever its name. `archives` says whether ZIP archives are accepted.
     """
     single = isinstance(paths, str | Path)
     several = [cast("str | Path", paths)] if single else list(cast("Sequence[str | Path]", paths))
@@ -67,25 +77,12 @@ def list_files(
 def read_bytes(file: Path, patterns: Sequence[str], *, name: str = "paths") -> list[tuple[str, bytes]]:
     """Return the contents of a small file: plain, gzipped, or the matching members of a ZIP archive.
 
-    Nothing is unpacked to disk.
-
-    Args:
-        file: The file.
-        patterns: The names to search for in an archive, such as `"*.json"`.
-        name: The argument's name, as the caller wrote it.
-
-    Returns:
-        The contents, each with a name for messages; members in the order of `list_files`.
-
-    Raises:
-        ValueError: The file is damaged, an archive has no such member, or it unpacks to more than 4 GiB.
+    Nothing is unpacked to disk. Each has a name for messages; members are in the order of `list_files`.
     """
     try:
         if zipfile.is_zipfile(file):
             return _read_members(file, patterns, name)
-        with file.open("rb") as stream:
-            gzipped = stream.read(2) == b"\x1f\x8b"
-        with gzip.open(file, "rb") if gzipped else file.open("rb") as opened:
+        with gzip.open(file, "rb") if _is_gzipped(file) else file.open("rb") as opened:
             content = opened.read(_MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(
@@ -147,24 +144,11 @@ def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
 
 
 def read_header(file: Path, needed: Iterable[str], *, separator: str = ",") -> list[str]:
-    """Return the column names of a CSV file, which may be gzipped, from its first two lines.
-
-    Args:
-        file: The file.
-        needed: Columns that it must have; no column may be repeated.
-        separator: The character between the columns.
-
-    Returns:
-        All its columns.
-
-    Raises:
-        ValueError: It is empty, not text, has no row below the header, or lacks a column or has one twice.
-    """
-    rows = _first_rows(file, separator)
+    """Return the columns of a CSV file, none twice and among them those needed, from its first two lines."""
+    with _open_text(file, "CSV") as stream:
+        rows = [row for row, _ in zip(csv.reader(stream, delimiter=separator), range(2), strict=False)]
     if not rows:
-        raise ValueError(
-            f"`paths` must not hold empty files, got {str(file)!r}. Delete it or fetch it again."
-        )
+        raise _empty(file)
     header = rows[0]
     wrong = [name for name in dict.fromkeys([*needed, *header]) if header.count(name) != 1]
     if wrong:
@@ -180,47 +164,18 @@ def read_header(file: Path, needed: Iterable[str], *, separator: str = ",") -> l
 
 
 def read_first_line(file: Path) -> str:
-    """Return the first non-empty line of a text file, which may be gzipped.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The line, without its end.
-
-    Raises:
-        ValueError: There is none, or the file is not text.
-    """
-    try:
-        with _open_text(file, newline="\n") as stream:
-            while line := stream.readline(_LONGEST_LINE):
-                if line.strip("\r\n"):
-                    return line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(
-            f"`paths` must hold readable text files in UTF-8, got {str(file)!r}: {error}. "
-            "Fetch it again if it was cut short, or unpack or convert it."
-        ) from error
-    raise ValueError(f"`paths` must not hold empty files, got {str(file)!r}. Delete it or fetch it again.")
+    """Return the first non-empty line of a text file, which may be gzipped, without its end."""
+    with _open_text(file, "text", newline="\n") as stream:
+        while line := stream.readline(_LONGEST_LINE):
+            if line.strip("\r\n"):
+                return line.rstrip("\r\n")
+    raise _empty(file)
 
 
 def scan_parquet(
     file: Path, integers: Sequence[str], numbers: Sequence[str] = (), *, name: str = "paths"
 ) -> pl.LazyFrame:
-    """Return a Parquet file lazily, after a check of its columns.
-
-    Args:
-        file: The file.
-        integers: Columns that it must have, of an integer type.
-        numbers: Columns that it must have, of an integer or floating-point type.
-        name: The argument's name, as the caller wrote it.
-
-    Returns:
-        The file with all its columns.
-
-    Raises:
-        ValueError: It is no Parquet file, or lacks a column or has it in another type.
-    """
+    """Return a Parquet file lazily, after a check of its columns of an integer and of any numeric type."""
     table = pl.scan_parquet(file, glob=False)
     schema = resolve_schema(name, table)
     for wanted, columns in (("an integer type", integers), ("a numeric type", numbers)):
@@ -234,22 +189,162 @@ def scan_parquet(
     return table
 
 
-def _first_rows(file: Path, separator: str) -> list[list[str]]:
-    """Return at most two lines, split at the separator."""
+def _empty(file: Path) -> ValueError:
+    return ValueError(f"`paths` must not hold empty files, got {str(file)!r}. Delete it or fetch it again.")
+
+
+def _is_gzipped(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+@contextmanager
+def _open_text(file: Path, kind: str, newline: str = "") -> Iterator[TextIO]:
+    """Open a text file, through gzip if the name or the first bytes say so; errors name the file."""
     try:
-        with _open_text(file) as stream:
-            return [row for row, _ in zip(csv.reader(stream, delimiter=separator), range(2), strict=False)]
+        opened = gzip.open if _is_gzipped(file) or file.suffix == ".gz" else open
+        with opened(file, "rt", encoding="utf-8-sig", newline=newline) as stream:
+            yield cast("TextIO", stream)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(
-            f"`paths` must hold readable CSV files in UTF-8, got {str(file)!r}: {error}. "
-            "Fetch it again if it was cut short, or convert it."
+            f"`paths` must hold readable {kind} files in UTF-8, got {str(file)!r}: {error}. "
+            "Fetch it again if it was cut short, or unpack or convert it."
         ) from error
 
 
-def _open_text(file: Path, newline: str = "") -> TextIO:
-    """Open a text stream, through gzip if the name or the first bytes say so."""
-    with file.open("rb") as stream:
-        gzipped = stream.read(2) == b"\x1f\x8b"
-    if gzipped or file.suffix == ".gz":
-        return cast("TextIO", gzip.open(file, "rt", encoding="utf-8-sig", newline=newline))
-    return file.open(encoding="utf-8-sig", newline=newline)
+def scan_fields(
+    file: Path, columns: Sequence[str], separator: str, *, max_damaged: float = 0.0
+) -> pl.LazyFrame:
+    """Scan a text file without a header, whose lines all have these columns; `parse_columns` must follow.
+
+    Quotation marks are ordinary characters. Empty lines are left out, and empty fields are empty texts. The
+    first line is checked now; later lines with another number of fields are damaged. They are dropped with a
+    `DamagedLinesWarning`, or raise a ValueError when they are collected if they are more than the share
+    `max_damaged` of the lines read at once; 10 are always accepted, and 0 accepts none.
+    """
+    wanted = f"{len(columns)} fields with {separator!r} between them"
+    first = read_first_line(file)
+    if first.count(separator) != len(columns) - 1:
+        raise ValueError(_describe_wrong(first, file, 1, wanted))
+    split = partial(
+        _split_fields,
+        file=file,
+        columns=tuple(columns),
+        separator=separator,
+        wanted=wanted,
+        max_damaged=max_damaged,
+    )
+    schema = {ROW: pl.UInt32, **dict.fromkeys(columns, pl.String)}
+    return _scan_lines(file).map_batches(split, schema=schema, streamable=True)
+
+
+def parse_lines(
+    file: Path,
+    parse: Callable[[str], Any],
+    dtype: pl.DataType | type[pl.DataType],
+    *,
+    max_damaged: float = 0.0,
+) -> pl.LazyFrame:
+    """Scan a file whose lines a Python function parses into the column `line`; empty lines are left out.
+
+    The first line is parsed now, the others when they are collected. A ValueError of `parse` becomes one that
+    names the file and the row. Lines that are no JSON are damaged, as for `scan_fields`.
+    """
+    parse_each = partial(parse_frame, parse=parse, file=file, dtype=dtype)
+    parse_each(pl.DataFrame({ROW: [1], _LINE: [read_first_line(file)]}))
+    parse_part = partial(parse_each, max_damaged=max_damaged)
+    return _scan_lines(file).map_batches(parse_part, schema={_LINE: dtype}, streamable=True)
+
+
+def require(right: bool, wrong: str) -> None:
+    """Raise a ValueError unless a file has the expected contents."""
+    if not right:
+        raise ValueError(wrong)
+
+
+def _describe_wrong(line: str, file: Path, row: int, wanted: str) -> str:
+    """Return the message for a wrong line."""
+    return (
+        f"`paths` must hold {wanted} in every line, got {line[:_MOST_QUOTED]!r} in row {row} of "
+        f"{str(file)!r}. Correct or remove that row, or download the file again."
+    )
+
+
+def _scan_lines(file: Path) -> pl.LazyFrame:
+    # A line has no line break, so this separator does not split it.
+    text = pl.scan_csv(
+        file,
+        separator="\n",
+        quote_char=None,
+        has_header=False,
+        schema={_LINE: pl.String},
+        row_index_name=ROW,
+        row_index_offset=1,
+        glob=False,
+    )
+    return text.filter(pl.col(_LINE).is_not_null())
+
+
+def _split_fields(
+    lines: pl.DataFrame,
+    *,
+    file: Path,
+    columns: Sequence[str],
+    separator: str,
+    wanted: str,
+    max_damaged: float,
+) -> pl.DataFrame:
+    is_damaged = lines[_LINE].str.count_matches(separator, literal=True) != len(columns) - 1
+    damaged = lines.filter(is_damaged)
+    if damaged.height:
+        if max_damaged == 0:
+            row, first = damaged.select(ROW, _LINE).row(0)
+            raise ValueError(_describe_wrong(first, file, row, wanted))
+        _report_damaged(damaged[ROW].to_list(), lines.height, file, max_damaged, f"lines with {wanted}")
+        lines = lines.filter(~is_damaged)
+    line = lines[_LINE]
+    fields = line.str.split_exact(separator, len(columns) - 1).struct.rename_fields(columns)
+    return lines.select(ROW).hstack(fields.struct.unnest())
+
+
+def parse_frame(
+    lines: pl.DataFrame,
+    *,
+    parse: Callable[[str], Any],
+    file: Path | str,
+    dtype: pl.DataType | type[pl.DataType],
+    max_damaged: float = 0.0,
+) -> pl.DataFrame:
+    """Parse lines (`ROW` and `line`) in memory, like `parse_lines` does with each part of a file."""
+    parsed, damaged = [], []
+    for row, line in lines.select(ROW, _LINE).iter_rows():
+        try:
+            parsed.append(parse(line))
+        except (ValueError, OverflowError, RecursionError) as error:
+            if max_damaged and isinstance(error, json.JSONDecodeError):
+                damaged.append(row)
+                continue
+            raise ValueError(
+                f"`paths` must hold lines of the data set's own form, got {line[:_MOST_QUOTED]!r} in row "
+                f"{row} of {str(file)!r}: {error}. Correct or remove that line, or download the file again."
+            ) from error
+    if damaged:
+        _report_damaged(damaged, lines.height, file, max_damaged, "lines of JSON")
+    return pl.DataFrame({_LINE: pl.Series(parsed, dtype=dtype)})
+
+
+def _report_damaged(rows: list[int], total: int, file: Path | str, max_damaged: float, wanted: str) -> None:
+    """Warn about dropped lines, or raise if there are too many."""
+    shown = ", ".join(f"{row:,}" for row in rows[:_MOST_NUMBERS])
+    shown += ", …" if len(rows) > _MOST_NUMBERS else ""
+    if len(rows) > max(_FEW_LINES, max_damaged * total):
+        raise ValueError(
+            f"`paths` must hold {wanted}, got {len(rows):,} others among {total:,} in {str(file)!r}: rows "
+            f"{shown}. Download the file again, or raise `max_damaged`, {max_damaged:g} now."
+        )
+    warnings.warn(
+        f"{len(rows):,} of {total:,} lines of {str(file)!r} are damaged and were dropped: rows {shown}. "
+        "`max_damaged=0` refuses them.",
+        DamagedLinesWarning,
+        stacklevel=2,
+    )

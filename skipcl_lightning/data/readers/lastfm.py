@@ -4,23 +4,20 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.prepare.sessions import join_histories, label_and_cut
+from skipcl_lightning._checks import check_number
+from skipcl_lightning.data.prepare.sessions import label_and_cut
 from skipcl_lightning.data.readers.columns import (
+    ARTIST_TRACK_DASH,
+    PLACEHOLDER_IDS,
+    PLACEHOLDER_NAMES,
     integer_column,
+    known,
     parse_columns,
     scan_csv_text,
     text_column,
     time_column,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line
-from skipcl_lightning.data.readers.parsing import (
-    ARTIST_TRACK_DASH,
-    PLACEHOLDER_IDS,
-    PLACEHOLDER_NAMES,
-    check_max_damaged,
-    known,
-    scan_fields,
-)
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_fields
 
 __all__ = ["read_lfm1k", "read_lfm2b"]
 
@@ -80,9 +77,9 @@ def read_lfm1k(
     files = list_files(
         paths, [f"userid-timestamp-artid-artname-traid-traname.tsv{end}" for end in ("", ".gz")]
     )
-    check_max_damaged(max_damaged)
-    history = join_histories([_scan(file, max_damaged) for file in files])
-    return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
+    check_number("max_damaged", max_damaged, minimum=0, maximum=1, open_maximum=True)
+    histories = [_scan(file, max_damaged) for file in files]
+    return label_and_cut(histories, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
 def _scan(file: Path, max_damaged: float) -> pl.LazyFrame:
@@ -145,8 +142,8 @@ def read_lfm2b(paths: Paths, *, skip_seconds: float = 30.0, gap_minutes: float |
         [('7/0', 10, 1.0), ('7/0', 11, 0.0)]
     """
     files = list_files(paths, ["listening_events*.tsv", "listening_events*.tsv.gz"])
-    history = join_histories([_scan_lfm2b(file) for file in files])
-    return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
+    histories = [_scan_lfm2b(file) for file in files]
+    return label_and_cut(histories, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
 def _scan_lfm2b(file: Path) -> pl.LazyFrame:

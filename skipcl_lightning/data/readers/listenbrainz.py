@@ -10,17 +10,22 @@ from typing import Any
 
 import polars as pl
 
-from skipcl_lightning.data.prepare.sessions import join_histories, label_and_cut
-from skipcl_lightning.data.readers.columns import ROW
-from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes, read_first_line
-from skipcl_lightning.data.readers.parsing import (
+from skipcl_lightning._checks import check_number
+from skipcl_lightning.data.prepare.sessions import label_and_cut
+from skipcl_lightning.data.readers.columns import (
     ARTIST_TRACK_DASH,
     PLACEHOLDER_IDS,
     PLACEHOLDER_NAMES,
-    check_max_damaged,
     is_placeholder,
+)
+from skipcl_lightning.data.readers.files import (
+    ROW,
+    Paths,
+    list_files,
     parse_frame,
     parse_lines,
+    read_bytes,
+    read_first_line,
     require,
 )
 
@@ -80,7 +85,7 @@ def read_listenbrainz(
         ...     read_listenbrainz(folder).select("session_id", "item_id", "feedback").collect().rows()
         [(0, 'm', -1.0), (0, 'm', 0.0)]
     """
-    check_max_damaged(max_damaged)
+    check_number("max_damaged", max_damaged, minimum=0, maximum=1, open_maximum=True)
     sources = _list_sources(paths)
     named = [_names_user(first) for _, first, _ in sources]
     if len(set(named)) == 2:
@@ -92,8 +97,8 @@ def read_listenbrainz(
     parse = partial(_parse_listen, named=named[0])
     time = pl.from_epoch("timestamp", time_unit="us").dt.replace_time_zone("UTC")
     tables = [scan(parse, max_damaged).unnest("line").with_columns(time) for _, _, scan in sources]
-    history = join_histories(tables if named[0] else [table.drop("user_id") for table in tables])
-    return label_and_cut(history, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
+    histories = tables if named[0] else [table.drop("user_id") for table in tables]
+    return label_and_cut(histories, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
 _Scan = Callable[[Callable[[str], Any], float], pl.LazyFrame]

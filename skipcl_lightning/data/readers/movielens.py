@@ -15,8 +15,7 @@ from skipcl_lightning.data.readers.columns import (
     parse_columns,
     scan_csv_text,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_parquet
-from skipcl_lightning.data.readers.parsing import scan_fields
+from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_fields, scan_parquet
 
 __all__ = ["RATING_LABELS", "read_movielens"]
 

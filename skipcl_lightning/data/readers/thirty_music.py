@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.readers.columns import feedback_from_ratio
-from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
-from skipcl_lightning.data.readers.parsing import check_max_damaged, parse_lines, require
+from skipcl_lightning.data.readers.files import Paths, list_files, parse_lines, require, scan_parquet
 
 __all__ = ["read_30music"]
 
@@ -67,7 +67,7 @@ def read_30music(
     """
     feedback = feedback_from_ratio(pl.col("play_ratio"), label=label, skip_ratio=skip_ratio).alias("feedback")
     files = list_files(paths, ["sessions.idomaar", "sessions.idomaar.gz", "sessions*.parquet"])
-    check_max_damaged(max_damaged)
+    check_number("max_damaged", max_damaged, minimum=0, maximum=1, open_maximum=True)
     plays = pl.concat([_scan(file, max_damaged) for file in files])
     return plays.select(
         "session_id", "item_id", feedback, "timestamp", "user_id", pl.col("play_ratio").alias("copy_key")
