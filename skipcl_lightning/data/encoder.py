@@ -174,22 +174,7 @@ class SessionEncoder:
 
 
 def session_lengths(sessions: Sessions) -> NDArray[np.int64]:
-    """Return the number of items of each session.
-
-    Args:
-        sessions: B sessions of external ids.
-
-    Returns:
-        [B] int64, at least 1 each.
-
-    Raises:
-        TypeError: `sessions` or one of them has no order, as a set, or is a single id.
-        ValueError: There are no sessions, or one is empty.
-
-    Examples:
-        >>> session_lengths([["a", "b"], ["a"]])
-        array([2, 1])
-    """
+    """Return the number of items of each session, [B] int64, at least 1 each, if sessions have an order."""
     if not _is_ordered(sessions):
         raise TypeError(
             f"`sessions` must be a sequence of sessions, got {type(sessions).__name__}. "

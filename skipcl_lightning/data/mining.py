@@ -175,13 +175,10 @@ def sample_mined(
 
 @dataclass(frozen=True, eq=False)
 class _VisibleTracks:
-    """The inputs of some rows of a view, one after the other.
+    """The inputs of some rows of a view, one after the other: [items] arrays.
 
-    Args:
-        items: [items] int32.
-        rejected: [items] bool, skipped or disliked, and not liked.
-        listened: [items] bool, neither skipped nor disliked.
-        last: [items] int64, the position of the last visible item of each one's session.
+    `rejected` is skipped or disliked, and not liked; `listened` is neither skipped nor disliked; `last` is
+    the position of the last visible item of each one's session.
     """
 
     items: NDArray[np.int32]

@@ -71,24 +71,10 @@ GRADE_FLAG = (
 
 
 def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
-    """Check the columns of a canonical table, not its rows.
+    """Check the columns of a canonical table, not its rows, and return them in the canonical order.
 
-    Args:
-        log: The table, a polars frame (`to_frame`).
-        history: Whether it is a listening history: it needs `timestamp`, has no `session_id`, and may have no
-            `feedback`; without `user_id` all plays are one listener's.
-
-    Returns:
-        Its canonical columns, in the canonical order.
-
-    Raises:
-        ValueError: A needed column is missing or a column has another type; the message lists the columns.
-
-    Examples:
-        >>> check_log_columns(pl.DataFrame({"item_id": [7], "session_id": [1]}))
-        Traceback (most recent call last):
-            ...
-        ValueError: `log` must have the column 'feedback', got item_id (Int64), session_id (Int64). ...
+    A listening `history` needs `timestamp`, has no `session_id`, and may have no `feedback`; without
+    `user_id` all plays are one listener's.
     """
     schema = resolve_schema("log", log)
     if history and "session_id" in schema:
@@ -115,16 +101,7 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False
 def name_unreadable() -> Iterator[None]:
     """Turn errors of reading a table into a `ValueError` that says what to do.
 
-    Raises:
-        ValueError: In place of an error of polars or the operating system. An error of a reader is kept,
-            without what polars adds to it.
-
-    Examples:
-        >>> with name_unreadable():
-        ...     raise OSError("unexpected end of file")
-        Traceback (most recent call last):
-            ...
-        ValueError: `log` must be readable to its last row, got OSError: unexpected end of file. ...
+    An error of a reader is kept, without what polars adds to it.
     """
     try:
         yield
@@ -142,35 +119,13 @@ def name_unreadable() -> Iterator[None]:
 
 
 def describe_polars_error(error: Exception) -> str:
-    r"""Return the type and text of an error, without polars' description of the query.
-
-    Args:
-        error: The error of polars or of the operating system.
-
-    Returns:
-        One line without a full stop.
-
-    Examples:
-        >>> describe_polars_error(ValueError("no such column.\n\nThis error occurred in the following"))
-        'ValueError: no such column'
-    """
+    """Return the type and text of an error, without polars' description of the query."""
     reason = str(error).split("\n\n", maxsplit=1)[0].split(_QUERY, maxsplit=1)[0]
     return f"{type(error).__name__}: {' '.join(reason.split()).rstrip('.')}"
 
 
 def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
-    """Return the columns of a table as text for an error message.
-
-    Args:
-        schema: Names with types, or names only.
-
-    Returns:
-        The names, separated by commas, with the types if given.
-
-    Examples:
-        >>> describe_columns({"user": pl.String()})
-        'user (String)'
-    """
+    """Return the columns of a table as text for an error message."""
     if isinstance(schema, Mapping):
         names = [f"{name} ({dtype})" for name, dtype in schema.items()]
     else:
@@ -179,22 +134,7 @@ def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
 
 
 def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
-    """Return the columns of a table; a lazy one may have to open its files.
-
-    Args:
-        name: The argument's name, as the caller wrote it.
-        frame: The table.
-
-    Returns:
-        Its schema.
-
-    Raises:
-        ValueError: A file is damaged or missing, or an expression is wrong.
-
-    Examples:
-        >>> resolve_schema("log", pl.DataFrame({"item_id": [7]})).names()
-        ['item_id']
-    """
+    """Return the columns of a table; a lazy one may have to open its files."""
     try:
         return frame.lazy().collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -209,23 +149,6 @@ def to_frame(name: str, table: Table) -> pl.LazyFrame | pl.DataFrame:
 
     NaN in a column of pandas becomes null, because pandas marks missing numbers so. The index of pandas is
     dropped.
-
-    Args:
-        name: The argument's name, as the caller wrote it.
-        table: A polars frame, a pandas DataFrame, a pyarrow Table, anything else with `__arrow_c_stream__`,
-            or a list of dictionaries, one for each row.
-
-    Returns:
-        The frame.
-
-    Raises:
-        TypeError: `table` is none of these.
-        ValueError: It cannot be converted: a column mixes types, or pyarrow is not installed for the text
-            columns of pandas.
-
-    Examples:
-        >>> to_frame("log", [{"item_id": 7}, {"item_id": 8}])["item_id"].to_list()
-        [7, 8]
     """
     if isinstance(table, pl.LazyFrame | pl.DataFrame):
         return table

@@ -275,23 +275,7 @@ class SplitByTime:
 
 
 def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -> None:
-    """Raise unless `split` can cut the sessions of a log.
-
-    Args:
-        split: The given value.
-        min_session_length: The least number of items of a session.
-        columns: The columns of the log.
-
-    Raises:
-        TypeError: `split` is no split.
-        ValueError: Sessions may be too short for it, or it needs a `timestamp` that the log lacks.
-
-    Examples:
-        >>> check_split(LeaveOneOut(), 2, ["position"])
-        Traceback (most recent call last):
-            ...
-        ValueError: `min_session_length` must be at least 3, got 2. LeaveOneOut cuts no shorter ones.
-    """
+    """Raise unless `split` can cut the sessions of a log."""
     if isinstance(split, type) or not callable(getattr(split, "cut", None)):
         raise TypeError(
             f"`split` must be LeaveOneOut(), SplitBySession() or SplitByTime(…), got {split!r}. "

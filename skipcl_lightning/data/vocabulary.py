@@ -259,23 +259,9 @@ class ItemVocabulary:
 def to_ids(
     name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
 ) -> pl.Series:
-    """Return external ids as a column of one of the two accepted types.
+    """Return external ids as a String or Int64 column without nulls; of `dtype`, if given and there are any.
 
-    Args:
-        name: The name of the values in errors.
-        values: All strings or all integers, without nulls.
-        dtype: The required type, String or Int64, unless there are no values; None for either.
-
-    Returns:
-        String or Int64.
-
-    Raises:
-        TypeError: Values are neither strings nor integers, of both types, or not of `dtype`.
-        ValueError: A value is null, does not fit into 64 bits, or is no valid text (a lone surrogate).
-
-    Examples:
-        >>> to_ids("items", [3, 1]).dtype
-        Int64
+    Errors name `name`, the caller's argument.
     """
     if not isinstance(values, pl.Series):
         values = _sequence_to_series(name, values, dtype)
@@ -340,19 +326,7 @@ def _to_int64(name: str, values: pl.Series) -> pl.Series:
 
 
 def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:
-    """Return a digest of the items and their order, equal for vocabularies with the same numbering.
-
-    Args:
-        vocabulary: The items.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Examples:
-        >>> one, other = ItemVocabulary(["song", "tune"]), ItemVocabulary(["tune", "song"])
-        >>> fingerprint_vocabulary(one) == fingerprint_vocabulary(other)
-        False
-    """
+    """Return a digest of the items and their order, equal for vocabularies with the same numbering."""
     digest = hashlib.sha256(repr(vocabulary.dtype).encode())
     for item in vocabulary.to_series():
         # The length comes first, so that different lists have different digests.
