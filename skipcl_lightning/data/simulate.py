@@ -65,19 +65,17 @@ class Catalogue:
     def draw(self, random: np.random.Generator, moods: Integers) -> Integers:
         """Return [N] items of the given moods, drawn by popularity."""
         low, high = self.cumulative[self.first[moods]], self.cumulative[self.first[moods + 1]]
-        places = (
-            np.searchsorted(self.cumulative, low + (high - low) * random.random(len(moods)), side="right") - 1
-        )
-        # A sum that is rounded up would otherwise fall into the next mood.
-        items: Integers = self.by_mood[np.clip(places, self.first[moods], self.first[moods + 1] - 1)]
-        return items
+        return self._find(low + (high - low) * random.random(len(moods)), moods, moods)
 
     def draw_any(self, random: np.random.Generator, count: int) -> Integers:
         """Return [count] items of any mood, drawn by popularity."""
-        places = (
-            np.searchsorted(self.cumulative, self.cumulative[-1] * random.random(count), side="right") - 1
-        )
-        items: Integers = self.by_mood[np.minimum(places, len(self.by_mood) - 1)]
+        return self._find(self.cumulative[-1] * random.random(count), 0, self.num_moods - 1)
+
+    def _find(self, sums: Floats, lowest: Integers | int, highest: Integers | int) -> Integers:
+        """Return the items at some sums of popularity, within moods."""
+        places = np.searchsorted(self.cumulative, sums, side="right") - 1
+        # A sum that is rounded up would otherwise fall into the next mood.
+        items: Integers = self.by_mood[np.clip(places, self.first[lowest], self.first[highest + 1] - 1)]
         return items
 
     def distance(self, one: Integers, other: Integers) -> Floats:
@@ -106,26 +104,21 @@ def simulate_sessions(
 
     The truth:
 
-    - Moods lie on a circle; the distance of two is their way on the circle divided by half the circle, in [0,
-    1]. Each item has
-      one mood, all moods have equally many items (up to one), and items are played in proportion to `rank **
-      -popularity_exponent` (Zipf).
+    - Moods lie on a circle; the distance of two is their way on the circle divided by half the circle, in
+      [0, 1]. Each item has one mood, all moods have equally many items (up to one), and items are played in
+      proportion to `rank ** -popularity_exponent` (Zipf).
     - A session has a mood, which moves to a neighbouring one with `drift_probability` after an item.
     - The player has an anchor, at first an item of the session's mood. It proposes: with
-    `explore_probability`, any item by
-      popularity; with `follow_probability`, the one fixed successor of the anchor, which shares its mood;
-      otherwise an item of the anchor's mood by popularity. So items may repeat.
+      `explore_probability`, any item by popularity; with `follow_probability`, the one fixed successor of the
+      anchor, which shares its mood; otherwise an item of the anchor's mood by popularity. So items repeat.
     - The listener skips with probability `sigmoid(9 * (distance - 0.245) + skip_bias)`, with the distance
-    between the
-      moods of the item and the session. By default 41 % are skipped.
+      between the moods of the item and the session. By default 41 % are skipped.
     - A listened item becomes the anchor. A skipped one does with probability 1 - `response_probability`;
-    otherwise the player
-      leaves its mood, for the previous anchor or, if that has the same mood, for an item of a neighbouring
-      mood. So a skip helps to predict the next item.
+      otherwise the player leaves its mood, for the previous anchor or, if that has the same mood, for an item
+      of a neighbouring mood. So a skip helps to predict the next item.
     - Feedback: a skip after the share r of an item has r - 1, where r is `0.9 * u ** (1 + distance)` for a
-    uniform u, so items
-      of a distant mood are skipped earlier. Of the items that are not skipped, 4 in 5 are played to the end
-      and have 1, the others 0.5 to 1.
+      uniform u, so items of a distant mood are skipped earlier. Of the items that are not skipped, 4 in 5 are
+      played to the end and have 1, the others 0.5 to 1.
 
     Args:
         num_sessions: The number of sessions.

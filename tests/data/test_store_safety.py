@@ -250,7 +250,7 @@ def test_where_no_store_can_be_is_said_before_anything_is_read(tmp_path, log, mo
     def fail(*arguments, **settings):
         raise AssertionError
 
-    monkeypatch.setattr(store_room, "prepare_parts", fail)
+    monkeypatch.setattr(store_room, "prepare_into", fail)
     with pytest.raises(ValueError, match="`folder` must"):
         prepare_store(log, folder)
     with pytest.raises(TypeError, match="`folder` must be a string"):

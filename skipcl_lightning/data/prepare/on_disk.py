@@ -7,17 +7,22 @@ from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.parts import Progress, no_progress
-from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
-from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData, lay_out
-from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
-from skipcl_lightning.data.splits import LeaveOneOut, Split, check_split
+from skipcl_lightning.data.prepare.preparation import HistoryRules
+from skipcl_lightning.data.prepare.prepared_data import (
+    ColdTargets,
+    PreparationSettings,
+    PreparedData,
+    prepare_into,
+)
+from skipcl_lightning.data.schema import Table
+from skipcl_lightning.data.splits import LeaveOneOut, Split
 from skipcl_lightning.data.store.folder import (
     MANIFEST,
     SPLIT_NAMES,
@@ -101,9 +106,7 @@ def prepare_store(
         ...     len(data.store), len(data.views["test"])
         (49, 49)
     """
-    split = LeaveOneOut() if split is None else split
     session_filter = SessionFilter(min_session_length, min_item_count, require_skip, skip_threshold)
-    check_choice("cold_targets", cold_targets, get_args(ColdTargets))
     check_integer("rows_in_memory", rows_in_memory)
     if skip_seconds is not None and gap_minutes is None:
         raise ValueError(
@@ -111,23 +114,14 @@ def prepare_store(
             "A log with sessions has feedback of its own."
         )
     history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
-    log = to_frame("log", log)
-    columns = check_log_columns(log, history=history is not None)
-    check_split(split, session_filter.min_session_length, columns)
+    split = LeaveOneOut() if split is None else split
+    settings = PreparationSettings(session_filter, split, cold_targets, history)
+    log = settings.check(log)
     if not isinstance(rebuild, bool):
         raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
     folder = check_folder(folder)
     manifest = Manifest(
-        settings={
-            "filter": asdict(session_filter),
-            "split": {
-                "name": type(split).__name__,
-                **{name: str(value) for name, value in vars(split).items()},
-            },
-            "cold_targets": cold_targets,
-            "history": None if history is None else asdict(history),
-            "package": version("skipcl-lightning"),
-        },
+        settings=settings.describe() | {"package": version("skipcl-lightning")},
         source=fingerprint_log(log),
         versions={name: version(name) for name in ("polars", "numpy")},
         counts={},
@@ -136,29 +130,15 @@ def prepare_store(
     if not rebuild and _is_same(folder, manifest):
         return open_store(folder)
     with new_store(folder) as (work, store_folder):
-        parts, report = prepare_parts(
-            log,
-            session_filter,
-            history=history,
-            rows_in_memory=rows_in_memory,
-            folder=work,
-            on_progress=on_progress,
-        )
         storage = Storage(store_folder)
-        data = lay_out(
-            parts,
-            report,
-            split,
-            cold_targets,
-            storage,
-            skip_threshold=skip_threshold,
-            on_progress=on_progress,
+        data = prepare_into(
+            storage, log, settings, rows_in_memory=rows_in_memory, folder=work, on_progress=on_progress
         )
         ids = storage.column("item_id")
         ids.append(data.vocabulary.to_series())
         ids.finish()
         counts = {
-            "drop_report": asdict(report),
+            "drop_report": asdict(data.drop_report),
             "targets": {name: len(view) for name, view in data.views.items() if view.with_target},
             "cold_targets": dict(data.num_cold_targets),
             "longest_input": data.longest_input,
@@ -239,13 +219,7 @@ def plan_preparation(
 ) -> tuple[Callable[[], PreparedData], float]:
     """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
 
-    Args:
-        log: A canonical table, or the folder of a store.
-        given: The settings of `PreparedData.from_log` and `SessionFilter` that a user gave, None left out.
-
-    Raises:
-        TypeError: `log` is neither a table nor a path, or a setting has the wrong type.
-        ValueError: A setting is out of range, or is given although the store has its own.
+    `given` holds the settings of `SessionFilter`, `split` and `cold_targets`; a store has its own.
     """
     if isinstance(log, str | Path):
         if given:
@@ -253,18 +227,14 @@ def plan_preparation(
                 f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
                 "was prepared is settled. Give it to `prepare_store`, or prepare another store."
             )
-        settings = Manifest.read(Path(log)).settings
+        stored = Manifest.read(Path(log)).settings
         folder = Path(log).expanduser().absolute()
-        return partial(_open_on_each_rank, folder), float(settings["filter"]["skip_threshold"])
-    frame = to_frame("log", log)
-    columns = check_log_columns(frame)
+        return partial(_open_on_each_rank, folder), float(stored["filter"]["skip_threshold"])
     rules = dict(given)
     split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
-    session_filter = SessionFilter(**rules)
-    check_split(split, session_filter.min_session_length, columns)
-    check_choice("cold_targets", cold_targets, get_args(ColdTargets))
-    prepare = partial(PreparedData.from_log, frame, session_filter, split, cold_targets)
-    return prepare, session_filter.skip_threshold
+    settings = PreparationSettings(SessionFilter(**rules), split, cold_targets)
+    prepare = partial(prepare_into, Storage(), settings.check(log), settings)
+    return prepare, settings.session_filter.skip_threshold
 
 
 def _open_on_each_rank(folder: Path) -> PreparedData:

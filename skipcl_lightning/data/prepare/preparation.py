@@ -30,22 +30,9 @@ _MOST_SECONDS = 10**11
 
 @dataclass(frozen=True)
 class HistoryRules:
-    """The rules that turn a listening history into sessions.
+    """The rules that turn a listening history into sessions: `sessionise` and `label_by_next_play`.
 
-    Args:
-        gap_minutes: The longest pause within a session, above 0 (`sessionise`).
-        skip_seconds: A play that is followed by another within this time was skipped, above 0
-            (`label_by_next_play`). None if the log has feedback; without either, all feedback is unknown.
-
-    Raises:
-        TypeError: A setting is no number.
-        ValueError: One is not above 0.
-
-    Examples:
-        >>> HistoryRules(gap_minutes=0)
-        Traceback (most recent call last):
-            ...
-        ValueError: `gap_minutes` must be in (0, inf), got 0.
+    `skip_seconds` is None if the log has feedback; without either, all feedback is unknown.
     """
 
     gap_minutes: float

@@ -1,25 +1,58 @@
 """Prepared data: items, sessions, splits and the counts of the training set."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
-from skipcl_lightning.data.prepare.preparation import prepare_parts
+from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.splits import SessionBlock, Split
+from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
+from skipcl_lightning.data.splits import SessionBlock, Split, check_split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES, GrowingArray, Storage
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["ColdTargets", "PreparedData", "StoreWriter", "lay_out"]
+__all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "StoreWriter", "prepare_into"]
 
 ColdTargets = Literal["miss", "drop"]
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """The settings of a preparation: which sessions are kept, and which targets are held out."""
+
+    session_filter: SessionFilter
+    split: Split
+    cold_targets: ColdTargets = "miss"
+    history: HistoryRules | None = None
+
+    def check(self, log: Table) -> pl.LazyFrame | pl.DataFrame:
+        """Return a log as a frame, after a check of its columns and of these settings for it."""
+        frame = to_frame("log", log)
+        columns = check_log_columns(frame, history=self.history is not None)
+        check_split(self.split, self.session_filter.min_session_length, columns)
+        check_choice("cold_targets", self.cold_targets, get_args(ColdTargets))
+        return frame
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that are equal for equal settings only."""
+        split = {"name": type(self.split).__name__} | {
+            name: str(value) for name, value in vars(self.split).items()
+        }
+        return {
+            "filter": asdict(self.session_filter),
+            "split": split,
+            "cold_targets": self.cold_targets,
+            "history": None if self.history is None else asdict(self.history),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +89,7 @@ class PreparedData:
     ) -> "PreparedData":
         """Read, check, filter, number and split a log, in memory.
 
-        Args:
-            log: A canonical table.
-            session_filter: The filter.
-            split: How targets are held out.
-            cold_targets: `drop` leaves out targets that are not in the training set.
-
-        Returns:
-            The data.
+        With `cold_targets="drop"`, targets that are not in the training set are left out.
 
         Raises:
             ValueError: As for `prepare_sessions`, or a part of the split is empty.
@@ -76,15 +102,8 @@ class PreparedData:
             >>> PreparedData.from_log(log, SessionFilter(), LeaveOneOut()).num_cold_targets
             {'validation': 1, 'test': 1}
         """
-        parts, report = prepare_parts(log, session_filter)
-        return lay_out(
-            parts,
-            report,
-            split,
-            cold_targets,
-            Storage(),
-            skip_threshold=session_filter.skip_threshold,
-        )
+        settings = PreparationSettings(session_filter, split, cold_targets)
+        return prepare_into(Storage(), log, settings)
 
     @property
     def num_warm_items(self) -> int:
@@ -147,17 +166,25 @@ class StoreWriter:
         )
 
 
-def lay_out(
-    parts: TableParts,
-    report: DropReport,
-    split: Split,
-    cold_targets: ColdTargets,
+def prepare_into(
     storage: Storage,
+    log: pl.LazyFrame | pl.DataFrame,
+    settings: PreparationSettings,
     *,
-    skip_threshold: float = 0.0,
+    rows_in_memory: int | None = None,
+    folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> PreparedData:
-    """Number the items of prepared sessions, split them, and write them as flat arrays."""
+    """Prepare a log as by `prepare_parts`, number its items, split it, and write it as flat arrays."""
+    parts, report = prepare_parts(
+        log,
+        settings.session_filter,
+        history=settings.history,
+        rows_in_memory=rows_in_memory,
+        folder=folder,
+        on_progress=on_progress,
+    )
+    split, skip_threshold = settings.split, settings.session_filter.skip_threshold
     counts = _count_training(parts, report, split)
     vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["count"])
     num_warm = int((counts["count"] > 0).sum())
@@ -178,7 +205,9 @@ def lay_out(
             # Cold items have the highest indices.
             warm = items[places] <= num_warm
             num_cold[name] += int((~warm).sum())
-            kept = warm if cold_targets == "drop" else warm | ~find_rejected(part, skip_threshold)[places]
+            kept = warm
+            if settings.cold_targets == "miss":
+                kept = warm | ~find_rejected(part, skip_threshold)[places]
             cut[name] = (rows[kept], ends[kept])
         for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
             for array, values in zip(growing[name], seen, strict=True):

@@ -96,25 +96,22 @@ def read_listenbrainz(
         )
     parse = partial(_parse_listen, named=named[0])
     time = pl.from_epoch("timestamp", time_unit="us").dt.replace_time_zone("UTC")
-    tables = [scan(parse, max_damaged).unnest("line").with_columns(time) for _, _, scan in sources]
+    tables = [_scan(name, lines, parse, max_damaged).with_columns(time) for name, _, lines in sources]
     histories = tables if named[0] else [table.drop("user_id") for table in tables]
     return label_and_cut(histories, skip_seconds=skip_seconds, gap_minutes=gap_minutes)
 
 
-_Scan = Callable[[Callable[[str], Any], float], pl.LazyFrame]
-
-
-def _list_sources(paths: Paths) -> list[tuple[str, str, _Scan]]:
-    """Return the name and first line of each file or member, and its parser."""
-    sources: list[tuple[str, str, _Scan]] = []
+def _list_sources(paths: Paths) -> list[tuple[str, str, Path | pl.DataFrame]]:
+    """Return the name and first line of each file or member, and the file or the member's lines."""
+    sources: list[tuple[str, str, Path | pl.DataFrame]] = []
     for file in list_files(paths, _NAMES, archives=True):
         if not zipfile.is_zipfile(file):
-            sources.append((str(file), read_first_line(file), partial(_scan_file, file)))
+            sources.append((str(file), read_first_line(file), file))
             continue
         for name, content in read_bytes(file, _NAMES[::2]):
             lines = _to_lines(name, content)
             if lines.height:
-                sources.append((name, lines["line"][0], partial(_scan_lines, lines, name)))
+                sources.append((name, lines["line"][0], lines))
     if not sources:
         raise ValueError(f"`paths` must hold at least one listen, got none in {paths!r}. Download it again.")
     return sources
@@ -131,15 +128,15 @@ def _to_lines(name: str, content: bytes) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={ROW: pl.UInt32, "line": pl.String}, orient="row")
 
 
-def _scan_file(file: Path, parse: Callable[[str], Any], max_damaged: float) -> pl.LazyFrame:
-    return parse_lines(file, parse, _LISTEN, max_damaged=max_damaged)
-
-
-def _scan_lines(
-    lines: pl.DataFrame, name: str, parse: Callable[[str], Any], max_damaged: float
+def _scan(
+    name: str, lines: Path | pl.DataFrame, parse: Callable[[str], Any], max_damaged: float
 ) -> pl.LazyFrame:
-    """Return the listens of a member of an archive, which is in memory."""
-    return parse_frame(lines, parse=parse, file=name, dtype=_LISTEN, max_damaged=max_damaged).lazy()
+    """Return the listens of a file, or of a member of an archive, which is in memory."""
+    if isinstance(lines, Path):
+        parsed = parse_lines(lines, parse, _LISTEN, max_damaged=max_damaged)
+    else:
+        parsed = parse_frame(lines, parse=parse, file=name, dtype=_LISTEN, max_damaged=max_damaged).lazy()
+    return parsed.unnest("line")
 
 
 def _names_user(first: str) -> bool:

@@ -1,7 +1,8 @@
 """Reader of any other log: a table whose columns are mapped to the canonical names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -116,9 +117,6 @@ def read_table(
         >>> read_table(log, item="track", session="list", position="n", skipped="skip").collect().rows()
         [(1, 'a', -1.0, 1), (1, 'b', 1.0, 2)]
     """
-    _check_order(session, timestamp, position, gap_minutes)
-    _check_time_format(timestamp, time_format)
-    _check_signals(feedback, skipped, played, duration, unit, skip_ratio, skip_seconds)
     roles = {
         "session_id": session,
         "item_id": item,
@@ -132,6 +130,9 @@ def read_table(
         "user_id": user,
     }
     given = {role: name for role, name in roles.items() if name is not None}
+    _check_order(given, gap_minutes)
+    _check_time_format(given, time_format)
+    _check_signals(given, unit, skip_ratio, skip_seconds)
     log = _scan(source, given, time_format, _to_separator(separator))
     if position is None:
         log = join_histories([log])
@@ -166,30 +167,28 @@ def _feedback(
     return pl.when(played.is_finite() & (played >= 0)).then(known).otherwise(0.0)
 
 
-def _check_order(
-    session: str | None, timestamp: str | None, position: str | None, gap_minutes: float | None
-) -> None:
+def _check_order(given: Mapping[str, str], gap_minutes: float | None) -> None:
     """Raise unless the sessions, and the order within them, are defined exactly once."""
-    if session is None and (timestamp is None or gap_minutes is None):
+    if "session_id" not in given and ("timestamp" not in given or gap_minutes is None):
         raise ValueError(
             "`session` must name a column, got None. Without one, give `timestamp` and `gap_minutes`: "
             "pauses then tell sessions apart."
         )
-    if session is not None and gap_minutes is not None:
+    if "session_id" in given and gap_minutes is not None:
         raise ValueError(
             "`gap_minutes` must be None where `session` names a column, got both. Drop one of them."
         )
-    if timestamp is None and position is None:
+    if not {"timestamp", "position"} & set(given):
         raise ValueError(
             "`timestamp` or `position` must name a column, got None for both. A session's order needs one."
         )
 
 
-def _check_time_format(timestamp: str | None, time_format: str | None) -> None:
+def _check_time_format(given: Mapping[str, str], time_format: str | None) -> None:
     """Raise if the format of the times cannot be used."""
     if time_format is None:
         return
-    if timestamp is None:
+    if "timestamp" not in given:
         raise ValueError(f"`time_format` must be None without `timestamp`, got {time_format!r}. Drop it.")
     if "%" not in time_format:
         raise ValueError(
@@ -199,27 +198,21 @@ def _check_time_format(timestamp: str | None, time_format: str | None) -> None:
 
 
 def _check_signals(
-    feedback: str | None,
-    skipped: str | None,
-    played: str | None,
-    duration: str | None,
-    unit: Unit | None,
-    skip_ratio: float | None,
-    skip_seconds: float | None,
+    given: Mapping[str, str], unit: Unit | None, skip_ratio: float | None, skip_seconds: float | None
 ) -> None:
     """Raise if the feedback has two sources, or a setting is unused."""
-    several = {"feedback": feedback, "skipped": skipped, "played": played}
-    named = [name for name, column in several.items() if column is not None]
+    named = [name for name in ("feedback", "skipped", "played") if name in given]
     if len(named) > 1:
         raise ValueError(
             "`feedback`, `skipped` and `played` must not be given together, got "
             f"{' and '.join(map(repr, named))}. Keep one of them."
         )
+    played, duration = "played" in given, "duration" in given
     for name, value, needed, fits in (
-        ("duration", duration, "with `played`", played is not None),
-        ("unit", unit, "with `played`", played is not None),
-        ("skip_ratio", skip_ratio, "with `duration`", duration is not None),
-        ("skip_seconds", skip_seconds, "with `played` without `duration`", played and duration is None),
+        ("duration", given.get("duration"), "with `played`", played),
+        ("unit", unit, "with `played`", played),
+        ("skip_ratio", skip_ratio, "with `duration`", duration),
+        ("skip_seconds", skip_seconds, "with `played` without `duration`", played and not duration),
     ):
         if value is not None and not fits:
             raise ValueError(f"`{name}` must only be given {needed}, got {value!r}. Drop it.")
@@ -270,29 +263,24 @@ def _scan(
 
 def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str | None) -> list[Column]:
     """Return the parsing of the columns of CSV files; the first time decides whether times are numbers."""
-    columns = []
-    for role, name in given.items():
-        if role == "timestamp" and time_format is None and _starts_with_number(table, name):
-            columns.append(number_column(name, optional=True))
-        elif role in ("feedback", "explicit_feedback"):
-            cure = _FEEDBACK_CURE if role == "feedback" else _GRADE
-            columns.append(number_column(name, minimum=-1, maximum=1, optional=True, cure=cure))
-        elif role in ("played", "duration"):
-            columns.append(number_column(name, optional=True))
-        elif role == "position":
-            columns.append(integer_column(name, optional=True))
-        else:
-            columns.append(_text_role(role, name, time_format))
+    parsers = _text_parsers(time_format)
+    if time_format is None and "timestamp" in given and _starts_with_number(table, given["timestamp"]):
+        parsers["timestamp"] = number_column
+    columns = [parsers.get(role, text_column)(name, optional=True) for role, name in given.items()]
     return _named_after_roles(columns, given)
 
 
-def _text_role(role: str, name: str, time_format: str | None) -> Column:
-    """Return the parsing of a column of text."""
-    if role == "skipped":
-        return flag_column(name, optional=True)
-    if role == "timestamp":
-        return time_column(name, time_format, optional=True, cure=_TIME_CURE)
-    return text_column(name, optional=True)
+def _text_parsers(time_format: str | None) -> dict[str, Callable[..., Column]]:
+    """Return the parsing of text by role; all other roles are texts."""
+    return {
+        "feedback": partial(number_column, minimum=-1, maximum=1, cure=_FEEDBACK_CURE),
+        "explicit_feedback": partial(number_column, minimum=-1, maximum=1, cure=_GRADE),
+        "skipped": flag_column,
+        "played": number_column,
+        "duration": number_column,
+        "position": integer_column,
+        "timestamp": partial(time_column, time_format=time_format, cure=_TIME_CURE),
+    }
 
 
 def _named_after_roles(columns: Sequence[Column], given: Mapping[str, str]) -> list[Column]:
@@ -363,5 +351,5 @@ def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | N
     elif role == "timestamp" and dtype == pl.Date:
         return cast_column(name, pl.Datetime("us"))
     elif text and role != "position":
-        return _text_role(role, name, time_format)
+        return _text_parsers(time_format).get(role, text_column)(name, optional=True)
     return cast_column(name, dtype)

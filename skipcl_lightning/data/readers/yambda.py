@@ -174,22 +174,12 @@ def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
 
 def _opinion() -> pl.Expr:
     """Return the opinion after each event of one user and item; the later of a like and a dislike counts."""
-    event = pl.col("event")
-    liked = _holds("like")
-    disliked = _holds("dislike")
-    last = pl.when(event == "like").then(1).when(event == "dislike").then(-1).forward_fill()
-    return (
-        pl.when(liked & disliked).then(last).when(liked).then(1).when(disliked).then(-1).otherwise(0)
-    )  # fmt: skip
+    liked, disliked = _latest({"like": 1, "unlike": 0}), _latest({"dislike": -1, "undislike": 0})
+    both = (liked != 0) & (disliked != 0)
+    return pl.when(both).then(_latest({"like": 1, "dislike": -1})).otherwise(liked + disliked)
 
 
-def _holds(kind: str) -> pl.Expr:
-    event = pl.col("event")
-    return (
-        pl.when(event == kind)
-        .then(True)
-        .when(event == f"un{kind}")
-        .then(False)
-        .forward_fill()
-        .fill_null(False)
-    )
+def _latest(values: Mapping[str, int]) -> pl.Expr:
+    """Return the value of the latest of some events, 0 before the first."""
+    found = pl.col("event").replace_strict(values, default=None, return_dtype=pl.Int32)
+    return found.forward_fill().fill_null(0)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -115,14 +115,8 @@ def read_version(folder: Path) -> str:
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the `bytes` and `sha256` of each file in a folder, by name."""
-    return {
-        file.name: {"bytes": file.stat().st_size, "sha256": _digest_file(file)}
-        for file in sorted(_files(folder))
-    }
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return (file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
+    return {file.name: {"bytes": file.stat().st_size, "sha256": _digest_file(file)} for file in files}
 
 
 def _digest_file(file: Path) -> str:
@@ -215,22 +209,15 @@ def publish(new: Path, folder: Path) -> None:
             folder.rename(old)
         try:
             new.rename(folder)
-        except OSError as error:
+        except BaseException as error:
             # Another process was quicker.
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
                 continue
-            _put_back(old, folder)
-            raise
-        except BaseException:
-            _put_back(old, folder)
+            # Another process may have taken the place.
+            with suppress(OSError):
+                old.rename(folder)
             raise
         return
-
-
-def _put_back(old: Path, folder: Path) -> None:
-    # Another process may have taken the place.
-    with suppress(OSError):
-        old.rename(folder)
 
 
 def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
