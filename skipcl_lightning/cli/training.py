@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -23,6 +23,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
+from skipcl_lightning.cli.progress_bar import ShortProgressBar
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 
@@ -223,12 +224,19 @@ class TrainingCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with extra arguments; it logs to a CSV file unless another logger is set."""
+        """Build the trainer with extra arguments, and our logger and progress bar unless others are set."""
         settings = self._get(self.config_init, "trainer")
         # Not set as the parser's default: a logger of another class would inherit its `name`. Lightning's
         # own default depends on which packages are installed.
         if settings["logger"] is None:
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
+        callbacks = settings["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        # Lightning refuses a second bar, and one that is switched off.
+        if settings["enable_progress_bar"] is not False and not any(
+            isinstance(one, ProgressBar) for one in callbacks
+        ):
+            kwargs["callbacks"] = [*callbacks, ShortProgressBar()]
         return super().instantiate_trainer(**kwargs)
 
     def _check_num_items(self) -> None:
