@@ -19,6 +19,17 @@ from skipcl_lightning.functional.positions import (
     next_listened,
     target_positions,
 )
+from skipcl_lightning.functional.predictions.accuracy import (
+    SessionAccuracy,
+    correct_predictions,
+    session_accuracy,
+)
+from skipcl_lightning.functional.predictions.calibration import (
+    CalibrationBins,
+    brier_score,
+    calibration_bins,
+    calibration_error,
+)
 from skipcl_lightning.functional.ranking.candidates import candidate_ranks, sample_candidates
 from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,
@@ -53,20 +64,26 @@ from skipcl_lightning.functional.skip_losses.skip_softmax import skip_softmax
 from skipcl_lightning.functional.skip_losses.skip_unlikelihood import skip_unlikelihood
 
 __all__ = [
+    "CalibrationBins",
     "Candidates",
     "Contrast",
     "ContrastSettings",
     "RankedBatch",
     "RejectedSequence",
+    "SessionAccuracy",
     "SparseScores",
     "alignment",
     "append_mask_token",
     "average_precision",
+    "brier_score",
+    "calibration_bins",
+    "calibration_error",
     "candidate_ranks",
     "catalogue_coverage",
     "chunked_sampled_softmax_loss",
     "chunked_softmax_loss",
     "cloze_positives",
+    "correct_predictions",
     "count_recommendations",
     "draw_cloze_mask",
     "effective_rank",
@@ -93,6 +110,7 @@ __all__ = [
     "sampling_log_probability",
     "score_ranks",
     "self_information",
+    "session_accuracy",
     "session_contrast",
     "skip_info_nce",
     "skip_margin",

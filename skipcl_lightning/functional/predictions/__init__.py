@@ -1,0 +1,1 @@
+"""Formulas that compare predicted probabilities of skips with what listeners did."""
