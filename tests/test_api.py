@@ -117,6 +117,7 @@ PUBLIC = {
         "count_recommendations",
         "draw_cloze_mask",
         "effective_rank",
+        "fit_temperature",
         "full_softmax_loss",
         "hide_masked",
         "hit_rate",

@@ -30,6 +30,7 @@ from skipcl_lightning.functional.predictions.calibration import (
     calibration_bins,
     calibration_error,
 )
+from skipcl_lightning.functional.predictions.temperature import fit_temperature
 from skipcl_lightning.functional.ranking.candidates import candidate_ranks, sample_candidates
 from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,
@@ -87,6 +88,7 @@ __all__ = [
     "count_recommendations",
     "draw_cloze_mask",
     "effective_rank",
+    "fit_temperature",
     "full_softmax_loss",
     "hide_masked",
     "hit_rate",
