@@ -3,7 +3,10 @@
 from skipcl_lightning.evaluation.baselines import (
     BPR,
     WRMF,
+    ItemAndLastSkipRate,
+    ItemSkipRate,
     LastItemMarkov,
+    LastSkipRate,
     Popularity,
     SessionKNN,
     SessionPopularity,
@@ -12,6 +15,7 @@ from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import evaluate
 from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot
 from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.skip_prediction import SkipPredictor, compare_skip_predictions
 from skipcl_lightning.evaluation.target_rows import Baseline, QueryModel
 from skipcl_lightning.evaluation.transition_weight import choose_transition_weight
 
@@ -20,13 +24,18 @@ __all__ = [
     "WRMF",
     "Baseline",
     "EvaluationReport",
+    "ItemAndLastSkipRate",
+    "ItemSkipRate",
     "LastItemMarkov",
+    "LastSkipRate",
     "Popularity",
     "QueryModel",
     "SessionKNN",
     "SessionPopularity",
+    "SkipPredictor",
     "choose_transition_weight",
     "compare",
+    "compare_skip_predictions",
     "evaluate",
     "save_rank_plot",
     "save_segment_plot",

@@ -1,0 +1,81 @@
+"""Skip predictions of several models, measured on the same held-out targets."""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Protocol, get_args
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from skipcl_lightning._checks import check_choice
+from skipcl_lightning.backbones.contract import evaluation_mode
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation.evaluate import Split
+from skipcl_lightning.metrics import skip_prediction_metrics
+
+__all__ = ["SkipPredictor", "compare_skip_predictions"]
+
+
+class SkipPredictor(Protocol):
+    """Protocol of a model that predicts whether a session's target will be skipped."""
+
+    def skip_probability(self, batch: SessionBatch) -> Tensor:
+        """[B] floating point in [0, 1], the probability that each target is skipped."""
+        ...
+
+
+@torch.no_grad()
+def compare_skip_predictions(
+    predictors: Mapping[str, SkipPredictor], data: SessionDataModule, *, split: Split = "test"
+) -> pl.DataFrame:
+    """Return the metrics of skip predictions of several models, one row each.
+
+    A model that does not beat `ItemAndLastSkipRate` has learned nothing of the session beyond its last track.
+
+    Args:
+        predictors: The models by name.
+        data: The sessions; with a split of `targets="every"`, each later track of a session is a target.
+        split: `validation` or `test`.
+
+    Returns:
+        `name`, `targets` (their number), `skipped` (their share of skips), and the metrics of
+        `skip_prediction_metrics`; null where a metric is undefined.
+
+    Raises:
+        ValueError: The split is unknown.
+
+    Examples:
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> from skipcl_lightning.evaluation import ItemSkipRate, LastSkipRate
+        >>> data = SessionDataModule(simulate_sessions(50, num_items=40, num_moods=4))
+        >>> predictors = {"item": ItemSkipRate(data), "last": LastSkipRate(data)}
+        >>> compare_skip_predictions(predictors, data)["name"].to_list()
+        ['item', 'last']
+    """
+    check_choice("split", split, get_args(Split))
+    loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
+    return pl.DataFrame([_measure(name, one, loader) for name, one in predictors.items()]).fill_nan(None)
+
+
+def _measure(name: str, predictor: SkipPredictor, loader: Iterable[SessionBatch]) -> dict[str, str | float]:
+    metrics = skip_prediction_metrics()
+    targets, skips = 0, 0
+    module = predictor if isinstance(predictor, nn.Module) else None
+    parameter = None if module is None else next(module.parameters(), None)
+    with nullcontext() if module is None else evaluation_mode(module):
+        for batch in loader:
+            assert batch.target_feedback is not None  # noqa: S101 - loaders for evaluation have targets
+            skipped = batch.target_feedback < batch.skip_threshold
+            on_device = batch if parameter is None else batch.to(parameter.device)
+            metrics.update(
+                skip_predictions=predictor.skip_probability(on_device).cpu(),
+                target_feedback=torch.where(skipped, -1.0, 1.0),
+                place=(batch.seen_items != PADDING_INDEX).sum(dim=1) + 1,
+                session_index=batch.session_index,
+            )
+            targets, skips = targets + len(skipped), skips + int(skipped.sum())
+    values = {metric: value.item() for metric, value in metrics.compute().items()}
+    return {"name": name, "targets": targets, "skipped": skips / targets if targets else math.nan, **values}
