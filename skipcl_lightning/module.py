@@ -75,9 +75,11 @@ class SkipCLModule(LightningModule):
             latest items. One whose `forward` takes `last_only` may return [B, 1, D], the last valid
             positions, if that is True. None calls `build_backbone`.
         skip_head: The skip loss, `forward(query, keys, batch) -> scalar`, with a `weight` λ (1 without it). A
-            head with `uses_item_table = True` gets the item table as a fourth argument. None trains the
-            next-item task alone. With a bidirectional backbone, a head must take its anchors from
-            `batch.cloze_mask` and have a method `check_cloze()`.
+            head with `uses_item_table = True` gets the item table as a fourth argument, one with a method
+            `materialise(item_table)` gets it once, to make weights for each item. None trains the next-item
+            task alone. With a bidirectional backbone, a head must take its anchors from
+            `batch.cloze_mask` and have a method `check_cloze()`; with `hides_rejected = True`, rejected items
+            are hidden too.
         num_items: V, the catalogue's size; `SessionDataModule.num_items`.
         embedding_size: D; None for the backbone's own `embedding_size`, and 64 for `build_backbone`.
         next_item_loss: `forward(query, item_embeddings, target) -> scalar`; None for `FullSoftmax`. With a
@@ -195,6 +197,9 @@ class SkipCLModule(LightningModule):
         self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
         if self.skip_head is not None and not self.model.causal:
             _check_cloze(self.skip_head)
+        materialise = getattr(self.skip_head, "materialise", None)
+        if materialise is not None:
+            materialise(self.item_table)
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
         self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
@@ -278,8 +283,9 @@ class SkipCLModule(LightningModule):
         if self.model.causal:
             return self.model.shorten(batch, more=1)
         batch = self.model.shorten(batch)
+        hides_rejected = getattr(self.skip_head, "hides_rejected", False)
         mask = draw_cloze_mask(
-            possible_targets(batch, self.target_rule),
+            batch.valid_mask if hides_rejected else possible_targets(batch, self.target_rule),
             probability=self.mask_probability,
             last_probability=self.last_mask_probability,
         )

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
 
 
 def build(backbone, sessions):
@@ -17,7 +17,7 @@ def build(backbone, sessions):
     data = SessionDataModule(
         simulate_sessions(sessions, num_items=30, num_moods=3), batch_size=3, max_length=20
     )
-    head = SkipInfoNCE(weight=0.3, learn_temperature=True)
+    head = CombinedHead([SkipInfoNCE(weight=0.3, learn_temperature=True), SkipPrediction()])
     backbone = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}[backbone](8, max_length=20)
     return data, SkipCLModule(backbone, head, num_items=data.num_items, embedding_size=8)
 

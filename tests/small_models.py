@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.heads import CombinedHead, OpposingSequences, SkipInfoNCE, SkipSoftmax
+from skipcl_lightning.heads import CombinedHead, OpposingSequences, SkipInfoNCE, SkipPrediction, SkipSoftmax
 
 NUM_ITEMS = 9
 MASK = NUM_ITEMS + 1
@@ -16,6 +16,7 @@ ROW_HEADS = {
     "contrast": SkipInfoNCE,
     "bank": lambda: SkipInfoNCE(bank_size=4, negatives="batch"),
     "softmax": lambda: SkipSoftmax(num_samples=3),
+    "prediction": SkipPrediction,
     "opposing": lambda: OpposingSequences(8),
     "two": lambda: CombinedHead([SkipInfoNCE(bank_size=4), SkipInfoNCE(negatives="batch")]),
 }

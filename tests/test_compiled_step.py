@@ -19,6 +19,7 @@ from skipcl_lightning.heads import (
     SampledSoftmax,
     SkipInfoNCE,
     SkipMargin,
+    SkipPrediction,
     SkipSoftmax,
     SkipUnlikelihood,
 )
@@ -28,6 +29,7 @@ HEADS = {
     "none": lambda: None,
     "contrast": SkipInfoNCE,
     "margin": SkipMargin,
+    "prediction": SkipPrediction,
     "softmax": SkipSoftmax,
     "unlikelihood": SkipUnlikelihood,
     "sampled unlikelihood": lambda: SkipUnlikelihood(num_samples=4),

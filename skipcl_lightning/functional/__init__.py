@@ -61,6 +61,11 @@ from skipcl_lightning.functional.skip_losses.opposing import (
 )
 from skipcl_lightning.functional.skip_losses.skip_info_nce import skip_info_nce
 from skipcl_lightning.functional.skip_losses.skip_margin import skip_margin
+from skipcl_lightning.functional.skip_losses.skip_prediction import (
+    PredictionTargets,
+    prediction_targets,
+    skip_prediction_loss,
+)
 from skipcl_lightning.functional.skip_losses.skip_softmax import skip_softmax
 from skipcl_lightning.functional.skip_losses.skip_unlikelihood import skip_unlikelihood
 
@@ -69,6 +74,7 @@ __all__ = [
     "Candidates",
     "Contrast",
     "ContrastSettings",
+    "PredictionTargets",
     "RankedBatch",
     "RejectedSequence",
     "SessionAccuracy",
@@ -101,6 +107,7 @@ __all__ = [
     "next_listened",
     "opposing_contrast",
     "pairwise_wins",
+    "prediction_targets",
     "rank_batch",
     "rank_percentile",
     "rank_scored_batch",
@@ -118,6 +125,7 @@ __all__ = [
     "skip_margin",
     "skip_pair_mask",
     "skip_pair_scores",
+    "skip_prediction_loss",
     "skip_softmax",
     "skip_unlikelihood",
     "target_positions",

@@ -171,7 +171,8 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     """Return the position of each position's target in a training step.
 
     Args:
-        batch: B sessions; with a `cloze_mask`, each hidden item is the target of its own position.
+        batch: B sessions; with a `cloze_mask`, each hidden item that may be a target (`possible_targets`) is
+            the target of its own position.
         rule: As for `next_item_targets`.
 
     Returns:
@@ -184,7 +185,7 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     """
     if batch.cloze_mask is not None:
         positions = torch.arange(batch.items.shape[1], device=batch.items.device)
-        return torch.where(batch.cloze_mask, positions, -1)
+        return torch.where(batch.cloze_mask & possible_targets(batch, rule), positions, -1)
     return target_positions(
         batch.items,
         batch.feedback,

@@ -8,6 +8,7 @@ from skipcl_lightning.heads.opposing_sequences import OpposingSequences
 from skipcl_lightning.heads.session_head import SessionHead, WeightedHead
 from skipcl_lightning.heads.skip_info_nce import SkipInfoNCE
 from skipcl_lightning.heads.skip_margin import SkipMargin
+from skipcl_lightning.heads.skip_prediction import SkipPrediction
 from skipcl_lightning.heads.skip_softmax import SkipSoftmax
 from skipcl_lightning.heads.skip_unlikelihood import SkipUnlikelihood
 
@@ -21,6 +22,7 @@ __all__ = [
     "SessionHead",
     "SkipInfoNCE",
     "SkipMargin",
+    "SkipPrediction",
     "SkipSoftmax",
     "SkipUnlikelihood",
     "WeightedHead",
@@ -31,6 +33,14 @@ NEXT_ITEM_LOSSES = MappingProxyType({"FullSoftmax": FullSoftmax, "SampledSoftmax
 SKIP_HEADS = MappingProxyType(
     {
         head.__name__: head
-        for head in (SkipInfoNCE, SkipUnlikelihood, SkipSoftmax, SkipMargin, OpposingSequences, CombinedHead)
+        for head in (
+            SkipInfoNCE,
+            SkipUnlikelihood,
+            SkipSoftmax,
+            SkipMargin,
+            SkipPrediction,
+            OpposingSequences,
+            CombinedHead,
+        )
     }
 )

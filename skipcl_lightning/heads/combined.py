@@ -77,6 +77,25 @@ class CombinedHead(nn.Module):
                 )
             check()
 
+    @property
+    def hides_rejected(self) -> bool:
+        """Whether a head needs rejected items hidden from a bidirectional backbone."""
+        return any(getattr(head, "hides_rejected", False) for head in self.heads)
+
+    def materialise(self, item_embeddings: Tensor) -> None:
+        """Let each head that needs it make weights for the items of a table.
+
+        Args:
+            item_embeddings: [V + 1, D] floating point, the item table.
+
+        Raises:
+            ValueError: A head has weights for a table of other sizes.
+        """
+        for head in self.heads:
+            materialise = getattr(head, "materialise", None)
+            if materialise is not None:
+                materialise(item_embeddings)
+
     def losses(
         self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None
     ) -> dict[str, Tensor]:

@@ -341,6 +341,7 @@ def test_the_registry_names_every_head():
         "OpposingSequences",
         "SkipInfoNCE",
         "SkipMargin",
+        "SkipPrediction",
         "SkipSoftmax",
         "SkipUnlikelihood",
     }
