@@ -319,11 +319,7 @@ class SessionDataModule(LightningDataModule):
         return dict(self._data.num_cold_targets)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Prepare the data if needed, and take `max_length` from the model if none was given.
-
-        Args:
-            stage: Unused.
-        """
+        """Prepare the data if needed, and take `max_length` from the model if none was given."""
         _ = self._data
         model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
         length = getattr(model, "max_length", None)
@@ -394,9 +390,7 @@ class SessionDataModule(LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def _dataset(self, split: str) -> SessionDataset:
-        mining: dict[str, Any] = {}
-        if split == "train" and any(self.mined_samples.values()):
-            mining = {"mined": self.mined, **self.mined_samples}
+        mines = split == "train" and any(self.mined_samples.values())
         return SessionDataset(
             self._data.views[split],
             # In training, the last item is only a target.
@@ -405,7 +399,8 @@ class SessionDataModule(LightningDataModule):
             with_seen=split != "train",
             num_warm_items=self._data.num_warm_items,
             seed=self._order_seed,
-            **mining,
+            mined=self.mined if mines else None,
+            **self.mined_samples,
         )
 
     def _evaluation_loader(self, split: str) -> DataLoader[SessionBatch]:

@@ -135,10 +135,7 @@ class SessionEncoder:
         return items
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values from which `from_state_dict` rebuilds the encoder.
-
-        Returns:
-            Values that `torch.load(weights_only=True)` accepts.
+        """Return the values for `from_state_dict`, which `torch.load(weights_only=True)` accepts.
 
         Examples:
             >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
@@ -152,13 +149,7 @@ class SessionEncoder:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "SessionEncoder":
-        """Rebuild an encoder.
-
-        Args:
-            state: The result of `state_dict`.
-
-        Returns:
-            An encoder that makes the same batches.
+        """Rebuild an encoder that makes the same batches from the result of `state_dict`.
 
         Raises:
             TypeError: As for the class.

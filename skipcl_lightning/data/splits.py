@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -296,13 +296,7 @@ def check_split(split: Split, min_session_length: int, columns: Sequence[str]) -
 
 
 def leave_one_out(store: SessionStore) -> dict[str, SessionView]:
-    """Return the views of a store by `LeaveOneOut`.
-
-    Args:
-        store: Sessions of at least 3 items.
-
-    Returns:
-        The views `train`, `validation` and `test`.
+    """Return the views `train`, `validation` and `test` of sessions of at least 3 items by `LeaveOneOut`.
 
     Raises:
         ValueError: A session has fewer than 3 tracks.
@@ -340,7 +334,6 @@ def _to_microseconds(name: str, moment: datetime | str | float) -> int:
     if isinstance(moment, datetime):
         aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         # Not `timestamp()`, because a float cannot hold microseconds.
-        since = aware - datetime(1970, 1, 1, tzinfo=UTC)
-        return (since.days * 86_400 + since.seconds) * _MICROSECONDS + since.microseconds
+        return (aware - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     check_number(name, moment)
     return round(moment * _MICROSECONDS)

@@ -17,6 +17,7 @@ __all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "to_id
 UNKNOWN_CHOICES = ("error", "ignore")
 _MOST_ITEMS = 2**31 - 1
 _MOST_NAMED = 5
+_LARGE = "`{}` must fit into 64 bits, got larger integers. Use strings instead."
 
 
 class ItemVocabulary:
@@ -64,9 +65,6 @@ class ItemVocabulary:
             items: The item of each row, strings or integers.
             in_training: Bool, the rows of the training set; None for all.
 
-        Returns:
-            The vocabulary.
-
         Raises:
             TypeError: As for the class.
             ValueError: As for the class, or the two lengths differ.
@@ -87,14 +85,7 @@ class ItemVocabulary:
 
     @classmethod
     def from_counts(cls, items: pl.Series, counts: pl.Series) -> "ItemVocabulary":
-        """Number items by counts, the highest first and equal ones by id.
-
-        Args:
-            items: Different items, strings or integers.
-            counts: Their counts, integers.
-
-        Returns:
-            The vocabulary.
+        """Number different items by their counts, integers; the highest first and equal ones by id.
 
         Raises:
             TypeError: As for the class.
@@ -113,10 +104,7 @@ class ItemVocabulary:
         return self._table["id"].to_list()
 
     def to_series(self) -> pl.Series:
-        """Return the external ids as a column, in the order of their indices.
-
-        Returns:
-            [V] String or Int64.
+        """Return the external ids as a column, [V] String or Int64, in the order of their indices.
 
         Examples:
             >>> ItemVocabulary([30, 10]).to_series().to_list()
@@ -168,13 +156,7 @@ class ItemVocabulary:
         return cast("NDArray[np.int64]", found.fill_null(PADDING_INDEX).to_numpy())
 
     def decode(self, indices: Tensor | NDArray[Any] | Sequence[int]) -> list[str] | list[int]:
-        """Return the external ids of indices.
-
-        Args:
-            indices: [N] integers in 1..V.
-
-        Returns:
-            The N ids.
+        """Return the N external ids of indices, [N] integers in 1..V.
 
         Raises:
             TypeError: The indices are no integers.
@@ -197,10 +179,7 @@ class ItemVocabulary:
         return self._table["id"].gather(array.astype(np.int64) - 1).to_list()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values from which `from_state_dict` rebuilds the vocabulary.
-
-        Returns:
-            `{"ids": [...]}`, which `torch.load(weights_only=True)` accepts.
+        """Return the values for `from_state_dict`, which `torch.load(weights_only=True)` accepts.
 
         Examples:
             >>> ItemVocabulary(["song"]).state_dict()
@@ -210,13 +189,7 @@ class ItemVocabulary:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "ItemVocabulary":
-        """Rebuild a vocabulary.
-
-        Args:
-            state: The result of `state_dict`.
-
-        Returns:
-            A vocabulary with the same ids in the same order.
+        """Rebuild a vocabulary with the same ids in the same order from the result of `state_dict`.
 
         Raises:
             TypeError: As for the class.
@@ -287,32 +260,25 @@ def _sequence_to_series(
     kinds = set(map(type, values))
     if not kinds:
         return pl.Series([], dtype=dtype or pl.String)
-    if all(issubclass(kind, str) for kind in kinds):
-        return _to_strings(name, values)
+    are_texts = all(issubclass(kind, str) for kind in kinds)
     # bool is a subclass of int, but no id.
-    if any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
+    if not are_texts and any(not issubclass(kind, int | np.integer) or kind is bool for kind in kinds):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise TypeError(
             f"`{name}` must be all strings or all integers, got {names}. Convert them with `str(...)` or "
             "`int(...)`, and leave missing ones (None, NaN) out."
         )
     try:
+        if are_texts:
+            return pl.Series(list(values), dtype=pl.String)
         return pl.Series([int(value) for value in values], dtype=pl.Int64)
-    except (OverflowError, TypeError) as error:
-        raise ValueError(
-            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
-        ) from error
-
-
-def _to_strings(name: str, values: Sequence[Any]) -> pl.Series:
-    """Return Python strings as a series."""
-    try:
-        return pl.Series(list(values), dtype=pl.String)
     except UnicodeEncodeError as error:
         raise ValueError(
             f"`{name}` must be valid Unicode text, got {error.object!r} with a lone surrogate. It was "
             "decoded with the wrong encoding: read it as UTF-8, or with `errors='replace'`."
         ) from error
+    except (OverflowError, TypeError) as error:
+        raise ValueError(_LARGE.format(name)) from error
 
 
 def _to_int64(name: str, values: pl.Series) -> pl.Series:
@@ -320,9 +286,7 @@ def _to_int64(name: str, values: pl.Series) -> pl.Series:
     try:
         return values.cast(pl.Int64)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            f"`{name}` must fit into 64 bits, got larger integers. Use strings instead."
-        ) from error
+        raise ValueError(_LARGE.format(name)) from error
 
 
 def fingerprint_vocabulary(vocabulary: ItemVocabulary) -> str:

@@ -148,12 +148,6 @@ def _target_feedback(
 def keep_batch(batch: SessionBatch) -> SessionBatch:
     """Return the batch of a `SessionDataset` unchanged; its `collate_fn`.
 
-    Args:
-        batch: The batch.
-
-    Returns:
-        The same batch.
-
     Examples:
         >>> keep_batch(SessionBatch(torch.ones(2, 3, dtype=torch.int64), torch.zeros(2, 3))).lengths
         tensor([3, 3])

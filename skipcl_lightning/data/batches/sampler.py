@@ -90,10 +90,7 @@ class TrainingSampler(DistributedSampler[int]):
         }
 
     def start_from(self, batch: int) -> None:
-        """Begin the next iteration, and only that one, at a later batch.
-
-        Args:
-            batch: The number of batches to leave out, 0 or more.
+        """Begin the next iteration, and only that one, after `batch` batches, 0 or more.
 
         Raises:
             TypeError: It is no integer.
@@ -182,23 +179,6 @@ class ResumableLoader(DataLoader[SessionBatch]):
 
     Lightning saves its state in each checkpoint and restores it when a run resumes, so the epoch continues
     with the batch after the last trained one. Batches that workers have only prepared do not count.
-
-    Examples:
-        >>> import torch
-        >>> from skipcl_lightning.data import keep_batch
-        >>> class Rows(torch.utils.data.Dataset):
-        ...     def __len__(self): return 5
-        ...     def __getitems__(self, indices): return indices
-        >>> def make():
-        ...     sampler = TrainingSampler(Rows(), batch_size=2, num_replicas=1, rank=0)
-        ...     return ResumableLoader(Rows(), batch_size=2, sampler=sampler, collate_fn=keep_batch)
-        >>> loader = make()
-        >>> rest = iter(loader)
-        >>> _ = next(rest)
-        >>> resumed = make()
-        >>> resumed.load_state_dict(loader.state_dict())
-        >>> list(resumed) == list(rest)
-        True
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:

@@ -78,8 +78,7 @@ class SessionFilter:
             table: Rows with `session_id`, `item_id` and `feedback`, each session's together.
 
         Returns:
-            The kept rows in their order, and the counts of dropped rows and sessions by the names in
-            `DropReport`.
+            The kept rows in their order, and the counts of drops by the names in `DropReport`.
 
         Examples:
             >>> table = pl.DataFrame(
@@ -94,14 +93,7 @@ class SessionFilter:
         return kept, dropped
 
     def apply_to_parts(self, parts: TableParts, *, on_progress: Progress = no_progress) -> dict[str, int]:
-        """Filter a table in parts, in place.
-
-        Args:
-            parts: The rows, each session's together in one part.
-            on_progress: Called after each part.
-
-        Returns:
-            The counts.
+        """Filter a table in parts of whole sessions, in place, and return the counts of `apply`.
 
         Examples:
             >>> session = {"session_id": 2, "item_id": [5, 6, 7], "feedback": 1.0}

@@ -160,9 +160,6 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
         verify: Whether to compare the checksums of all files, which reads them once; sizes are always
             compared.
 
-    Returns:
-        The data.
-
     Raises:
         ValueError: The folder is no store, or a file is missing or damaged; the message names it.
 

@@ -170,11 +170,9 @@ def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
     # Most logs are sorted, and sorting text is slow.
     if not table[key].is_sorted():
         table = table.sort(key, maintain_order=True)
-    run = table[key].rle_id()
     place = table[order].to_physical()
-    if ((run.diff() == 0) & (place < place.shift(1))).any():
-        columns = table.columns
-        table = table.with_columns(run.alias("_run")).sort("_run", order, maintain_order=True).select(columns)
+    if ((table[key].rle_id().diff() == 0) & (place < place.shift(1))).any():
+        table = table.sort(pl.col(key).rle_id(), order, maintain_order=True)
     return table
 
 

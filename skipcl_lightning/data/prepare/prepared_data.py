@@ -242,13 +242,9 @@ def _blocks(
         lengths = run_lengths(part["session_id"])
         times = None
         if split.needs_time:
-            times = part.select(to_microseconds(pl.col("timestamp"), part.schema["timestamp"])).to_series()
-        yield (
-            part,
-            SessionBlock(
-                lengths, first_row, report.sessions_kept, None if times is None else times.to_numpy()
-            ),
-        )
+            time = to_microseconds(pl.col("timestamp"), part.schema["timestamp"])
+            times = part.select(time).to_series().to_numpy()
+        yield part, SessionBlock(lengths, first_row, report.sessions_kept, times)
         first_row += len(lengths)
 
 

@@ -11,6 +11,7 @@ from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_colu
 
 __all__ = [
     "cut_at_gaps",
+    "flag_to_feedback",
     "in_listening_order",
     "join_histories",
     "label_and_cut",
@@ -97,9 +98,13 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     for user in users:
         pause = pl.when(pl.col(user).eq_missing(pl.col(user).shift(-1))).then(pause)
     skipped = pause <= round(skip_seconds * _MICROSECONDS)
-    feedback = pl.when(skipped.is_null()).then(0.0).when(skipped).then(-1.0).otherwise(1.0)
     ordered = ordered.sort([*users, "timestamp"], maintain_order=True)
-    return ordered.with_columns(feedback.cast(pl.Float32).alias("feedback"))
+    return ordered.with_columns(flag_to_feedback(skipped).alias("feedback"))
+
+
+def flag_to_feedback(skipped: pl.Expr) -> pl.Expr:
+    """Return a flag as Float32 feedback: -1 for true, +1 for false, 0 (unknown) for null."""
+    return pl.when(skipped).then(-1.0).when(~skipped).then(1.0).otherwise(0.0).cast(pl.Float32)
 
 
 def label_and_cut(

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.prepare.sessions import cut_at_gaps, times_fall, to_microseconds
+from skipcl_lightning.data.prepare.sessions import cut_at_gaps, flag_to_feedback, times_fall, to_microseconds
 from skipcl_lightning.data.readers.columns import ARTIST_TRACK_DASH, PLACEHOLDER_NAMES, known
 from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes
 from skipcl_lightning.data.schema import describe_polars_error
@@ -131,7 +131,7 @@ def read_streaming_history(
     return cut.select(
         "session_id",
         pl.col("spotify_track_uri").alias("item_id"),
-        _feedback(skip_rule, skip_seconds).cast(pl.Float32).alias("feedback"),
+        flag_to_feedback(_is_skipped(skip_rule, skip_seconds)).alias("feedback"),
         "timestamp",
         "copy_key",
     )
@@ -267,12 +267,8 @@ def _parse_time(plays: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _feedback(skip_rule: str, skip_seconds: float) -> pl.Expr:
-    """Return -1 for a skip, 0 if the rule's field is null, else +1."""
+def _is_skipped(skip_rule: str, skip_seconds: float) -> pl.Expr:
+    """Return whether a play was skipped; null if the rule's field is."""
     if skip_rule == "ms_played":
-        skipped = pl.col("ms_played") < skip_seconds * 1000
-    elif skip_rule == "fwdbtn":
-        skipped = pl.col("reason_end") == "fwdbtn"
-    else:
-        skipped = pl.col("skipped")
-    return pl.when(skipped.is_null()).then(0.0).when(skipped).then(-1.0).otherwise(1.0)
+        return pl.col("ms_played") < skip_seconds * 1000
+    return pl.col("reason_end") == "fwdbtn" if skip_rule == "fwdbtn" else pl.col("skipped")

@@ -9,7 +9,12 @@ from typing import Literal, cast
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.prepare.sessions import in_listening_order, join_histories, sessionise
+from skipcl_lightning.data.prepare.sessions import (
+    flag_to_feedback,
+    in_listening_order,
+    join_histories,
+    sessionise,
+)
 from skipcl_lightning.data.readers.columns import (
     Column,
     cast_column,
@@ -60,7 +65,7 @@ def read_table(
     separator: str = ",",
     gap_minutes: float | None = None,
 ) -> pl.LazyFrame:
-    r"""Map a table's columns to the canonical names, and cut sessions if it has none.
+    r"""Return any log as a canonical table: map its columns, and cut sessions if it has none.
 
     Ids from a CSV file stay strings, so "007" is not 7. Other columns are parsed strictly: a wrong value is
     an error that names the file and the row. Parquet files and frames keep their numeric types. A blank id is
@@ -94,9 +99,6 @@ def read_table(
         separator: The character between the columns of a CSV file; `"\t"` is a tab, also as the two
             characters that a shell may pass.
         gap_minutes: The longest pause within a session, if sessions are cut here.
-
-    Returns:
-        A canonical table.
 
     Raises:
         TypeError: `source` is neither paths nor a table, or a number is none.
@@ -155,7 +157,7 @@ def _feedback(
     if "feedback" in given:
         return pl.col("feedback")
     if "skipped" in given:
-        return pl.when("skipped").then(-1.0).when(~pl.col("skipped")).then(1.0).otherwise(0.0)
+        return flag_to_feedback(pl.col("skipped"))
     if "played" not in given:
         return pl.lit(0.0)
     played = pl.col("played").cast(pl.Float64)
@@ -163,8 +165,7 @@ def _feedback(
         ratio = played / pl.col("duration").cast(pl.Float64)
         return feedback_from_ratio(ratio, label="ratio", skip_ratio=0.5 if skip_ratio is None else skip_ratio)
     longest = (30 if skip_seconds is None else skip_seconds) * _PER_SECOND[unit or "seconds"]
-    known = pl.when(played <= longest).then(-1.0).otherwise(1.0)
-    return pl.when(played.is_finite() & (played >= 0)).then(known).otherwise(0.0)
+    return flag_to_feedback(pl.when(played.is_finite() & (played >= 0)).then(played <= longest))
 
 
 def _check_order(given: Mapping[str, str], gap_minutes: float | None) -> None:

@@ -85,14 +85,9 @@ class SessionStore:
 
     @classmethod
     def open(cls, folder: Path, version: str | None = None) -> "SessionStore":
-        """Map a store from the files of a `StoreWriter`.
+        """Map a store from its files, of any version if `version` is None.
 
-        Args:
-            folder: The folder.
-            version: The expected version; None for any.
-
-        Returns:
-            The store, not yet in memory. A copy in another process opens the files again.
+        A copy in another process opens the files again.
 
         Raises:
             OSError: A file is missing.
@@ -135,13 +130,7 @@ class SessionStore:
         return np.diff(self.offsets)
 
     def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the lengths of some sessions, without reading all of them.
-
-        Args:
-            rows: [B] session numbers.
-
-        Returns:
-            [B] int64.
+        """Return the lengths, [B] int64, of the sessions `rows` [B], without reading all lengths.
 
         Examples:
             >>> store = SessionStore(
@@ -188,19 +177,10 @@ class SessionStore:
     def gather_explicit(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
     ) -> Tensor | None:
-        """Return the explicit feedback on the items of `gather`.
-
-        Args:
-            rows: [B] session numbers.
-            ends: [B] the number of visible items of each session.
-            max_length: The largest number of items to keep.
+        """Return the explicit feedback on the items of `gather`, with the same arguments and errors.
 
         Returns:
             [B, L] float32, 0 at padding; None if the store has none.
-
-        Raises:
-            TypeError: `max_length` is no integer.
-            ValueError: As for `gather`.
 
         Examples:
             >>> store = SessionStore(
@@ -301,16 +281,7 @@ class SessionView:
 
     @classmethod
     def open(cls, store: SessionStore, name: str, *, with_target: bool) -> "SessionView":
-        """Map a view from the files of its store.
-
-        Args:
-            store: A mapped store.
-            name: The name of the view.
-            with_target: As for the class.
-
-        Returns:
-            The view.
-        """
+        """Map a view from the files `name` of its mapped store."""
         assert store.folder is not None, "only the views of a mapped store have files"  # noqa: S101
         rows, ends = (map_array(store.folder / f"{name}_{part}.npy") for part in ("rows", "ends"))
         return cls(store, rows, ends, with_target=with_target, name=name)
@@ -321,14 +292,7 @@ class SessionView:
         return partial(type(self).open, with_target=self.with_target), (self.store, self.name)
 
     def blocks(self, size: int = _BLOCK) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield rows and ends, some at a time, because memory may not hold them all.
-
-        Args:
-            size: The number of rows.
-
-        Yields:
-            [n] int64 rows, [n] int64 ends.
-        """
+        """Yield rows and ends, [size] int64 each or less, because memory may not hold them all."""
         for start in range(0, len(self.rows), size):
             yield self.rows[start : start + size], self.ends[start : start + size]
 
