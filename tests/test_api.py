@@ -116,6 +116,7 @@ PUBLIC = {
         "calibration_error",
         "candidate_ranks",
         "catalogue_coverage",
+        "chunked_gbce_loss",
         "chunked_sampled_softmax_loss",
         "chunked_softmax_loss",
         "cloze_positives",
@@ -125,6 +126,7 @@ PUBLIC = {
         "effective_rank",
         "fit_temperature",
         "full_softmax_loss",
+        "gbce_loss",
         "hide_masked",
         "hit_rate",
         "last_position",
@@ -163,6 +165,7 @@ PUBLIC = {
         "uniformity",
     ],
     "skipcl_lightning.heads": [
+        "GBCE",
         "NEXT_ITEM_LOSSES",
         "SKIP_HEADS",
         "CombinedHead",

@@ -11,6 +11,7 @@ from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import (
+    GBCE,
     FullSoftmax,
     SampledSoftmax,
     SkipInfoNCE,
@@ -49,7 +50,7 @@ def test_a_whole_run_on_the_device_gives_finite_losses_and_the_cpus_recommendati
     )
 
 
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16)])
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16)])
 def test_the_host_waits_for_nothing_in_a_step(loss):
     seed_everything(0, verbose=False)
     module = SkipCLModule(
@@ -95,7 +96,7 @@ class HostCopies(Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16)])
+@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16)])
 def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, tmp_path):
     seed_everything(0, verbose=False)
     data = SessionDataModule(

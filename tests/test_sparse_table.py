@@ -13,6 +13,7 @@ from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import sampled_softmax_loss
 from skipcl_lightning.heads import (
+    GBCE,
     CombinedHead,
     FullSoftmax,
     SampledSoftmax,
@@ -194,6 +195,16 @@ def _fitted(half, folder):
     trainer = quiet_trainer(max_epochs=2)
     trainer.fit(half, data(), ckpt_path=folder / "half.ckpt", weights_only=True)
     return trainer
+
+
+@pytest.mark.parametrize("loss", [GBCE])
+def test_every_sampled_loss_leaves_the_gradients_of_the_dense_table(loss):
+    sparse = model(True, next_item_loss=loss(4))
+    dense = copy.deepcopy(sparse)
+    dense.model.item_embedding.sparse = dense.next_item_loss.sparse_gradients = False
+    (found, _), (expected, _) = gradients(sparse), gradients(dense)
+    assert found.is_sparse
+    torch.testing.assert_close(found.to_dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_uses_the_whole_table_is_refused():

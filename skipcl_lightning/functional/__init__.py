@@ -7,6 +7,7 @@ from skipcl_lightning.functional.next_item.cloze import (
     hide_masked,
 )
 from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss, full_softmax_loss
+from skipcl_lightning.functional.next_item.gbce import chunked_gbce_loss, gbce_loss
 from skipcl_lightning.functional.next_item.sampled_softmax import (
     chunked_sampled_softmax_loss,
     sample_items,
@@ -87,6 +88,7 @@ __all__ = [
     "calibration_error",
     "candidate_ranks",
     "catalogue_coverage",
+    "chunked_gbce_loss",
     "chunked_sampled_softmax_loss",
     "chunked_softmax_loss",
     "cloze_positives",
@@ -96,6 +98,7 @@ __all__ = [
     "effective_rank",
     "fit_temperature",
     "full_softmax_loss",
+    "gbce_loss",
     "hide_masked",
     "hit_rate",
     "last_position",

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 from skipcl_lightning.heads.combined import CombinedHead
-from skipcl_lightning.heads.next_item import FullSoftmax, SampledSoftmax
+from skipcl_lightning.heads.next_item import GBCE, FullSoftmax, SampledSoftmax
 from skipcl_lightning.heads.opposing_sequences import OpposingSequences
 from skipcl_lightning.heads.session_head import SessionHead, WeightedHead
 from skipcl_lightning.heads.skip_info_nce import SkipInfoNCE
@@ -13,6 +13,7 @@ from skipcl_lightning.heads.skip_softmax import SkipSoftmax
 from skipcl_lightning.heads.skip_unlikelihood import SkipUnlikelihood
 
 __all__ = [
+    "GBCE",
     "NEXT_ITEM_LOSSES",
     "SKIP_HEADS",
     "CombinedHead",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 # By name, for YAML and checkpoints only.
-NEXT_ITEM_LOSSES = MappingProxyType({"FullSoftmax": FullSoftmax, "SampledSoftmax": SampledSoftmax})
+NEXT_ITEM_LOSSES = MappingProxyType({loss.__name__: loss for loss in (FullSoftmax, SampledSoftmax, GBCE)})
 SKIP_HEADS = MappingProxyType(
     {
         head.__name__: head

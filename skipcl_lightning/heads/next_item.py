@@ -5,10 +5,11 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_choice, check_integer, check_shape
+from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss
+from skipcl_lightning.functional.next_item.gbce import chunked_gbce_loss
 from skipcl_lightning.functional.next_item.sampled_softmax import (
     Sampler,
     chunked_sampled_softmax_loss,
@@ -16,7 +17,7 @@ from skipcl_lightning.functional.next_item.sampled_softmax import (
     sampling_log_probability,
 )
 
-__all__ = ["FullSoftmax", "SampledSoftmax", "real_positions"]
+__all__ = ["GBCE", "FullSoftmax", "SampledSoftmax", "real_positions"]
 
 # GPU tensors are cut at multiples of this, so that memory of one size serves many batches.
 _ROUND = 128
@@ -78,37 +79,26 @@ class FullSoftmax(nn.Module):
         return chunked_softmax_loss(query, item_embeddings, target, weight, chunk_size=self.chunk_size)
 
 
-class SampledSoftmax(nn.Module):
-    """Cross-entropy against one set of sampled items, drawn in each step and shared by the batch.
+class _SharedNegatives(nn.Module):
+    """A loss against one set of sampled items, drawn in each step and shared by the batch.
 
     Args:
         num_negatives: K, items drawn with replacement; below the catalogue's size.
         sampler: `uniform`, or `log_uniform` by popularity rank.
-        correct_sampling: Whether the logits of the negatives are corrected by the probability of their draw
-            (logQ), so the loss estimates the full softmax.
 
     Raises:
+        TypeError: `num_negatives` is no integer.
         ValueError: A setting is out of range.
-
-    Examples:
-        >>> import torch
-        >>> head = SampledSoftmax(2)
-        >>> head(torch.ones(1, 1, 4), torch.ones(9, 4), torch.tensor([[3]])).isfinite()
-        tensor(True)
     """
 
     takes_most_targets = True
 
-    @records_settings
-    def __init__(
-        self, num_negatives: int = 256, *, sampler: Sampler = "uniform", correct_sampling: bool = False
-    ) -> None:
+    def __init__(self, num_negatives: int, *, sampler: Sampler) -> None:
         super().__init__()
         check_integer("num_negatives", num_negatives)
         check_choice("sampler", sampler, get_args(Sampler))
         self.num_negatives = num_negatives
         self.sampler: Sampler = sampler
-        self.correct_sampling = correct_sampling
         self.sparse_gradients = False
 
     def forward(
@@ -140,8 +130,58 @@ class SampledSoftmax(nn.Module):
         query, target, weight = real_positions(query, target, weight, most_targets)
         num_items = len(item_embeddings) - 1
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
+        return self._loss(query, item_embeddings, target, negatives, weight)
+
+    def _loss(
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        """Return the weighted mean at [N, D] queries against [K] negatives."""
+        raise NotImplementedError
+
+
+class SampledSoftmax(_SharedNegatives):
+    """Cross-entropy against one set of sampled items, drawn in each step and shared by the batch.
+
+    Args:
+        num_negatives: K, items drawn with replacement; below the catalogue's size.
+        sampler: `uniform`, or `log_uniform` by popularity rank.
+        correct_sampling: Whether the logits of the negatives are corrected by the probability of their draw
+            (logQ), so the loss estimates the full softmax.
+
+    Raises:
+        TypeError: `num_negatives` is no integer.
+        ValueError: A setting is out of range.
+
+    Examples:
+        >>> import torch
+        >>> head = SampledSoftmax(2)
+        >>> head(torch.ones(1, 1, 4), torch.ones(9, 4), torch.tensor([[3]])).isfinite()
+        tensor(True)
+    """
+
+    @records_settings
+    def __init__(
+        self, num_negatives: int = 256, *, sampler: Sampler = "uniform", correct_sampling: bool = False
+    ) -> None:
+        super().__init__(num_negatives, sampler=sampler)
+        self.correct_sampling = correct_sampling
+
+    def _loss(
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
         log_probability = None
         if self.correct_sampling:
+            num_items = len(item_embeddings) - 1
             log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
         return chunked_sampled_softmax_loss(
             query,
@@ -150,6 +190,61 @@ class SampledSoftmax(nn.Module):
             negatives,
             weight,
             negative_log_probability=log_probability,
+            sparse_gradients=self.sparse_gradients,
+        )
+
+
+class GBCE(_SharedNegatives):
+    """Generalised binary cross-entropy against one set of sampled items, shared by the batch.
+
+    See `gbce_loss` for the formula. The default settings are those of the paper. RecTools calls the
+    calibration `gbce_t`, and its default is 0.2.
+
+    Args:
+        num_negatives: K, items drawn with replacement; below the catalogue's size.
+        calibration: t in [0, 1]. With 0 the loss is ordinary binary cross-entropy, which overestimates
+            probabilities. With 1 the scores are calibrated: their sigmoid estimates the probability that an
+            item is next.
+        sampler: `uniform`, or `log_uniform` by popularity rank, for which the calibration does not hold.
+
+    Raises:
+        TypeError: `num_negatives` is no integer, or `calibration` is no number.
+        ValueError: A setting is out of range.
+
+    Reference:
+        Petrov and Macdonald: gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
+        Negative Sampling, RecSys 2023, arXiv 2308.07192.
+
+    Examples:
+        >>> import torch
+        >>> target = torch.tensor([[2, 0]])  # nothing to predict at the second position
+        >>> GBCE(2, calibration=0.0)(torch.ones(1, 2, 1), torch.zeros(9, 1), target).isfinite()
+        tensor(True)
+    """
+
+    @records_settings
+    def __init__(
+        self, num_negatives: int = 256, *, calibration: float = 0.75, sampler: Sampler = "uniform"
+    ) -> None:
+        super().__init__(num_negatives, sampler=sampler)
+        check_number("calibration", calibration, minimum=0, maximum=1)
+        self.calibration = calibration
+
+    def _loss(
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        return chunked_gbce_loss(
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            weight,
+            calibration=self.calibration,
             sparse_gradients=self.sparse_gradients,
         )
 

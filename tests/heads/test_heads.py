@@ -15,6 +15,7 @@ from skipcl_lightning.functional import (
     skip_info_nce,
 )
 from skipcl_lightning.heads import (
+    GBCE,
     FullSoftmax,
     SampledSoftmax,
     SkipInfoNCE,
@@ -96,7 +97,9 @@ def test_full_softmax_averages_over_targets_only():
     torch.testing.assert_close(FullSoftmax()(query, table, target), expected)
 
 
-@pytest.mark.parametrize("head", [FullSoftmax(), SampledSoftmax(2), SampledSoftmax(2, correct_sampling=True)])
+@pytest.mark.parametrize(
+    "head", [FullSoftmax(), SampledSoftmax(2), SampledSoftmax(2, correct_sampling=True), GBCE(2)]
+)
 def test_without_targets_a_next_item_loss_is_exactly_zero_with_a_zero_gradient(head):
     query, _ = query_and_keys()
     table = torch.randn(6, 4, requires_grad=True)
@@ -134,7 +137,7 @@ def test_log_uniform_samples_are_corrected_by_their_own_probability():
 
 
 @pytest.mark.parametrize("wrong", [-1, 6])
-@pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3)])
+@pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3), GBCE(3)])
 def test_a_target_that_is_no_item_is_refused(head, wrong):
     target = torch.tensor([[1, 0, wrong]])
     with pytest.raises(ValueError, match=rf"`target` must hold indices in 1..5, got {wrong}"):
@@ -154,6 +157,9 @@ def test_a_target_that_is_no_item_is_refused(head, wrong):
         (lambda: SkipInfoNCE(query="z"), "`query` must be one of 'session', 'item', got 'z'"),
         (lambda: SampledSoftmax(0), "`num_negatives` must be at least 1"),
         (lambda: SampledSoftmax(4, sampler="zipf"), "`sampler` must be one of"),
+        (lambda: GBCE(0), "`num_negatives` must be at least 1"),
+        (lambda: GBCE(4, sampler="zipf"), "`sampler` must be one of"),
+        (lambda: GBCE(4, calibration=1.5), r"`calibration` must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_bad_settings_are_named(build, message):
@@ -222,6 +228,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "sampler": "uniform",
         "correct_sampling": False,
     }
+    assert GBCE().settings == {"num_negatives": 256, "calibration": 0.75, "sampler": "uniform"}
 
 
 def test_a_head_shows_its_settings():

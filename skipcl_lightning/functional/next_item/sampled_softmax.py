@@ -1,17 +1,15 @@
 """Cross-entropy against a sample of the catalogue that all queries share."""
 
 import math
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
-from skipcl_lightning.functional.next_item.full_softmax import check_softmax_arguments, normalised_weights
-from skipcl_lightning.functional.next_item.look_up import look_up
-from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
+from skipcl_lightning.functional.next_item.shared_negatives import chunked_mean, shared_logits
 
 __all__ = [
     "Sampler",
@@ -22,10 +20,6 @@ __all__ = [
 ]
 
 Sampler = Literal["uniform", "log_uniform"]
-
-# The default number of logits in a chunk: what fits the caches of a CPU, and what keeps a GPU busy.
-_CPU_LOGITS = 1 << 18
-_DEVICE_LOGITS = 1 << 26
 
 
 def sampled_softmax_loss(
@@ -74,21 +68,8 @@ def sampled_softmax_loss(
         >>> sampled_softmax_loss(torch.ones(1, 1), table, target, negatives).round(decimals=4)
         tensor([0.6931])
     """
-    check_softmax_arguments(query, item_embeddings, target)
-    sizes = check_shape("negatives", negatives, "K", dtype=torch.int64)
-    negative_rows, target_rows = (
-        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
-    )
-    negative_logits = query @ negative_rows.T  # [N, K]
-    target_logits = (query * target_rows).sum(dim=1, keepdim=True)  # [N, 1]
-    if negative_log_probability is not None:
-        check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
-        negative_logits = negative_logits - (negative_log_probability + math.log(len(negatives)))
-    # The dtype's own floor, because bf16 and fp16 cannot hold a fixed large number.
-    floor = torch.finfo(negative_logits.dtype).min
-    negative_logits = negative_logits.masked_fill(negatives == target[:, None], floor)
-    logits = torch.cat([target_logits.to(negative_logits.dtype), negative_logits], dim=1)  # [N, 1 + K]
-    return F.cross_entropy(logits, torch.zeros_like(target), reduction="none")
+    logits = shared_logits(query, item_embeddings, target, negatives, sparse_gradients=sparse_gradients)
+    return _softmax_losses(*logits, _correction(negatives, negative_log_probability))
 
 
 def chunked_sampled_softmax_loss(
@@ -136,36 +117,18 @@ def chunked_sampled_softmax_loss(
         >>> chunked_sampled_softmax_loss(torch.ones(3, 1), table, target, negatives).round(decimals=4)
         tensor(0.6931)
     """
-    sizes = check_softmax_arguments(query, item_embeddings, target)
-    sizes = check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
-    correction = None
-    if negative_log_probability is not None:
-        check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
-        correction = negative_log_probability + math.log(len(negatives))
-    if weight is not None:
-        check_shape("weight", weight, "N", sizes, floating=True)
-    if chunk_size is None:
-        logits = _CPU_LOGITS if query.device.type == "cpu" else _DEVICE_LOGITS
-        chunk_size = max(1, logits // max(1, len(negatives)))
-    check_integer("chunk_size", chunk_size)
-    share = normalised_weights(query, weight)
-    if torch.compiler.is_compiling():
-        losses = sampled_softmax_loss(
-            query,
-            item_embeddings,
-            target,
-            negatives,
-            negative_log_probability=negative_log_probability,
-            sparse_gradients=sparse_gradients,
-        )
-        return (losses * share).sum()
-    negative_rows, target_rows = (
-        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+    correction = _correction(negatives, negative_log_probability)
+    return chunked_mean(
+        query,
+        item_embeddings,
+        target,
+        negatives,
+        weight,
+        formula=partial(_softmax_losses, correction=correction),
+        slopes=partial(_softmax_slopes, correction=correction),
+        sparse_gradients=sparse_gradients,
+        chunk_size=chunk_size,
     )
-    loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-        query, target_rows, negative_rows, target, negatives, correction, share, chunk_size
-    )
-    return loss
 
 
 def sample_items(
@@ -235,67 +198,33 @@ def sampling_log_probability(items: Tensor, num_items: int, *, sampler: Sampler 
     return (torch.log1p(1 / items.float()) / math.log(num_items + 1)).log()
 
 
-class _SampledSoftmax(torch.autograd.Function):
-    """The loss; its gradients are computed in the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        target_rows: Tensor,
-        negative_rows: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        correction: Tensor | None,
-        share: Tensor,
-        chunk_size: int,
-    ) -> Tensor:
-        low = autocast_dtype(query)
-        exact = torch.promote_types(low, torch.float32)
-        queries, candidates = query.to(low), negative_rows.to(low)
-        own = (queries * target_rows.to(low)).sum(dim=1, keepdim=True).to(exact)  # [N, 1]
-        own_slope = torch.empty_like(own)
-        query_gradient = torch.empty_like(query, dtype=exact)
-        candidate_gradient = torch.zeros_like(candidates, dtype=exact)
-        loss = torch.zeros((), dtype=exact, device=query.device)
-        of_slope, of_query = softmax_scales(low)
-        with without_autocast(query.device):
-            for start in range(0, len(query), chunk_size):
-                rows = slice(start, start + chunk_size)
-                shares = share[rows, None].to(exact)
-                logits = (queries[rows] @ candidates.T).to(exact)  # [chunk, K]
-                if correction is not None:
-                    logits -= correction.to(exact)
-                logits.masked_fill_(negatives == target[rows, None], -torch.inf)
-                highest = torch.maximum(logits.amax(dim=1, keepdim=True), own[rows])
-                weights = logits.sub_(highest).exp_()
-                own_weight = (own[rows] - highest).exp()
-                total = weights.sum(dim=1, keepdim=True) + own_weight
-                loss += ((highest + total.log() - own[rows]) * shares).sum()
-                # The gradient by the logits is each candidate's probability; the row's weight is applied to
-                # the query.
-                slope = weights.mul_(of_slope / total).to(low)
-                own_slope[rows] = (own_weight / total - 1) * shares
-                query_gradient[rows] = (slope @ candidates) * (shares / of_slope)
-                weighted = (queries[rows] * (shares * of_query)).to(low)
-                _add_product(candidate_gradient, slope.T, weighted, 1 / (of_slope * of_query))
-        query_gradient.addcmul_(own_slope, target_rows.to(exact))
-        ctx.dtypes = query.dtype, target_rows.dtype, negative_rows.dtype
-        ctx.save_for_backward(query_gradient, own_slope * queries, candidate_gradient)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        # A GradScaler may have scaled the loss up, so that low precision can hold the gradient.
-        found = ((one * gradient).to(dtype) for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return (*found, None, None, None, None, None)
+def _correction(negatives: Tensor, negative_log_probability: Tensor | None) -> Tensor | None:
+    if negative_log_probability is None:
+        return None
+    sizes = check_shape("negatives", negatives, "K", dtype=torch.int64)
+    check_shape("negative_log_probability", negative_log_probability, "K", sizes, floating=True)
+    return negative_log_probability + math.log(len(negatives))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Add `scale * left @ right` to `total`, in place where the dtypes allow it."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scale)
-    else:
-        total.add_(left @ right, alpha=scale)
+def _softmax_losses(own: Tensor, logits: Tensor, is_target: Tensor, correction: Tensor | None) -> Tensor:
+    if correction is not None:
+        logits = logits - correction
+    # The dtype's own floor, because bf16 and fp16 cannot hold a fixed large number.
+    logits = logits.masked_fill(is_target, torch.finfo(logits.dtype).min)
+    logits = torch.cat([own.to(logits.dtype), logits], dim=1)  # [N, 1 + K]
+    return F.cross_entropy(logits, is_target.new_zeros(len(logits), dtype=torch.int64), reduction="none")
+
+
+def _softmax_slopes(
+    own: Tensor, logits: Tensor, is_target: Tensor, correction: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses and their gradients by the logits; overwrite the logits, to save memory traffic."""
+    if correction is not None:
+        logits -= correction.to(logits.dtype)
+    logits.masked_fill_(is_target, -torch.inf)
+    highest = torch.maximum(logits.amax(dim=1, keepdim=True), own)
+    weights = logits.sub_(highest).exp_()
+    own_weight = (own - highest).exp()
+    total = weights.sum(dim=1, keepdim=True) + own_weight
+    losses = (highest + total.log() - own).squeeze(1)
+    return losses, own_weight / total - 1, weights.mul_(1 / total)

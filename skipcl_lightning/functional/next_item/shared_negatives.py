@@ -1,0 +1,220 @@
+"""Losses against one set of sampled items that all queries share, in chunks of queries."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning.functional.next_item.full_softmax import check_softmax_arguments, normalised_weights
+from skipcl_lightning.functional.next_item.look_up import look_up
+from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
+
+__all__ = ["Formula", "Slopes", "chunked_mean", "shared_logits"]
+
+# Target logits [N, 1], negative logits [N, K], and where a negative is the target -> losses [N].
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The same arguments -> losses [N] and their gradients by both logits; may overwrite the negative logits.
+Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+# The default number of logits in a chunk: what fits the caches of a CPU, and what keeps a GPU busy.
+_CPU_LOGITS = 1 << 18
+_DEVICE_LOGITS = 1 << 26
+
+
+def shared_logits(
+    query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, *, sparse_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of targets and shared negatives.
+
+    Args:
+        query: [N, D] floating point.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        target: [N] int64 in 1..V.
+        negatives: [K] int64 in 1..V.
+        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
+            tensor of the used rows.
+
+    Returns:
+        [N, 1] logits of the targets, [N, K] logits of the negatives, and [N, K] bool, True where a negative
+        is the query's target.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree, or a target is not in 1..V.
+
+    Examples:
+        >>> table = torch.tensor([[9.0], [1.0], [2.0]])
+        >>> target, negatives = torch.tensor([2]), torch.tensor([1, 2])
+        >>> shared_logits(torch.ones(1, 1), table, target, negatives, sparse_gradients=False)
+        (tensor([[2.]]), tensor([[1., 2.]]), tensor([[False,  True]]))
+    """
+    check_softmax_arguments(query, item_embeddings, target)
+    check_shape("negatives", negatives, "K", dtype=torch.int64)
+    negative_rows, target_rows = (
+        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+    )
+    own = (query * target_rows).sum(dim=1, keepdim=True)  # [N, 1]
+    return own, query @ negative_rows.T, negatives == target[:, None]
+
+
+def chunked_mean(
+    query: Tensor,
+    item_embeddings: Tensor,
+    target: Tensor,
+    negatives: Tensor,
+    weight: Tensor | None,
+    *,
+    formula: Formula,
+    slopes: Slopes | None = None,
+    precision: torch.dtype | None = None,
+    sparse_gradients: bool,
+    chunk_size: int | None,
+) -> Tensor:
+    r"""Return the weighted mean of a loss against shared negatives, computed in chunks of queries.
+
+    $$
+    L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
+    $$
+
+    The gradient of a chunk is computed with its loss, while its logits are in the CPU's cache, and the [N, K]
+    logits are never held at once. There is no second derivative and no gradient of the weights. Within
+    `torch.compile` the formula is applied to all logits at once.
+
+    Args:
+        query: [N, D] floating point.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        target: [N] int64 in 1..V.
+        negatives: [K] int64 in 1..V, shared by all queries.
+        weight: [N] floating point, 0 or more; None for equal weights.
+        formula: The loss as a function of logits. It must be finite, with finite gradients, where all
+            negatives are the target.
+        slopes: The loss and its gradient, in less time than by autograd; None for autograd.
+        precision: The dtype of the products; None for autocast's, or the query's own.
+        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
+            tensor of the used rows.
+        chunk_size: Queries in a chunk; None for about 2^18 logits on a CPU and 2^26 elsewhere.
+
+    Returns:
+        A scalar; exactly 0, with a zero gradient, without queries.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
+        ValueError: Shapes disagree, a target is not in 1..V, or `chunk_size` is below 1.
+
+    Examples:
+        >>> def margin(own, logits, is_target):
+        ...     return (1 + logits - own).clamp(min=0).masked_fill(is_target, 0).sum(dim=1)
+        >>> chunked_mean(
+        ...     torch.ones(1, 1),
+        ...     torch.tensor([[9.0], [1.0], [1.5]]),
+        ...     torch.tensor([2]),
+        ...     torch.tensor([1, 2]),
+        ...     None,
+        ...     formula=margin,
+        ...     sparse_gradients=False,
+        ...     chunk_size=None,
+        ... )
+        tensor(0.5000)
+    """
+    sizes = check_softmax_arguments(query, item_embeddings, target)
+    check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
+    if weight is not None:
+        check_shape("weight", weight, "N", sizes, floating=True)
+    if chunk_size is None:
+        logits = _CPU_LOGITS if query.device.type == "cpu" else _DEVICE_LOGITS
+        chunk_size = max(1, logits // max(1, len(negatives)))
+    check_integer("chunk_size", chunk_size)
+    share = normalised_weights(query, weight)
+    if torch.compiler.is_compiling():
+        logits_and_hits = shared_logits(
+            query, item_embeddings, target, negatives, sparse_gradients=sparse_gradients
+        )
+        return (formula(*logits_and_hits) * share).sum()
+    negative_rows, target_rows = (
+        look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
+    )
+    slopes = _slopes_by_autograd(formula) if slopes is None else slopes
+    slopes = slopes if torch.is_grad_enabled() else None
+    precision = autocast_dtype(query) if precision is None else precision
+    loss: Tensor = _ChunkedMean.apply(  # type: ignore[no-untyped-call]
+        query, target_rows, negative_rows, target, negatives, share, formula, slopes, precision, chunk_size
+    )
+    return loss
+
+
+class _ChunkedMean(torch.autograd.Function):
+    """The mean loss; its gradients are computed in the forward pass, if gradients are enabled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        target_rows: Tensor,
+        negative_rows: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        share: Tensor,
+        formula: Formula,
+        slopes: Slopes | None,
+        low: torch.dtype,
+        chunk_size: int,
+    ) -> Tensor:
+        exact = torch.promote_types(low, torch.float32)
+        queries, candidates = query.to(low), negative_rows.to(low)
+        own = (queries * target_rows.to(low)).sum(dim=1, keepdim=True).to(exact)  # [N, 1]
+        own_slope = torch.empty_like(own)
+        query_gradient = torch.empty_like(query, dtype=exact)
+        candidate_gradient = torch.zeros_like(candidates, dtype=exact)
+        loss = torch.zeros((), dtype=exact, device=query.device)
+        of_slope, of_query = softmax_scales(low)
+        with without_autocast(query.device):
+            for start in range(0, len(query), chunk_size):
+                rows = slice(start, start + chunk_size)
+                shares = share[rows, None].to(exact)
+                logits = (queries[rows] @ candidates.T).to(exact)  # [chunk, K]
+                parts = own[rows], logits, negatives == target[rows, None]
+                if slopes is None:
+                    loss += (formula(*parts) * shares[:, 0]).sum()
+                    continue
+                losses, by_own, slope = slopes(*parts)
+                loss += (losses * shares[:, 0]).sum()
+                own_slope[rows] = by_own * shares
+                # The row's weight is applied to the query, not to the gradient by the logits.
+                slope = (slope if of_slope == 1 else slope * of_slope).to(low)
+                query_gradient[rows] = (slope @ candidates) * (shares / of_slope)
+                weighted = (queries[rows] * (shares * of_query)).to(low)
+                _add_product(candidate_gradient, slope.T, weighted, 1 / (of_slope * of_query))
+        query_gradient.addcmul_(own_slope, target_rows.to(exact))
+        ctx.dtypes = query.dtype, target_rows.dtype, negative_rows.dtype
+        ctx.save_for_backward(query_gradient, own_slope * queries, candidate_gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        # A GradScaler may have scaled the loss up, so that low precision can hold the gradient.
+        found = ((one * gradient).to(dtype) for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return (*found, None, None, None, None, None, None, None)
+
+
+def _slopes_by_autograd(formula: Formula) -> Slopes:
+    def slopes(own: Tensor, logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            own, logits = own.detach().requires_grad_(), logits.detach().requires_grad_()
+            losses = formula(own, logits, is_target)
+            by_own, by_logits = torch.autograd.grad(losses.sum(), (own, logits))
+        return losses.detach(), by_own, by_logits
+
+    return slopes
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Add `scale * left @ right` to `total`, in place where the dtypes allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left @ right, alpha=scale)
