@@ -389,7 +389,7 @@ class SkipCLModule(LightningModule):
         save_encoder(checkpoint, self.encoder, type(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the vocabulary and make room for the transitions.
+        """Restore the vocabulary and the weight of the transitions, and make room for these.
 
         Raises a `ValueError` if the data has another catalogue.
         """
@@ -406,6 +406,8 @@ class SkipCLModule(LightningModule):
                 for number in ("0.", "1.")
             ]
             self.model.transitions = nn.ModuleList(tables).to(self.device)
+            settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            self.transition_weight = settings.get("transition_weight", self.transition_weight)
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.

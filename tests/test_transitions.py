@@ -255,11 +255,33 @@ def test_a_choice_without_transitions_is_refused(data):
         choose_transition_weight(build(data), data)
     with pytest.raises(ValueError, match="`weights` must hold at least one weight"):
         choose_transition_weight(build(data), data, weights=())
-    module = build(data)
-    module.transition_weight = 0.0
-    with pytest.raises(ValueError, match="`transition_weight` must be above 0 with `ChooseTransitionWeight`"):
-        quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()]).fit(module, data)
     with pytest.raises(TypeError, match="must be used with a SkipCLModule and a SessionDataModule"):
         quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()]).fit(
             build(data), data.train_dataloader(), data.val_dataloader()
         )
+
+
+def test_the_callback_leaves_a_module_without_transitions_alone(data):
+    module = SkipCLModule(SASRec(8, max_length=12, num_layers=1), None, num_items=data.num_items)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()])
+    trainer.fit(module, data)
+    assert module.transition_weight == 0
+    assert "transition_weight" not in trainer.callback_metrics
+
+
+def test_a_checkpoint_brings_its_weight_into_a_module_of_another(data, trained, tmp_path):
+    module, _ = trained
+    trainer = quiet_trainer()
+    module.transition_weight = 0.5
+    try:
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(tmp_path / "chosen.ckpt")
+        expected = evaluate(module, data, num_resamples=0)["ndcg@10"]
+    finally:
+        module.transition_weight = WEIGHT
+    other = build(data)
+    (logged,) = quiet_trainer().test(
+        other, data, ckpt_path=tmp_path / "chosen.ckpt", weights_only=True, verbose=False
+    )
+    assert other.transition_weight == 0.5
+    assert logged["test/ndcg@10"] == pytest.approx(expected, abs=1e-6)

@@ -16,7 +16,7 @@ class ChooseTransitionWeight(Callback):
     """Callback that sets `transition_weight` before each validation, by `choose_transition_weight`.
 
     The validation metrics and the checkpoints that follow have the chosen weight, which is logged as
-    `transition_weight`.
+    `transition_weight`. It does nothing for a module that is built with a `transition_weight` of 0.
 
     Args:
         weights: The weights to choose from, each at least 0.
@@ -25,8 +25,7 @@ class ChooseTransitionWeight(Callback):
     Raises:
         TypeError: A setting has the wrong type, or, when a run starts, the module is no `SkipCLModule` or its
             data no `SessionDataModule`.
-        ValueError: A setting is out of range, or, when a run starts, the module has a `transition_weight` of
-            0.
+        ValueError: A setting is out of range.
 
     Examples:
         >>> callbacks = [ChooseTransitionWeight(weights=(0.0, 2.0, 4.0))]
@@ -46,7 +45,7 @@ class ChooseTransitionWeight(Callback):
         self.max_targets = max_targets
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise unless the module and its data have transitions."""
+        """Raise `TypeError` unless the module and its data are such that have transitions."""
         if stage != "fit":
             return
         data = getattr(trainer, "datamodule", None)
@@ -55,17 +54,14 @@ class ChooseTransitionWeight(Callback):
                 f"`ChooseTransitionWeight` must be used with a SkipCLModule and a SessionDataModule, got "
                 f"{type(pl_module).__name__} and {type(data).__name__}. Leave it out of the callbacks."
             )
-        if not pl_module.transition_weight > 0:
-            raise ValueError(
-                "`transition_weight` must be above 0 with `ChooseTransitionWeight`, got 0. Transitions are "
-                "counted only then; pass `SkipCLModule(..., transition_weight=1.0)`."
-            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the weight; not in the sanity check."""
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if isinstance(pl_module, SkipCLModule) and isinstance(data, SessionDataModule):
+        if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
+            return
+        if pl_module.model.transitions is not None:
             choose_transition_weight(pl_module, data, weights=self.weights, max_targets=self.max_targets)
             pl_module.log("transition_weight", pl_module.transition_weight, sync_dist=True)
