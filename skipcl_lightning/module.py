@@ -1,6 +1,7 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -26,7 +27,7 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
-from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
+from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
@@ -104,6 +105,10 @@ class SkipCLModule(LightningModule):
             last item, and its last two, in the training set, by the `target_rule`; only the 100 most
             frequent followers count. It changes evaluation and recommendations, not the training. If it was
             above 0 in training, the attribute can be set anew: `evaluation.choose_transition_weight`.
+        skip_penalty: At least 0. Above 0, an item's score also has `skip_penalty` times the logit of
+            listening to it, which needs a `SkipPrediction` head; more avoids skips more. It changes
+            evaluation and recommendations, not the training; `evaluation.skip_trade_off` suggests a value
+            after training.
         exclude_seen: Whether evaluation and prediction leave out the session's items, except the target. Off
             by default, because listeners repeat tracks.
         top_k: The cut-offs of the metrics.
@@ -146,6 +151,7 @@ class SkipCLModule(LightningModule):
         last_mask_probability: float | None = None,
         sparse_item_table: bool = False,
         transition_weight: float = 0.0,
+        skip_penalty: float = 0.0,
         exclude_seen: bool = False,
         top_k: Sequence[int] = (1, 5, 10, 20),
         ties: TieRule = "pessimistic",
@@ -199,7 +205,8 @@ class SkipCLModule(LightningModule):
             _check_cloze(self.skip_head)
         materialise = getattr(self.skip_head, "materialise", None)
         if materialise is not None:
-            materialise(self.item_table)
+            materialise(self.model.item_table)
+        self.skip_penalty = skip_penalty
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
         self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
@@ -226,8 +233,50 @@ class SkipCLModule(LightningModule):
 
     @property
     def item_table(self) -> Tensor:
-        """[V + 1, D], the candidates: row 0 is padding."""
-        return self.model.item_table
+        """The candidates [V + 1, D], row 0 is padding; with a `skip_penalty`, [V + 1, D + M + 1]."""
+        table = self.model.item_table
+        return table if self.skip_penalty == 0 else self.skip_prediction.extended_table(table)
+
+    @property
+    def skip_penalty(self) -> float:
+        """The weight of skip prediction in the scores, at least 0; it needs a `SkipPrediction` head."""
+        return self._skip_penalty
+
+    @skip_penalty.setter
+    def skip_penalty(self, value: float) -> None:
+        check_number("skip_penalty", value, minimum=0)
+        if value > 0:
+            _ = self.skip_prediction  # raises without one
+        self._skip_penalty = float(value)
+
+    @contextmanager
+    def at_skip_penalty(self, value: float | None) -> Iterator[None]:
+        """Let the scores have another `skip_penalty` within a context; None for the module's own."""
+        before = self.skip_penalty
+        try:
+            self.skip_penalty = before if value is None else value
+            yield
+        finally:
+            self._skip_penalty = before
+
+    @property
+    def skip_prediction(self) -> SkipPrediction:
+        """The head that predicts skips; a `ValueError` if there is none."""
+        heads = self.skip_head.heads if isinstance(self.skip_head, CombinedHead) else [self.skip_head]
+        for head in heads:
+            if isinstance(head, SkipPrediction):
+                return head
+        raise ValueError(
+            "`skip_head` must be or contain a `SkipPrediction` for skip probabilities and a `skip_penalty` "
+            f"above 0, got {'None' if self.skip_head is None else type(self.skip_head).__name__}. Train with "
+            "`SkipCLModule(..., SkipPrediction())`, or leave the penalty at 0."
+        )
+
+    @property
+    def predicts_skips(self) -> bool:
+        """Whether the module has a `SkipPrediction` head."""
+        heads = self.skip_head.heads if isinstance(self.skip_head, CombinedHead) else [self.skip_head]
+        return any(isinstance(head, SkipPrediction) for head in heads)
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
         """Return the backbone's input; override it to add inputs of your own.
@@ -247,8 +296,41 @@ class SkipCLModule(LightningModule):
         return output
 
     def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the query of each session after all of its items: `SessionModel.session_query`."""
-        return self.model.session_query(batch)
+        """Return the query of each session after all of its items, whose scores are inner products.
+
+        Args:
+            batch: B sessions.
+
+        Returns:
+            [B, D], as `SessionModel.session_query`; with a `skip_penalty`, [B, D + M + 1].
+        """
+        return self.extend_query(self.model.session_query(batch))
+
+    def extend_query(self, query: Tensor) -> Tensor:
+        """Return the queries of `SessionModel.session_query` with what the `skip_penalty` adds to them."""
+        if self.skip_penalty == 0:
+            return query
+        return self.skip_prediction.extended_query(query, self.skip_penalty)
+
+    def skip_probability(self, batch: SessionBatch, items: Tensor | None = None) -> Tensor:
+        """Return the probability that items are skipped after the sessions.
+
+        Args:
+            batch: B sessions.
+            items: [B, K] int64 in 0..V; None for the batch's targets.
+
+        Returns:
+            [B, K] in [0, 1], or [B] for the targets.
+
+        Raises:
+            ValueError: There is no `SkipPrediction` head, or the batch has no targets.
+        """
+        if items is None and batch.target is None:
+            raise ValueError("`items` must be given for a batch without targets, got None.")
+        wanted = items if items is not None else batch.target[:, None]  # type: ignore[index]
+        query, head = self.model.session_query(batch), self.skip_prediction
+        probability = head.skip_probability(query, wanted, self.model.item_table)
+        return probability if items is not None else probability.squeeze(1)
 
     def added_scores(self, batch: SessionBatch) -> SparseScores | None:
         """Return what the transitions of the training set add to the inner products.
@@ -312,7 +394,7 @@ class SkipCLModule(LightningModule):
             return self._part_losses(batch)
 
     def _part_losses(self, batch: SessionBatch) -> TrainingStates:
-        table = self.item_table
+        table = self.model.item_table
         keys = self.model.embed_items(batch.items)
         query = self.model.encode(batch, keys)
         positions = training_targets(batch, self.target_rule)
@@ -384,8 +466,9 @@ class SkipCLModule(LightningModule):
         # Not the modules that a subclass's own arguments may hold.
         settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
         settings.update(self._describe_parts())
-        if "transition_weight" in settings:
-            settings["transition_weight"] = self.transition_weight  # it may have been chosen since
+        for name in ("transition_weight", "skip_penalty"):
+            if name in settings:
+                settings[name] = getattr(self, name)  # it may have been chosen since
         save_encoder(checkpoint, self.encoder, type(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -503,7 +586,8 @@ class SkipCLModule(LightningModule):
             batch_idx: Unused.
 
         Returns:
-            `session_id`, `rank`, `item_id`, `score`, with external ids.
+            `session_id`, `rank`, `item_id`, `score`, and `skip_probability` with a `SkipPrediction` head;
+            with external ids.
 
         Raises:
             ValueError: The module was not given its data by a `SessionDataModule`.
@@ -518,8 +602,9 @@ class SkipCLModule(LightningModule):
         top_k = min(max(self.hparams["top_k"]), self.num_items)
         query, added = self.session_query(batch), self.added_scores(batch)
         items, scores = top_k_items(query, self.item_table, top_k, exclude=seen, added=added)
+        skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())
-        return recommendation_frame(names, items, scores, self.encoder.vocabulary)
+        return recommendation_frame(names, items, scores, self.encoder.vocabulary, skips)
 
     def _describe_parts(self) -> dict[str, Any]:
         backbone = None if self.builds_backbone else self.model.backbone

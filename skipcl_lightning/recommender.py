@@ -99,6 +99,7 @@ class Recommender:
         exclude_seen: bool = False,
         exclude_skipped: bool = True,
         unknown: str = "error",
+        skip_penalty: float | None = None,
         batch_size: int = 1024,
     ) -> pl.DataFrame:
         """Return the best next items after each session.
@@ -114,11 +115,14 @@ class Recommender:
             exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
                 liked.
             unknown: What to do with an item that was not trained: raise an `error`, or `ignore` it.
+            skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
+                Above 0 it needs a `SkipPrediction` head.
             batch_size: Sessions encoded at once.
 
         Returns:
-            `session_id`, `rank` (from 1), `item_id`, `score`. A session has fewer than `top_k` rows if
-            exclusions leave fewer items.
+            `session_id`, `rank` (from 1), `item_id`, `score`, and with a `SkipPrediction` head
+            `skip_probability`, the probability that the session skips the item next. A session has fewer
+            than `top_k` rows if exclusions leave fewer items.
 
         Raises:
             TypeError: Ids have another type than the trained ones.
@@ -148,11 +152,13 @@ class Recommender:
                 unknown=unknown,
             ).to(self.module.device)
             latest = batch.latest(self.encoder.max_length)
-            with evaluation_mode(self.module):
-                query, added = self.module.session_query(latest), self.module.added_scores(latest)
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
-            items, scores = top_k_items(query, self.module.item_table, top_k, exclude=exclude, added=added)
-            frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary))
+            with evaluation_mode(self.module), self.module.at_skip_penalty(skip_penalty):
+                query, added = self.module.session_query(latest), self.module.added_scores(latest)
+                table = self.module.item_table
+                items, scores = top_k_items(query, table, top_k, exclude=exclude, added=added)
+                skips = self.module.skip_probability(latest, items) if self.module.predicts_skips else None
+            frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
 
 

@@ -23,6 +23,7 @@ def recommend(
     exclude_seen: bool = False,
     exclude_skipped: bool = True,
     unknown: Literal["error", "ignore"] = "error",
+    skip_penalty: float | None = None,
     output: Path | None = None,
 ) -> None:
     """Show the best next items after given sessions.
@@ -38,6 +39,8 @@ def recommend(
         exclude_skipped: Leave out the items that the session skipped.
         unknown: What to do with items that the model does not know: `error` names the first, `ignore` leaves
             them out.
+        skip_penalty: How much the ranking avoids tracks that the model expects to be skipped, at least 0. It
+            needs a model with the head SkipPrediction.
         output: A .csv or .parquet file for the recommendations; without it they are printed.
 
     Raises:
@@ -68,6 +71,7 @@ def recommend(
         exclude_seen=exclude_seen,
         exclude_skipped=exclude_skipped,
         unknown=unknown,
+        skip_penalty=skip_penalty,
     )
     if output is not None:
         write_whole(output, getattr(found, WRITERS[output.suffix]))

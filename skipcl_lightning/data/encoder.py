@@ -242,7 +242,11 @@ def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any
 
 
 def recommendation_frame(
-    session_ids: pl.Series, items: Tensor, scores: Tensor, vocabulary: ItemVocabulary
+    session_ids: pl.Series,
+    items: Tensor,
+    scores: Tensor,
+    vocabulary: ItemVocabulary,
+    skip_probability: Tensor | None = None,
 ) -> pl.DataFrame:
     """Return recommendations as a table with external ids, one row for each, the best of a session first.
 
@@ -251,9 +255,10 @@ def recommendation_frame(
         items: [N, k] int64 indices in 0..V; 0 yields no row.
         scores: [N, k] float32.
         vocabulary: The items.
+        skip_probability: [N, k] floating point; None for no such column.
 
     Returns:
-        A frame with `session_id`, `rank` (from 1), `item_id` and `score`.
+        A frame with `session_id`, `rank` (from 1), `item_id`, `score` and perhaps `skip_probability`.
 
     Examples:
         >>> import torch
@@ -263,16 +268,19 @@ def recommendation_frame(
         [('monday', 1, 'tune', 0.5), ('monday', 2, 'song', 0.25)]
     """
     top_k = items.shape[1]
+    values = {"score": scores}
+    if skip_probability is not None:
+        values["skip_probability"] = skip_probability
     table = pl.DataFrame(
         {
             "row": pl.int_range(items.numel(), eager=True),
             "index": items.flatten().cpu().numpy(),
-            "score": scores.flatten().float().cpu().numpy(),
+            **{name: value.flatten().float().cpu().numpy() for name, value in values.items()},
         }
     ).filter(pl.col("index") != PADDING_INDEX)
     return table.select(
         session_ids.gather(table["row"] // max(top_k, 1)).alias("session_id"),
         (pl.col("row") % max(top_k, 1) + 1).alias("rank"),
         pl.Series("item_id", vocabulary.decode(table["index"].to_numpy()), dtype=vocabulary.dtype),
-        pl.col("score"),
+        *values,
     )

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,6 +52,7 @@ def evaluate(
     num_resamples: int = 1000,
     seed: int = 0,
     compare_markov: bool = True,
+    skip_penalty: float | None = None,
 ) -> EvaluationReport:
     """Rank every held-out target, and return a report with intervals and segments.
 
@@ -77,6 +78,8 @@ def evaluate(
         seed: Seed of resamples and candidates.
         compare_markov: Whether the report of a model with queries also has one line on last-item Markov, the
             simplest model of sequences, on the same targets in the whole catalogue.
+        skip_penalty: Evaluate a `SkipCLModule` with a `SkipPrediction` head at this penalty, at least 0; None
+            for the model's own.
 
     Returns:
         The report. If most lists begin with the item that just played, its `caution` is also a warning,
@@ -134,7 +137,8 @@ def evaluate(
     )
     beside = compare_markov and num_candidates is None and is_query_model(model)
     markov = LastItemMarkov(data) if beside else None
-    measured = _measure(model, data, split, protocol, seed, markov)
+    with _at_penalty(model, skip_penalty):
+        measured = _measure(model, data, split, protocol, seed, markov)
     counts = count_recommendations(measured["recommended"], data.num_items)
     report = EvaluationReport(
         name=name or type(model).__name__,
@@ -150,6 +154,7 @@ def evaluate(
             "num_resamples": num_resamples,
             "seed": seed,
             "num_items": data.num_items,
+            "skip_penalty": getattr(model, "skip_penalty", 0.0) if skip_penalty is None else skip_penalty,
         },
         coverage=float(catalogue_coverage(counts)),
     )
@@ -157,6 +162,19 @@ def evaluate(
     if report.caution and report.sessions.height >= _FEWEST_TARGETS:
         warnings.warn(report.caution, stacklevel=2)
     return report
+
+
+def _at_penalty(model: QueryModel | Baseline, skip_penalty: float | None) -> AbstractContextManager[None]:
+    """Return a context in which the model ranks at a penalty."""
+    if skip_penalty is None:
+        return nullcontext()
+    if not hasattr(model, "at_skip_penalty"):
+        raise ValueError(
+            f"`skip_penalty` must be None for a model that does not predict skips, got {skip_penalty!r} for "
+            f"{type(model).__name__}. Train a `SkipCLModule` with a `SkipPrediction` head."
+        )
+    context: AbstractContextManager[None] = model.at_skip_penalty(skip_penalty)
+    return context
 
 
 @torch.no_grad()
@@ -174,8 +192,9 @@ def _measure(
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
     parts = []
     with evaluation_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
+        table = model.item_table if is_query_model(model) else None
         for batch in loader:
-            part = measure_batch(model, batch.to(device), protocol, generator)
+            part = measure_batch(model, batch.to(device), protocol, generator, table)
             if markov is not None:
                 part["markov_rank"] = markov.target_ranks(batch, exclude_seen=protocol.exclude_seen)
             parts.append(part)

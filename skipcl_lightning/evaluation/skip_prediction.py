@@ -14,9 +14,11 @@ from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.evaluate import Split
+from skipcl_lightning.functional import fit_temperature
 from skipcl_lightning.metrics import skip_prediction_metrics
+from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["SkipPredictor", "compare_skip_predictions"]
+__all__ = ["SkipPredictor", "calibrate_skip_prediction", "compare_skip_predictions"]
 
 
 class SkipPredictor(Protocol):
@@ -58,6 +60,57 @@ def compare_skip_predictions(
     check_choice("split", split, get_args(Split))
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
     return pl.DataFrame([_measure(name, one, loader) for name, one in predictors.items()]).fill_nan(None)
+
+
+@torch.no_grad()
+def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> float:
+    """Set the temperature of a trained `SkipPrediction` head by the validation set.
+
+    It changes `skip_probability`, in recommendations too, but neither the scores nor the ranking. Checkpoints
+    that are saved afterwards hold it. `compare_skip_predictions` measures the calibration on the test set.
+
+    Args:
+        module: A trained module with a `SkipPrediction` head.
+        data: Its data, with validation targets that were listened to and others that were skipped.
+
+    Returns:
+        The temperature, in [0.01, 100].
+
+    Raises:
+        ValueError: The module has no such head, or the validation targets are all of one kind.
+
+    Reference:
+        Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599.
+
+    Examples:
+        >>> from skipcl_lightning.backbones import GRU4Rec
+        >>> from skipcl_lightning.data import simulate_sessions
+        >>> from skipcl_lightning.heads import SkipPrediction
+        >>> data = SessionDataModule(simulate_sessions(50, num_items=40, num_moods=4))
+        >>> module = SkipCLModule(GRU4Rec(8), SkipPrediction(), num_items=data.num_items)
+        >>> calibrate_skip_prediction(module, data) > 0
+        True
+    """
+    head = module.skip_prediction
+    logits, listened = [], []
+    with evaluation_mode(module):
+        for batch in data.val_dataloader():
+            assert batch.target is not None  # noqa: S101 - loaders for evaluation have targets
+            assert batch.target_feedback is not None  # noqa: S101
+            batch = batch.to(module.device)
+            query, target = module.model.session_query(batch), batch.target[:, None]
+            logits.append(head.listen_logits(query, target, module.model.item_table).squeeze(1))
+            listened.append(batch.target_feedback >= batch.skip_threshold)
+    outcome = torch.cat(listened)
+    if outcome.all() or not outcome.any():
+        kind = "listened to" if outcome.all() else "skipped"
+        raise ValueError(
+            f"`data` must have skipped and listened validation targets, got {len(outcome):,} that were all "
+            f"{kind}. Hold out more sessions, or every track of a session with `targets='every'`."
+        )
+    temperature = fit_temperature(torch.cat(logits), outcome)
+    head.temperature.copy_(temperature)
+    return float(temperature)
 
 
 def _measure(name: str, predictor: SkipPredictor, loader: Iterable[SessionBatch]) -> dict[str, str | float]:

@@ -90,7 +90,11 @@ class RankingProtocol:
 
 
 def measure_batch(
-    model: Baseline | QueryModel, batch: SessionBatch, protocol: RankingProtocol, generator: torch.Generator
+    model: Baseline | QueryModel,
+    batch: SessionBatch,
+    protocol: RankingProtocol,
+    generator: torch.Generator,
+    table: Tensor | None,
 ) -> dict[str, Tensor]:
     """Rank the targets of a batch, compare them with the session's skips, and list recommendations.
 
@@ -99,6 +103,7 @@ def measure_batch(
         batch: B sessions with targets, on the model's device.
         protocol: The rules of the ranking.
         generator: Source of sampled candidates, on the CPU.
+        table: The `item_table` of a model with queries, read once for all batches; None for a baseline.
 
     Returns:
         By name, tensors of B rows: `rank`, `target`, `feedback` (minus the threshold), `seen` (the session
@@ -117,9 +122,10 @@ def measure_batch(
             "must say which session it is of."
         )
     candidates = _draw_candidates(batch, batch.target, protocol, generator)
-    if is_query_model(model):
-        ranked, recommended = _rank_queries(model, batch, protocol, candidates)
+    if is_query_model(model) and table is not None:
+        ranked, recommended = _rank_queries(model, table, batch, protocol, candidates)
     else:
+        assert isinstance(model, Baseline)  # noqa: S101 - `evaluate` checked it
         ranked, recommended = _rank_scores(model, batch, protocol, candidates)
     half_points, pairs = pairwise_wins(
         ranked.target_scores, ranked.skip_scores, ranked.skip_mask, ties=protocol.ties
@@ -142,9 +148,13 @@ def measure_batch(
 
 
 def _rank_queries(
-    model: QueryModel, batch: SessionBatch, protocol: RankingProtocol, candidates: Tensor | None
+    model: QueryModel,
+    table: Tensor,
+    batch: SessionBatch,
+    protocol: RankingProtocol,
+    candidates: Tensor | None,
 ) -> tuple[RankedBatch, Tensor]:
-    query, table = model.session_query(batch), model.item_table
+    query = model.session_query(batch)
     sizes = check_shape("session_query", query, "B D", {"B": len(batch)}, floating=True)
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude_seen, ties = protocol.exclude_seen, protocol.ties

@@ -109,6 +109,9 @@ class SkipPrediction(WeightedHead):
         self.vectors: nn.Parameter | None = None  # v, [V + 1, M]
         self.biases: nn.Parameter | None = None  # [V + 1]
         self.bias = nn.Parameter(torch.zeros(1))
+        # Set by `evaluation.calibrate_skip_prediction`.
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
 
     def materialise(self, item_embeddings: Tensor) -> None:
         """Make the weights for the items of a table, on its device.
@@ -246,6 +249,23 @@ class SkipPrediction(WeightedHead):
         vectors = self._vectors_of(items, F.embedding(items, item_embeddings))  # [N, K, M]
         with without_autocast(query.device):
             return (vectors @ self.session_vector(query)[..., None]).squeeze(2) + self._bias_of(items)
+
+    def skip_probability(self, query: Tensor, items: Tensor, item_embeddings: Tensor) -> Tensor:
+        """Return the probability that items are skipped, sigmoid(-a(t, i) / temperature).
+
+        Args:
+            query: As for `listen_logits`.
+            items: As for `listen_logits`.
+            item_embeddings: As for `listen_logits`.
+
+        Returns:
+            [N, K] in [0, 1], at least float32. The temperature is 1 before a calibration.
+
+        Raises:
+            TypeError: A tensor has the wrong dtype.
+            ValueError: Shapes disagree, or `materialise` was not called.
+        """
+        return torch.sigmoid(-self.listen_logits(query, items, item_embeddings) / self.temperature)
 
     def extended_query(self, query: Tensor, penalty: float) -> Tensor:
         """Return queries whose inner products with `extended_table` are z · e(i) + penalty · a(t, i).
