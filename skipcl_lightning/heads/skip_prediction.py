@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number, check_shape
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.batch import PADDING_INDEX, Sessions, as_batch
+from skipcl_lightning.batch import Sessions, as_batch
 from skipcl_lightning.functional.precision import at_least_float32, without_autocast
 from skipcl_lightning.functional.skip_losses.skip_prediction import skip_prediction_loss
 from skipcl_lightning.heads.session_head import WeightedHead
@@ -313,7 +313,7 @@ class SkipPrediction(WeightedHead):
         """[..., M]: k of some items, [...], with their embeddings, [..., D]."""
         parts = []
         if self.vectors is not None:
-            parts.append(at_least_float32(F.embedding(items, self.vectors, PADDING_INDEX)))
+            parts.append(at_least_float32(F.embedding(items, self.vectors)))
         if self.item_projection is not None:
             parts.append(_project(embeddings, self.item_projection))
         return sum(parts[1:], start=parts[0])

@@ -150,6 +150,12 @@ def test_gradients_are_those_of_finite_differences():
         assert torch.autograd.gradcheck(loss, tensors)
 
 
+def test_padding_is_never_predicted_even_if_it_is_hidden():
+    mask = torch.tensor([[True, False, True]])
+    hidden = SessionBatch(torch.tensor([[4, 5, 0]]), torch.tensor([[-1.0, 1.0, 0.0]]), cloze_mask=mask)
+    assert prediction_targets(hidden).weight.tolist() == [[1, 0, 0]]
+
+
 def test_the_threshold_says_what_was_listened_to():
     sessions = torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.3]])
     low, high = (SessionBatch(*sessions, skip_threshold=threshold) for threshold in (0.0, 0.5))

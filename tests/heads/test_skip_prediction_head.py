@@ -261,6 +261,12 @@ def test_a_head_is_made_once_and_for_one_catalogue():
         head.extended_table(table[:-1])
 
 
+def test_the_weights_are_where_the_table_is():
+    head = SkipPrediction()
+    head.materialise(torch.empty(10, 8, device="meta"))
+    assert {parameter.device.type for parameter in head.parameters()} == {"meta"}
+
+
 def test_a_module_makes_the_head_for_its_own_items():
     model = module(SASRec(8, max_length=6), SkipPrediction(vector_size=4))
     assert model.skip_head.vectors.shape == (NUM_ITEMS + 1, 4)

@@ -231,6 +231,13 @@ def test_the_auc_of_one_outcome_is_undefined_without_a_warning():
     assert SkipAUC()(torch.tensor([0.1, 0.9]), torch.tensor([-1.0, -1.0])).isnan()
 
 
+def test_a_probability_that_rounding_moves_above_1_is_no_logit():
+    metric = SkipAUC()
+    metric.update(torch.tensor([1 + 1e-6, 0.5]), torch.tensor([-1.0, 1.0]))
+    metric.update(torch.tensor([0.9]), torch.tensor([1.0]))
+    assert metric.compute().item() == 1
+
+
 def test_the_auc_of_all_ties_is_a_half():
     assert SkipAUC()(torch.full((3,), 0.7), torch.tensor([1.0, -1.0, -1.0])).item() == 0.5
 
