@@ -1,10 +1,12 @@
-"""One run of the study: train and evaluate a model, and keep the result on disk."""
+"""The runs of a study: train and evaluate a model in each, and keep the results on disk."""
 
 import hashlib
 import json
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +15,8 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from skipcl_lightning._settings import describe_part
@@ -31,7 +35,18 @@ from skipcl_lightning.study.choices import (
     make_data,
 )
 
-__all__ = ["Mode", "Run", "Tracking", "execute", "quiet_lightning", "read_record", "tracked", "train"]
+__all__ = [
+    "Mode",
+    "Run",
+    "Tracking",
+    "do_missing",
+    "execute",
+    "list_runs",
+    "quiet_lightning",
+    "read_record",
+    "tracked",
+    "train",
+]
 
 Mode = Literal["none", "offline", "online"]
 PROJECT = "skipcl"
@@ -143,6 +158,68 @@ class Run:
         """Return the backbone and the head; None for no head."""
         head = None if self.weight is None else find_variant(self.variant).build_head(self.weight)
         return build_backbone(self.backbone, self.recipe.max_length), head
+
+
+def list_runs(
+    *,
+    datasets: Sequence[str],
+    backbones: Sequence[str],
+    variants: Sequence[str],
+    weights: Sequence[float],
+    seeds: int,
+    epochs: int | None = None,
+    sessions: int | None = None,
+) -> list[Run]:
+    """Return every combination; a variant without a head has one run, not one for each weight.
+
+    They come seed by seed, so that an interrupted study has complete seeds. `epochs` and `sessions` replace
+    the numbers of the data sets' recipes.
+    """
+    choices: list[tuple[str, float | None]] = []
+    for variant in variants:
+        choices += [(variant, weight) for weight in (weights if find_variant(variant).parts else [None])]
+    runs = []
+    for seed in range(seeds):
+        for dataset in datasets:
+            recipe = find_recipe(dataset)
+            count = sessions if recipe.simulation else None
+            runs += [
+                Run(dataset, backbone, variant, weight, seed, epochs or recipe.epochs, count)
+                for backbone in backbones
+                for variant, weight in choices
+            ]
+    return runs
+
+
+def do_missing(
+    runs: Sequence[Run], folder: Path, *, jobs: int, tracking: Tracking | None, console: Console
+) -> None:
+    """Execute the runs that are not on disk yet, in `jobs` processes that share the cores.
+
+    A failed run does not stop the others; a `RuntimeError` names the failed ones at the end.
+    """
+    missing = [run for run in runs if read_record(run, folder) is None]
+    console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
+    if not missing:
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    failures: list[tuple[Run, BaseException]] = []
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(jobs, len(missing))
+    with Progress(console=console) as progress, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        task = progress.add_task("Training", total=len(missing))
+        futures = {pool.submit(execute, run, folder, threads, tracking): run for run in missing}
+        for future in as_completed(futures):
+            run, error = futures[future], future.exception()
+            if error is not None:
+                failures.append((run, error))
+                console.print(f"{run.label}: failed, {type(error).__name__}: {error}", markup=False)
+            progress.advance(task)
+    if failures:
+        told = "\n".join(f"  {run.label}: {type(error).__name__}: {error}" for run, error in failures)
+        raise RuntimeError(
+            f"{len(failures)} of {len(missing)} runs failed; run again to do only these:\n{told}"
+        ) from failures[0][1]
 
 
 def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:

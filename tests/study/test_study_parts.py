@@ -15,8 +15,7 @@ from skipcl_lightning.study.choices import (
     find_variant,
     make_data,
 )
-from skipcl_lightning.study.command import list_runs
-from skipcl_lightning.study.runs import Run, read_record
+from skipcl_lightning.study.runs import Run, list_runs, read_record
 
 SHARED = Path(os.environ.get("SKIPCL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
