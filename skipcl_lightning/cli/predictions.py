@@ -1,12 +1,13 @@
 """A Trainer that writes predictions of any size into one file."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from skipcl_lightning.evaluation.plots import write_whole
 
 __all__ = ["RecommendationWriter", "SessionTrainer"]
 
@@ -79,10 +80,8 @@ class RecommendationWriter(Callback):
         if not self._waiting:
             return
         name = f"part-{rank:05}-{self._num_parts:07}.parquet"
-        # A temporary name first: another process must never read an incomplete part.
-        temporary = self._parts / f".{name}.{os.getpid()}"
-        pl.concat(self._waiting).write_parquet(temporary)
-        temporary.replace(self._parts / name)
+        # Another process must never read an incomplete part.
+        write_whole(self._parts / name, pl.concat(self._waiting).write_parquet)
         self._waiting, self._num_parts = [], self._num_parts + 1
 
 

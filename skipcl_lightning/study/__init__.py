@@ -9,7 +9,7 @@ from rich.console import Console
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.evaluation.plots import write_whole
-from skipcl_lightning.study.choices import PLAIN, build_backbone, find_recipe, find_variant
+from skipcl_lightning.study.choices import PLAIN, VARIANTS, find_recipe, find_variant
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
 from skipcl_lightning.study.results import (
     compare_all,
@@ -27,19 +27,7 @@ __all__ = ["study"]
 
 def study(
     datasets: Sequence[str] = ("dense", "sparse", "high_skip"),
-    variants: Sequence[str] = (
-        "none",
-        "session",
-        "past",
-        "batch",
-        "session+batch",
-        "mined",
-        "unlikelihood",
-        "softmax",
-        "bpr",
-        "hinge",
-        "opposing",
-    ),
+    variants: Sequence[str] = tuple(VARIANTS),
     weights: Sequence[float] = (0.1, 0.3, 1.0),
     backbones: Sequence[str] = ("SASRec",),
     seeds: int = 3,
@@ -83,8 +71,6 @@ def study(
     for name, chosen in (("datasets", datasets), ("backbones", backbones)):
         if not chosen:
             raise ValueError(f"`{name}` must hold at least one name, got none.")
-    for backbone in backbones:
-        build_backbone(backbone, max_length=20)
     runs = list_runs(
         datasets=datasets,
         backbones=list(dict.fromkeys(backbones)),
