@@ -14,6 +14,7 @@ from skipcl_lightning.callbacks import SkipLossWarmup
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import (
     GBCE,
+    BPRMax,
     CombinedHead,
     FullSoftmax,
     OpposingSequences,
@@ -37,6 +38,7 @@ HEADS = {
     "opposing": lambda: OpposingSequences(8),
     "two": lambda: CombinedHead([SkipInfoNCE(), SkipMargin()]),
 }
+LOSSES = [FullSoftmax, lambda: SampledSoftmax(4), lambda: GBCE(4), lambda: BPRMax(4)]
 
 
 def sessions(count, length, seed=0):
@@ -109,7 +111,7 @@ def test_batches_of_one_size_are_one_graph_however_many_tracks_they_hold(backbon
     assert one_graph["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("loss", [SampledSoftmax, GBCE])
+@pytest.mark.parametrize("loss", [SampledSoftmax, GBCE, BPRMax])
 def test_a_compiled_sampled_loss_is_one_graph_too(loss, one_graph):
     one = model(loss=loss(4))
     losses, _ = steps(one, torch.compile(one.part_losses, backend="eager", fullgraph=True, dynamic=True))
@@ -127,7 +129,7 @@ def test_a_warm_up_compiles_nothing_anew_in_a_run(one_graph):
     assert one_graph["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(4), lambda: GBCE(4)])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_what_an_accelerator_computes_at_all_places_is_the_loss_at_those_with_a_target(loss, weighted):
     """On the meta device the places without a target cannot be left out; here the same code is compiled."""
@@ -146,7 +148,7 @@ def test_what_an_accelerator_computes_at_all_places_is_the_loss_at_those_with_a_
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(4), lambda: GBCE(4)])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_asks_the_device_for_nothing(head, backbone, loss):
     """Tensors on the meta device have no values: whoever asks for one, or for how many, is told so."""
     one = model(backbone, HEADS[head](), loss()).to("meta")

@@ -12,6 +12,7 @@ from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import (
     GBCE,
+    BPRMax,
     FullSoftmax,
     SampledSoftmax,
     SkipInfoNCE,
@@ -21,6 +22,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
+
+LOSSES = [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16), lambda: BPRMax(16)]
 
 
 def gpu_trainer(**settings):
@@ -50,7 +53,7 @@ def test_a_whole_run_on_the_device_gives_finite_losses_and_the_cpus_recommendati
     )
 
 
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16)])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_host_waits_for_nothing_in_a_step(loss):
     seed_everything(0, verbose=False)
     module = SkipCLModule(
@@ -96,7 +99,7 @@ class HostCopies(Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("loss", [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16)])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, tmp_path):
     seed_everything(0, verbose=False)
     data = SessionDataModule(

@@ -12,7 +12,7 @@ from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
-from skipcl_lightning.heads import GBCE, FullSoftmax, SampledSoftmax, SkipInfoNCE
+from skipcl_lightning.heads import GBCE, BPRMax, FullSoftmax, SampledSoftmax, SkipInfoNCE
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,13 @@ def test_seen_tracks_can_be_left_out_of_the_candidates(data):
 
 
 @pytest.mark.parametrize(
-    "loss", [FullSoftmax(), SampledSoftmax(10, sampler="log_uniform", correct_sampling=True), GBCE(10)]
+    "loss",
+    [
+        FullSoftmax(),
+        SampledSoftmax(10, sampler="log_uniform", correct_sampling=True),
+        GBCE(10),
+        BPRMax(10),
+    ],
 )
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision_trains_with_finite_losses(data, loss, precision):

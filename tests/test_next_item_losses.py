@@ -7,12 +7,13 @@ from small_models import module, quiet_trainer
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.heads import GBCE, NEXT_ITEM_LOSSES, FullSoftmax, SampledSoftmax
+from skipcl_lightning.heads import GBCE, NEXT_ITEM_LOSSES, BPRMax, FullSoftmax, SampledSoftmax
 
 # Settings other than the defaults, of every loss.
 LOSSES = {
     "FullSoftmax": {"chunk_size": 7},
     "SampledSoftmax": {"num_negatives": 8, "sampler": "log_uniform", "correct_sampling": True},
+    "BPRMax": {"num_negatives": 8, "regularisation": 0.1, "sampler": "log_uniform"},
     "GBCE": {"num_negatives": 8, "calibration": 0.5, "sampler": "log_uniform"},
 }
 
@@ -43,8 +44,14 @@ def cyclic_sessions(count=16, length=8, num_items=30):
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(
     "loss",
-    [FullSoftmax(), SampledSoftmax(8), GBCE(8), GBCE(8, calibration=0.0)],
-    ids=lambda loss: f"{type(loss).__name__}{getattr(loss, 'calibration', '')}",
+    [
+        FullSoftmax(),
+        SampledSoftmax(8),
+        GBCE(8),
+        GBCE(8, calibration=0.0),
+        BPRMax(8, regularisation=0.1),
+    ],
+    ids=["full softmax", "sampled softmax", "gbce", "bce", "bpr-max"],
 )
 def test_a_loss_learns_which_item_is_next(loss, sparse):
     if sparse and isinstance(loss, FullSoftmax):

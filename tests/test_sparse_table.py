@@ -14,6 +14,7 @@ from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import sampled_softmax_loss
 from skipcl_lightning.heads import (
     GBCE,
+    BPRMax,
     CombinedHead,
     FullSoftmax,
     SampledSoftmax,
@@ -197,7 +198,7 @@ def _fitted(half, folder):
     return trainer
 
 
-@pytest.mark.parametrize("loss", [GBCE])
+@pytest.mark.parametrize("loss", [GBCE, BPRMax])
 def test_every_sampled_loss_leaves_the_gradients_of_the_dense_table(loss):
     sparse = model(True, next_item_loss=loss(4))
     dense = copy.deepcopy(sparse)

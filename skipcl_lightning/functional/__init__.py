@@ -1,5 +1,6 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
+from skipcl_lightning.functional.next_item.bpr_max import bpr_max_loss, chunked_bpr_max_loss
 from skipcl_lightning.functional.next_item.cloze import (
     append_mask_token,
     cloze_positives,
@@ -83,11 +84,13 @@ __all__ = [
     "alignment",
     "append_mask_token",
     "average_precision",
+    "bpr_max_loss",
     "brier_score",
     "calibration_bins",
     "calibration_error",
     "candidate_ranks",
     "catalogue_coverage",
+    "chunked_bpr_max_loss",
     "chunked_gbce_loss",
     "chunked_sampled_softmax_loss",
     "chunked_softmax_loss",

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 from skipcl_lightning.heads.combined import CombinedHead
-from skipcl_lightning.heads.next_item import GBCE, FullSoftmax, SampledSoftmax
+from skipcl_lightning.heads.next_item import GBCE, BPRMax, FullSoftmax, SampledSoftmax
 from skipcl_lightning.heads.opposing_sequences import OpposingSequences
 from skipcl_lightning.heads.session_head import SessionHead, WeightedHead
 from skipcl_lightning.heads.skip_info_nce import SkipInfoNCE
@@ -16,6 +16,7 @@ __all__ = [
     "GBCE",
     "NEXT_ITEM_LOSSES",
     "SKIP_HEADS",
+    "BPRMax",
     "CombinedHead",
     "FullSoftmax",
     "OpposingSequences",
@@ -30,7 +31,9 @@ __all__ = [
 ]
 
 # By name, for YAML and checkpoints only.
-NEXT_ITEM_LOSSES = MappingProxyType({loss.__name__: loss for loss in (FullSoftmax, SampledSoftmax, GBCE)})
+NEXT_ITEM_LOSSES = MappingProxyType(
+    {loss.__name__: loss for loss in (FullSoftmax, SampledSoftmax, GBCE, BPRMax)}
+)
 SKIP_HEADS = MappingProxyType(
     {
         head.__name__: head

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.next_item.bpr_max import chunked_bpr_max_loss
 from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss
 from skipcl_lightning.functional.next_item.gbce import chunked_gbce_loss
 from skipcl_lightning.functional.next_item.sampled_softmax import (
@@ -17,7 +18,7 @@ from skipcl_lightning.functional.next_item.sampled_softmax import (
     sampling_log_probability,
 )
 
-__all__ = ["GBCE", "FullSoftmax", "SampledSoftmax", "real_positions"]
+__all__ = ["GBCE", "BPRMax", "FullSoftmax", "SampledSoftmax", "real_positions"]
 
 # GPU tensors are cut at multiples of this, so that memory of one size serves many batches.
 _ROUND = 128
@@ -245,6 +246,59 @@ class GBCE(_SharedNegatives):
             negatives,
             weight,
             calibration=self.calibration,
+            sparse_gradients=self.sparse_gradients,
+        )
+
+
+class BPRMax(_SharedNegatives):
+    """BPR-max, a pairwise loss against one set of sampled items, shared by the batch.
+
+    See `bpr_max_loss` for the formula. The scores are inner products; GRU4Rec applies an ELU to them first.
+
+    Args:
+        num_negatives: K, items drawn with replacement; below the catalogue's size.
+        regularisation: The weight of the squared scores of the negatives, at least 0; GRU4Rec calls it
+            `bpreg`.
+        sampler: `uniform`, or `log_uniform` by popularity rank.
+
+    Raises:
+        TypeError: `num_negatives` is no integer, or `regularisation` is no number.
+        ValueError: A setting is out of range.
+
+    Reference:
+        Hidasi and Karatzoglou: Recurrent Neural Networks with Top-k Gains for Session-based Recommendations,
+        CIKM 2018, arXiv 1706.03847.
+
+    Examples:
+        >>> import torch
+        >>> target = torch.tensor([[2, 0]])  # nothing to predict at the second position
+        >>> BPRMax(2)(torch.ones(1, 2, 1), torch.ones(9, 1), target).isfinite()
+        tensor(True)
+    """
+
+    @records_settings
+    def __init__(
+        self, num_negatives: int = 256, *, regularisation: float = 1.0, sampler: Sampler = "uniform"
+    ) -> None:
+        super().__init__(num_negatives, sampler=sampler)
+        check_number("regularisation", regularisation, minimum=0)
+        self.regularisation = regularisation
+
+    def _loss(
+        self,
+        query: Tensor,
+        item_embeddings: Tensor,
+        target: Tensor,
+        negatives: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        return chunked_bpr_max_loss(
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            weight,
+            regularisation=self.regularisation,
             sparse_gradients=self.sparse_gradients,
         )
 

@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.functional import chunked_gbce_loss, gbce_loss
+from skipcl_lightning.functional import (
+    bpr_max_loss,
+    chunked_bpr_max_loss,
+    chunked_gbce_loss,
+    gbce_loss,
+)
 
 DTYPE = torch.float64
 
@@ -46,8 +51,22 @@ def slow_gbce(own, others, *, num_negatives, num_items, calibration=0.75):
     return -total / (num_negatives + 1)
 
 
+def slow_bpr_max(own, others, *, num_negatives, num_items, regularisation=1.0):
+    if not others:
+        return 0.0
+    total = sum(math.exp(score) for score in others)
+    likelihood = penalty = 0.0
+    for score in others:
+        likelihood += math.exp(score) / total * sigmoid(own - score)
+        penalty += math.exp(score) / total * score**2
+    return -math.log(likelihood) + regularisation * penalty
+
+
 # Plain loss, chunked loss, slow loss, other settings.
-LOSSES = {"gbce": (gbce_loss, chunked_gbce_loss, slow_gbce, {"calibration": 0.3})}
+LOSSES = {
+    "gbce": (gbce_loss, chunked_gbce_loss, slow_gbce, {"calibration": 0.3}),
+    "bpr_max": (bpr_max_loss, chunked_bpr_max_loss, slow_bpr_max, {"regularisation": 0.2}),
+}
 all_losses = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -255,3 +274,30 @@ def test_with_all_other_items_as_negatives_every_calibration_is_binary_cross_ent
     for calibration in (0.0, 0.4, 1.0):
         loss = gbce_loss(query, table, target, negatives, calibration=calibration)
         torch.testing.assert_close(loss, expected[None])
+
+
+def test_a_query_whose_negatives_are_all_its_target_has_a_bpr_max_loss_of_zero():
+    parameters, target, _, _ = inputs(3)
+    negatives = target[:1].repeat(4)
+    for loss in (bpr_max_loss, chunked_bpr_max_loss):
+        value = loss(*parameters, target[:1].repeat(3), negatives).sum()
+        value, query_gradient, table_gradient = gradients(value, parameters)
+        assert value == 0
+        assert not query_gradient.any()
+        assert not table_gradient.any()
+
+
+def test_bpr_max_is_bpr_against_one_negative():
+    (query, table), _, _, _ = inputs(4)
+    target, negatives = torch.tensor([1, 5, 6, 3]), torch.tensor([7])
+    difference = (query * (table[target] - table[7])).sum(dim=1)
+    loss = bpr_max_loss(query, table, target, negatives, regularisation=0.0)
+    torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(difference))
+
+
+@pytest.mark.parametrize("regularisation", [-0.1, math.inf, math.nan])
+def test_a_regularisation_out_of_range_is_named(regularisation):
+    parameters, target, negatives, _ = inputs(2)
+    for loss in (bpr_max_loss, chunked_bpr_max_loss):
+        with pytest.raises(ValueError, match=r"`regularisation` must be in \[0, inf\)"):
+            loss(*parameters, target, negatives, regularisation=regularisation)

@@ -16,6 +16,7 @@ from skipcl_lightning.functional import (
 )
 from skipcl_lightning.heads import (
     GBCE,
+    BPRMax,
     FullSoftmax,
     SampledSoftmax,
     SkipInfoNCE,
@@ -98,7 +99,7 @@ def test_full_softmax_averages_over_targets_only():
 
 
 @pytest.mark.parametrize(
-    "head", [FullSoftmax(), SampledSoftmax(2), SampledSoftmax(2, correct_sampling=True), GBCE(2)]
+    "head", [FullSoftmax(), SampledSoftmax(2), SampledSoftmax(2, correct_sampling=True), GBCE(2), BPRMax(2)]
 )
 def test_without_targets_a_next_item_loss_is_exactly_zero_with_a_zero_gradient(head):
     query, _ = query_and_keys()
@@ -137,7 +138,7 @@ def test_log_uniform_samples_are_corrected_by_their_own_probability():
 
 
 @pytest.mark.parametrize("wrong", [-1, 6])
-@pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3), GBCE(3)])
+@pytest.mark.parametrize("head", [FullSoftmax(), FullSoftmax(1), SampledSoftmax(3), GBCE(3), BPRMax(3)])
 def test_a_target_that_is_no_item_is_refused(head, wrong):
     target = torch.tensor([[1, 0, wrong]])
     with pytest.raises(ValueError, match=rf"`target` must hold indices in 1..5, got {wrong}"):
@@ -159,6 +160,7 @@ def test_a_target_that_is_no_item_is_refused(head, wrong):
         (lambda: SampledSoftmax(4, sampler="zipf"), "`sampler` must be one of"),
         (lambda: GBCE(0), "`num_negatives` must be at least 1"),
         (lambda: GBCE(4, sampler="zipf"), "`sampler` must be one of"),
+        (lambda: BPRMax(4, regularisation=-1.0), r"`regularisation` must be in \[0, inf\), got -1.0"),
         (lambda: GBCE(4, calibration=1.5), r"`calibration` must be in \[0, 1\], got 1.5"),
     ],
 )
@@ -228,6 +230,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "sampler": "uniform",
         "correct_sampling": False,
     }
+    assert BPRMax().settings == {"num_negatives": 256, "regularisation": 1.0, "sampler": "uniform"}
     assert GBCE().settings == {"num_negatives": 256, "calibration": 0.75, "sampler": "uniform"}
 
 
