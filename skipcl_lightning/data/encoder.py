@@ -151,10 +151,6 @@ class SessionEncoder:
     def from_state_dict(cls, state: Mapping[str, Any]) -> "SessionEncoder":
         """Rebuild an encoder that makes the same batches from the result of `state_dict`.
 
-        Raises:
-            TypeError: As for the class.
-            ValueError: As for the class.
-
         Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([7]), max_length=50)
             >>> SessionEncoder.from_state_dict(encoder.state_dict()).max_length

@@ -87,10 +87,6 @@ class ItemVocabulary:
     def from_counts(cls, items: pl.Series, counts: pl.Series) -> "ItemVocabulary":
         """Number different items by their counts, integers; the highest first and equal ones by id.
 
-        Raises:
-            TypeError: As for the class.
-            ValueError: As for the class.
-
         Examples:
             >>> ItemVocabulary.from_counts(pl.Series(["c", "b", "a"]), pl.Series([0, 2, 2])).ids
             ['a', 'b', 'c']
@@ -190,10 +186,6 @@ class ItemVocabulary:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "ItemVocabulary":
         """Rebuild a vocabulary with the same ids in the same order from the result of `state_dict`.
-
-        Raises:
-            TypeError: As for the class.
-            ValueError: As for the class.
 
         Examples:
             >>> vocabulary = ItemVocabulary([3, 1])

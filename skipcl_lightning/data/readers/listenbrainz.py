@@ -168,11 +168,9 @@ def _find_item(track: dict[str, Any]) -> str | None:
         found = _to_text(told, "recording_mbid")
         if not is_placeholder(found, PLACEHOLDER_IDS):
             return found
-    artist, name = _to_text(track, "artist_name"), _to_text(track, "track_name")
-    if artist is None or name is None:
-        return None
-    is_known = not any(is_placeholder(text, PLACEHOLDER_NAMES) for text in (artist, name))
-    return artist + ARTIST_TRACK_DASH + name if is_known else None
+    texts = (_to_text(track, field) for field in ("artist_name", "track_name"))
+    known = [text for text in texts if text is not None and not is_placeholder(text, PLACEHOLDER_NAMES)]
+    return ARTIST_TRACK_DASH.join(known) if len(known) == 2 else None
 
 
 def _to_text(told: dict[str, Any], field: str) -> str | None:

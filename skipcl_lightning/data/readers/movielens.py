@@ -21,10 +21,9 @@ __all__ = ["RATING_LABELS", "read_movielens"]
 
 RATING_LABELS = ("graded", "binary", "watched")
 _NAMES = [
-    name + end
-    for name in ("u.data", "ratings.dat", "ratings.csv")
-    for end in ("", ".gz")
-] + ["ratings.parquet"]  # fmt: skip
+    *(f"{name}{end}" for name in ("u.data", "ratings.dat", "ratings.csv") for end in ("", ".gz")),
+    "ratings.parquet",
+]
 _COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 _HEADER = ("userId", "movieId", "rating", "timestamp")
 _PAIR = re.compile(r"\d+ \d+$")

@@ -310,7 +310,12 @@ def _select(
             f"`source` must have the column {', '.join(map(repr, missing))}, got {describe_columns(schema)} "
             f"in {where}. Name one of these instead."
         )
-    _check_time_type(given, schema, time_format)
+    if time_format is not None and schema[given["timestamp"]] != pl.String:
+        name = given["timestamp"]
+        raise ValueError(
+            f"`time_format` must be None where column {name!r} is {schema[name]}, "
+            f"got {time_format!r}. Only text has a format."
+        )
     columns = [_typed_column(role, name, schema[name], time_format) for role, name in given.items()]
     if all(schema[column.name] == column.dtype != pl.String for column in columns):
         return frame.select(pl.col(name).alias(role) for role, name in given.items())
@@ -320,16 +325,6 @@ def _select(
         _named_after_roles(columns, given),
         name="source",
     )
-
-
-def _check_time_type(given: Mapping[str, str], schema: pl.Schema, time_format: str | None) -> None:
-    """Raise if a format is given for times that are no text."""
-    if time_format is not None and schema[given["timestamp"]] != pl.String:
-        name = given["timestamp"]
-        raise ValueError(
-            f"`time_format` must be None where column {name!r} is {schema[name]}, "
-            f"got {time_format!r}. Only text has a format."
-        )
 
 
 def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | None) -> Column:

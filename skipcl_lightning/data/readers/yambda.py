@@ -161,15 +161,8 @@ def _add_opinions(plays: pl.LazyFrame, opinions: pl.LazyFrame) -> pl.LazyFrame:
     joined = plays.join(histories, on=["user_id", "item_id"], how="left", maintain_order="left")
     past = (pl.col("times") - pl.col("timestamp")).list.eval(pl.element() <= 0).list.sum()
     latest = pl.col("opinions").list.get(past.cast(pl.Int64) - 1, null_on_oob=True)
-    opinion = pl.when(past > 0).then(latest).otherwise(0)
-    return joined.select(
-        "user_id",
-        "item_id",
-        "timestamp",
-        "feedback",
-        "copy_key",
-        opinion.fill_null(0).cast(pl.Float32).alias("explicit_feedback"),
-    )
+    opinion = pl.when(past > 0).then(latest).otherwise(0).fill_null(0).cast(pl.Float32)
+    return joined.with_columns(opinion.alias("explicit_feedback")).drop("times", "opinions")
 
 
 def _opinion() -> pl.Expr:

@@ -72,10 +72,11 @@ class SessionStore:
                 f"{len(explicit)} for {len(self.items)}. Take both from one table."
             )
         tracks = len(self.items)
-        if len(self.feedback) != tracks or self._num_ids() not in (None, len(self)):
+        num_ids = len(self) if isinstance(self.session_ids, Path) else len(self.session_ids)
+        if len(self.feedback) != tracks or num_ids != len(self):
             raise ValueError(
                 "`feedback` must be as long as `items`, and `session_ids` one shorter than `offsets`, got "
-                f"{len(self.feedback)} and {tracks}, {self._num_ids()} and {len(self.offsets)}. "
+                f"{len(self.feedback)} and {tracks}, {num_ids} and {len(self.offsets)}. "
                 "Take them from one table."
             )
         if len(self.offsets) < 2 or self.offsets[[0, -1]].tolist() != [0, tracks] or not _rises(self.offsets):
@@ -120,9 +121,6 @@ class SessionStore:
     def ids(self) -> pl.Series:
         """[sessions] the external id of each session, kept in memory from now on."""
         return read_column(self.session_ids) if isinstance(self.session_ids, Path) else self.session_ids
-
-    def _num_ids(self) -> int | None:
-        return None if isinstance(self.session_ids, Path) else len(self.session_ids)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -202,16 +200,6 @@ class SessionStore:
         """[B, L] positions in the flat arrays, and which of them belong to the session."""
         check_integer("max_length", max_length)
         rows, ends = np.asarray(rows, dtype=np.int64), np.asarray(ends, dtype=np.int64)
-        self._check_rows(rows, ends)
-        starts = self.offsets.take(rows)
-        # Without this check, an end past the session would read another session.
-        if not np.all((ends >= 1) & (ends <= self.offsets.take(rows + 1) - starts)):
-            raise ValueError(f"`ends` must be from 1 to each session's length, got {ends}. Check the split.")
-        lengths = np.minimum(ends, max_length)
-        columns = np.arange(lengths.max(initial=0))
-        return (starts + ends - lengths)[:, None] + columns, columns < lengths[:, None]
-
-    def _check_rows(self, rows: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         if rows.shape != ends.shape or rows.ndim != 1:
             raise ValueError(
                 f"`rows` and `ends` must have the same length, got shapes {rows.shape} and {ends.shape}. "
@@ -219,6 +207,13 @@ class SessionStore:
             )
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"`rows` must be in 0..{len(self) - 1}, got {rows}. Count sessions from 0.")
+        starts = self.offsets.take(rows)
+        # Without this check, an end past the session would read another session.
+        if not np.all((ends >= 1) & (ends <= self.offsets.take(rows + 1) - starts)):
+            raise ValueError(f"`ends` must be from 1 to each session's length, got {ends}. Check the split.")
+        lengths = np.minimum(ends, max_length)
+        columns = np.arange(lengths.max(initial=0))
+        return (starts + ends - lengths)[:, None] + columns, columns < lengths[:, None]
 
 
 def _take(values: NDArray[Any], places: NDArray[np.int64], valid: NDArray[np.bool_]) -> NDArray[Any]:
