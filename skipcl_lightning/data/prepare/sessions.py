@@ -61,7 +61,7 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
     length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
     by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
-    return cut_at_gaps(ordered.sort(by, maintain_order=True), start, start + length, gap_minutes, schema)
+    return cut_at_gaps(ordered.sort(by, maintain_order=True), start, start + length, gap_minutes)
 
 
 def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
@@ -121,7 +121,7 @@ def label_and_cut(
     labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
     schema = labelled.collect_schema()
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
-    cut = cut_at_gaps(labelled, start, start, gap_minutes, schema)
+    cut = cut_at_gaps(labelled, start, start, gap_minutes)
     return cut.select(name for name in CANONICAL_COLUMNS if name == "session_id" or name in schema)
 
 
@@ -129,8 +129,8 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     """Concatenate the histories of several files, and keep the order of listening of equal times.
 
     A file runs newest first if, among its first 10,000 rows, times fall at least three times, and more than
-    nine times as often as they rise. If one does, all rows get a `tie_order`,
-    which reverses the equal times of such files.
+    nine times as often as they rise. If one does, all rows get a `tie_order`, which reverses the equal times
+    of such files.
     """
     newest_first = [_runs_newest_first(history) for history in histories]
     if not any(newest_first):
@@ -196,15 +196,13 @@ def _open_history(
     return history, schema
 
 
-def cut_at_gaps(
-    ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float, schema: pl.Schema
-) -> pl.LazyFrame:
+def cut_at_gaps(ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float) -> pl.LazyFrame:
     """Add `session_id` to plays sorted by user and time; `start` and `end` are in microseconds."""
     check_number("gap_minutes", gap_minutes, minimum=0, open_minimum=True)
     pause = start - end.shift(1)
     begins = (pause > round(gap_minutes * 60 * _MICROSECONDS)).fill_null(False)
     number = begins.cast(pl.Int64).cum_sum()
-    if "user_id" in schema:
+    if "user_id" in ordered.collect_schema():
         name = pl.format("{}/{}", pl.col("user_id").cast(pl.String).fill_null(""), number.over("user_id"))
     else:
         name = number

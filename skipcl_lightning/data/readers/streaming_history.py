@@ -121,13 +121,8 @@ def read_streaming_history(
     # Whole minutes are too coarse for starts, but long plays of a minute come before short ones.
     within = pl.col("start") if extended else pl.col("ms_played") < _LONG_PLAY
     timed = _parse_time(table).sort(pl.col("timestamp"), within, maintain_order=True)
-    cut = cut_at_gaps(
-        timed.lazy(),
-        pl.col("start"),
-        to_microseconds(pl.col("timestamp"), timed.schema["timestamp"]),
-        gap_minutes,
-        timed.schema,
-    )
+    end = to_microseconds(pl.col("timestamp"), timed.schema["timestamp"])
+    cut = cut_at_gaps(timed.lazy(), pl.col("start"), end, gap_minutes)
     return cut.select(
         "session_id",
         pl.col("spotify_track_uri").alias("item_id"),
