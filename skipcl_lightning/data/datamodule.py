@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,11 +21,18 @@ from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
-from skipcl_lightning.data.prepare.filters import DropReport
-from skipcl_lightning.data.prepare.on_disk import plan_preparation
-from skipcl_lightning.data.prepare.prepared_data import ColdTargets, PreparedData
+from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
+from skipcl_lightning.data.prepare.on_disk import open_store
+from skipcl_lightning.data.prepare.prepared_data import (
+    ColdTargets,
+    PreparationSettings,
+    PreparedData,
+    Storage,
+    prepare_into,
+)
 from skipcl_lightning.data.schema import Table
-from skipcl_lightning.data.splits import Split
+from skipcl_lightning.data.splits import LeaveOneOut, Split
+from skipcl_lightning.data.store.folder import Manifest
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 from skipcl_lightning.functional import next_item_targets
 from skipcl_lightning.functional.positions import TargetRule
@@ -152,7 +159,7 @@ class SessionDataModule(LightningDataModule):
             "skip_threshold": skip_threshold,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        self._prepare, self._skip_threshold = plan_preparation(log, given)
+        self._prepare, self._skip_threshold = _plan_preparation(log, given)
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
         self.mining_score: MiningScore = mining_score
         self.mining_depth = mining_depth
@@ -427,3 +434,31 @@ def _restore_warnings() -> None:
     filters = cast("list[Any]", warnings.filters)
     ours = (_WORKER_ADVICE, _OLD_QUESTION)
     filters[:] = [entry for entry in filters if getattr(entry[1], "pattern", None) not in ours]
+
+
+def _plan_preparation(
+    log: Table | str | Path, given: Mapping[str, Any]
+) -> tuple[Callable[[], PreparedData], float]:
+    """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
+
+    `given` holds the settings of `SessionFilter`, `split` and `cold_targets`; a store has its own.
+    """
+    if isinstance(log, str | Path):
+        if given:
+            raise ValueError(
+                f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
+                "was prepared is settled. Give it to `prepare_store`, or prepare another store."
+            )
+        stored = Manifest.read(Path(log)).settings
+        folder = Path(log).expanduser().absolute()
+        return partial(_open_on_each_rank, folder), float(stored["filter"]["skip_threshold"])
+    rules = dict(given)
+    split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
+    settings = PreparationSettings(SessionFilter(**rules), split, cold_targets)
+    prepare = partial(prepare_into, Storage(), settings.check(log), settings)
+    return prepare, settings.session_filter.skip_threshold
+
+
+def _open_on_each_rank(folder: Path) -> PreparedData:
+    # Only one process of a run reads the whole store to compare the checksums.
+    return open_store(folder, verify=getattr(rank_zero_only, "rank", 0) == 0)

@@ -23,9 +23,9 @@ from skipcl_lightning.data import (
     sessionise,
     simulate_sessions,
 )
+from skipcl_lightning.data.prepare import prepared_data as storage_room
 from skipcl_lightning.data.prepare.prepared_data import PreparedData
 from skipcl_lightning.data.prepare.sessions import label_by_next_play
-from skipcl_lightning.data.store import folder as storage_room
 
 ROWS = st.lists(
     st.tuples(

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out
-from skipcl_lightning.data.prepare.prepared_data import StoreWriter
+from skipcl_lightning.data.prepare.prepared_data import Storage, StoreWriter
 from skipcl_lightning.data.store import session_store as store
-from skipcl_lightning.data.store.folder import Storage
 
 SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
 

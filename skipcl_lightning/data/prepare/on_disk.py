@@ -1,15 +1,10 @@
-"""Session stores on disk: prepare one from a log of any size, and open it; a log or a store by one call."""
+"""Session stores on disk: prepare one from a log of any size, and open it."""
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_only
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
@@ -19,6 +14,7 @@ from skipcl_lightning.data.prepare.prepared_data import (
     ColdTargets,
     PreparationSettings,
     PreparedData,
+    Storage,
     prepare_into,
 )
 from skipcl_lightning.data.schema import Table
@@ -27,7 +23,6 @@ from skipcl_lightning.data.store.folder import (
     MANIFEST,
     SPLIT_NAMES,
     Manifest,
-    Storage,
     check_folder,
     describe_files,
     fingerprint_log,
@@ -40,7 +35,7 @@ from skipcl_lightning.data.store.folder import (
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["open_store", "plan_preparation", "prepare_store"]
+__all__ = ["open_store", "prepare_store"]
 
 _MOST_ATTEMPTS = 50
 
@@ -209,34 +204,6 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         longest_input=manifest.counts["longest_input"],
         caution=manifest.counts["caution"],
     )
-
-
-def plan_preparation(
-    log: Table | str | Path, given: Mapping[str, Any]
-) -> tuple[Callable[[], PreparedData], float]:
-    """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
-
-    `given` holds the settings of `SessionFilter`, `split` and `cold_targets`; a store has its own.
-    """
-    if isinstance(log, str | Path):
-        if given:
-            raise ValueError(
-                f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
-                "was prepared is settled. Give it to `prepare_store`, or prepare another store."
-            )
-        stored = Manifest.read(Path(log)).settings
-        folder = Path(log).expanduser().absolute()
-        return partial(_open_on_each_rank, folder), float(stored["filter"]["skip_threshold"])
-    rules = dict(given)
-    split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
-    settings = PreparationSettings(SessionFilter(**rules), split, cold_targets)
-    prepare = partial(prepare_into, Storage(), settings.check(log), settings)
-    return prepare, settings.session_filter.skip_threshold
-
-
-def _open_on_each_rank(folder: Path) -> PreparedData:
-    # Only one process of a run reads the whole store to compare the checksums.
-    return open_store(folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _is_same(folder: Path, manifest: Manifest) -> bool:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,7 @@ __all__ = [
     "TableParts",
     "arrange_parts",
     "drop_repeated",
+    "in_listening_order",
     "no_progress",
     "order_rows",
     "read_chunks",
@@ -32,6 +33,7 @@ def no_progress(step: str, done: int, total: int | None) -> None:
     """Do nothing."""
 
 
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 _GROUP_ROWS = 1 << 16
 # Keys that are sampled from each part to find the bounds of the parts.
 _SAMPLES = 1 << 12
@@ -163,6 +165,13 @@ def _between(file: Path, key: str, low: Any, high: Any) -> pl.LazyFrame:
     if high is not None:
         rows = rows.filter(pl.col(key) < high)
     return rows
+
+
+def in_listening_order(history: Frame) -> Frame:
+    """Sort plays by `tie_order` if there is one, and drop it."""
+    if "tie_order" not in history.collect_schema():
+        return history
+    return history.sort("tie_order", maintain_order=True).drop("tie_order")
 
 
 def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:

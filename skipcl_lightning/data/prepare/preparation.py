@@ -15,12 +15,13 @@ from skipcl_lightning.data.prepare.parts import (
     TableParts,
     arrange_parts,
     drop_repeated,
+    in_listening_order,
     no_progress,
     order_rows,
     read_chunks,
     run_lengths,
 )
-from skipcl_lightning.data.prepare.sessions import in_listening_order, label_by_next_play, sessionise
+from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]

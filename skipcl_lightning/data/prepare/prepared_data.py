@@ -1,13 +1,14 @@
-"""Prepared data: items, sessions, splits and the counts of the training set."""
+"""Prepared data: items, sessions, splits and counts of the training set, and how they are written."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+from numpy.lib import format as npy
+from numpy.typing import DTypeLike, NDArray
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
@@ -16,11 +17,11 @@ from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_part
 from skipcl_lightning.data.prepare.sessions import to_microseconds
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.splits import SessionBlock, Split, check_split
-from skipcl_lightning.data.store.folder import SPLIT_NAMES, GrowingArray, Storage
+from skipcl_lightning.data.store.folder import SPLIT_NAMES, map_array
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
-__all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "StoreWriter", "prepare_into"]
+__all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "StoreWriter", "prepare_into"]
 
 ColdTargets = Literal["miss", "drop"]
 
@@ -115,6 +116,93 @@ class PreparedData:
         cold = ", ".join(f"{count:,} in {name}" for name, count in self.num_cold_targets.items())
         lines = (str(self.drop_report), f"Targets: {asked}; never seen in training: {cold}.", self.caution)
         return "\n".join(line for line in lines if line)
+
+
+class Storage:
+    """A place for growing arrays and columns: memory, or files of a folder, which need memory for a piece."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def array(self, name: str, dtype: DTypeLike) -> "GrowingArray":
+        """Return a new, empty array, which may be in `name.npy`."""
+        return _ArrayList(dtype) if self.folder is None else _ArrayFile(self.folder / f"{name}.npy", dtype)
+
+    def column(self, name: str) -> "GrowingColumn":
+        """Return a new, empty column of strings or integers, which may be in `name.arrow`."""
+        return _ColumnList(name) if self.folder is None else _ColumnFile(self.folder / f"{name}.arrow")
+
+
+class _ArrayList:
+    def __init__(self, dtype: DTypeLike) -> None:
+        self.pieces: list[NDArray[Any]] = [np.empty(0, dtype=dtype)]
+
+    def append(self, piece: NDArray[Any]) -> None:
+        self.pieces.append(piece.astype(self.pieces[0].dtype, copy=False))
+
+    def finish(self) -> NDArray[Any]:
+        # A single piece, the usual case, is not copied.
+        pieces = [piece for piece in self.pieces if len(piece)] or self.pieces[:1]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class _ColumnList:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pieces: list[pl.Series] = []
+
+    def append(self, piece: pl.Series) -> None:
+        self.pieces.append(piece)
+
+    def finish(self) -> pl.Series:
+        return pl.concat(self.pieces).rename(self.name)
+
+
+class _ArrayFile:
+    # Opened for each piece, so an error leaves no open file behind.
+    def __init__(self, file: Path, dtype: DTypeLike) -> None:
+        self.file = file
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        with file.open("wb") as stream:
+            self._write_header(stream)
+
+    def append(self, piece: NDArray[Any]) -> None:
+        with self.file.open("ab") as stream:
+            stream.write(np.ascontiguousarray(piece, dtype=self.dtype).data)
+        self.length += len(piece)
+
+    def finish(self) -> NDArray[Any]:
+        with self.file.open("r+b") as stream:
+            self._write_header(stream)
+        return map_array(self.file)
+
+    def _write_header(self, stream: IO[bytes]) -> None:
+        # numpy's header has room for a larger first dimension, so its length does not change.
+        npy.write_array_header_1_0(
+            stream,
+            {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
+        )
+
+
+class _ColumnFile:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.pieces: list[Path] = []
+
+    def append(self, piece: pl.Series) -> None:
+        self.pieces.append(self.file.with_suffix(f".{len(self.pieces)}"))
+        piece.rename(self.file.stem).to_frame().write_ipc(self.pieces[-1])
+
+    def finish(self) -> Path:
+        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
+        for piece in self.pieces:
+            piece.unlink()
+        return self.file
+
+
+GrowingArray = _ArrayList | _ArrayFile
+GrowingColumn = _ColumnList | _ColumnFile
 
 
 class StoreWriter:

@@ -2,17 +2,16 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TypeVar
 
 import polars as pl
 
 from skipcl_lightning._checks import check_number
+from skipcl_lightning.data.prepare.parts import in_listening_order
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_columns, resolve_schema, to_frame
 
 __all__ = [
     "cut_at_gaps",
     "flag_to_feedback",
-    "in_listening_order",
     "join_histories",
     "label_and_cut",
     "label_by_next_play",
@@ -21,7 +20,6 @@ __all__ = [
     "to_microseconds",
 ]
 
-Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 _MICROSECONDS = 1_000_000
 _PLACE = "(place)"
 # More than the rows of any file, so that the next file's come after them.
@@ -141,13 +139,6 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         order = number * _MOST_ROWS + (-place if backwards else place)
         numbered.append(history.with_row_index(_PLACE).with_columns(order.alias("tie_order")).drop(_PLACE))
     return pl.concat(numbered)
-
-
-def in_listening_order(history: Frame) -> Frame:
-    """Sort plays by `tie_order` if there is one, and drop it."""
-    if "tie_order" not in history.collect_schema():
-        return history
-    return history.sort("tie_order", maintain_order=True).drop("tie_order")
 
 
 def _runs_newest_first(history: pl.LazyFrame) -> bool:

@@ -9,12 +9,8 @@ from typing import Literal, cast
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.prepare.sessions import (
-    flag_to_feedback,
-    in_listening_order,
-    join_histories,
-    sessionise,
-)
+from skipcl_lightning.data.prepare.parts import in_listening_order
+from skipcl_lightning.data.prepare.sessions import flag_to_feedback, join_histories, sessionise
 from skipcl_lightning.data.readers.columns import (
     Column,
     cast_column,

@@ -1,4 +1,4 @@
-"""The folder of a session store: its manifest, its place on the disk, and its arrays and columns."""
+"""The folder of a session store: its manifest, its place on the disk, and its mapped files."""
 
 import errno
 import hashlib
@@ -12,19 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
-from numpy.lib import format as npy
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 __all__ = [
     "MANIFEST",
     "SPLIT_NAMES",
-    "GrowingArray",
     "Manifest",
-    "Storage",
     "check_folder",
     "describe_files",
     "fingerprint_log",
@@ -266,90 +263,3 @@ def read_column(file: Path) -> pl.Series:
     # As a stream, because polars takes a path with brackets for a pattern.
     with file.open("rb") as stream:
         return pl.read_ipc(stream).to_series()
-
-
-class Storage:
-    """A place for growing arrays and columns: memory, or files of a folder, which need memory for a piece."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-
-    def array(self, name: str, dtype: DTypeLike) -> "GrowingArray":
-        """Return a new, empty array, which may be in `name.npy`."""
-        return _ArrayList(dtype) if self.folder is None else _ArrayFile(self.folder / f"{name}.npy", dtype)
-
-    def column(self, name: str) -> "GrowingColumn":
-        """Return a new, empty column of strings or integers, which may be in `name.arrow`."""
-        return _ColumnList(name) if self.folder is None else _ColumnFile(self.folder / f"{name}.arrow")
-
-
-class _ArrayList:
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.pieces: list[NDArray[Any]] = [np.empty(0, dtype=dtype)]
-
-    def append(self, piece: NDArray[Any]) -> None:
-        self.pieces.append(piece.astype(self.pieces[0].dtype, copy=False))
-
-    def finish(self) -> NDArray[Any]:
-        # A single piece, the usual case, is not copied.
-        pieces = [piece for piece in self.pieces if len(piece)] or self.pieces[:1]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-class _ColumnList:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.pieces: list[pl.Series] = []
-
-    def append(self, piece: pl.Series) -> None:
-        self.pieces.append(piece)
-
-    def finish(self) -> pl.Series:
-        return pl.concat(self.pieces).rename(self.name)
-
-
-class _ArrayFile:
-    # Opened for each piece, so an error leaves no open file behind.
-    def __init__(self, file: Path, dtype: DTypeLike) -> None:
-        self.file = file
-        self.dtype = np.dtype(dtype)
-        self.length = 0
-        with file.open("wb") as stream:
-            self._write_header(stream)
-
-    def append(self, piece: NDArray[Any]) -> None:
-        with self.file.open("ab") as stream:
-            stream.write(np.ascontiguousarray(piece, dtype=self.dtype).data)
-        self.length += len(piece)
-
-    def finish(self) -> NDArray[Any]:
-        with self.file.open("r+b") as stream:
-            self._write_header(stream)
-        return map_array(self.file)
-
-    def _write_header(self, stream: IO[bytes]) -> None:
-        # numpy's header has room for a larger first dimension, so its length does not change.
-        npy.write_array_header_1_0(
-            stream,
-            {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
-        )
-
-
-class _ColumnFile:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.pieces: list[Path] = []
-
-    def append(self, piece: pl.Series) -> None:
-        self.pieces.append(self.file.with_suffix(f".{len(self.pieces)}"))
-        piece.rename(self.file.stem).to_frame().write_ipc(self.pieces[-1])
-
-    def finish(self) -> Path:
-        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
-        for piece in self.pieces:
-            piece.unlink()
-        return self.file
-
-
-GrowingArray = _ArrayList | _ArrayFile
-GrowingColumn = _ColumnList | _ColumnFile
