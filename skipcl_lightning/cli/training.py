@@ -15,7 +15,8 @@ import polars as pl
 import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -23,11 +24,10 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
-from skipcl_lightning.cli.progress_bar import ShortProgressBar
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["TrainingCLI", "run_training"]
+__all__ = ["ShortProgressBar", "TrainingCLI", "run_training"]
 
 # No default parts: jsonargparse would pass all settings of a default part to the part that replaces it.
 MODEL = {"class_path": "skipcl_lightning.SkipCLModule"}
@@ -45,6 +45,8 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType(
         "next_item_loss": NEXT_ITEM_LOSSES,
     }
 )
+# Lightning gives the metrics about 17 of 80 columns.
+SHORT_METRICS = {"train/loss": "loss", "val/skip_hit_rate@": "SkipHR@", "val/hit_rate@": "HR@"}
 # A longer line of help or of an error lists all classes or settings.
 LONGEST_LINE = 400
 
@@ -80,6 +82,19 @@ class TrainingParser(LightningArgumentParser):
         text = text if cause is None or cause is ex else f"{text}\nThe cause: {cause}"
         suggestion = _suggest_part(str(cause or message))
         super().error(f"{text}.{suggestion}" if suggestion else text, ex)
+
+
+class ShortProgressBar(RichProgressBar):
+    """Lightning's progress bar, with short names of our metrics, each on a line of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_text_delimiter="\n"))
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the metrics without the version of the run, which is the name of its folder."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {_shorten_metric(name): value for name, value in metrics.items()}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -324,6 +339,12 @@ def _raised_in(error: BaseException) -> str:
     """Return the name of the module that raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def _shorten_metric(name: str) -> str:
+    for long, short in SHORT_METRICS.items():
+        name = name.replace(long, short)
+    return name
 
 
 def _cut_lines(text: str) -> str:

@@ -89,8 +89,8 @@ def test_a_run_ends_with_its_result_and_what_to_do_next(trained, skipcl, monkeyp
 
 
 def test_the_progress_bar_shows_both_hit_rates(trained):
-    assert "val/hit_rate@10" in trained[1]
-    assert "val/skip_hit_rate" in trained[1]
+    assert re.search(r"\bHR@10: 0\.\d{3}", trained[1])
+    assert re.search(r"\bSkipHR@10: 0\.\d{3}", trained[1])
 
 
 def test_a_run_that_stopped_early_says_so(skipcl, capsys):

@@ -11,8 +11,7 @@ import termios
 import pytest
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-from skipcl_lightning.cli.progress_bar import ShortProgressBar
-from skipcl_lightning.cli.training import run_training
+from skipcl_lightning.cli.training import ShortProgressBar, run_training
 
 SMALL = [
     "fit", "--config", "simulated/sasrec", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",

@@ -13,6 +13,7 @@ from skipcl_lightning.functional import (
     chunked_gbce_loss,
     gbce_loss,
 )
+from skipcl_lightning.functional.next_item.shared_negatives import chunked_mean, shared_logits
 
 DTYPE = torch.float64
 
@@ -301,3 +302,25 @@ def test_a_regularisation_out_of_range_is_named(regularisation):
     for loss in (bpr_max_loss, chunked_bpr_max_loss):
         with pytest.raises(ValueError, match=r"`regularisation` must be in \[0, inf\)"):
             loss(*parameters, target, negatives, regularisation=regularisation)
+
+
+def test_a_loss_of_ones_own_is_a_formula_of_logits():
+    table = torch.tensor([[9.0], [1.0], [2.0]])
+    target, negatives = torch.tensor([2]), torch.tensor([1, 2])
+    own, logits, is_target = shared_logits(torch.ones(1, 1), table, target, negatives, sparse_gradients=False)
+    assert (own.tolist(), logits.tolist(), is_target.tolist()) == ([[2.0]], [[1.0, 2.0]], [[False, True]])
+
+    def margin(own, logits, is_target):
+        return (1 + logits - own).clamp(min=0).masked_fill(is_target, 0).sum(dim=1)
+
+    found = chunked_mean(
+        torch.ones(1, 1),
+        torch.tensor([[9.0], [1.0], [1.5]]),
+        target,
+        negatives,
+        None,
+        formula=margin,
+        sparse_gradients=False,
+        chunk_size=None,
+    )
+    assert found == 0.5

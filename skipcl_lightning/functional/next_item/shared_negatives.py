@@ -27,29 +27,9 @@ _DEVICE_LOGITS = 1 << 26
 def shared_logits(
     query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, *, sparse_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logits of targets and shared negatives.
+    """Return the logits of targets [N, 1] and shared negatives [N, K], and where a negative is the target.
 
-    Args:
-        query: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding.
-        target: [N] int64 in 1..V.
-        negatives: [K] int64 in 1..V.
-        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
-            tensor of the used rows.
-
-    Returns:
-        [N, 1] logits of the targets, [N, K] logits of the negatives, and [N, K] bool, True where a negative
-        is the query's target.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree, or a target is not in 1..V.
-
-    Examples:
-        >>> table = torch.tensor([[9.0], [1.0], [2.0]])
-        >>> target, negatives = torch.tensor([2]), torch.tensor([1, 2])
-        >>> shared_logits(torch.ones(1, 1), table, target, negatives, sparse_gradients=False)
-        (tensor([[2.]]), tensor([[1., 2.]]), tensor([[False,  True]]))
+    The arguments are those of the losses, `gbce_loss` for one, which the function checks.
     """
     check_softmax_arguments(query, item_embeddings, target)
     check_shape("negatives", negatives, "K", dtype=torch.int64)
@@ -73,11 +53,7 @@ def chunked_mean(
     sparse_gradients: bool,
     chunk_size: int | None,
 ) -> Tensor:
-    r"""Return the weighted mean of a loss against shared negatives, computed in chunks of queries.
-
-    $$
-    L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}
-    $$
+    """Return the weighted mean of a loss against shared negatives, computed in chunks of queries.
 
     The gradient of a chunk is computed with its loss, while its logits are in the CPU's cache, and the [N, K]
     logits are never held at once. There is no second derivative and no gradient of the weights. Within
@@ -99,25 +75,6 @@ def chunked_mean(
 
     Returns:
         A scalar; exactly 0, with a zero gradient, without queries.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype, or `chunk_size` is no integer.
-        ValueError: Shapes disagree, a target is not in 1..V, or `chunk_size` is below 1.
-
-    Examples:
-        >>> def margin(own, logits, is_target):
-        ...     return (1 + logits - own).clamp(min=0).masked_fill(is_target, 0).sum(dim=1)
-        >>> chunked_mean(
-        ...     torch.ones(1, 1),
-        ...     torch.tensor([[9.0], [1.0], [1.5]]),
-        ...     torch.tensor([2]),
-        ...     torch.tensor([1, 2]),
-        ...     None,
-        ...     formula=margin,
-        ...     sparse_gradients=False,
-        ...     chunk_size=None,
-        ... )
-        tensor(0.5000)
     """
     sizes = check_softmax_arguments(query, item_embeddings, target)
     check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
