@@ -59,22 +59,9 @@ def chunked_mean(
     logits are never held at once. There is no second derivative and no gradient of the weights. Within
     `torch.compile` the formula is applied to all logits at once.
 
-    Args:
-        query: [N, D] floating point.
-        item_embeddings: [V + 1, D] floating point; row 0 is padding.
-        target: [N] int64 in 1..V.
-        negatives: [K] int64 in 1..V, shared by all queries.
-        weight: [N] floating point, 0 or more; None for equal weights.
-        formula: The loss as a function of logits. It must be finite, with finite gradients, where all
-            negatives are the target.
-        slopes: The loss and its gradient, in less time than by autograd; None for autograd.
-        precision: The dtype of the products; None for autocast's, or the query's own.
-        sparse_gradients: Whether the gradient of `item_embeddings`, which must then be a leaf, is a sparse
-            tensor of the used rows.
-        chunk_size: Queries in a chunk; None for about 2^18 logits on a CPU and 2^26 elsewhere.
-
-    Returns:
-        A scalar; exactly 0, with a zero gradient, without queries.
+    `formula` must be finite, with finite gradients, where all negatives are the target. `slopes` takes less
+    time than autograd, the default. `precision` is the dtype of the products; None for autocast's, or the
+    query's own. The other arguments are those of `chunked_gbce_loss`, as are the result and the errors.
     """
     sizes = check_softmax_arguments(query, item_embeddings, target)
     check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
