@@ -65,8 +65,6 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
             Path(kwargs["config"].docs_dir).with_name("CONTRIBUTING.md").read_text(encoding="utf-8")
         )
         markdown += contributing.partition("\n")[2]
-    # A long diagram from left to right would shrink to the width of the page.
-    markdown = markdown.replace("flowchart LR", "flowchart TD")
     client, numbers = Merman(), count()
 
     def draw(match: re.Match[str]) -> str:
