@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import label_by_next_play, sessionise
+from skipcl_lightning.data.prepare.parts import in_listening_order
+from skipcl_lightning.data.prepare.sessions import join_histories, times_fall
 
 START = datetime(2024, 5, 1)
 PLAYS = st.lists(
@@ -116,3 +118,17 @@ def test_parts_of_seconds_are_rounded_and_not_cut_off():
     plays = pl.DataFrame({"item_id": [1, 2], "timestamp": [0.0, 60.29]})
     cut = sessionise(plays, gap_minutes=60.29 / 60)
     assert cut.collect()["session_id"].to_list() == [0, 0]
+
+
+def test_times_fall_where_nearly_all_neighbours_of_one_owner_do():
+    assert times_fall(pl.Series([9, 5, 5, 2, 1]))
+    assert not times_fall(pl.Series([9, 5, 8, 2, 1]))
+    assert not times_fall(pl.Series([9, 5, 5, 2]))
+    assert not times_fall(pl.Series([9, 8, 7, 6]), pl.Series([1, 2, 3, 4]))
+
+
+def test_equal_times_of_a_file_that_runs_newest_first_are_reversed():
+    history = pl.LazyFrame({"item_id": [*"edcba"], "timestamp": [9, 5, 5, 2, 1]})
+    joined = join_histories([history])
+    assert joined.collect()["tie_order"].to_list() == [0, -1, -2, -3, -4]
+    assert "".join(in_listening_order(joined).collect()["item_id"]) == "abcde"

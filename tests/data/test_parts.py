@@ -1,0 +1,32 @@
+import polars as pl
+
+from skipcl_lightning.data.prepare.parts import arrange_parts, drop_repeated, order_rows, read_chunks
+
+
+def test_rows_are_sorted_by_key_and_order_and_equal_ones_stay():
+    rows = [("b", 1, 0), ("a", 2, 1), ("a", 1, 2), ("a", 1, 3)]
+    table = pl.DataFrame(rows, schema=["key", "order", "place"], orient="row")
+    assert order_rows(table, "key", "order").rows() == [("a", 1, 2), ("a", 1, 3), ("a", 2, 1), ("b", 1, 0)]
+
+
+def test_sorted_rows_are_returned_as_they_are():
+    table = pl.DataFrame({"key": ["a", "a", "b"], "order": [1, 2, 1]})
+    assert order_rows(table, "key", "order") is table
+
+
+def test_only_rows_that_are_equal_in_every_column_are_dropped():
+    table = pl.DataFrame({"key": ["a", "a", "a"], "order": [1, 1, 1], "item": [7, 8, 7]})
+    assert drop_repeated(table, "key", "order")["item"].to_list() == [7, 8]
+
+
+def test_a_table_is_read_in_chunks_or_at_once():
+    table = pl.DataFrame({"item_id": [7, 8, 9]})
+    assert [chunk.height for chunk in read_chunks(table, rows=2)] == [2, 1]
+    assert [chunk.height for chunk in read_chunks(table, rows=None)] == [3]
+    assert [chunk.height for chunk in read_chunks(table.clear(), rows=2)] == [0]
+
+
+def test_all_rows_of_a_key_are_in_one_part_and_keys_ascend(tmp_path):
+    chunks = [pl.DataFrame({"key": ["b", "a"]}), pl.DataFrame({"key": ["a", "c"]})]
+    parts = arrange_parts(iter(chunks), "key", 2, tmp_path)
+    assert [sorted(part["key"]) for part in parts] == [["a", "a"], ["b", "c"]]
