@@ -1,7 +1,9 @@
 import pytest
 import yaml
 
+from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.callbacks import ChooseTransitionWeight, ListDiagnostics
 from skipcl_lightning.cli.configs import configuration_names, read_configuration
 from skipcl_lightning.cli.training import TrainingCLI
 
@@ -40,6 +42,10 @@ def test_a_configuration_is_complete(name, small_store, monkeypatch, tmp_path):
     assert cli.trainer.checkpoint_callback.monitor.removeprefix("val/") in {
         str(key) for key in cli.model.val_metrics.keys(keep_base=True)
     } | {f"ndcg@{k}" for k in cli.model.hparams["top_k"]}
+    assert cli.model.transition_weight > 0
+    # The weight is chosen before the validation that the other callbacks see.
+    assert isinstance(cli.trainer.callbacks[0], ChooseTransitionWeight)
+    assert any(isinstance(callback, ListDiagnostics) for callback in cli.trainer.callbacks)
 
 
 @pytest.mark.parametrize(("number", "backbone"), list(enumerate(BACKBONE_NAMES)))
@@ -48,6 +54,28 @@ def test_a_configuration_trains(number, backbone, skipcl, small_store, tmp_path)
     few = ["--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.log_every_n_steps", 1]
     skipcl("fit", "--config", name, "--data.log", small_store, "--data.batch_size", 16, *few, *HERE)
     assert (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("simulated/sasrec", ["--trainer.max_steps", 5, "--trainer.limit_val_batches", 2]),
+        ("table/gru4rec", ["--trainer.max_steps", 2, "--trainer.limit_val_batches", 0]),
+        ("mssd/bert4rec", ["--trainer.max_epochs", 1, "--model.transition_weight", 0]),
+        ("ml-1m/caser", ["--trainer.max_epochs", 1, "--trainer.val_check_interval", 2]),
+    ],
+)
+def test_a_configuration_takes_any_flag(name, flags, skipcl, small_store, tmp_path):
+    few = ["--data.batch_size", 16, "--trainer.log_every_n_steps", 1]
+    skipcl("fit", "--config", name, "--data.log", small_store, *few, *flags, *HERE)
+    run = tmp_path / "lightning_logs/version_0"
+    module = SkipCLModule.load_from_checkpoint(run / "checkpoints/best.ckpt")
+    counted = "--model.transition_weight" not in flags
+    assert (module.model.transitions is not None) == counted
+    columns = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    validated = 0 not in flags or not counted
+    assert ("lists/last_item_first" in columns) == validated
+    assert ("transition_weight" in columns) == (validated and counted)
 
 
 def test_the_command_lists_all_and_prints_one_that_can_be_edited(skipcl, capsys, tmp_path, small_store):
