@@ -20,15 +20,18 @@ class SkipPrediction(WeightedHead):
     It learns the logit of listening to item i after position t,
 
     $$
-    a(t, i) = w_t \cdot k(i) + b(i), \qquad w_t = W z_t, \qquad k(i) = v(i) + P e(i)
+    a(t, i) = w_t \cdot k(i) + b(i), \qquad w_t = W z_t, \qquad k(i) = v(i) + P e(i) + k_0
     $$
 
     from the backbone's output z_t and the item embedding e(i), with an own vector v(i) and bias b(i) of each
-    item. The ranking can use it with a weight that is chosen after training, the penalty: the inner product
+    item. The common vector k_0 makes w_t · k_0 the part that depends on the session alone: it changes
+    probabilities, but no ranking.
+
+    The ranking can use the logit with a weight that is chosen after training, the penalty: the inner product
     of `extended_query` and `extended_table` is z_t · e(i) + penalty · a(t, i).
 
-    The own vectors, own biases and P are zero at first, so an item that training never saw is neither avoided
-    nor preferred beyond the common bias.
+    All but W are zero at first, so an item that training never saw is neither avoided nor preferred by a
+    vector or bias of its own.
 
     `SkipCLModule` calls `materialise` with its item table. In a module of your own, call it once before the
     optimizer is made.
@@ -53,7 +56,7 @@ class SkipPrediction(WeightedHead):
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, or k(i) has no part.
+        ValueError: A setting is out of range, or k(i) does not depend on the item.
 
     Reference:
         See `skip_prediction_loss`.
@@ -108,6 +111,7 @@ class SkipPrediction(WeightedHead):
         self.item_projection: nn.Parameter | None = None  # P, [M, D]
         self.vectors: nn.Parameter | None = None  # v, [V + 1, M]
         self.biases: nn.Parameter | None = None  # [V + 1]
+        self.vector = nn.Parameter(torch.zeros(vector_size))  # k_0
         self.bias = nn.Parameter(torch.zeros(1))
         # Set by `evaluation.calibrate_skip_prediction`.
         self.temperature: Tensor
@@ -215,10 +219,12 @@ class SkipPrediction(WeightedHead):
         projection = self._session_projection
         known = {"V+1": self.num_rows or 0, "D": projection.shape[1]}
         check_shape("item_embeddings", item_embeddings, "V+1 D", known, floating=True)
-        parts = [] if self.vectors is None else [at_least_float32(self.vectors)]
+        vectors = at_least_float32(self.vector).expand(len(item_embeddings), -1)
+        if self.vectors is not None:
+            vectors = vectors + self.vectors
         if self.item_projection is not None:
-            parts.append(_project(item_embeddings, self.item_projection))
-        return sum(parts[1:], start=parts[0])
+            vectors = vectors + _project(item_embeddings, self.item_projection)
+        return vectors
 
     @property
     def item_bias(self) -> Tensor:
@@ -311,12 +317,12 @@ class SkipPrediction(WeightedHead):
 
     def _vectors_of(self, items: Tensor, embeddings: Tensor) -> Tensor:
         """[..., M]: k of some items, [...], with their embeddings, [..., D]."""
-        parts = []
+        vectors = at_least_float32(self.vector).expand(*items.shape, -1)
         if self.vectors is not None:
-            parts.append(at_least_float32(F.embedding(items, self.vectors)))
+            vectors = vectors + F.embedding(items, self.vectors)
         if self.item_projection is not None:
-            parts.append(_project(embeddings, self.item_projection))
-        return sum(parts[1:], start=parts[0])
+            vectors = vectors + _project(embeddings, self.item_projection)
+        return vectors
 
     def _bias_of(self, items: Tensor) -> Tensor:
         """[...]: b of some items, [...]."""

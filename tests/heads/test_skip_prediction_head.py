@@ -49,7 +49,9 @@ def slow_logit(head, query, item, table):
         session = sum(
             float(w) * float(z) for w, z in zip(weights["session_projection"][m], query, strict=True)
         )
-        own = float(weights["vectors"][item, m]) if head.own_vectors else 0.0
+        own = float(weights["vector"][m])
+        if head.own_vectors:
+            own += float(weights["vectors"][item, m])
         if head.project_embeddings:
             projection = weights["item_projection"][m]
             own += sum(float(p) * float(e) for p, e in zip(projection, table[item], strict=True))
@@ -112,6 +114,17 @@ def test_an_untrained_head_prefers_no_item():
     head.materialise(table)
     assert not head.item_vectors(table).any()
     assert not head.item_bias.any()
+
+
+def test_what_depends_on_the_session_alone_changes_no_ranking():
+    query, table = tensors()
+    head = filled(SkipPrediction(), table)
+    before = head.extended_query(query[0], 0.5) @ head.extended_table(table).T
+    head.vector.data += 1
+    after = head.extended_query(query[0], 0.5) @ head.extended_table(table).T
+    difference = after - before
+    assert (difference.abs() > 0.1).any()
+    torch.testing.assert_close(difference, difference[:, :1].expand(-1, 10), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("stop", [False, True])
@@ -276,6 +289,7 @@ def test_a_module_makes_the_head_for_its_own_items():
         "item_projection": 2,
         "vectors": 2,
         "biases": 1,
+        "vector": 1,
         "bias": 1,
     }
 
