@@ -189,6 +189,19 @@ def test_the_trade_off_chooses_the_largest_harmless_penalty(data, trained, tmp_p
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_trade_off_may_spend_what_a_model_gained_over_another(data, trained):
+    module, _ = trained
+    popular = evaluate(Popularity(data.item_counts), data, split="validation", num_resamples=200)
+    front = skip_trade_off(module, data, penalties=(1.0, 4.0, 300.0), reference=popular, num_resamples=200)
+    differences = front.table["hit_rate@10"] - popular["hit_rate@10"]
+    assert front.table["hit_rate_difference"].to_list() == pytest.approx(differences.to_list())
+    own = skip_trade_off(module, data, penalties=(1.0, 4.0, 300.0), num_resamples=200)
+    assert own.penalty < front.penalty < 300
+    other = evaluate(Popularity(data.item_counts), data, num_resamples=200)
+    with pytest.raises(ValueError, match="must share the protocol, got split 'test' and 'validation'"):
+        skip_trade_off(module, data, penalties=(1.0,), reference=other, num_resamples=200)
+
+
 def test_what_cannot_be_is_named(data, trained, tmp_path):
     module, _ = trained
     plain = build(data, SkipInfoNCE(weight=0.1))

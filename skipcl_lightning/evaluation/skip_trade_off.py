@@ -12,6 +12,7 @@ from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import Split, evaluate
 from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.module import SkipCLModule
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SkipTradeOff", "skip_trade_off"]
 
-PENALTIES = (0.0, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
+PENALTIES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,10 @@ class SkipTradeOff:
 
     Args:
         table: One row for each penalty, ascending: `skip_penalty`; the hit rate and skip hit rate at the
-            cut-off; and for both, the paired difference from a penalty of 0 with its interval by session,
-            as `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with `skip_hit_rate_` before.
-        penalty: The largest penalty whose hit rate is not significantly lower than at 0.
+            cut-off; and for both, the paired difference from a penalty of 0, or from the reference, with its
+            interval by session, as `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with
+            `skip_hit_rate_` before.
+        penalty: The largest penalty whose hit rate is not significantly lower; 0 if all are.
         cut_off: k of the metrics.
         split: The set on which they were measured.
     """
@@ -41,7 +43,7 @@ class SkipTradeOff:
     split: Split
 
     def save_plot(self, path: str | Path) -> Path:
-        """Write a PNG of both metrics against each other, with intervals of the differences from 0.
+        """Write a PNG of both metrics against each other, with intervals of the differences.
 
         Args:
             path: The file.
@@ -56,7 +58,10 @@ class SkipTradeOff:
 
         table, k = self.table, self.cut_off
         hits, skips = (table[f"{name}@{k}"].to_numpy() for name in ("hit_rate", "skip_hit_rate"))
-        base = {"hit_rate": hits[0], "skip_hit_rate": skips[0]}
+        base = {
+            "hit_rate": hits[0] - table["hit_rate_difference"][0],
+            "skip_hit_rate": skips[0] - table["skip_hit_rate_difference"][0],
+        }
         low, high = ({n: base[n] + table[f"{n}_{side}"].to_numpy() for n in base} for side in ("low", "high"))
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.subplots()
@@ -81,7 +86,7 @@ class SkipTradeOff:
         axes.invert_xaxis()
         axes.set_xlabel(f"SkipHitRate@{k} (fewer skipped tracks to the right)")
         axes.set_ylabel(f"HitRate@{k}")
-        axes.set_title(f"Skip penalty, {self.split} set; bars: intervals of the difference from 0")
+        axes.set_title(f"Skip penalty, {self.split} set; bars: intervals of the difference")
         axes.grid(alpha=0.3)
         path = Path(path)
         write: Callable[[Path], None] = lambda part: figure.savefig(part, format="png", dpi=150)  # noqa: E731
@@ -96,6 +101,7 @@ def skip_trade_off(
     penalties: Sequence[float] = PENALTIES,
     cut_off: int = 10,
     split: Split = "validation",
+    reference: EvaluationReport | None = None,
     confidence: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -103,7 +109,9 @@ def skip_trade_off(
     """Measure hit rate against skip hit rate at several penalties, and choose a penalty.
 
     The choice is the largest penalty whose hit rate is not significantly lower than without a penalty, by a
-    paired bootstrap over whole sessions. Choose on the validation set, then read the test set once:
+    paired bootstrap over whole sessions. With a `reference`, another model's report, its hit rate must be
+    kept instead: a model that hits more often can spend what it gained on fewer skipped tracks. Choose on
+    the validation set, then read the test set once:
 
         front = skip_trade_off(module, data)
         module.skip_penalty = front.penalty
@@ -115,6 +123,8 @@ def skip_trade_off(
         penalties: The penalties, each at least 0; 0 is added if it is missing.
         cut_off: k of the hit rates.
         split: `validation` or `test`.
+        reference: The report on the same split whose hit rate must be kept, with `cut_off` among its
+            `top_k` and with intervals; None for the module's own at a penalty of 0.
         confidence: The coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions, at least 1.
         seed: Seed of the resamples.
@@ -124,8 +134,8 @@ def skip_trade_off(
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: The module has no `SkipPrediction` head, a setting is out of range, or the set has no
-            listened or no skipped targets.
+        ValueError: The module has no `SkipPrediction` head, a setting is out of range, the set has no
+            listened or no skipped targets, or `reference` has another protocol.
 
     Examples:
         >>> from skipcl_lightning.backbones import GRU4Rec
@@ -146,7 +156,7 @@ def skip_trade_off(
             module,
             data,
             split=split,
-            top_k=(cut_off,),
+            top_k=(cut_off,) if reference is None else reference.settings["top_k"],
             confidence=confidence,
             num_resamples=num_resamples,
             seed=seed,
@@ -166,11 +176,11 @@ def skip_trade_off(
     rows = []
     for penalty, report in reports.items():
         row = {"skip_penalty": penalty} | {metric: report[metric] for metric in names.values()}
-        differences = compare(reports[0.0], report)
+        differences = compare(reports[0.0] if reference is None else reference, report)
         for name, metric in names.items():
             found = differences.row(by_predicate=pl.col("metric") == metric, named=True)
             row |= {f"{name}_{column}": found[column] for column in ("difference", "low", "high")}
         rows.append(row)
     table = pl.DataFrame(rows)
-    chosen = table.filter(pl.col("hit_rate_high") >= 0)["skip_penalty"].max()
-    return SkipTradeOff(table, float(str(chosen)), cut_off, split)
+    harmless = table.filter(pl.col("hit_rate_high") >= 0)["skip_penalty"].to_list()
+    return SkipTradeOff(table, max(harmless, default=0.0), cut_off, split)

@@ -1,0 +1,185 @@
+"""What the feedback input, heads, transitions and the skip penalty change, on a log of real sessions.
+
+python tests/benchmarks/skip_dial.py sessions.parquet results.csv      # about 15 minutes a seed on one core
+python tests/benchmarks/skip_dial.py sessions.parquet results.csv --backbones [GRU4Rec] --seeds 3
+
+The columns of the log, the split and the training are those of transitions.py. Weights and penalties are
+chosen on the validation set, and the test set is read once for each model. A run that is in `results.csv` is
+not repeated. Prints Markdown: means over the seeds, then the paired differences from the plain model, with a
+95 % interval over the seeds and the least and greatest bound of the seeds' intervals over sessions.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jsonargparse import auto_cli
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+from transitions import make_backbone, read
+
+from skipcl_lightning import SkipCLModule, evaluate
+from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation import (
+    EvaluationReport,
+    ItemAndLastSkipRate,
+    ItemSkipRate,
+    LastSkipRate,
+    calibrate_skip_prediction,
+    choose_transition_weight,
+    compare,
+    compare_skip_predictions,
+    skip_trade_off,
+)
+from skipcl_lightning.evaluation.statistics import student_margin
+from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
+
+METRICS = (
+    "hit_rate@1",
+    "hit_rate@10",
+    "ndcg@10",
+    "skip_hit_rate@10",
+    "skip_mrr@10",
+    "pairwise_skip_accuracy",
+    "last_item_first",
+)
+COMPARED = ("hit_rate@1", "hit_rate@10", "skip_hit_rate@10", "skip_mrr@10")
+PLAIN = "plain"
+
+
+def skip_dial(
+    sessions: Path, results: Path, backbones: tuple[str, ...] = ("SASRec",), seeds: int = 3, epochs: int = 8
+) -> None:
+    """Run what is missing, then print the tables.
+
+    Args:
+        sessions: The Parquet file.
+        results: The CSV file of the results, which is extended.
+        backbones: Backbones of `transitions.py`.
+        seeds: The number of trainings of each model.
+        epochs: The epochs of each.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    done = pl.read_csv(results) if results.exists() else None
+    data = None
+    for name in backbones:
+        for seed in range(seeds):
+            if done is not None and done.filter(backbone=name, seed=seed).height:
+                continue
+            data = read(sessions) if data is None else data
+            rows = pl.DataFrame(run(name, seed, data, epochs))
+            done = rows if done is None else pl.concat([done, rows], how="diagonal")
+            done.write_csv(results)
+    assert done is not None, "at least one backbone and seed"
+    print_tables(done.filter(pl.col("backbone").is_in(backbones), pl.col("seed") < seeds))
+
+
+def run(name: str, seed: int, data: SessionDataModule, epochs: int) -> list[dict[str, float | str]]:
+    """Train all models of one seed; return a row for each model that is tested."""
+    rows: list[dict[str, float | str]] = []
+    plain: EvaluationReport | None = None
+
+    def add(variant: str, module: SkipCLModule) -> EvaluationReport:
+        report = evaluate(module, data, compare_markov=False)
+        row: dict[str, float | str] = {
+            "backbone": name,
+            "seed": seed,
+            "variant": variant,
+            "transition_weight": module.transition_weight,
+            "skip_penalty": module.skip_penalty,
+        }
+        row |= {metric: report[metric] for metric in METRICS}
+        if plain is not None:
+            for found in (
+                compare(plain, report).filter(pl.col("metric").is_in(COMPARED)).iter_rows(named=True)
+            ):
+                row |= {f"{found['metric']} {end}": found[end] for end in ("low", "high")}
+        rows.append(row)
+        print(variant, {metric: round(report[metric], 4) for metric in METRICS}, flush=True)
+        return report
+
+    module = fit(make_backbone(name), None, data, seed, epochs, feedback_input=False)
+    plain = add(PLAIN, module)
+    kept = evaluate(module, data, split="validation", top_k=(10,), num_resamples=300, compare_markov=False)
+    add("+ feedback input", fit(make_backbone(name), None, data, seed, epochs))
+    add("+ feedback, SkipInfoNCE", fit(make_backbone(name), SkipInfoNCE(weight=0.1), data, seed, epochs))
+    module = fit(make_backbone(name), SkipPrediction(), data, seed, epochs)
+    add("+ feedback, SkipPrediction", module)
+    module.skip_penalty = skip_trade_off(module, data, num_resamples=300).penalty
+    add("+ feedback, SkipPrediction, penalty", module)
+    module.skip_penalty = 0.0
+    choose_transition_weight(module, data, weights=(0.0, 2.0, 4.0, 8.0))
+    add("+ feedback, SkipPrediction, transitions", module)
+    front = skip_trade_off(module, data, num_resamples=300, penalties=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0))
+    module.skip_penalty = front.penalty
+    add("+ feedback, SkipPrediction, transitions, penalty", module)
+    module.skip_penalty = skip_trade_off(
+        module, data, num_resamples=300, penalties=(1.0, 2.0, 4.0, 8.0), reference=kept
+    ).penalty
+    add("+ feedback, SkipPrediction, transitions, penalty that keeps the plain hit rate", module)
+    calibrate_skip_prediction(module, data)
+    predictors = {
+        "item's skip rate": ItemSkipRate(data),
+        "as the last one": LastSkipRate(data),
+        "both": ItemAndLastSkipRate(data),
+        f"{name} with SkipPrediction": module,
+    }
+    print(compare_skip_predictions(predictors, data).to_dicts(), flush=True)
+    return rows
+
+
+def fit(
+    backbone: nn.Module,
+    head: nn.Module | None,
+    data: SessionDataModule,
+    seed: int,
+    epochs: int,
+    *,
+    feedback_input: bool = True,
+) -> SkipCLModule:
+    """Return a trained module, whose `transition_weight` is 0 but can be set."""
+    seed_everything(seed, verbose=False)
+    module = SkipCLModule(
+        backbone,
+        head,
+        num_items=data.num_items,
+        feedback_input=feedback_input,
+        next_item_loss=SampledSoftmax(1000),
+        learning_rate=0.003,
+        transition_weight=1.0,
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=epochs, limit_val_batches=0, enable_model_summary=False, **quiet)
+    trainer.fit(module, data)
+    module.transition_weight = 0.0
+    return module
+
+
+def print_tables(rows: pl.DataFrame) -> None:
+    """Print the means over seeds, and the differences from the plain model of the same seed."""
+    keys = ["backbone", "variant"]
+    print(f"\n| backbone | model | {' | '.join(METRICS)} |\n|---|---|{'---:|' * len(METRICS)}")
+    for key, group in rows.group_by(keys, maintain_order=True):
+        means = " | ".join(f"{group[metric].mean():.4f}" for metric in METRICS)
+        print(f"| {key[0]} | {key[1]} | {means} |")
+    print(
+        "\n| backbone | model | metric | difference | 95 %, seeds | 95 %, sessions |\n|---|---|---|---:|---:|---:|"
+    )
+    plain = rows.filter(variant=PLAIN)
+    for key, group in rows.filter(pl.col("variant") != PLAIN).group_by(keys, maintain_order=True):
+        paired = group.join(plain, on=["backbone", "seed"], suffix=" plain")
+        for metric in COMPARED:
+            values = (paired[metric] - paired[f"{metric} plain"]).to_numpy()
+            margin = np.nan
+            if len(values) > 1:
+                margin = float(student_margin(float(np.std(values, ddof=1)), len(values)))
+            low, high = group[f"{metric} low"].min(), group[f"{metric} high"].max()
+            mean = values.mean()
+            seeds, sessions = (mean - margin, mean + margin), (low, high)
+            ends = " | ".join(f"{one:+.4f} to {other:+.4f}" for one, other in (seeds, sessions))
+            print(f"| {key[0]} | {key[1]} | {metric} | {mean:+.4f} | {ends} |")
+
+
+if __name__ == "__main__":
+    auto_cli(skip_dial, as_positional=True)
