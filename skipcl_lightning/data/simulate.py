@@ -110,7 +110,8 @@ def simulate_sessions(
     - A session has a mood, which moves to a neighbouring one with `drift_probability` after an item.
     - The player has an anchor, at first an item of the session's mood. It proposes: with
       `explore_probability`, any item by popularity; with `follow_probability`, the one fixed successor of the
-      anchor, which shares its mood; otherwise an item of the anchor's mood by popularity. So items repeat.
+      anchor, which shares its mood; otherwise an item of the anchor's mood by popularity. So items may
+      repeat.
     - The listener skips with probability `sigmoid(9 * (distance - 0.245) + skip_bias)`, with the distance
       between the moods of the item and the session. By default 41 % are skipped.
     - A listened item becomes the anchor. A skipped one does with probability 1 - `response_probability`;

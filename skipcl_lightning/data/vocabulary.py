@@ -224,9 +224,9 @@ class ItemVocabulary:
 def to_ids(
     name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
 ) -> pl.Series:
-    """Return external ids as a String or Int64 column without nulls; of `dtype`, if given and there are any.
+    """Return external ids as a String or Int64 column without nulls, of `dtype` if it is given.
 
-    Errors name `name`, the caller's argument.
+    Errors name the caller's argument `name`.
     """
     if not isinstance(values, pl.Series):
         values = _sequence_to_series(name, values, dtype)

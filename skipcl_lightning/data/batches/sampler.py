@@ -1,4 +1,4 @@
-"""The rows of each process, as a function of seed, epoch and rank, and the loader that resumes there."""
+"""Samplers: the rows of each process by seed, epoch and rank; and the loader that resumes in mid-epoch."""
 
 from collections.abc import Iterator, Sized
 from itertools import chain

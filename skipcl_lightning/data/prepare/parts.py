@@ -76,7 +76,7 @@ def _load(part: pl.DataFrame | Path) -> pl.DataFrame:
 
 
 def run_lengths(values: pl.Series) -> NDArray[np.int64]:
-    """Return the lengths [runs] int64 of runs of equal values."""
+    """Return the lengths of runs of equal values, [runs] int64."""
     return values.rle().struct.field("len").to_numpy().astype(np.int64)
 
 

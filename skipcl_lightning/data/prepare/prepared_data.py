@@ -119,7 +119,7 @@ class PreparedData:
 
 
 class Storage:
-    """A place for growing arrays and columns: memory, or files of a folder, which need memory for a piece."""
+    """Growing arrays and columns in memory or, one piece in memory at a time, in the files of a folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder

@@ -108,7 +108,7 @@ def flag_to_feedback(skipped: pl.Expr) -> pl.Expr:
 def label_and_cut(
     histories: Sequence[pl.LazyFrame], *, skip_seconds: float, gap_minutes: float | None
 ) -> pl.LazyFrame:
-    """Return the starts in several files as labelled sessions, or joined only if `gap_minutes` is None."""
+    """Join the starts of plays in several files; label and cut them unless `gap_minutes` is None."""
     history = join_histories(histories)
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
@@ -173,7 +173,7 @@ def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
 def _open_history(
     frame: Table, made: str, remake: str, duration: str | None = None
 ) -> tuple[pl.LazyFrame, pl.Schema]:
-    """Return a table and its columns: those with times, and not yet the one that is made of them."""
+    """Return a table and its columns, after a check that it has times and not yet the column `made`."""
     history = to_frame("frame", frame).lazy()
     schema = resolve_schema("frame", history)
     for column in ["timestamp"] if duration is None else ["timestamp", duration]:

@@ -218,9 +218,9 @@ def scan_fields(
     """Scan a text file without a header, whose lines all have these columns; `parse_columns` must follow.
 
     Quotation marks are ordinary characters. Empty lines are left out, and empty fields are empty texts. The
-    first line is checked now; later lines with another number of fields are damaged. They are dropped with a
-    `DamagedLinesWarning`, or raise a ValueError when they are collected if they are more than the share
-    `max_damaged` of the lines read at once; 10 are always accepted, and 0 accepts none.
+    first line is checked now; later lines with another number of fields are damaged. When the table is
+    collected, they are dropped with a `DamagedLinesWarning`. More than the share `max_damaged` of the lines
+    read at once is a ValueError; 10 are always accepted, and 0 accepts none.
     """
     wanted = f"{len(columns)} fields with {separator!r} between them"
     first = read_first_line(file)
