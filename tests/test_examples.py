@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -163,7 +164,9 @@ def test_figures_are_reproduced_beside_the_published_ones(tmp_path, examples):
     assert "0.3152" in output
     assert "0.1537" in output
     assert "popularity < Markov < neural" in output
-    assert "SASRec, seed 1: hit_rate@10 0." in output
+    assert "SASRec, seed 1: test hit_rate@10 0." in output
+    assert "(run 4 of 4)" in output
+    assert re.search(r"^BERT4Rec, seed 0, epoch 1: validation ndcg@10 0\.\d{4}$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize("dataset", ["ml-100k", "ml-1m", "beauty"])
@@ -174,6 +177,25 @@ def test_public_data_sets_are_read_from_their_usual_files(dataset, tmp_path, exa
     assert (len(data.session_ids), data.num_items) == (60, 30)
     assert data.drop_report.rows_kept == len(log)
     assert "0.0 % skipped" in str(data.drop_report)
+
+
+@pytest.mark.slow
+def test_the_smoke_mode_of_a_reproduction_prints_a_validation_curve(tmp_path):
+    output = run_example("reproduce.py", "ml-1m", "--smoke", "true", folder=tmp_path)
+    curve = output.index("SASRec, seed 0, epoch 1: validation ndcg@10 0.")
+    assert curve < output.index("SASRec, seed 0: test hit_rate@10")
+
+
+def test_a_curve_has_the_first_epoch_and_each_few(examples, capsys):
+    curve = examples("reproduce").ValidationCurve("GRU4Rec, seed 0", every=2)
+    for epoch in range(5):
+        metrics = {"val/ndcg@10": torch.tensor(epoch / 8)}
+        curve.on_validation_end(SimpleNamespace(current_epoch=epoch, callback_metrics=metrics), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "GRU4Rec, seed 0, epoch 1: validation ndcg@10 0.0000",
+        "GRU4Rec, seed 0, epoch 2: validation ndcg@10 0.1250",
+        "GRU4Rec, seed 0, epoch 4: validation ndcg@10 0.3750",
+    ]
 
 
 def test_the_smoke_mode_of_a_reproduction_needs_no_file(examples, monkeypatch):
