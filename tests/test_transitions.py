@@ -227,6 +227,22 @@ def test_the_weight_with_the_best_validation_ndcg_is_chosen(data, trained):
     assert chosen == table["transition_weight"][table["ndcg@10"].arg_max()]
 
 
+def test_the_difference_to_skipped_tracks_may_decide(data, trained):
+    module, _ = trained
+    try:
+        table = choose_transition_weight(
+            module, data, weights=(0.0, 1.0, 30.0), metric="delta_hit_rate@10", max_targets=200
+        )
+        chosen = module.transition_weight
+    finally:
+        module.transition_weight = WEIGHT
+    differences = table["hit_rate@10"] - table["skip_hit_rate@10"]
+    assert table["delta_hit_rate@10"].to_list() == pytest.approx(differences.to_list(), abs=1e-6)
+    assert chosen == table["transition_weight"][differences.arg_max()]
+    with pytest.raises(ValueError, match="`metric` must be one of"):
+        choose_transition_weight(module, data, metric="mrr@10")
+
+
 def test_a_part_of_the_targets_may_decide(data, trained):
     module, _ = trained
     try:

@@ -61,8 +61,11 @@ class EvaluationReport:
     def __repr__(self) -> str:
         k = min(self.settings["top_k"], key=lambda k: abs(k - 10))
         names = [f"{name}@{k}{self.postfix}" for name in ("hit_rate", "ndcg", "skip_hit_rate")]
-        values = ", ".join(f"{name} {self.values[name]:.4f}" for name in names if name in self.values)
-        return f"EvaluationReport({self.name!r}, {self.sessions.height:,} targets: {values})"
+        shown = [name for name in names if name in self.values]
+        values = ", ".join(f"{name} {self.values[name]:.4f}" for name in shown)
+        of_markov = ", ".join(f"{self.markov[name]:.4f}" for name in shown if name in self.markov)
+        beside = f"; last-item Markov {of_markov}" if of_markov else ""
+        return f"EvaluationReport({self.name!r}, {self.sessions.height:,} targets: {values}{beside})"
 
     @property
     def postfix(self) -> str:

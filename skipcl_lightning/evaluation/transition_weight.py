@@ -1,11 +1,12 @@
 """The weight of the training set's transitions, chosen on the validation set."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import polars as pl
 import torch
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.functional import rank_batch
@@ -21,22 +22,26 @@ def choose_transition_weight(
     data: SessionDataModule,
     *,
     weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0),
+    metric: Literal["hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"] = "ndcg@10",
     max_targets: int | None = None,
 ) -> pl.DataFrame:
-    """Set a trained module's `transition_weight` to the one with the best NDCG@10 on the validation set.
+    """Set a trained module's `transition_weight` to the best one on the validation set.
 
     The best weight depends on the scale of the model's inner products and on the log: it is 0 if the order of
-    the log's items says nothing.
+    the log's items says nothing. A transition says what was listened to next, but not who would skip it, so a
+    larger weight can raise the skip hit rate; `delta_hit_rate@10` weighs both.
 
     Args:
         module: A module that was trained with a `transition_weight` above 0.
         data: Its data.
         weights: The weights to choose from, each at least 0; the first of equally good ones is chosen.
+        metric: The metric whose largest value decides; `delta_hit_rate@10` is the hit rate minus the skip hit
+            rate.
         max_targets: Rank about this many targets, from batches at equal distances; None for all.
 
     Returns:
         One row for each weight, in the order given: `transition_weight`, `hit_rate@1`, `hit_rate@10`,
-        `ndcg@10` and `skip_hit_rate@10`. Values of an empty population are NaN.
+        `ndcg@10`, `skip_hit_rate@10` and `delta_hit_rate@10`. Values of an empty population are NaN.
 
     Raises:
         TypeError: A weight is no number.
@@ -61,6 +66,7 @@ def choose_transition_weight(
         raise ValueError("`weights` must hold at least one weight, got none. The defaults suit most logs.")
     for weight in weights:
         check_number("weights", weight, minimum=0)
+    check_choice("metric", metric, ("hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"))
     if max_targets is not None:
         check_integer("max_targets", max_targets)
     if module.model.transitions is None:
@@ -89,11 +95,11 @@ def choose_transition_weight(
                     added=module.model.added_scores(batch, weight),
                 )
                 collection.update(**ranked._asdict())
-    names = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10")
+    names = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10", "delta_hit_rate@10")
     values = [collection.compute() for collection in metrics]
     table = pl.DataFrame(
         {"transition_weight": [float(weight) for weight in weights]}
         | {name: [float(found[name]) for found in values] for name in names}
     )
-    module.transition_weight = float(weights[table["ndcg@10"].fill_nan(-1.0).arg_max() or 0])
+    module.transition_weight = float(weights[table[metric].fill_nan(-2.0).arg_max() or 0])
     return table

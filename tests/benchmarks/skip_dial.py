@@ -163,9 +163,8 @@ def print_tables(rows: pl.DataFrame) -> None:
     for key, group in rows.group_by(keys, maintain_order=True):
         means = " | ".join(f"{group[metric].mean():.4f}" for metric in METRICS)
         print(f"| {key[0]} | {key[1]} | {means} |")
-    print(
-        "\n| backbone | model | metric | difference | 95 %, seeds | 95 %, sessions |\n|---|---|---|---:|---:|---:|"
-    )
+    print("\n| backbone | model | metric | difference | 95 %, seeds | 95 %, sessions |")
+    print("|---|---|---|---:|---:|---:|")
     plain = rows.filter(variant=PLAIN)
     for key, group in rows.filter(pl.col("variant") != PLAIN).group_by(keys, maintain_order=True):
         paired = group.join(plain, on=["backbone", "seed"], suffix=" plain")

@@ -415,6 +415,8 @@ def test_the_report_of_a_model_says_how_last_item_markov_does(data, exclude_seen
     }
     line = f"Last-item Markov on the same targets: hit_rate@1 {markov['hit_rate@1']:.4f}, hit_rate@10"
     assert line in report.to_markdown()
+    beside = ", ".join(f"{markov[name]:.4f}" for name in ("hit_rate@10", "ndcg@10", "skip_hit_rate@10"))
+    assert repr(report).endswith(f"; last-item Markov {beside})")
     assert line in str(report.table().caption)
 
 
