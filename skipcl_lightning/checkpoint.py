@@ -16,7 +16,14 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
-__all__ = ["describe_parts", "load_encoder", "match_encoder", "require_own_class", "save_encoder"]
+__all__ = [
+    "describe_parts",
+    "load_encoder",
+    "match_encoder",
+    "read_setting",
+    "require_own_class",
+    "save_encoder",
+]
 
 _KEY = "skipcl_lightning"
 
@@ -55,6 +62,23 @@ def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None, mod
     }
 
 
+def read_setting(path: str | Path, name: str, default: Any) -> Any:
+    """Return a setting of the module that a checkpoint holds, without reading its weights.
+
+    Args:
+        path: The checkpoint.
+        name: The name of the setting.
+        default: The value for a checkpoint without this setting.
+
+    Returns:
+        A plain value.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return _open(path).get("hyper_parameters", {}).get(name, default)
+
+
 def require_own_class(path: str | Path, module_class: type) -> None:
     """Raise if a checkpoint was written by a subclass, whose code the base class does not know.
 
@@ -66,9 +90,7 @@ def require_own_class(path: str | Path, module_class: type) -> None:
         FileNotFoundError: There is no such file.
         ValueError: Another class was trained.
     """
-    # The tensors stay on the disk.
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    trained = checkpoint.get(_KEY, {}).get("module_class", module_class.__qualname__)
+    trained = _open(path).get(_KEY, {}).get("module_class", module_class.__qualname__)
     if trained != module_class.__qualname__:
         raise ValueError(
             f"`module_class` must be the class that was trained, got none for {trained!r}. Pass "
@@ -129,6 +151,12 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
             "Build the module with `num_items=datamodule.num_items`."
         )
     return known or data
+
+
+def _open(path: str | Path) -> dict[str, Any]:
+    # The tensors stay on the disk.
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
 
 
 def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:

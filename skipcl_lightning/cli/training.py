@@ -21,6 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from skipcl_lightning.backbones import BACKBONES
+from skipcl_lightning.checkpoint import read_setting
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
@@ -174,6 +175,7 @@ class TrainingCLI(LightningCLI):
             if output := self._get(self.config, "output"):
                 RecommendationWriter(output)
             self._find_checkpoint()
+            self._take_penalty()
             self._check_model()
             super().instantiate_classes()
             self._check_num_items()
@@ -199,6 +201,17 @@ class TrainingCLI(LightningCLI):
             )
         elif path is not None and "://" not in str(path) and not Path(path).exists():
             raise ValueError(f"`--ckpt_path` must be a file that exists, got {str(path)!r}.")
+
+    def _take_penalty(self) -> None:
+        """Take the checkpoint's skip penalty, unless the command line or the configuration sets one."""
+        path = self._get(self.config, "ckpt_path")
+        if self.subcommand == "fit" or path is None or not self._trains_skipcl() or not Path(path).exists():
+            return
+        settings = self._get(self.config, "model")["init_args"]
+        named = any(re.match(r"--model\.(init_args\.)?skip_penalty\b", one) for one in self.arguments)
+        # The configuration of a training run holds the default, even if the run chose another.
+        if not named and settings.get("skip_penalty") == 0:
+            settings["skip_penalty"] = read_setting(path, "skip_penalty", 0.0)
 
     def _trains_skipcl(self) -> bool:
         """Return whether the model is ours; another may need no checkpoint."""
