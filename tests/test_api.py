@@ -37,6 +37,7 @@ PUBLIC = {
         "RunFacts",
         "SessionData",
         "SkipLossWarmup",
+        "SkipTradeOffTable",
         "TrainingSignals",
         "WatchedModule",
     ],

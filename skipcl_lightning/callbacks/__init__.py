@@ -8,6 +8,7 @@ from skipcl_lightning.callbacks.rank_plot import RankPlot
 from skipcl_lightning.callbacks.recommendation_table import RecommendationTable
 from skipcl_lightning.callbacks.run_facts import RunFacts
 from skipcl_lightning.callbacks.skip_loss_warmup import SkipLossWarmup
+from skipcl_lightning.callbacks.skip_trade_off_table import SkipTradeOffTable
 from skipcl_lightning.callbacks.training_signals import TrainingSignals
 from skipcl_lightning.callbacks.transition_weight import ChooseTransitionWeight
 
@@ -22,6 +23,7 @@ __all__ = [
     "RunFacts",
     "SessionData",
     "SkipLossWarmup",
+    "SkipTradeOffTable",
     "TrainingSignals",
     "WatchedModule",
 ]
