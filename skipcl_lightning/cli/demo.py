@@ -1,4 +1,4 @@
-"""Command `skipcl demo`, which shows what the feedback input and the skip head change."""
+"""Command `skipcl demo`, which shows what feedback, skip prediction and transitions change."""
 
 import math
 import statistics
@@ -15,10 +15,16 @@ from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
-from skipcl_lightning.evaluation import Baseline, LastItemMarkov, Popularity, evaluate, save_rank_plot
+from skipcl_lightning.evaluation import (
+    LastItemMarkov,
+    choose_transition_weight,
+    evaluate,
+    save_rank_plot,
+    skip_trade_off,
+)
 from skipcl_lightning.evaluation.report_metrics import is_higher_better
 from skipcl_lightning.evaluation.statistics import judge, student_margin
-from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.study.choices import build_backbone
 from skipcl_lightning.study.runs import quiet_lightning, train
@@ -28,7 +34,8 @@ __all__ = ["Results", "demo", "describe_results"]
 Results = dict[str, list[dict[str, float]]]
 
 MAX_LENGTH = 20
-PLAIN, FEEDBACK, HEAD = "plain", "+ feedback", "+ head"
+MARKOV, PLAIN, FEEDBACK = "Markov", "plain", "+ feedback"
+HEAD, TRANSITIONS = "+ skip head", "+ counts"
 ROWS = {
     "HitRate@1": "hit_rate@1",
     "HitRate@10": "hit_rate@10",
@@ -39,7 +46,6 @@ ROWS = {
     "PairAccuracy": "pairwise_skip_accuracy",
     "LastFirst": "last_item_first",
 }
-BASELINES = ("Popular", "Markov")
 _CAUTION = (
     "The logs are simulated, and skips follow the listener's mood by construction: they show how the parts "
     "work, not how large the effect is for real listeners."
@@ -59,17 +65,15 @@ def demo(
     items: int = 1000,
     seeds: int = 3,
     epochs: int = 8,
-    weight: float = 0.1,
     output: Path = Path("skipcl_demo.png"),
 ) -> None:
-    """Train SASRec on simulated sessions: plain, with feedback as an input, and with the skip head too.
+    """Train SASRec on simulated sessions: plain, with feedback as an input, and with skip prediction too.
 
     Args:
         sessions: Sessions in each simulated log.
         items: Items in the catalogue.
         seeds: Runs of each model, at least 2; each run simulates a new log.
         epochs: Training epochs of each run.
-        weight: λ, the weight of the skip-contrastive loss.
         output: The PNG file for the plot of the ranks.
     """
     check_integer("seeds", seeds, minimum=2, cure="One run says nothing about how much runs differ.")
@@ -79,62 +83,82 @@ def demo(
         raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
     console = Console(highlight=False)
     results: Results = {}
-    ranks: dict[str, list[pl.DataFrame]] = {PLAIN: [], FEEDBACK: [], HEAD: []}
+    ranks: dict[str, list[pl.DataFrame]] = {}
     console.print(
         f"{seeds} simulated logs of {sessions:,} sessions and {items:,} tracks; 4 in 10 plays are skips.\n"
-        f"{PLAIN!r} is SASRec, {FEEDBACK!r} also shows it the feedback of each past\n"
-        f"track, and {HEAD!r} adds SkipInfoNCE with λ = {weight:g}."
+        f"{PLAIN!r} is SASRec. {FEEDBACK!r} also shows it the feedback of each past track.\n"
+        f"{HEAD!r} predicts skips, and ranks with a penalty on tracks that it expects\n"
+        f"to be skipped. {TRANSITIONS!r} also counts how often a track followed the last ones."
     )
+
+    def add(name: str, module: SkipCLModule, data: SessionDataModule) -> None:
+        # No bootstrap over sessions: the intervals are over seeds, whose variation is larger.
+        report = evaluate(module, data, num_resamples=0, compare_markov=False)
+        results.setdefault(name, []).append(report.values)
+        ranks.setdefault(name, []).append(report.sessions.select("rank", "skipped"))
+
+    chosen: dict[str, tuple[float, float]] = {}
     with quiet_lightning(), Progress(console=console) as progress:
-        task = progress.add_task("Training", total=seeds * len(ranks) * epochs)
+        task = progress.add_task("Training", total=seeds * 3 * epochs)
         for seed in range(seeds):
             data = SessionDataModule(
                 simulate_sessions(sessions, num_items=items, seed=seed), max_length=MAX_LENGTH
             )
-            for name, measured in _evaluate_baselines(data).items():
-                results.setdefault(name, []).append(measured)
-            for name in ranks:
+            results.setdefault(MARKOV, []).append(
+                evaluate(LastItemMarkov(data), data, num_resamples=0).values
+            )
+            for name in (PLAIN, FEEDBACK, HEAD):
                 progress.update(task, description=f"{name}, seed {seed}")
-                head = SkipInfoNCE(weight=weight) if name == HEAD else None
-                module = _train(data, name != PLAIN, head, seed, epochs, lambda: progress.advance(task))
-                # No bootstrap over sessions: the intervals are over seeds, whose variation is larger.
-                report = evaluate(module, data, num_resamples=0)
-                results.setdefault(name, []).append(report.values)
-                ranks[name].append(report.sessions.select("rank", "skipped"))
-    save_rank_plot(output, {name: pl.concat(frames) for name, frames in ranks.items()}, num_items=items)
+                module = _train(data, name, seed, epochs, lambda: progress.advance(task))
+                if name != HEAD:
+                    add(name, module, data)
+            chosen = chosen or _choose(module, data)
+            for name, (module.skip_penalty, module.transition_weight) in chosen.items():
+                add(name, module, data)
+    shown = (PLAIN, FEEDBACK, HEAD)
+    save_rank_plot(output, {name: pl.concat(ranks[name]) for name in shown}, num_items=items)
     console.print(_table(results))
-    console.print(describe_results(results, PLAIN, FEEDBACK))
-    console.print(describe_results(results, FEEDBACK, HEAD))
+    (alone, _), (beside, weight) = chosen.values()
+    console.print(
+        f"Chosen on the first log's validation set: penalty {alone:g}; beside counts of weight {weight:g}, "
+        f"penalty {beside:g}."
+    )
+    for before, after in ((PLAIN, FEEDBACK), (PLAIN, HEAD), (PLAIN, TRANSITIONS)):
+        console.print(describe_results(results, before, after))
     console.print(_CAUTION)
     console.print(f"Picture: {output}\n{NEXT}")
 
 
 def _train(
-    data: SessionDataModule,
-    feedback_input: bool,
-    head: SkipInfoNCE | None,
-    seed: int,
-    epochs: int,
-    tick: Callable[[], None],
+    data: SessionDataModule, name: str, seed: int, epochs: int, tick: Callable[[], None]
 ) -> SkipCLModule:
     seed_everything(seed, verbose=False)
     module = SkipCLModule(
         build_backbone("SASRec", MAX_LENGTH),
-        head,
+        SkipPrediction() if name == HEAD else None,
         num_items=data.num_items,
-        feedback_input=feedback_input,
+        feedback_input=name != PLAIN,
         learning_rate=4e-3,
+        transition_weight=1.0 if name == HEAD else 0.0,
     )
     train(module, data, epochs=epochs, callbacks=[LambdaCallback(on_train_epoch_end=lambda *_: tick())])
+    module.transition_weight = 0.0
     return module
 
 
-def _evaluate_baselines(data: SessionDataModule) -> dict[str, dict[str, float]]:
-    models: list[Baseline] = [Popularity(data.item_counts), LastItemMarkov(data)]
-    return {
-        name: evaluate(model, data, num_resamples=0).values
-        for name, model in zip(BASELINES, models, strict=True)
-    }
+def _choose(module: SkipCLModule, data: SessionDataModule) -> dict[str, tuple[float, float]]:
+    """Return the penalty and the weight of transitions of each variant, by the validation set."""
+    alone = _choose_penalty(module, data)
+    choose_transition_weight(module, data)
+    return {HEAD: (alone, 0.0), TRANSITIONS: (_choose_penalty(module, data), module.transition_weight)}
+
+
+def _choose_penalty(module: SkipCLModule, data: SessionDataModule) -> float:
+    """Return the largest penalty that costs no hit rate; 0 for a log without skipped targets."""
+    try:
+        return skip_trade_off(module, data, penalties=(0.25, 0.5, 1.0), num_resamples=200).penalty
+    except ValueError:
+        return 0.0
 
 
 def _table(results: Results) -> Table:
@@ -146,6 +170,7 @@ def _table(results: Results) -> Table:
         "LastFirst: lists that begin with the track that just played.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("")
     for name in results:
@@ -156,7 +181,7 @@ def _table(results: Results) -> Table:
         arrow = "↑" if is_higher_better(key) else "↓"
         table.add_row(
             f"{label} {arrow}",
-            *(_cell(values, interval=name not in BASELINES) for name, values in cells.items()),
+            *(_cell(values, interval=name != MARKOV) for name, values in cells.items()),
         )
     return table
 

@@ -21,14 +21,15 @@ def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
     run = run_demo(tmp_path, *small)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
-    for words in ["Popular", "Markov", "plain", "+ feedback", "+ head"]:
+    for words in ["Markov", "plain", "+ feedback", "+ skip head", "+ counts"]:
         assert words in run.stdout
     assert "over 2 seeds" in run.stdout
     for metric in ROWS:
         assert len([line for line in run.stdout.splitlines() if line.startswith(f" {metric} ")]) == 1
     assert max(len(line.rstrip()) for line in run.stdout.splitlines()) <= 80
     assert "'+ feedback' minus 'plain'" in run.stdout
-    assert "'+ head' minus '+ feedback'" in run.stdout
+    assert "'+ skip head' minus 'plain'" in run.stdout
+    assert "'+ counts' minus 'plain'" in run.stdout
     # The commands that it ends with are commands that work.
     assert "skipcl fit --config table/sasrec" in run.stdout
     assert "skipcl fit --config simulated/sasrec" in run.stdout
