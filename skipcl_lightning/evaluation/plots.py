@@ -86,8 +86,8 @@ def save_rank_plot(
         loc="outside lower center",
         ncols=min(3, len(sessions)),
         frameon=False,
-        fontsize=8,
-        handlelength=2.6,
+        fontsize=7.5,
+        handlelength=2,
         columnspacing=1,
         title=f"share among the first {top_k}",
     )
