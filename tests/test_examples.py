@@ -87,6 +87,18 @@ def test_a_backbone_of_ones_own_trains_and_recommends(tmp_path, monkeypatch, cap
     assert "track-" in output
 
 
+def test_a_skip_penalty_is_chosen_on_the_validation_set(tmp_path, monkeypatch, capsys, small_store):
+    for arguments in (["--plot", "front.png"], ["--store", str(small_store)]):
+        run_here("skip_dial.py", "--smoke", "true", *arguments, monkeypatch=monkeypatch, folder=tmp_path)
+        output = capsys.readouterr().out
+        chosen = float(re.search(r"Test at a skip penalty of (\S+):", output)[1])
+        assert chosen in (0.0, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
+        assert "hit_rate_high" in output
+        assert "skip_probability" in output
+        assert output.count("│ 0          ┆ ") == 5
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_metrics_alone_serve_a_foreign_project(tmp_path, monkeypatch, capsys, examples):
     run_here("metrics_only.py", "--smoke", "true", monkeypatch=monkeypatch, folder=tmp_path)
     assert "test/skip_rank_percentile" in capsys.readouterr().out
