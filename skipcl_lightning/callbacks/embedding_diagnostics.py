@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.callbacks.protocol import watched_module
+from skipcl_lightning.callbacks.protocol import WatchedModule, plain_scores, watched_module
 from skipcl_lightning.functional import alignment, effective_rank, uniformity
 
 __all__ = ["EmbeddingDiagnostics"]
@@ -30,6 +30,8 @@ class EmbeddingDiagnostics(Callback):
     - `embeddings/alignment`, the mean squared distance on the unit sphere from a session's query to its
       listened target;
     - `embeddings/query_uniformity`, the spread of the queries.
+
+    All are without the columns that a `skip_penalty` adds to queries and items.
 
     The callback warns once if all items point in nearly one direction, fill nearly one dimension, or have
     non-finite values. The sample is drawn once, with a random generator of its own, so training is
@@ -104,7 +106,7 @@ class EmbeddingDiagnostics(Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Draw the sample, unless a checkpoint contained it."""
-        table = watched_module(pl_module, self).item_table.detach()
+        table = _item_table(watched_module(pl_module, self))
         if self._rows is None or self._start is None:
             generator = torch.Generator().manual_seed(self.seed)
             rows = torch.randperm(len(table) - 1, generator=generator)[: self.num_items] + PADDING_INDEX + 1
@@ -117,7 +119,7 @@ class EmbeddingDiagnostics(Callback):
         """Log the values of the item table."""
         if self._rows is None or self._start is None:
             return
-        table = watched_module(pl_module, self).item_table.detach()
+        table = _item_table(watched_module(pl_module, self))
         norms = torch.linalg.vector_norm(table[PADDING_INDEX + 1 :], dim=1, dtype=torch.float32)
         sample = table[self._rows].float()
         values = {
@@ -169,9 +171,10 @@ class EmbeddingDiagnostics(Callback):
         if batch.target is None or batch.target_feedback is None:
             raise ValueError("`batch` must have targets, got none. Use a validation loader.")
         module = watched_module(pl_module, self)
-        query = module.session_query(batch).float()
+        with plain_scores(module):
+            query = module.session_query(batch).float()
         listened = batch.target_feedback >= batch.skip_threshold
-        distance = alignment(query, module.item_table[batch.target].float())
+        distance = alignment(query, _item_table(module)[batch.target].float())
         self._sums[0] += distance.where(listened, 0.0).sum()
         self._sums[1] += listened.sum()
         if len(batch) > 1:
@@ -193,6 +196,11 @@ class EmbeddingDiagnostics(Callback):
             "direction any more: lower the learning rate or the skip loss's weight, raise its temperature, "
             "or train the next-item loss on more negatives."
         )
+
+
+def _item_table(module: WatchedModule) -> Tensor:
+    with plain_scores(module):
+        return module.item_table.detach()
 
 
 def _effective_rank(sample: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Protocols of the modules and data that callbacks need, and their checks."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.heads import CombinedHead
 
-__all__ = ["SessionData", "WatchedModule", "named_heads", "watched_data", "watched_module"]
+__all__ = ["SessionData", "WatchedModule", "named_heads", "plain_scores", "watched_data", "watched_module"]
 
 
 class WatchedModule(Protocol):
@@ -59,6 +60,12 @@ def watched_data(data: object, callback: object) -> SessionData:
     """Return the data module if it has what a callback needs."""
     _check_parts("datamodule", data, ("vocabulary", "session_ids"), callback, "SessionData")
     return cast("SessionData", data)
+
+
+def plain_scores(module: WatchedModule) -> AbstractContextManager[None]:
+    """Return a context without `skip_penalty`, in which the item table holds the embeddings alone."""
+    at_penalty = getattr(module, "at_skip_penalty", None)
+    return nullcontext() if at_penalty is None else cast("AbstractContextManager[None]", at_penalty(0.0))
 
 
 def named_heads(module: object) -> dict[str, nn.Module]:

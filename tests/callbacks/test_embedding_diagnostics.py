@@ -3,9 +3,11 @@ import warnings
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from watched_runs import OwnModule, same_scalar, small_data, small_module, watched_trainer
 
 from skipcl_lightning.callbacks import EmbeddingDiagnostics
+from skipcl_lightning.heads import SkipPrediction
 
 
 class Still(OwnModule):
@@ -151,6 +153,24 @@ def test_the_thresholds_decide_what_a_collapse_is():
     for settings in ({"collapse_uniformity": -8}, {"collapse_rank": 1.0}):
         with pytest.warns(UserWarning, match="have collapsed"):
             measure(Still(data.num_items), data, EmbeddingDiagnostics(**settings))
+
+
+def test_a_penalty_that_comes_during_the_training_changes_no_value():
+    class Penalty(Callback):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            pl_module.skip_penalty = 0.5 if trainer.current_epoch % 2 == 0 else 0.0
+
+    found = []
+    for callbacks in ([], [Penalty()]):
+        data = small_data()
+        module = small_module(data, SkipPrediction(vector_size=4))
+        trainer = watched_trainer([*callbacks, EmbeddingDiagnostics(num_items=20)], max_epochs=3)
+        trainer.fit(module, data)
+        values = trainer.callback_metrics.items()
+        found.append({name: float(value) for name, value in values if name.startswith("embeddings/")})
+    assert module.skip_penalty == 0.5
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
 
 
 def test_a_module_without_the_parts_is_named_with_what_it_lacks():
