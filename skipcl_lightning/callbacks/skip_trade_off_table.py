@@ -29,17 +29,19 @@ class SkipTradeOffTable(Callback):
     receives `val_skip_trade_off.csv` and `val_skip_trade_off_plot.png` in its folder; new files overwrite old
     ones. The suggested penalty is logged as `val/suggested_skip_penalty`.
 
-    With `set_penalty`, the module gets the suggested penalty, so the validation metrics and the checkpoints
-    that follow have it. List the callback after `ChooseTransitionWeight`, because the suggestion depends on
-    the weight of the transitions.
+    With `set_penalty`, a training gives the suggested penalty to the module, so the validation metrics and
+    the checkpoints that follow have it. `SkipCLModule.load_from_checkpoint` and `skipcl test` take it from
+    the checkpoint; `trainer.test(ckpt_path=…)` keeps the latest one of the module. List the callback after
+    `ChooseTransitionWeight`, because the suggestion depends on the weight of the transitions.
 
     For the trade-off of the best checkpoint alone, call `trainer.validate(module, data, ckpt_path="best")`
-    with this callback. In a run of several processes, each process ranks the whole validation set.
+    with this callback; the penalty then stays as it is. In a run of several processes, each process ranks
+    the whole validation set.
 
     Args:
         penalties: The penalties, each at least 0; 0 is added if it is missing.
         cut_off: k of the hit rates.
-        set_penalty: Whether to set the module's `skip_penalty` to the suggested one.
+        set_penalty: Whether a training sets the module's `skip_penalty` to the suggested one.
         num_resamples: Bootstrap resamples of the sessions, at least 1.
         every_n_epochs: Measure in every n-th epoch of training.
 
@@ -108,7 +110,7 @@ class SkipTradeOffTable(Callback):
         self.front = front
         # Sums on a device may be rounded otherwise on another.
         penalty = float(trainer.strategy.broadcast(front.penalty))
-        if self.set_penalty:
+        if self.set_penalty and fits:
             module.skip_penalty = penalty
         module.log("val/suggested_skip_penalty", penalty, sync_dist=True)
         if trainer.is_global_zero and trainer.loggers:

@@ -90,6 +90,9 @@ def test_a_penalty_is_set_only_if_asked_for_and_then_metrics_and_checkpoints_hav
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = SkipCLModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert loaded.skip_penalty == 4.0
+    loaded.skip_penalty = 1.0
+    trainer.validate(loaded, data, verbose=False)
+    assert loaded.skip_penalty == 1.0
 
 
 def test_it_runs_in_the_epochs_that_are_asked_for_and_changes_no_training(tmp_path, monkeypatch):
