@@ -114,6 +114,7 @@ def test_commands_take_the_weights_of_the_checkpoint(skipcl, trained, capsys):
     module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     with torch.no_grad():
         module.model.item_embedding.weight.zero_()
+    module.transition_weight = 0.0
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
     trainer.strategy.connect(module)
     trainer.save_checkpoint("zero.ckpt")
