@@ -54,7 +54,7 @@ def listen_logit(module, query, item):
     total = float(head.bias) + float(head.biases[item])
     for m in range(head.vector_size):
         w = sum(float(a) * float(b) for a, b in zip(head.session_projection[m], query, strict=True))
-        k = float(head.vectors[item, m])
+        k = float(head.vector[m]) + float(head.vectors[item, m])
         k += sum(float(a) * float(b) for a, b in zip(head.item_projection[m], table[item], strict=True))
         total += w * k
     return total
