@@ -1,6 +1,6 @@
 """What the feedback input, heads, transitions and the skip penalty change, on a log of real sessions.
 
-python tests/benchmarks/skip_dial.py sessions.parquet results.csv      # about 15 minutes a seed on one core
+python tests/benchmarks/skip_dial.py sessions.parquet results.csv      # about 20 minutes a seed on one core
 python tests/benchmarks/skip_dial.py sessions.parquet results.csv --backbones [GRU4Rec] --seeds 3
 
 The columns of the log, the split and the training are those of transitions.py. Weights and penalties are
@@ -25,13 +25,16 @@ from skipcl_lightning.evaluation import (
     EvaluationReport,
     ItemAndLastSkipRate,
     ItemSkipRate,
+    LastItemMarkov,
     LastSkipRate,
+    SessionKNN,
     calibrate_skip_prediction,
     choose_transition_weight,
     compare,
     compare_skip_predictions,
     skip_trade_off,
 )
+from skipcl_lightning.evaluation.plots import make_figure, write_whole
 from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
 
@@ -46,10 +49,16 @@ METRICS = (
 )
 COMPARED = ("hit_rate@1", "hit_rate@10", "skip_hit_rate@10", "skip_mrr@10")
 PLAIN = "plain"
+BASELINE = "simple model"
 
 
 def skip_dial(
-    sessions: Path, results: Path, backbones: tuple[str, ...] = ("SASRec",), seeds: int = 3, epochs: int = 8
+    sessions: Path,
+    results: Path,
+    backbones: tuple[str, ...] = ("SASRec",),
+    seeds: int = 3,
+    epochs: int = 8,
+    picture: Path | None = None,
 ) -> None:
     """Run what is missing, then print the tables.
 
@@ -59,6 +68,7 @@ def skip_dial(
         backbones: Backbones of `transitions.py`.
         seeds: The number of trainings of each model.
         epochs: The epochs of each.
+        picture: A PNG file for both hit rates of each model, means over the seeds.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     done = pl.read_csv(results) if results.exists() else None
@@ -72,7 +82,15 @@ def skip_dial(
             done = rows if done is None else pl.concat([done, rows], how="diagonal")
             done.write_csv(results)
     assert done is not None, "at least one backbone and seed"
-    print_tables(done.filter(pl.col("backbone").is_in(backbones), pl.col("seed") < seeds))
+    if not done.filter(backbone=BASELINE).height:
+        data = read(sessions) if data is None else data
+        rows = pl.DataFrame(run_baselines(data))
+        done = pl.concat([done, rows], how="diagonal")
+        done.write_csv(results)
+    kept = pl.col("backbone").is_in(backbones) & (pl.col("seed") < seeds)
+    print_tables(done.filter(kept | (pl.col("backbone") == BASELINE)))
+    if picture is not None:
+        draw(done.filter(kept | (pl.col("backbone") == BASELINE)), picture)
 
 
 def run(name: str, seed: int, data: SessionDataModule, epochs: int) -> list[dict[str, float | str]]:
@@ -129,6 +147,21 @@ def run(name: str, seed: int, data: SessionDataModule, epochs: int) -> list[dict
     return rows
 
 
+def run_baselines(data: SessionDataModule) -> list[dict[str, float | str]]:
+    """Return a row for each simple model."""
+    models = {
+        "Markov, next track": LastItemMarkov(data),
+        "Markov, next listened track": LastItemMarkov(data, rule="next_listened"),
+        "session-KNN": SessionKNN(data),
+    }
+    rows: list[dict[str, float | str]] = []
+    for variant, model in models.items():
+        report = evaluate(model, data, num_resamples=0)
+        rows.append({"backbone": BASELINE, "seed": 0, "variant": variant})
+        rows[-1] |= {metric: report[metric] for metric in METRICS}
+    return rows
+
+
 def fit(
     backbone: nn.Module,
     head: nn.Module | None,
@@ -166,7 +199,8 @@ def print_tables(rows: pl.DataFrame) -> None:
     print("\n| backbone | model | metric | difference | 95 %, seeds | 95 %, sessions |")
     print("|---|---|---|---:|---:|---:|")
     plain = rows.filter(variant=PLAIN)
-    for key, group in rows.filter(pl.col("variant") != PLAIN).group_by(keys, maintain_order=True):
+    trained = rows.filter(pl.col("variant") != PLAIN, pl.col("backbone") != BASELINE)
+    for key, group in trained.group_by(keys, maintain_order=True):
         paired = group.join(plain, on=["backbone", "seed"], suffix=" plain")
         for metric in COMPARED:
             values = (paired[metric] - paired[f"{metric} plain"]).to_numpy()
@@ -178,6 +212,25 @@ def print_tables(rows: pl.DataFrame) -> None:
             seeds, sessions = (mean - margin, mean + margin), (low, high)
             ends = " | ".join(f"{one:+.4f} to {other:+.4f}" for one, other in (seeds, sessions))
             print(f"| {key[0]} | {key[1]} | {metric} | {mean:+.4f} | {ends} |")
+
+
+def draw(rows: pl.DataFrame, path: Path) -> None:
+    """Draw SkipHitRate@10 against HitRate@10, a point for each model."""
+    figure = make_figure(7.2, 4.8)
+    axis = figure.subplots()
+    means = rows.group_by("backbone", "variant", maintain_order=True).mean()
+    for number, (backbone, group) in enumerate(means.group_by("backbone", maintain_order=True)):
+        x, y = group["skip_hit_rate@10"].to_numpy(), group["hit_rate@10"].to_numpy()
+        axis.scatter(x, y, marker="osD^"[number], label=backbone[0])
+        for one, other, variant in zip(x, y, group["variant"], strict=True):
+            label = variant.replace("+ feedback, ", "+ ")
+            axis.annotate(label, (one, other), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axis.margins(x=0.25)
+    axis.set_xlabel("SkipHitRate@10: skipped tracks among the first ten (left is better)")
+    axis.set_ylabel("HitRate@10 (up is better)")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, loc="lower right")
+    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=160))
 
 
 if __name__ == "__main__":
