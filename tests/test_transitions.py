@@ -241,6 +241,18 @@ def test_the_difference_to_skipped_tracks_may_decide(data, trained):
     assert chosen == table["transition_weight"][differences.arg_max()]
     with pytest.raises(ValueError, match="`metric` must be one of"):
         choose_transition_weight(module, data, metric="mrr@10")
+    with pytest.raises(ValueError, match="`metric` must be one of"):
+        ChooseTransitionWeight(metric="mrr@10")
+
+
+def test_the_callback_hands_its_metric_on(data):
+    module = build(data)
+    callback = ChooseTransitionWeight(weights=(0.0, 1.0, 30.0), metric="delta_hit_rate@10")
+    quiet_trainer(max_epochs=1, callbacks=[callback]).fit(module, data)
+    chosen = module.transition_weight
+    table = choose_transition_weight(module, data, weights=(0.0, 1.0, 30.0), metric="delta_hit_rate@10")
+    assert chosen == module.transition_weight
+    assert chosen != table["transition_weight"][table["ndcg@10"].arg_max()]
 
 
 def test_a_part_of_the_targets_may_decide(data, trained):

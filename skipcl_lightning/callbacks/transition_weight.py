@@ -1,12 +1,14 @@
 """Callback that chooses the weight of the training set's transitions."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import choose_transition_weight
+from skipcl_lightning.evaluation.transition_weight import ChoosingMetric
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["ChooseTransitionWeight"]
@@ -20,19 +22,24 @@ class ChooseTransitionWeight(Callback):
 
     Args:
         weights: The weights to choose from, each at least 0.
+        metric: The metric whose largest value decides, as in `choose_transition_weight`.
         max_targets: Approximate number of validation targets that are ranked for the choice.
 
     Raises:
         TypeError: A setting has the wrong type, or, when a run starts, the module is no `SkipCLModule` or its
             data no `SessionDataModule`.
-        ValueError: A setting is out of range.
+        ValueError: A setting is out of range, or the metric unknown.
 
     Examples:
         >>> callbacks = [ChooseTransitionWeight(weights=(0.0, 2.0, 4.0))]
     """
 
     def __init__(
-        self, *, weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0), max_targets: int = 4096
+        self,
+        *,
+        weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0),
+        metric: ChoosingMetric = "ndcg@10",
+        max_targets: int = 4096,
     ) -> None:
         if not weights:
             raise ValueError(
@@ -40,8 +47,10 @@ class ChooseTransitionWeight(Callback):
             )
         for weight in weights:
             check_number("weights", weight, minimum=0)
+        check_choice("metric", metric, get_args(ChoosingMetric))
         check_integer("max_targets", max_targets)
         self.weights = tuple(weights)
+        self.metric: ChoosingMetric = metric
         self.max_targets = max_targets
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,5 +72,7 @@ class ChooseTransitionWeight(Callback):
         if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
             return
         if pl_module.model.transitions is not None:
-            choose_transition_weight(pl_module, data, weights=self.weights, max_targets=self.max_targets)
+            choose_transition_weight(
+                pl_module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
+            )
             pl_module.log("transition_weight", pl_module.transition_weight, sync_dist=True)

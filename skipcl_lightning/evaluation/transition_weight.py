@@ -1,7 +1,7 @@
 """The weight of the training set's transitions, chosen on the validation set."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 import torch
@@ -13,7 +13,9 @@ from skipcl_lightning.functional import rank_batch
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["choose_transition_weight"]
+__all__ = ["ChoosingMetric", "choose_transition_weight"]
+
+ChoosingMetric = Literal["hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"]
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def choose_transition_weight(
     data: SessionDataModule,
     *,
     weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0),
-    metric: Literal["hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"] = "ndcg@10",
+    metric: ChoosingMetric = "ndcg@10",
     max_targets: int | None = None,
 ) -> pl.DataFrame:
     """Set a trained module's `transition_weight` to the best one on the validation set.
@@ -66,7 +68,7 @@ def choose_transition_weight(
         raise ValueError("`weights` must hold at least one weight, got none. The defaults suit most logs.")
     for weight in weights:
         check_number("weights", weight, minimum=0)
-    check_choice("metric", metric, ("hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"))
+    check_choice("metric", metric, get_args(ChoosingMetric))
     if max_targets is not None:
         check_integer("max_targets", max_targets)
     if module.model.transitions is None:
