@@ -214,6 +214,7 @@ class SkipCLModule(LightningModule):
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         self._left_out = ""
+        self._candidates: Tensor | None = None
 
     def build_backbone(self) -> nn.Module:
         """Return the backbone if none is passed; override it, and checkpoints load without arguments.
@@ -562,6 +563,22 @@ class SkipCLModule(LightningModule):
             self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
         return losses["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
+        self._candidates = self.item_table.detach()  # or a parameter would be registered
+
+    def on_test_epoch_start(self) -> None:
+        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
+        self._candidates = self.item_table.detach()  # or a parameter would be registered
+
+    def on_predict_epoch_start(self) -> None:
+        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
+        self._candidates = self.item_table.detach()  # or a parameter would be registered
+
+    def on_predict_epoch_end(self) -> None:
+        """Drop the candidates."""
+        self._candidates = None
+
     def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
         """Rank the held-out targets of B sessions; callbacks get the `ranks` [B]."""
         return {"ranks": self._evaluate(batch, self.val_metrics)}
@@ -572,10 +589,12 @@ class SkipCLModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all validation targets; an override must call it."""
+        self._candidates = None
         self._log_metrics(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of all test targets; an override must call it."""
+        self._candidates = None
         self._log_metrics(self.test_metrics)
 
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
@@ -601,7 +620,8 @@ class SkipCLModule(LightningModule):
         seen = batch.seen_items if self.exclude_seen else None
         top_k = min(max(self.hparams["top_k"]), self.num_items)
         query, added = self.session_query(batch), self.added_scores(batch)
-        items, scores = top_k_items(query, self.item_table, top_k, exclude=seen, added=added)
+        table = self.item_table if self._candidates is None else self._candidates
+        items, scores = top_k_items(query, table, top_k, exclude=seen, added=added)
         skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary, skips)
@@ -641,7 +661,7 @@ class SkipCLModule(LightningModule):
         query = self.session_query(batch)
         ranked = rank_batch(
             query,
-            self.item_table,
+            self.item_table if self._candidates is None else self._candidates,
             batch,
             exclude_seen=self.exclude_seen,
             ties=self.ties,

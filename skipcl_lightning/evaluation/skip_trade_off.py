@@ -32,7 +32,8 @@ class SkipTradeOff:
             cut-off; and for both, the paired difference from a penalty of 0, or from the reference, with its
             interval by session, as `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with
             `skip_hit_rate_` before.
-        penalty: The largest penalty whose hit rate is not significantly lower; 0 if all are.
+        penalty: The largest penalty whose hit rate is not significantly lower, and whose skip hit rate is
+            lower than at 0; 0 if there is none.
         cut_off: k of the metrics.
         split: The set on which they were measured.
     """
@@ -108,10 +109,10 @@ def skip_trade_off(
 ) -> SkipTradeOff:
     """Measure hit rate against skip hit rate at several penalties, and choose a penalty.
 
-    The choice is the largest penalty whose hit rate is not significantly lower than without a penalty, by a
-    paired bootstrap over whole sessions. With a `reference`, another model's report, its hit rate must be
-    kept instead: a model that hits more often can spend what it gained on fewer skipped tracks. Choose on
-    the validation set, then read the test set once:
+    The choice is the largest penalty that lowers the skip hit rate, and whose hit rate is not significantly
+    lower than without a penalty, by a paired bootstrap over whole sessions. With a `reference`, another
+    model's report, its hit rate must be kept instead: a model that hits more often can spend what it gained
+    on fewer skipped tracks. Choose on the validation set, then read the test set once:
 
         front = skip_trade_off(module, data)
         module.skip_penalty = front.penalty
@@ -182,5 +183,6 @@ def skip_trade_off(
             row |= {f"{name}_{column}": found[column] for column in ("difference", "low", "high")}
         rows.append(row)
     table = pl.DataFrame(rows)
-    harmless = table.filter(pl.col("hit_rate_high") >= 0)["skip_penalty"].to_list()
+    skips = pl.col(names["skip_hit_rate"])
+    harmless = table.filter(pl.col("hit_rate_high") >= 0, skips < skips.first())["skip_penalty"].to_list()
     return SkipTradeOff(table, max(harmless, default=0.0), cut_off, split)
