@@ -131,6 +131,7 @@ def test_two_processes_measure_what_one_does_and_only_the_first_writes(tmp_path)
     for other in both:
         assert other["front"] == one["front"]
         assert other["penalty"] == one["penalty"]
+        assert other["transition_weight"] == one["transition_weight"] == one["logged"]["transition_weight"]
         assert other["logged"]["val/ndcg@10"] == pytest.approx(one["logged"]["val/ndcg@10"], abs=1e-6)
     assert len({row["hit_rate@10"] for row in one["front"]}) > 1
     for devices in ("1", "2"):
