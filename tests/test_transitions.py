@@ -313,3 +313,13 @@ def test_a_checkpoint_brings_its_weight_into_a_module_of_another(data, trained, 
     )
     assert other.transition_weight == 0.5
     assert logged["test/ndcg@10"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_choice_does_not_change_the_training(data):
+    tables = []
+    for callbacks in ([], [ChooseTransitionWeight(weights=(0.0, 1.0))]):
+        torch.manual_seed(3)
+        module = build(data)
+        quiet_trainer(max_epochs=2, callbacks=callbacks).fit(module, data)
+        tables.append(module.model.item_table.detach().clone())
+    assert torch.equal(*tables)

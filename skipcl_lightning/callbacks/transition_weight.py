@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
@@ -72,7 +73,9 @@ class ChooseTransitionWeight(Callback):
         if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
             return
         if pl_module.model.transitions is not None:
-            choose_transition_weight(
-                pl_module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
-            )
+            # A loader draws a seed from torch's generator, on which the training depends.
+            with torch.random.fork_rng(devices=[]):
+                choose_transition_weight(
+                    pl_module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
+                )
             pl_module.log("transition_weight", pl_module.transition_weight, sync_dist=True)
