@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from torch import nn
@@ -27,6 +27,7 @@ __all__ = [
     "INPUT_SUFFIX",
     "PLAIN",
     "VARIANTS",
+    "Choice",
     "Recipe",
     "Variant",
     "backbone_names",
@@ -38,9 +39,9 @@ __all__ = [
 
 EMBEDDING_SIZE = 64
 # Small, so that many seeds take a day; the others have their own defaults.
-_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"SASRec": MappingProxyType({"num_layers": 1, "dropout": 0.1})}
-)
+_SMALL: Mapping[str, Any] = MappingProxyType({"num_layers": 1, "dropout": 0.1})
+_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"SASRec": _SMALL, "BERT4Rec": _SMALL})
+Choice = Literal["transition_weight", "skip_penalty"]
 PLAIN = "none"
 INPUT_SUFFIX = "+input"
 
@@ -141,20 +142,23 @@ def _paths(source: str) -> list[Path]:
 
 
 def backbone_names() -> list[str]:
-    """Return the backbones of the study: causal, and built from a size and perhaps a length."""
-    return [name for name, kind in BACKBONES.items() if getattr(kind, "causal", None) is True]
+    """Return the backbones of the study, which are built from a size and perhaps a length."""
+    # A wrapper of another library's model has `causal` as an argument.
+    return [name for name, kind in BACKBONES.items() if isinstance(getattr(kind, "causal", None), bool)]
 
 
 def build_backbone(name: str, max_length: int) -> nn.Module:
     """Return a backbone that sees at most `max_length` items."""
     if name not in backbone_names():
         raise ValueError(
-            f"`backbones` must be among {', '.join(backbone_names())}, got {name!r}. The skip heads are "
-            "compared on causal backbones only."
+            f"`backbones` must be among {', '.join(backbone_names())}, got {name!r}. Others need settings "
+            "that the study does not have."
         )
+    kind = BACKBONES[name]
     settings = {"embedding_size": EMBEDDING_SIZE, **_SETTINGS.get(name, {})}
-    if "max_length" in inspect.signature(BACKBONES[name]).parameters:
-        settings["max_length"] = max_length
+    if "max_length" in inspect.signature(kind).parameters:
+        # A bidirectional backbone also has a place for the mask token.
+        settings["max_length"] = max_length + (0 if getattr(kind, "causal", True) else 1)
     return build_part("backbone", {"name": name, "settings": settings}, BACKBONES)
 
 
@@ -166,11 +170,14 @@ class Variant:
         parts: The heads, each with `name` and `settings` except the weight; none for the plain model.
         feedback_input: Whether the backbone sees the feedback of past items.
         data_settings: Additional settings of the data module, for mined items.
+        chosen: The module's settings that are chosen on the validation set after the training, in this order.
+            Variants that differ in nothing else share one training.
     """
 
     parts: tuple[Mapping[str, Any], ...] = ()
     feedback_input: bool = False
     data_settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    chosen: tuple[Choice, ...] = ()
 
     def build_head(self, weight: float) -> nn.Module | None:
         """Return the head, or the sum of several, each with the weight λ; None without parts."""
@@ -191,6 +198,7 @@ def _part(name: str, **settings: Any) -> Mapping[str, Any]:
 _SESSION, _PAST, _BATCH = (
     _part("SkipInfoNCE", negatives=negatives) for negatives in ("session", "past", "batch")
 )
+_PREDICTION = _part("SkipPrediction")
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
@@ -207,6 +215,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "bpr": Variant((_part("SkipMargin", loss="bpr"),)),
         "hinge": Variant((_part("SkipMargin", loss="hinge"),)),
         "opposing": Variant((_part("OpposingSequences"),)),
+        "prediction": Variant((_PREDICTION,)),
+        "prediction+penalty": Variant((_PREDICTION,), chosen=("skip_penalty",)),
+        "prediction+counts+penalty": Variant((_PREDICTION,), chosen=("transition_weight", "skip_penalty")),
     }
 )
 

@@ -27,8 +27,11 @@ _COLOURS = (
     "#4d4d4d",
     "#1a1a6e",
     "#a6761d",
+    "#b2182b",
+    "#1b7837",
+    "#000000",
 )
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "8")
 _MOST_HEADS = 4
 _FEWEST_SESSIONS = 30
 

@@ -22,12 +22,18 @@ from torch import nn
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.evaluation import EvaluationReport, evaluate
+from skipcl_lightning.evaluation import (
+    EvaluationReport,
+    choose_transition_weight,
+    evaluate,
+    skip_trade_off,
+)
 from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.heads import SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.study.choices import (
     EMBEDDING_SIZE,
+    Choice,
     Recipe,
     build_backbone,
     find_recipe,
@@ -136,15 +142,23 @@ class Run:
             simulation["num_sessions"] = self.sessions
         # Built, so that the defaults of the parts are included.
         backbone, head = self.build_parts()
+        variant = find_variant(self.variant)
         return {
             **{name: recipe[name] for name in recipe if name not in ("epochs", "simulation")},
             **own,
             "simulation": simulation,
             "backbone_settings": describe_part(backbone, BACKBONES)["settings"],
             "head": None if head is None else describe_part(head, SKIP_HEADS),
-            "feedback_input": find_variant(self.variant).feedback_input,
-            **find_variant(self.variant).data_settings,
+            "feedback_input": variant.feedback_input,
+            **variant.data_settings,
+            **({"chosen": list(variant.chosen)} if variant.chosen else {}),
         }
+
+    @property
+    def training(self) -> str:
+        """The settings of the training alone, as text; runs with equal ones share one training."""
+        own = {name: value for name, value in self.settings.items() if name not in ("variant", "chosen")}
+        return json.dumps(own, sort_keys=True)
 
     @property
     def key(self) -> str:
@@ -205,16 +219,23 @@ def do_missing(
     threads = max(1, torch.get_num_threads() // jobs)
     failures: list[tuple[Run, BaseException]] = []
     spawn = multiprocessing.get_context("spawn")
-    workers = min(jobs, len(missing))
+    trainings: dict[str, list[Run]] = {}
+    for run in missing:
+        trainings.setdefault(run.training, []).append(run)
+    workers = min(jobs, len(trainings))
     with Progress(console=console) as progress, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         task = progress.add_task("Training", total=len(missing))
-        futures = {pool.submit(execute, run, folder, threads, tracking): run for run in missing}
+        futures = {
+            pool.submit(execute, group, folder, threads, tracking): group for group in trainings.values()
+        }
         for future in as_completed(futures):
-            run, error = futures[future], future.exception()
+            group, error = futures[future], future.exception()
             if error is not None:
-                failures.append((run, error))
-                console.print(f"{run.label}: failed, {type(error).__name__}: {error}", markup=False)
-            progress.advance(task)
+                unfinished = [run for run in group if read_record(run, folder) is None]
+                failures += [(run, error) for run in unfinished]
+                for run in unfinished:
+                    console.print(f"{run.label}: failed, {type(error).__name__}: {error}", markup=False)
+            progress.advance(task, len(group))
     if failures:
         told = "\n".join(f"  {run.label}: {type(error).__name__}: {error}" for run, error in failures)
         raise RuntimeError(
@@ -222,23 +243,41 @@ def do_missing(
         ) from failures[0][1]
 
 
-def execute(run: Run, folder: Path, threads: int, tracking: Tracking | None = None) -> dict[str, Any]:
-    """Train, evaluate, and return the record, after writing `runs/<key>.parquet` and then `runs/<key>.json`.
+def execute(runs: Sequence[Run], folder: Path, threads: int, tracking: Tracking | None = None) -> None:
+    """Train once, then evaluate each run, and write `runs/<key>.parquet` and then `runs/<key>.json`.
 
     Each file appears complete or not at all. The JSON, the record, comes last and marks a finished run.
+
+    Args:
+        runs: Runs with equal `training`, at least one.
+        folder: The study's folder.
+        threads: Threads of torch.
+        tracking: The place where each run is logged in W&B; None for nowhere.
     """
     torch.set_num_threads(threads)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    # Before the training, so that a failed login costs no time.
-    with quiet_lightning(), tracked(tracking, run.key, run.settings) as log:
-        report, facts = _measure(run)
-        log(report.values)
-    record = {"settings": run.settings, "metrics": report.values, "populations": report.populations, **facts}
+    with quiet_lightning():
+        for number, run in enumerate(runs):
+            # Before the training, so that a failed login costs no time.
+            with tracked(tracking, run.key, run.settings) as log:
+                if not number:
+                    module, data, facts = _train(runs)
+                report, chosen = _measure(run, module, data)
+                log(report.values)
+            record = {
+                "settings": run.settings,
+                "metrics": report.values,
+                "populations": report.populations,
+                "chosen": chosen,
+                **facts,
+            }
+            _write_record(record, report, folder / "runs" / run.key)
+
+
+def _write_record(record: Mapping[str, Any], report: EvaluationReport, path: Path) -> None:
     text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
-    path = folder / "runs" / run.key
     write_whole(_with_ending(path, ".parquet"), report.sessions.write_parquet)
     write_whole(_with_ending(path, ".json"), lambda place: place.write_text(text, encoding="utf-8"))
-    return record
 
 
 def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
@@ -255,10 +294,13 @@ def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
+def _train(runs: Sequence[Run]) -> tuple[SkipCLModule, SessionDataModule, dict[str, Any]]:
+    """Return the trained module of runs with equal `training`, its data and what it cost."""
+    run = runs[0]
     recipe = run.recipe
     seed_everything(run.seed, verbose=False)
     variant = find_variant(run.variant)
+    counted = any("transition_weight" in find_variant(each.variant).chosen for each in runs)
     data = make_data(run.dataset, run.seed, run.sessions, variant.data_settings)
     module = SkipCLModule(
         *run.build_parts(),
@@ -267,6 +309,7 @@ def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
         feedback_input=variant.feedback_input,
         top_k=TOP_K,
         learning_rate=recipe.learning_rate,
+        transition_weight=1.0 if counted else 0.0,  # counts the transitions; no part of the training
     )
     started = time.perf_counter()
     train(module, data, epochs=run.epochs)
@@ -276,8 +319,24 @@ def _measure(run: Run) -> tuple[EvaluationReport, dict[str, Any]]:
         "items": data.num_items,
         "torch": torch.__version__,
     }
+    return module, data, facts
+
+
+def _measure(
+    run: Run, module: SkipCLModule, data: SessionDataModule
+) -> tuple[EvaluationReport, dict[Choice, float]]:
+    """Choose the variant's settings on the validation set, then read the test set once."""
+    module.transition_weight, module.skip_penalty = 0.0, 0.0
+    chosen: dict[Choice, float] = {}
+    for name in find_variant(run.variant).chosen:
+        if name == "transition_weight":
+            choose_transition_weight(module, data)
+        else:
+            module.skip_penalty = skip_trade_off(module, data).penalty
+        chosen[name] = getattr(module, name)
     # No intervals over sessions, because the study has intervals over seeds.
-    return evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0), facts
+    report = evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0, compare_markov=False)
+    return report, chosen
 
 
 @contextmanager

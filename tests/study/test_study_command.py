@@ -103,6 +103,28 @@ def test_a_rerun_does_only_what_is_missing(finished, skipcl, monkeypatch, capsys
     assert json.loads((folder / "out/runs" / gone).read_text(encoding="utf-8"))["metrics"] == metrics
 
 
+def test_variants_of_one_training_share_it_and_record_what_validation_chose(tmp_path):
+    arguments = {"weights": [1.0], "seeds": 1, "epochs": 1, "sessions": 60, "output": tmp_path}
+    variants = ["prediction", "prediction+penalty", "prediction+counts+penalty"]
+    study(["dense"], variants=variants, backbones=["BERT4Rec"], **arguments)
+    records = {}
+    for path in (tmp_path / "runs").glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        records[record["settings"]["variant"]] = record
+    assert records.keys() == {"none", *variants}
+    assert len({records[name]["seconds"] for name in variants}) == 1
+    assert records["none"]["chosen"] == records["prediction"]["chosen"] == {}
+    assert records["prediction+penalty"]["chosen"].keys() == {"skip_penalty"}
+    assert records["prediction+counts+penalty"]["chosen"].keys() == {"transition_weight", "skip_penalty"}
+    # A run that is done again alone has the same training.
+    before = records["prediction+penalty"]
+    (path,) = (tmp_path / "runs").glob("*_prediction+penalty_*.json")
+    path.unlink()
+    study(["dense"], variants=variants, backbones=["BERT4Rec"], **arguments)
+    after = json.loads(path.read_text(encoding="utf-8"))
+    assert (after["metrics"], after["chosen"]) == (before["metrics"], before["chosen"])
+
+
 @pytest.mark.slow
 def test_the_example_is_the_same_command_and_logs_offline(tmp_path, monkeypatch, capsys):
     arguments = ["--variants", "[none]", "--seeds", "1", "--wandb", "offline", "--output", "out"]
@@ -124,7 +146,7 @@ def test_the_example_is_the_same_command_and_logs_offline(tmp_path, monkeypatch,
         ({"datasets": ["dense", "dense"]}, "`datasets` must name each one once, got dense several times"),
         ({"datasets": []}, "`datasets` must hold at least one name, got none"),
         ({"variants": ["sesion"]}, "`variants` must be among none, session, past, .* got 'sesion'"),
-        ({"backbones": ["BERT4Rec"]}, "`backbones` must be among Caser, .*SASRec, got 'BERT4Rec'"),
+        ({"backbones": ["HFBackbone"]}, "`backbones` must be among BERT4Rec, .*SASRec, got 'HFBackbone'"),
         ({"backbones": []}, "`backbones` must hold at least one name, got none"),
         ({"weights": []}, "`weights` must hold a λ for session, got none"),
         ({"weights": [0.0]}, r"`weights` must be in \(0, inf\), got 0.0"),

@@ -15,6 +15,7 @@ from skipcl_lightning.study.choices import (
     find_variant,
     make_data,
 )
+from skipcl_lightning.study.pictures import _style
 from skipcl_lightning.study.runs import Run, list_runs, read_record
 
 SHARED = Path(os.environ.get("SKIPCL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -46,19 +47,43 @@ def test_a_combined_head_gives_each_part_the_weight():
     ]
 
 
+def test_settings_that_are_chosen_after_training_change_the_run_but_not_the_training():
+    names = ("prediction", "prediction+penalty", "prediction+counts+penalty")
+    runs = [make_run(variant=name) for name in names]
+    assert len({run.key for run in runs}) == 3
+    assert len({run.training for run in runs}) == 1
+    assert runs[0].training != make_run(variant="prediction+input").training
+    assert runs[0].training != make_run(variant="prediction", seed=1).training
+    # Transitions first, because both add to one score.
+    assert find_variant("prediction+counts+penalty").chosen == ("transition_weight", "skip_penalty")
+
+
+def test_every_variant_has_its_own_look_in_the_plots():
+    assert len({_style(name) for name in VARIANTS}) == len(VARIANTS)
+
+
 def test_the_suffix_turns_the_input_on_and_nothing_else():
     assert not any(variant.feedback_input for variant in VARIANTS.values())
     for name in VARIANTS:
         variant = find_variant(f"{name}+input")
         assert variant.feedback_input
         assert variant.parts == VARIANTS[name].parts
+        assert variant.chosen == VARIANTS[name].chosen
 
 
 @pytest.mark.parametrize("name", backbone_names())
-def test_every_backbone_that_is_offered_builds_and_is_causal(name):
+def test_every_backbone_that_is_offered_builds_and_takes_the_longest_session(name):
     backbone = build_backbone(name, 7)
-    assert backbone.causal
-    assert backbone(torch.randn(2, 7, 64), torch.ones(2, 7, dtype=torch.bool)).shape == (2, 7, 64)
+    # A mask token follows the session of a bidirectional one.
+    length = 7 if backbone.causal else 8
+    mask = torch.ones(2, length, dtype=torch.bool)
+    assert backbone(torch.randn(2, length, 64), mask).shape == (2, length, 64)
+
+
+def test_bidirectional_backbones_are_offered_with_the_size_of_sasrec():
+    assert "BERT4Rec" in backbone_names()
+    settings = build_backbone("BERT4Rec", 20).settings
+    assert (settings["max_length"], settings["num_layers"], settings["dropout"]) == (21, 1, 0.1)
 
 
 def test_sasrec_is_the_demos():
