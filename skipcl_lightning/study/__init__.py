@@ -9,13 +9,15 @@ from rich.console import Console
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.evaluation.plots import write_whole
-from skipcl_lightning.study.choices import PLAIN, VARIANTS, find_recipe, find_variant
+from skipcl_lightning.study.choices import BASELINES, PLAIN, VARIANTS, find_recipe, find_variant
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
 from skipcl_lightning.study.results import (
     compare_all,
+    describe_choices,
     describe_runs,
     gains_by_skip_rate,
     make_markdown,
+    make_paper_tables,
     make_terminal_tables,
     read_hits,
     read_metrics,
@@ -27,7 +29,7 @@ __all__ = ["study"]
 
 def study(
     datasets: Sequence[str] = ("dense", "sparse", "high_skip"),
-    variants: Sequence[str] = tuple(VARIANTS),
+    variants: Sequence[str] = (*VARIANTS, *BASELINES),
     weights: Sequence[float] = (0.1, 0.3, 1.0),
     backbones: Sequence[str] = ("SASRec",),
     seeds: int = 3,
@@ -45,11 +47,14 @@ def study(
 
     Args:
         datasets: Simulated ones (`dense`, `sparse`, `high_skip`), or real ones with their path
-            (`ml-100k=FILE`, `streaming=FOLDER`, `mssd=FOLDER`).
+            (`ml-100k=FILE`, `streaming=FOLDER`, `mssd=FOLDER`, `lfm2b=FOLDER`, `lfm1k=FOLDER`). A FOLDER can
+            also be one of its files.
         variants: The heads to compare; `+input` after a name also feeds past feedback to the model. The plain
-            model, `none`, always takes part.
+            model, `none`, always takes part. `+penalty` chooses the skip penalty on the validation set,
+            `+counts+penalty` first the weight of the transitions; both share the training of `prediction`.
+            `LastItemMarkov` and `SessionKNN` are baselines without a backbone.
         weights: Values of λ, the weight of the head.
-        backbones: Causal backbones by name.
+        backbones: Backbones by name.
         seeds: Runs of each model, each on its own simulated log. One seed has no intervals.
         epochs: Epochs of each training; the data set's own number if None.
         sessions: Sessions in each simulated log, for a quick trial.
@@ -97,7 +102,7 @@ def _write_results(runs: Sequence[Run], output: Path) -> list[Any]:
     """Write tables and pictures; return the tables for a terminal."""
     metrics, hits = read_metrics(runs, output), read_hits(runs, output)
     summary, gains = compare_all(metrics), gains_by_skip_rate(PLAIN, hits)
-    text = make_markdown(summary, gains, describe_runs(runs, output))
+    text = make_markdown(summary, gains, describe_runs(runs, output), describe_choices(runs, output))
     write_whole(output / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
     write_whole(output / "results.csv", summary.write_csv)
     save_trade_off_plot(output / "trade_off.png", summary, metrics.filter(pl.col("variant") == PLAIN))
@@ -106,7 +111,7 @@ def _write_results(runs: Sequence[Run], output: Path) -> list[Any]:
     else:
         # A plot of an earlier call would show other runs than the tables.
         (output / "skip_rates.png").unlink(missing_ok=True)
-    return list(make_terminal_tables(summary))
+    return [*make_terminal_tables(summary), *make_paper_tables(summary)]
 
 
 def _check_weights(variants: Sequence[str], weights: Sequence[float]) -> list[float]:

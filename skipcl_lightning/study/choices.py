@@ -15,14 +15,18 @@ from skipcl_lightning._settings import PartSettings, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import (
     SessionDataModule,
+    read_lfm1k,
+    read_lfm2b,
     read_movielens,
     read_mssd,
     read_streaming_history,
     simulate_sessions,
 )
+from skipcl_lightning.evaluation import Baseline, LastItemMarkov, SessionKNN
 from skipcl_lightning.heads import SKIP_HEADS
 
 __all__ = [
+    "BASELINES",
     "EMBEDDING_SIZE",
     "INPUT_SUFFIX",
     "PLAIN",
@@ -67,6 +71,8 @@ def _simulated(**settings: Any) -> Recipe:
     return Recipe(epochs=8, learning_rate=4e-3, simulation=simulation)
 
 
+# The filters and the length of the ready configurations; learning rate and epochs are not tuned.
+_LASTFM = Recipe(epochs=20, learning_rate=3e-3, max_length=50, min_session_length=5, min_item_count=5)
 _RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "dense": _simulated(num_items=1000),
@@ -81,12 +87,20 @@ _RECIPES: Mapping[str, Recipe] = MappingProxyType(
             min_item_count=5,
         ),
         "streaming": Recipe(epochs=15, learning_rate=3e-3, min_session_length=5),
-        "mssd": Recipe(epochs=15, learning_rate=3e-3, min_session_length=5),
+        "mssd": Recipe(epochs=15, learning_rate=3e-3, min_session_length=5, min_item_count=5),
+        "lfm2b": _LASTFM,
+        "lfm1k": _LASTFM,
     }
 )
 # Ratings of 1 and 2 count as skips, 3 as listened to.
 _READERS: Mapping[str, Callable[[list[Path]], pl.LazyFrame]] = MappingProxyType(
-    {"ml-100k": read_movielens, "streaming": read_streaming_history, "mssd": read_mssd}
+    {
+        "ml-100k": read_movielens,
+        "streaming": read_streaming_history,
+        "mssd": read_mssd,
+        "lfm2b": read_lfm2b,
+        "lfm1k": read_lfm1k,
+    }
 )
 
 
@@ -172,12 +186,14 @@ class Variant:
         data_settings: Additional settings of the data module, for mined items.
         chosen: The module's settings that are chosen on the validation set after the training, in this order.
             Variants that differ in nothing else share one training.
+        baseline: A baseline that takes the model's place; None for a model.
     """
 
     parts: tuple[Mapping[str, Any], ...] = ()
     feedback_input: bool = False
     data_settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     chosen: tuple[Choice, ...] = ()
+    baseline: Callable[[SessionDataModule], Baseline] | None = None
 
     def build_head(self, weight: float) -> nn.Module | None:
         """Return the head, or the sum of several, each with the weight λ; None without parts."""
@@ -222,11 +238,20 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 )
 
 
+# Their figures stand beside those of each backbone.
+BASELINES: Mapping[str, Variant] = MappingProxyType(
+    {"LastItemMarkov": Variant(baseline=LastItemMarkov), "SessionKNN": Variant(baseline=SessionKNN)}
+)
+
+
 def find_variant(name: str) -> Variant:
-    """Return a variant by its name; `+input` after it adds past feedback as an input."""
+    """Return a variant or a baseline by its name; `+input` after a variant adds past feedback as an input."""
+    if name in BASELINES:
+        return BASELINES[name]
     head = name.removesuffix(INPUT_SUFFIX)
     if head not in VARIANTS:
         raise ValueError(
-            f"`variants` must be among {', '.join(VARIANTS)}, each also with {INPUT_SUFFIX!r}, got {name!r}."
+            f"`variants` must be among {', '.join(VARIANTS)}, each also with {INPUT_SUFFIX!r}, or "
+            f"{', '.join(BASELINES)}, got {name!r}."
         )
     return replace(VARIANTS[head], feedback_input=name.endswith(INPUT_SUFFIX))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis, write_whole
 from skipcl_lightning.evaluation.statistics import student_margin
-from skipcl_lightning.study.choices import INPUT_SUFFIX, PLAIN, VARIANTS
+from skipcl_lightning.study.choices import BASELINES, INPUT_SUFFIX, PLAIN, VARIANTS
 
 __all__ = ["save_skip_rate_plot", "save_trade_off_plot"]
 
@@ -29,9 +29,11 @@ _COLOURS = (
     "#a6761d",
     "#b2182b",
     "#1b7837",
-    "#000000",
+    "#8c8c8c",
+    "#5c3a1e",
+    "#2f4f4f",
 )
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "8")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "8", "1", "2")
 _MOST_HEADS = 4
 _FEWEST_SESSIONS = 30
 
@@ -104,7 +106,7 @@ def _draw_trade_off(axis: Any, means: pl.DataFrame, plain: pl.DataFrame) -> None
             continue
         own = means.filter(pl.col("variant") == variant).sort("weight", nulls_last=False)
         origin = means.filter((pl.col("variant") == start) & (pl.col("variant") != variant))
-        curve = pl.concat([origin, own])
+        curve = own if variant in BASELINES else pl.concat([origin, own])
         colour, marker, line = _style(variant)
         axis.plot(curve[_SKIP], curve["hit_rate@10"], color=colour, linestyle=line, linewidth=1.6, alpha=0.8)
         sizes = np.linspace(22, 80, own.height) if own.height > 1 else [50]
@@ -194,7 +196,7 @@ def _style(variant: str) -> tuple[str, str, str]:
     head = variant.removesuffix(INPUT_SUFFIX)
     if head == PLAIN:
         return INK, "*", ":"
-    number = list(VARIANTS).index(head) - 1
+    number = [*VARIANTS, *BASELINES].index(head) - 1
     return _COLOURS[number], _MARKERS[number], "--" if variant.endswith(INPUT_SUFFIX) else "-"
 
 

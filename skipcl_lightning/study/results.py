@@ -20,9 +20,11 @@ __all__ = [
     "METRICS",
     "compare_all",
     "compare_with",
+    "describe_choices",
     "describe_runs",
     "gains_by_skip_rate",
     "make_markdown",
+    "make_paper_tables",
     "make_terminal_tables",
     "read_hits",
     "read_metrics",
@@ -54,6 +56,11 @@ _NAMES = {
 # Above the rounding error of equal differences.
 _LEAST_MARGIN = 1e-12
 _MISSING = "–"  # noqa: RUF001 - the dash of an empty cell
+# As in the paper; MAP@10 is MRR@10, because each session has one target.
+_PAPER: Mapping[str, str] = MappingProxyType(
+    {name: METRICS[name] for name in ("hit_rate@1", "hit_rate@5", "hit_rate@10", "hit_rate@20")}
+    | {"mrr@10": "MAP@10", "skip_mrr@10": METRICS["skip_mrr@10"]}
+)
 _TERMINAL = ("hit_rate@10", "mrr@10", "skip_mrr@10", "skip_hit_rate@10", "pairwise_skip_accuracy")
 
 
@@ -186,10 +193,21 @@ def _verdict(row: dict[str, Any]) -> str:
     return judge(low, high, higher_is_better=is_higher_better(row["metric"]))
 
 
-def make_markdown(summary: pl.DataFrame, gains: pl.DataFrame, facts: Sequence[dict[str, Any]]) -> str:
-    """Return `compare_all`, `gains_by_skip_rate` and `describe_runs` of a study as Markdown."""
+def make_markdown(
+    summary: pl.DataFrame,
+    gains: pl.DataFrame,
+    facts: Sequence[dict[str, Any]],
+    choices: Sequence[dict[str, Any]] = (),
+) -> str:
+    """Return `compare_all`, `gains_by_skip_rate`, `describe_runs` and `describe_choices` as Markdown."""
     lines = ["# What the skip heads do", "", *_explain(summary), "", "## What was run", ""]
     lines += _grid(list(facts[0]), [list(map(str, row.values())) for row in facts])
+    if choices:
+        lines += ["", "Chosen on the validation set, for seeds 0, 1, …:", ""]
+        lines += _grid(list(choices[0]), [list(map(str, row.values())) for row in choices])
+    lines += ["", "## The paper's columns", "", _PAPER_NOTE]
+    for dataset, heads, rows in _paper_grids(summary):
+        lines += ["", f"{dataset}:", "", *_grid(heads, rows)]
     for (dataset, backbone), part in summary.group_by("dataset", "backbone", maintain_order=True):
         lines += ["", f"## {dataset}, {backbone}", "", "Mean over seeds (change in %):", ""]
         lines += _metric_grid(part.filter(pl.col("compared_with") == PLAIN), _level)
@@ -222,6 +240,36 @@ def make_terminal_tables(summary: pl.DataFrame) -> Iterator[Table]:
             row = [_for_terminal(cells.get(metric)) for metric in metrics]
             table.add_row(variant, weight, *row)
         yield table
+
+
+_PAPER_NOTE = "Mean over seeds. MAP@10 is MRR@10, because each session has one target."
+
+
+def make_paper_tables(summary: pl.DataFrame) -> Iterator[Table]:
+    """Yield a table of the paper's columns for each data set, from the result of `compare_all`."""
+    for dataset, heads, rows in _paper_grids(summary):
+        table = Table(title=f"{dataset}: the paper's columns", caption=_PAPER_NOTE)
+        for head in heads:
+            table.add_column(
+                head, justify="left" if head in ("backbone", "variant") else "right", no_wrap=True
+            )
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def _paper_grids(summary: pl.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    plain = summary.filter(pl.col("compared_with") == PLAIN)
+    for (dataset,), part in plain.group_by("dataset", maintain_order=True):
+        metrics = _present(_PAPER, part)
+        heads = ["backbone", "variant", "λ", *(_head(metric, _PAPER) for metric in metrics)]
+        rows = []
+        for (backbone,), own in part.group_by("backbone", maintain_order=True):
+            for variant, weight, cells in _models(own):
+                found = [cells.get(metric) for metric in metrics]
+                means = [_MISSING if row is None else _short(f"{row['mean']:.4f}") for row in found]
+                rows.append([str(backbone), variant, weight, *means])
+        yield str(dataset), heads, rows
 
 
 def _explain(summary: pl.DataFrame) -> list[str]:
@@ -311,8 +359,8 @@ def _short(number: str) -> str:
     return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
 
 
-def _head(metric: str) -> str:
-    return f"{METRICS[metric]} {'↑' if is_higher_better(metric) else '↓'}"
+def _head(metric: str, titles: Mapping[str, str] = METRICS) -> str:
+    return f"{titles[metric]} {'↑' if is_higher_better(metric) else '↓'}"
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -330,9 +378,29 @@ def describe_runs(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
     return [_describe(dataset, backbone, pairs) for (dataset, backbone), pairs in found.items()]
 
 
+def describe_choices(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each model with settings that the validation set chose: their values, seed by seed."""
+    found: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        chosen = _record(run, folder).get("chosen")
+        if chosen:
+            weight = "" if run.weight is None else f"{run.weight:g}"
+            found.setdefault((run.title, run.backbone, run.variant, weight), []).append(chosen)
+    titles = {"transition_weight": "transition weight", "skip_penalty": "skip penalty"}
+    return [
+        dict(zip(("data set", "backbone", "variant", "λ"), names, strict=True))
+        | {
+            title: ", ".join(f"{each[name]:g}" for each in values if name in each) or _MISSING
+            for name, title in titles.items()
+        }
+        for names, values in found.items()
+    ]
+
+
 def _describe(dataset: str, backbone: str, pairs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
     run, first = pairs[0]
     records = [record for _, record in pairs]
+    trained = [record for record in records if "parameters" in record]  # all but the baselines
 
     def median(numbers: Sequence[float]) -> str:
         return f"{statistics.median(numbers):,.0f}"
@@ -347,7 +415,7 @@ def _describe(dataset: str, backbone: str, pairs: Sequence[tuple[Run, dict[str, 
         "items": median([record["items"] for record in records]),
         "listened targets": median([record["populations"]["listened"] for record in records]),
         "skipped targets": median([record["populations"]["skipped"] for record in records]),
-        "parameters": median([record["parameters"] for record in records]),
-        "seconds a training": median([record["seconds"] for record in records]),
+        "parameters": median([record["parameters"] for record in trained]),
+        "seconds a training": median([record["seconds"] for record in trained]),
         "torch": ", ".join(sorted({record["torch"] for record in records})),
     }

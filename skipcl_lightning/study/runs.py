@@ -23,6 +23,7 @@ from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import (
+    Baseline,
     EvaluationReport,
     choose_transition_weight,
     evaluate,
@@ -101,7 +102,7 @@ class Run:
     Args:
         dataset: As for `make_data`.
         backbone: One of `backbone_names()`.
-        variant: One of `VARIANTS`, or that with `+input`.
+        variant: One of `VARIANTS`, or that with `+input`, or one of `BASELINES`.
         weight: λ; None without a head.
         seed: Seed of initialisation and shuffling, and of a simulated log.
         epochs: Epochs of the training.
@@ -152,6 +153,7 @@ class Run:
             "feedback_input": variant.feedback_input,
             **variant.data_settings,
             **({"chosen": list(variant.chosen)} if variant.chosen else {}),
+            **({"baseline": self.variant} if variant.baseline is not None else {}),
         }
 
     @property
@@ -261,8 +263,8 @@ def execute(runs: Sequence[Run], folder: Path, threads: int, tracking: Tracking 
             # Before the training, so that a failed login costs no time.
             with tracked(tracking, run.key, run.settings) as log:
                 if not number:
-                    module, data, facts = _train(runs)
-                report, chosen = _measure(run, module, data)
+                    model, data, facts = _train(runs)
+                report, chosen = _measure(run, model, data)
                 log(report.values)
             record = {
                 "settings": run.settings,
@@ -294,14 +296,17 @@ def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _train(runs: Sequence[Run]) -> tuple[SkipCLModule, SessionDataModule, dict[str, Any]]:
-    """Return the trained module of runs with equal `training`, its data and what it cost."""
+def _train(runs: Sequence[Run]) -> tuple[SkipCLModule | Baseline, SessionDataModule, dict[str, Any]]:
+    """Return the trained module of runs with equal `training`, or a baseline, its data and what it cost."""
     run = runs[0]
     recipe = run.recipe
     seed_everything(run.seed, verbose=False)
     variant = find_variant(run.variant)
     counted = any("transition_weight" in find_variant(each.variant).chosen for each in runs)
     data = make_data(run.dataset, run.seed, run.sessions, variant.data_settings)
+    facts = {"items": data.num_items, "torch": torch.__version__}
+    if variant.baseline is not None:
+        return variant.baseline(data), data, facts
     module = SkipCLModule(
         *run.build_parts(),
         num_items=data.num_items,
@@ -313,19 +318,23 @@ def _train(runs: Sequence[Run]) -> tuple[SkipCLModule, SessionDataModule, dict[s
     )
     started = time.perf_counter()
     train(module, data, epochs=run.epochs)
-    facts = {
-        "seconds": time.perf_counter() - started,
-        "parameters": sum(weights.numel() for weights in module.parameters()),
-        "items": data.num_items,
-        "torch": torch.__version__,
-    }
+    facts["seconds"] = time.perf_counter() - started
+    facts["parameters"] = sum(weights.numel() for weights in module.parameters())
     return module, data, facts
 
 
 def _measure(
-    run: Run, module: SkipCLModule, data: SessionDataModule
+    run: Run, model: SkipCLModule | Baseline, data: SessionDataModule
 ) -> tuple[EvaluationReport, dict[Choice, float]]:
     """Choose the variant's settings on the validation set, then read the test set once."""
+    chosen = _choose(run, model, data) if isinstance(model, SkipCLModule) else {}
+    # No intervals over sessions, because the study has intervals over seeds.
+    report = evaluate(model, data, name=run.key, top_k=TOP_K, num_resamples=0, compare_markov=False)
+    return report, chosen
+
+
+def _choose(run: Run, module: SkipCLModule, data: SessionDataModule) -> dict[Choice, float]:
+    """Set the settings that the variant chooses on the validation set, and return them."""
     module.transition_weight, module.skip_penalty = 0.0, 0.0
     chosen: dict[Choice, float] = {}
     for name in find_variant(run.variant).chosen:
@@ -334,9 +343,7 @@ def _measure(
         else:
             module.skip_penalty = skip_trade_off(module, data).penalty
         chosen[name] = getattr(module, name)
-    # No intervals over sessions, because the study has intervals over seeds.
-    report = evaluate(module, data, name=run.key, top_k=TOP_K, num_resamples=0, compare_markov=False)
-    return report, chosen
+    return chosen
 
 
 @contextmanager

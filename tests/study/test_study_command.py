@@ -106,16 +106,25 @@ def test_a_rerun_does_only_what_is_missing(finished, skipcl, monkeypatch, capsys
 def test_variants_of_one_training_share_it_and_record_what_validation_chose(tmp_path):
     arguments = {"weights": [1.0], "seeds": 1, "epochs": 1, "sessions": 60, "output": tmp_path}
     variants = ["prediction", "prediction+penalty", "prediction+counts+penalty"]
-    study(["dense"], variants=variants, backbones=["BERT4Rec"], **arguments)
+    study(["dense"], variants=[*variants, "SessionKNN"], backbones=["BERT4Rec"], **arguments)
     records = {}
     for path in (tmp_path / "runs").glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         records[record["settings"]["variant"]] = record
-    assert records.keys() == {"none", *variants}
+    assert records.keys() == {"none", *variants, "SessionKNN"}
+    assert "seconds" not in records["SessionKNN"]  # nothing is trained
     assert len({records[name]["seconds"] for name in variants}) == 1
     assert records["none"]["chosen"] == records["prediction"]["chosen"] == {}
     assert records["prediction+penalty"]["chosen"].keys() == {"skip_penalty"}
     assert records["prediction+counts+penalty"]["chosen"].keys() == {"transition_weight", "skip_penalty"}
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    penalty = records["prediction+penalty"]["chosen"]["skip_penalty"]
+    # Skips alone choose no transitions.
+    assert f"| dense | BERT4Rec | prediction+penalty | 1 | – | {penalty:g} |" in text  # noqa: RUF001
+    hits = records["SessionKNN"]["metrics"]["hit_rate@1"]
+    # Once in the paper's columns, once with all metrics and the change in percent.
+    assert f"| BERT4Rec | SessionKNN |  | {hits:.4f} |".replace("0.", ".") in text
+    assert "| `SessionKNN` |" in text
     # A run that is done again alone has the same training.
     before = records["prediction+penalty"]
     (path,) = (tmp_path / "runs").glob("*_prediction+penalty_*.json")

@@ -1,4 +1,5 @@
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,9 @@ import torch
 
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.heads import SkipInfoNCE
+from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.study.choices import (
+    BASELINES,
     VARIANTS,
     backbone_names,
     build_backbone,
@@ -39,6 +42,12 @@ def test_every_variant_builds(name):
     assert isinstance(find_variant(name).build_head(0.3), torch.nn.Module)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_defined_for_a_bidirectional_backbone(name):
+    parts = make_run(backbone="BERT4Rec", variant=name).build_parts()
+    assert not SkipCLModule(*parts, num_items=9).model.causal
+
+
 def test_a_combined_head_gives_each_part_the_weight():
     head = find_variant("session+batch").build_head(0.7)
     assert [(part.weight, part.contrast.negatives) for part in head.heads] == [
@@ -58,8 +67,16 @@ def test_settings_that_are_chosen_after_training_change_the_run_but_not_the_trai
     assert find_variant("prediction+counts+penalty").chosen == ("transition_weight", "skip_penalty")
 
 
-def test_every_variant_has_its_own_look_in_the_plots():
-    assert len({_style(name) for name in VARIANTS}) == len(VARIANTS)
+def test_every_variant_and_baseline_has_its_own_look_in_the_plots():
+    names = [*VARIANTS, *BASELINES]
+    assert len({_style(name) for name in names}) == len(names)
+
+
+def test_a_baseline_has_no_head_and_takes_no_input():
+    assert find_variant("SessionKNN").build_head(0.7) is None
+    assert make_run(variant="SessionKNN", weight=None).key != make_run(variant="none", weight=None).key
+    with pytest.raises(ValueError, match=r"or LastItemMarkov, SessionKNN, got 'SessionKNN\+input'"):
+        find_variant("SessionKNN+input")
 
 
 def test_the_suffix_turns_the_input_on_and_nothing_else():
@@ -196,6 +213,36 @@ def test_several_paths_are_separated_as_in_path(tmp_path):
         (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
     paths = os.pathsep.join(str(tmp_path / f"{name}.csv") for name in ("a", "b"))
     assert make_data(f"mssd={paths}", seed=0).session_ids.to_list() == ["a", "b"]
+
+
+def test_plays_of_lastfm_become_sessions_with_the_filters_of_the_configurations(tmp_path):
+    start = datetime(2019, 1, 1, tzinfo=UTC)
+    # Five users hear the same five tracks, and one a sixth track; the second is skipped.
+    seconds = (0, 100, 110, 300, 400)
+    plays = [
+        (user, track, start + timedelta(seconds=at)) for user in range(5) for track, at in enumerate(seconds)
+    ]
+    plays.append((0, 9, start + timedelta(seconds=500)))
+    lfm2b, lfm1k = tmp_path / "listening_events.tsv", tmp_path / "lfm1k.tsv"
+    lines = ["user_id\ttrack_id\talbum_id\ttimestamp"]
+    lines += [f"{user}\t{track}\t1\t{time:%Y-%m-%d %H:%M:%S}" for user, track, time in plays]
+    lfm2b.write_text("\n".join(lines), encoding="utf-8")
+    # The newest play of a user comes first.
+    lines = [
+        f"{user}\t{time:%Y-%m-%dT%H:%M:%SZ}\tm\tArtist\t{track}\tTrack" for user, track, time in plays[::-1]
+    ]
+    lfm1k.write_text("\n".join(lines), encoding="utf-8")
+    for name in (f"lfm2b={lfm2b}", f"lfm1k={lfm1k}"):
+        data = make_data(name, seed=0)
+        assert len(data.session_ids) == 5
+        assert data.num_items == 5  # without the track that was played once
+        assert (data.max_length, find_recipe(name).epochs) == (50, 20)
+        assert data.log.collect()["feedback"].head(5).to_list() == [1, -1, 1, 1, 1]
+
+
+def test_the_filters_of_mssd_are_those_of_its_configuration(tmp_path):
+    recipe = find_recipe(f"mssd={tmp_path}")
+    assert (recipe.min_session_length, recipe.min_item_count, recipe.max_length) == (5, 5, 20)
 
 
 @pytest.mark.real_data

@@ -10,6 +10,7 @@ from skipcl_lightning.study.results import (
     compare_with,
     gains_by_skip_rate,
     make_markdown,
+    make_paper_tables,
     make_terminal_tables,
 )
 
@@ -179,6 +180,26 @@ def test_a_metric_without_a_population_in_one_run_is_an_empty_cell():
         [{"runs": 6}],
     )
     assert " – |" in text  # noqa: RUF001 - the dash of an empty cell
+
+
+def test_the_papers_columns_stand_in_one_table_for_each_data_set():
+    frame = pl.concat(
+        [
+            full_metrics(),
+            full_metrics()
+            .with_columns(pl.lit("GRU4Rec").alias("backbone"))
+            .filter(pl.col("metric") != "mrr@10"),
+        ]
+    )
+    summary = compare_all(frame)
+    text = make_markdown(summary, gains_by_skip_rate("none", hit_rows()), [{"runs": 6}])
+    head = "| backbone | variant | λ | HR@1 ↑ | HR@5 ↑ | HR@10 ↑ | HR@20 ↑ | MAP@10 ↑ | SkipMRR@10 ↓ |"
+    assert text.count(head) == 1
+    assert "| SASRec | session | 0.3 | .6000 | .6000 | .6000 | .6000 | .6000 | .6000 |" in text
+    assert "| GRU4Rec | none |  | .5000 | .5000 | .5000 | .5000 | – | .5000 |" in text  # noqa: RUF001
+    (table,) = make_paper_tables(summary)
+    assert [str(column.header) for column in table.columns] == head.strip("| ").split(" | ")
+    assert table.row_count == 4
 
 
 def test_the_terminal_is_shown_one_table_a_data_set():
