@@ -16,13 +16,11 @@ from skipcl_lightning.study.results import (
     describe_choices,
     describe_runs,
     gains_by_skip_rate,
-    make_markdown,
-    make_paper_tables,
-    make_terminal_tables,
     read_hits,
     read_metrics,
 )
 from skipcl_lightning.study.runs import Mode, Run, Tracking, do_missing, list_runs
+from skipcl_lightning.study.tables import make_markdown, make_paper_tables, make_terminal_tables
 
 __all__ = ["study"]
 

@@ -9,10 +9,8 @@ from skipcl_lightning.study.results import (
     compare_all,
     compare_with,
     gains_by_skip_rate,
-    make_markdown,
-    make_paper_tables,
-    make_terminal_tables,
 )
+from skipcl_lightning.study.tables import make_markdown, make_paper_tables, make_terminal_tables
 
 # Of Student's t with 2 degrees of freedom, from a table.
 T_975_OF_2 = 4.302653
