@@ -215,21 +215,29 @@ def print_tables(rows: pl.DataFrame) -> None:
 
 
 def draw(rows: pl.DataFrame, path: Path) -> None:
-    """Draw SkipHitRate@10 against HitRate@10, a point for each model."""
-    figure = make_figure(7.2, 4.8)
+    """Draw SkipHitRate@10 against HitRate@10, a numbered point for each model."""
+    figure = make_figure(7.2, 6.0)
     axis = figure.subplots()
     means = rows.group_by("backbone", "variant", maintain_order=True).mean()
-    for number, (backbone, group) in enumerate(means.group_by("backbone", maintain_order=True)):
+    variants = means["variant"].unique(maintain_order=True).to_list()
+    for marker, (backbone, group) in zip(
+        "osD^", means.group_by("backbone", maintain_order=True), strict=False
+    ):
         x, y = group["skip_hit_rate@10"].to_numpy(), group["hit_rate@10"].to_numpy()
-        axis.scatter(x, y, marker="osD^"[number], label=backbone[0])
-        for one, other, variant in zip(x, y, group["variant"], strict=True):
-            label = variant.replace("+ feedback, ", "+ ")
-            axis.annotate(label, (one, other), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    axis.margins(x=0.25)
+        axis.plot(x, y, marker, markersize=4, label=backbone[0])
+        for place, variant in zip(zip(x, y, strict=True), group["variant"], strict=True):
+            number = str(variants.index(variant) + 1)
+            axis.annotate(number, place, xytext=(3, 3), textcoords="offset points", fontsize=8)
     axis.set_xlabel("SkipHitRate@10: skipped tracks among the first ten (left is better)")
     axis.set_ylabel("HitRate@10 (up is better)")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, loc="lower right")
+    figure.suptitle(
+        "\n".join(f"{number} {variant}" for number, variant in enumerate(variants, start=1)),
+        x=0.13,
+        ha="left",
+        fontsize=8,
+    )
     write_whole(path, lambda part: figure.savefig(part, format="png", dpi=160))
 
 
