@@ -115,6 +115,7 @@ def test_it_runs_in_the_epochs_that_are_asked_for_and_changes_no_training(tmp_pa
     assert len(measured) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_only_the_first_writes(tmp_path):
     watch(1, tmp_path)
     run = subprocess.run(  # noqa: S603 - our own script

@@ -10,6 +10,9 @@ import pytest
 
 from skipcl_lightning.study import study
 
+# Whole studies in processes of their own; the parts are tested in the other files.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", "study"]
 SMALL = ["--datasets", "[dense]", "--sessions", "60", "--epochs", "1", "--weights", "[0.3]", "--seeds", "2"]
@@ -134,7 +137,6 @@ def test_variants_of_one_training_share_it_and_record_what_validation_chose(tmp_
     assert (after["metrics"], after["chosen"]) == (before["metrics"], before["chosen"])
 
 
-@pytest.mark.slow
 def test_the_example_is_the_same_command_and_logs_offline(tmp_path, monkeypatch, capsys):
     arguments = ["--variants", "[none]", "--seeds", "1", "--wandb", "offline", "--output", "out"]
     monkeypatch.chdir(tmp_path)
