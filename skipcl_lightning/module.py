@@ -214,7 +214,6 @@ class SkipCLModule(LightningModule):
         metrics = session_metrics(num_items, top_k=top_k, ties=ties)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         self._left_out = ""
-        self._candidates: Tensor | None = None
 
     def build_backbone(self) -> nn.Module:
         """Return the backbone if none is passed; override it, and checkpoints load without arguments.
@@ -249,6 +248,7 @@ class SkipCLModule(LightningModule):
         if value > 0:
             _ = self.skip_prediction  # raises without one
         self._skip_penalty = float(value)
+        self._candidates: Tensor | None = None
 
     @contextmanager
     def at_skip_penalty(self, value: float | None) -> Iterator[None]:
@@ -564,16 +564,16 @@ class SkipCLModule(LightningModule):
         return losses["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
-        self._candidates = self.item_table.detach()  # or a parameter would be registered
+        """Drop the candidates of an earlier epoch; an override must call it."""
+        self._candidates = None
 
     def on_test_epoch_start(self) -> None:
-        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
-        self._candidates = self.item_table.detach()  # or a parameter would be registered
+        """Drop the candidates of an earlier epoch; an override must call it."""
+        self._candidates = None
 
     def on_predict_epoch_start(self) -> None:
-        """Compute the candidates of the epoch's batches once; without it, each batch computes them."""
-        self._candidates = self.item_table.detach()  # or a parameter would be registered
+        """Drop the candidates of an earlier epoch; an override must call it."""
+        self._candidates = None
 
     def on_predict_epoch_end(self) -> None:
         """Drop the candidates."""
@@ -620,8 +620,7 @@ class SkipCLModule(LightningModule):
         seen = batch.seen_items if self.exclude_seen else None
         top_k = min(max(self.hparams["top_k"]), self.num_items)
         query, added = self.session_query(batch), self.added_scores(batch)
-        table = self.item_table if self._candidates is None else self._candidates
-        items, scores = top_k_items(query, table, top_k, exclude=seen, added=added)
+        items, scores = top_k_items(query, self._epoch_table(), top_k, exclude=seen, added=added)
         skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary, skips)
@@ -657,11 +656,19 @@ class SkipCLModule(LightningModule):
             self._left_out = left_out
             rank_zero_info(left_out)
 
+    def _epoch_table(self) -> Tensor:
+        """Return `item_table`; with a penalty, compute it once for all batches of an epoch."""
+        if self.skip_penalty == 0:
+            return self.item_table
+        if self._candidates is None:
+            self._candidates = self.item_table.detach()
+        return self._candidates
+
     def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
         query = self.session_query(batch)
         ranked = rank_batch(
             query,
-            self.item_table if self._candidates is None else self._candidates,
+            self._epoch_table(),
             batch,
             exclude_seen=self.exclude_seen,
             ties=self.ties,
