@@ -223,7 +223,7 @@ class SplitByTime:
     needs_time: ClassVar[bool] = True
     caution: ClassVar[str] = (
         "A split by time is learned from nothing later, but which sessions and items are kept at all was "
-        "told from the whole log."
+        "known from the whole log."
     )
 
     def __post_init__(self) -> None:
