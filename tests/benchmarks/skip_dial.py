@@ -117,12 +117,12 @@ def run(name: str, seed: int, data: SessionDataModule, epochs: int) -> list[dict
         print(variant, {metric: round(report[metric], 4) for metric in METRICS}, flush=True)
         return report
 
-    module = fit(make_backbone(name), None, data, seed, epochs, feedback_input=False)
+    module = fit(name, None, data, seed, epochs, feedback_input=False)
     plain = add(PLAIN, module)
     kept = evaluate(module, data, split="validation", top_k=(10,), num_resamples=300, compare_markov=False)
-    add("+ feedback input", fit(make_backbone(name), None, data, seed, epochs))
-    add("+ feedback, SkipInfoNCE", fit(make_backbone(name), SkipInfoNCE(weight=0.1), data, seed, epochs))
-    module = fit(make_backbone(name), SkipPrediction(), data, seed, epochs)
+    add("+ feedback input", fit(name, None, data, seed, epochs))
+    add("+ feedback, SkipInfoNCE", fit(name, SkipInfoNCE(weight=0.1), data, seed, epochs))
+    module = fit(name, SkipPrediction(), data, seed, epochs)
     add("+ feedback, SkipPrediction", module)
     module.skip_penalty = skip_trade_off(module, data, num_resamples=300).penalty
     add("+ feedback, SkipPrediction, penalty", module)
@@ -163,7 +163,7 @@ def run_baselines(data: SessionDataModule) -> list[dict[str, float | str]]:
 
 
 def fit(
-    backbone: nn.Module,
+    name: str,
     head: nn.Module | None,
     data: SessionDataModule,
     seed: int,
@@ -174,7 +174,7 @@ def fit(
     """Return a trained module, whose `transition_weight` is 0 but can be set."""
     seed_everything(seed, verbose=False)
     module = SkipCLModule(
-        backbone,
+        make_backbone(name),
         head,
         num_items=data.num_items,
         feedback_input=feedback_input,

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from skipcl_lightning import SkipCLModule, evaluate
-from skipcl_lightning.backbones import GRU4Rec, SASRec
+from skipcl_lightning.backbones import BERT4Rec, Caser, GRU4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, SplitBySession
 from skipcl_lightning.evaluation import (
     EvaluationReport,
@@ -45,7 +45,7 @@ def transitions(
         sessions: The Parquet file.
         seeds: The number of trainings of each backbone.
         epochs: The epochs of each.
-        backbones: `SASRec`, `GRU4Rec` or both.
+        backbones: Any of `SASRec`, `GRU4Rec`, `Caser` and `BERT4Rec`.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data = read(sessions)
@@ -101,7 +101,17 @@ def read(sessions: Path) -> SessionDataModule:
 
 def make_backbone(name: str) -> nn.Module:
     """Return a backbone of D 64."""
-    return SASRec(64, max_length=50, num_layers=1, dropout=0.1) if name == "SASRec" else GRU4Rec(64)
+    attention = {"max_length": 50, "num_layers": 1, "dropout": 0.1}
+    match name:
+        case "SASRec":
+            return SASRec(64, **attention)
+        case "GRU4Rec":
+            return GRU4Rec(64)
+        case "Caser":
+            return Caser(64)
+        case "BERT4Rec":
+            return BERT4Rec(64, **attention)
+    raise ValueError(f"`backbones` must be SASRec, GRU4Rec, Caser or BERT4Rec, got {name!r}.")
 
 
 def train(backbone: nn.Module, data: SessionDataModule, epochs: int) -> SkipCLModule:
