@@ -194,6 +194,26 @@ class ItemVocabulary:
         """
         return cls(state["ids"])
 
+    def extended(self, items: Sequence[str] | Sequence[int] | pl.Series) -> "ItemVocabulary":
+        """Return a vocabulary with more items, in which the known ones keep their indices.
+
+        Args:
+            items: More ids of the vocabulary's type, in the order of their new indices. Known ids and
+                repeats are ignored.
+
+        Raises:
+            TypeError: An id has another type than the vocabulary's.
+            ValueError: An id is null, or there are 2^31 items or more.
+
+        Examples:
+            >>> ItemVocabulary(["song"]).extended(["tune", "song", "air"]).ids
+            ['song', 'tune', 'air']
+        """
+        ids = self._table["id"]
+        new = to_ids("items", items, ids.dtype).rename("id").unique(maintain_order=True)
+        new = new.filter(~new.is_in(ids.implode()))
+        return type(self)(pl.concat([ids, new])) if len(new) else self
+
     def __len__(self) -> int:
         return self._table.height
 

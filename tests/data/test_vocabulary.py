@@ -48,6 +48,17 @@ def test_another_order_of_the_rows_gives_the_same_numbers():
     assert ItemVocabulary.from_log(items.shuffle(seed=1)) == numbered
 
 
+def test_an_extended_vocabulary_keeps_its_indices_and_adds_each_new_item_once():
+    first = ItemVocabulary([30, 10])
+    second = first.extended([7, 30, 8, 7])
+    assert second.ids == [30, 10, 7, 8]
+    assert first.ids == [30, 10]
+    assert first.extended([]) == first
+    assert first.extended([10]) == first
+    with pytest.raises(TypeError, match="`items` must be Int64 as in the vocabulary, got String"):
+        first.extended(["7"])
+
+
 def test_unknown_ids_are_an_error_that_names_five_and_the_way_out():
     vocabulary = ItemVocabulary(["a"])
     with pytest.raises(
