@@ -10,7 +10,7 @@ from small_models import quiet_trainer
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.callbacks import ChooseTransitionWeight
-from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.data import SessionDataModule, datamodule, simulate_sessions
 from skipcl_lightning.evaluation import choose_transition_weight, evaluate
 from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.model import Transitions
@@ -70,8 +70,9 @@ def dense_scores(module, batch, counts, weight=WEIGHT):
     return scores.float()
 
 
-@pytest.mark.parametrize("rule", ["next", "next_listened"])
-def test_transitions_are_counted_in_ascending_order(data, rule):
+@pytest.mark.parametrize(("rule", "most_positions"), [("next", 1 << 20), ("next_listened", 8)])
+def test_transitions_are_counted_in_ascending_order(data, rule, most_positions, monkeypatch):
+    monkeypatch.setattr(datamodule, "_MOST_POSITIONS", most_positions)  # in one piece, and in many
     after_one, after_two = counts_by_hand(data, rule)
     width = data.num_items + 1
     for order, expected in (

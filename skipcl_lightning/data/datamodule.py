@@ -280,7 +280,8 @@ class SessionDataModule(LightningDataModule):
                 f"`order` must be 1 or 2, got {order!r}. It is the number of items in the context."
             )
         width = self.num_items + 1
-        contexts, followers = [], []
+        counted = pl.DataFrame(schema={"context": pl.Int64, "follower": pl.Int64, "count": pl.Int64})
+        waiting: list[pl.DataFrame] = []
         for batch in self.training_sessions():
             following = next_item_targets(
                 batch.items,
@@ -293,12 +294,14 @@ class SessionDataModule(LightningDataModule):
             if order == 2:
                 following, items = following[:, 1:], items[:, :-1] * width + items[:, 1:]
             followed = following != PADDING_INDEX
-            contexts.append(items[followed])
-            followers.append(following[followed])
-        # Numbered, because a context of two items times the width may exceed 64 bits.
-        different, number = torch.unique(torch.cat(contexts), return_inverse=True)
-        codes, counts = torch.unique(number * width + torch.cat(followers), return_counts=True)
-        return different[codes // width], codes % width, counts
+            columns = {"context": items[followed].numpy(), "follower": following[followed].numpy()}
+            waiting.append(pl.DataFrame(columns).with_columns(count=pl.lit(1, pl.Int64)))
+            # Memory follows the number of different transitions, at most twice.
+            if sum(map(len, waiting)) > max(_MOST_POSITIONS, len(counted)):
+                counted, waiting = _sum_transitions([counted, *waiting]), []
+        counted = _sum_transitions([counted, *waiting]).sort("context", "follower")
+        contexts, followers, counts = (torch.from_numpy(column.to_numpy(writable=True)) for column in counted)
+        return contexts, followers, counts
 
     @property
     def session_ids(self) -> pl.Series:
@@ -434,6 +437,11 @@ def _restore_warnings() -> None:
     filters = cast("list[Any]", warnings.filters)
     ours = (_WORKER_ADVICE, _OLD_QUESTION)
     filters[:] = [entry for entry in filters if getattr(entry[1], "pattern", None) not in ours]
+
+
+def _sum_transitions(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return each different transition once, with the sum of its counts."""
+    return pl.concat(parts).group_by("context", "follower").agg(pl.col("count").sum())
 
 
 def _plan_preparation(
