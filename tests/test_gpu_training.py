@@ -16,6 +16,7 @@ from skipcl_lightning.heads import (
     FullSoftmax,
     SampledSoftmax,
     SkipInfoNCE,
+    SkipPrediction,
 )
 
 pytestmark = [
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
+HEADS = [SkipInfoNCE, SkipPrediction]
 LOSSES = [FullSoftmax, lambda: SampledSoftmax(16), lambda: GBCE(16), lambda: BPRMax(16)]
 
 
@@ -53,12 +55,13 @@ def test_a_whole_run_on_the_device_gives_finite_losses_and_the_cpus_recommendati
     )
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_host_waits_for_nothing_in_a_step(loss):
+def test_the_host_waits_for_nothing_in_a_step(loss, head):
     seed_everything(0, verbose=False)
     module = SkipCLModule(
         SASRec(16, max_length=20),
-        SkipInfoNCE(),
+        head(),
         num_items=100,
         embedding_size=16,
         next_item_loss=loss(),
@@ -98,16 +101,17 @@ class HostCopies(Callback):
             self.names = [event.name for event in self.profile.events()]
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, tmp_path):
+def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, head, tmp_path):
     seed_everything(0, verbose=False)
     data = SessionDataModule(
         simulate_sessions(320, num_items=50, num_moods=5), batch_size=32, max_length=20, pin_memory=True
     )
     module = SkipCLModule(
         SASRec(16, max_length=20),
-        SkipInfoNCE(),
+        head(),
         num_items=data.num_items,
         embedding_size=16,
         next_item_loss=loss(),
@@ -126,11 +130,12 @@ def test_nothing_is_copied_to_the_host_between_logging_points(loss, precision, t
     assert not [name for name in copies.names if "DtoH" in name]
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_a_compiled_step_has_the_losses_of_a_plain_one(mode):
+def test_a_compiled_step_has_the_losses_of_a_plain_one(mode, head):
     torch.manual_seed(0)
     plain = SkipCLModule(
-        SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=100, embedding_size=16
+        SASRec(16, max_length=20, dropout=0.0), head(), num_items=100, embedding_size=16
     ).cuda()
     compiled = copy.deepcopy(plain)
     compiled.part_losses = torch.compile(
@@ -146,6 +151,33 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(mode):
             gradients.append({name: one.grad.clone() for name, one in module.named_parameters()})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_penalty_and_transitions_rank_on_the_device_as_on_the_cpu():
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(simulate_sessions(200, num_items=50, num_moods=5), max_length=20)
+    module = SkipCLModule(
+        SASRec(16, max_length=20),
+        SkipPrediction(),
+        num_items=data.num_items,
+        transition_weight=1.0,
+        skip_penalty=0.5,
+    )
+    trainer = gpu_trainer(max_epochs=1)
+    trainer.fit(module, data)
+    found = trainer.test(module, data, verbose=False)[0]
+    expected = quiet_trainer().test(module.cpu(), data, verbose=False)[0]
+    assert found == pytest.approx(expected, abs=1e-2)
+    session = data.vocabulary.ids[:5]
+    on_cpu = Recommender(module).recommend([session], top_k=5)
+    on_gpu = Recommender(module.cuda()).recommend([session], top_k=5)
+    assert on_gpu["item_id"].to_list() == on_cpu["item_id"].to_list()
+    torch.testing.assert_close(
+        torch.tensor(on_gpu["skip_probability"]),
+        torch.tensor(on_cpu["skip_probability"]),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_half_precision_can_be_clipped_by_norm():
