@@ -15,7 +15,13 @@ import polars as pl
 import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+)
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -208,10 +214,13 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" or path is None or not self._trains_skipcl() or not Path(path).exists():
             return
         settings = self._get(self.config, "model")["init_args"]
-        named = any(re.match(r"--model\.(init_args\.)?skip_penalty\b", one) for one in self.arguments)
         # The configuration of a training run holds the default, even if the run chose another.
-        if not named and settings.get("skip_penalty") == 0:
+        if not self._sets("skip_penalty") and settings.get("skip_penalty") == 0:
             settings["skip_penalty"] = read_setting(path, "skip_penalty", 0.0)
+
+    def _sets(self, name: str) -> bool:
+        """Return whether the command line itself has a setting of the model."""
+        return any(re.match(rf"--model\.(init_args\.)?{name}\b", one) for one in self.arguments)
 
     def _trains_skipcl(self) -> bool:
         """Return whether the model is ours; another may need no checkpoint."""
@@ -260,6 +269,10 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
         callbacks = settings["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if self.subcommand != "fit" and self._sets("transition_weight"):
+            weight = self._get(self.config, "model")["init_args"]["transition_weight"]
+            callbacks = [*callbacks, _set_weight(weight)]
+        kwargs["callbacks"] = callbacks
         # Lightning refuses a second bar, and one that is switched off.
         if settings["enable_progress_bar"] is not False and not any(
             isinstance(one, ProgressBar) for one in callbacks
@@ -280,6 +293,15 @@ class TrainingCLI(LightningCLI):
         # Lightning would override the configuration with the checkpoint's hyperparameters, in a format that
         # only `load_from_checkpoint_support` writes. The weights are still loaded.
         pass
+
+
+def _set_weight(weight: float) -> LambdaCallback:
+    """Return a callback that sets the weight after the checkpoint, which has its own, is loaded."""
+
+    def change(trainer: Trainer, pl_module: SkipCLModule) -> None:  # noqa: ARG001 - Lightning's
+        pl_module.transition_weight = weight
+
+    return LambdaCallback(on_validation_start=change, on_test_start=change, on_predict_start=change)
 
 
 def _describe_run(trainer: Trainer) -> str:

@@ -20,8 +20,8 @@ PENALTY = 5.0
 
 @pytest.fixture
 def trained(skipcl):
-    """A model with the head, trained without a penalty."""
-    skipcl("fit", *SMALL, "--model.skip_head", "SkipPrediction")
+    """A model with the head and transitions, trained without a penalty."""
+    skipcl("fit", *SMALL, "--model.skip_head", "SkipPrediction", "--model.transition_weight", 2.0)
     return ["--config", f"{RUN}/config.yaml", "--ckpt_path", CHECKPOINT]
 
 
@@ -49,6 +49,20 @@ def test_commands_rank_at_the_penalty_that_is_given(skipcl, trained, capsys):
         tables.append(pl.read_parquet("recommendations.parquet").filter(rank=1))
     plain, penalised = (table["skip_probability"].mean() for table in tables)
     assert penalised < plain
+
+
+def test_commands_rank_at_the_transition_weight_that_is_given(skipcl, trained, capsys):
+    module = SkipCLModule.load_from_checkpoint(CHECKPOINT, weights_only=True)
+    data = SessionDataModule(simulate_sessions(200, num_items=40, max_length=20), max_length=20)
+    found, chosen = {}, module.transition_weight
+    for weight in (None, 0.0, 50.0):
+        capsys.readouterr()
+        skipcl("test", *trained, *([] if weight is None else ["--model.transition_weight", weight]))
+        found[weight] = shown(capsys, "test/ndcg@10")
+        module.transition_weight = chosen if weight is None else weight
+        report = evaluate(module, data, num_resamples=0)
+        assert found[weight] == pytest.approx(report["ndcg@10"], abs=1e-6)
+    assert len(set(found.values())) == 3
 
 
 def test_without_a_penalty_the_one_of_the_checkpoint_applies(skipcl, trained, capsys):
