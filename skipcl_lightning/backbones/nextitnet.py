@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
@@ -23,6 +23,7 @@ class NextItNet(nn.Module):
         kernel_size: Positions that a convolution sees, at least 2.
         dilations: One residual block each: its first convolution sees every l-th position, its second every
             2l-th.
+        dropout: Share of units dropped, in [0, 1): at the input and behind each block. The paper has none.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -48,6 +49,7 @@ class NextItNet(nn.Module):
         *,
         kernel_size: int = 3,
         dilations: Sequence[int] = (1, 4, 1, 4, 1, 4, 1, 4),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.embedding_size = embedding_size
@@ -62,6 +64,8 @@ class NextItNet(nn.Module):
         self.blocks = nn.ModuleList(
             _DilatedBlock(embedding_size, kernel_size, dilation) for dilation in dilations
         )
+        check_number("dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+        self.dropout = nn.Dropout(dropout)
 
     @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:
@@ -77,9 +81,9 @@ class NextItNet(nn.Module):
         Raises:
             ValueError: The shapes disagree.
         """
-        x = clean_input(x, valid_mask)
+        x = self.dropout(clean_input(x, valid_mask))
         for block in self.blocks:
-            x = block(x)
+            x = x + self.dropout(block(x))
         return torch.where(valid_mask[..., None], x, 0)
 
 
@@ -93,7 +97,7 @@ class _DilatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.first_norm(_convolve_the_past(self.first, x)))
-        return x + F.relu(self.second_norm(_convolve_the_past(self.second, hidden)))
+        return F.relu(self.second_norm(_convolve_the_past(self.second, hidden)))
 
 
 def _convolve_the_past(convolution: nn.Conv1d, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ CAUSAL = {
     "GRU4Rec": lambda: GRU4Rec(8, embedding_dropout=0.3, hidden_dropout=0.3),
     "GRU4Rec of two wide layers": lambda: GRU4Rec(8, hidden_size=12, num_layers=2, hidden_dropout=0.3),
     "Caser": lambda: Caser(8, window=4, num_horizontal_filters=3, num_vertical_filters=2),
-    "NextItNet": lambda: NextItNet(8, dilations=(1, 2)),
+    "NextItNet": lambda: NextItNet(8, dilations=(1, 2), dropout=0.2),
     "SASRec": lambda: SASRec(8, max_length=10, num_heads=2),
     "post-norm SASRec": lambda: SASRec(8, max_length=10, norm="post"),
     "ESASRec": lambda: ESASRec(8, max_length=10, num_heads=2),

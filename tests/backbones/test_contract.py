@@ -195,6 +195,7 @@ BAD_SETTINGS = [
     ("Caser", {"num_vertical_filters": 0}, "`num_vertical_filters` must be at least 1"),
     ("Caser", {"dropout": 1}, "`dropout` must be in"),
     ("NextItNet", {"kernel_size": 1}, "`kernel_size` must be at least 2, got 1. A kernel of 1 sees no"),
+    ("NextItNet", {"dropout": 1}, "`dropout` must be in"),
     ("NextItNet", {"dilations": ()}, "`dilations` must hold one for each block, got none"),
     ("BERT4Rec", {"max_length": 1}, "`max_length` must be at least 2, got 1. The mask token"),
     ("NextItNet", {"dilations": (1, 0)}, "`dilations` must be at least 1"),
