@@ -13,12 +13,13 @@ from torch import nn
 
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
-from skipcl_lightning.data import SessionEncoder
+from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = [
     "describe_parts",
     "load_encoder",
+    "load_growth",
     "match_encoder",
     "read_setting",
     "require_own_class",
@@ -48,17 +49,21 @@ def describe_parts(
     }
 
 
-def save_encoder(checkpoint: dict[str, Any], encoder: SessionEncoder | None, module_class: type) -> None:
-    """Add the item vocabulary and the name of the module's class to a checkpoint, as plain values.
+def save_encoder(
+    checkpoint: dict[str, Any], encoder: SessionEncoder | None, module_class: type, growth: list[int]
+) -> None:
+    """Add the vocabulary, its growth and the name of the module's class to a checkpoint, as plain values.
 
     Args:
         checkpoint: The dictionary that Lightning is about to write.
         encoder: The encoder with the vocabulary, or None.
         module_class: The class that is trained.
+        growth: The number of items at first and after each growth.
     """
     checkpoint[_KEY] = {
         "encoder": None if encoder is None else encoder.state_dict(),
         "module_class": module_class.__qualname__,
+        "growth": list(growth),
     }
 
 
@@ -129,6 +134,11 @@ def load_encoder(
     return known or encoder
 
 
+def load_growth(checkpoint: Mapping[str, Any], otherwise: list[int]) -> list[int]:
+    """Return the numbers of items of `save_encoder`; `otherwise` for a checkpoint without."""
+    return list(checkpoint.get(_KEY, {}).get("growth", otherwise))
+
+
 def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items: int) -> SessionEncoder:
     """Return the data's encoder, after a check that its items are those of the module.
 
@@ -161,8 +171,20 @@ def _open(path: str | Path) -> dict[str, Any]:
 
 def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
     """Raise an error that names both vocabularies."""
+    known, found = trained_on.vocabulary, data.vocabulary
+    if _begins_with(found, known):
+        cure = (
+            f"It has {len(found) - len(known)} more: `module.extend_items(data.vocabulary.ids, …)` adds them."
+        )
+    elif _begins_with(known, found):
+        cure = f"It lacks {len(known) - len(found)} of them, although the log need not hold every track."
+    else:
+        cure = "Their indices differ: train anew, or use `Recommender` for sessions from elsewhere."
     raise ValueError(
-        "The data must have the items that the model was trained on, got data with "
-        f"{data.vocabulary} for a model trained on {trained_on.vocabulary}. Prepare the same log in the same "
-        "way, train anew, or use `Recommender` for sessions from elsewhere."
+        f"The data must have the items that the model was trained on, got data with {found} for a model "
+        f"trained on {known}. {cure}"
     )
+
+
+def _begins_with(longer: ItemVocabulary, shorter: ItemVocabulary) -> bool:
+    return longer.to_series().head(len(shorter)).equals(shorter.to_series())

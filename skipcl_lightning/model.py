@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.backbones import check_backbone, is_causal
 from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
@@ -62,6 +62,12 @@ class ItemEmbedding(nn.Embedding):
             yield
         finally:
             self._gathered = None
+
+    def extend_items(self, rows: Tensor) -> None:
+        """Append [N, D] rows; the weight becomes another parameter."""
+        weight = torch.cat([self.weight.detach(), rows.detach().to(self.weight)])
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        self.num_embeddings = len(weight)
 
     def forward(self, items: Tensor) -> Tensor:
         """[...] int64 in 0..V to [..., D]."""
@@ -134,6 +140,16 @@ class Transitions(nn.Module):
         lengths = state["offsets"].diff()
         most = int(lengths.max()) if len(lengths) else 0
         return cls(len(state["contexts"]), len(state["followers"]), most)
+
+    def recode_pairs(self, old_items: int, new_items: int) -> None:
+        """Write contexts of two items, `before · (V + 1) + last`, for another number of items V.
+
+        Args:
+            old_items: The V of the contexts.
+            new_items: The new V, at least as large.
+        """
+        before, last = self.contexts // (old_items + 1), self.contexts % (old_items + 1)
+        self.contexts.copy_(before * (new_items + 1) + last)
 
     def forward(self, contexts: Tensor) -> SparseScores:
         """Return the followers of each context, [N] int64, and log(1 + count)."""
@@ -263,6 +279,31 @@ class SessionModel(nn.Module):
         signed = torch.stack([part.clamp(min=0) for one in known for part in (one, -one)], dim=2)  # [B, L, 4]
         embedded: Tensor = keys + self.feedback_embedding(signed.to(keys.dtype))
         return embedded
+
+    def extend_items(self, rows: Tensor) -> None:
+        """Append items, whose indices follow the known ones; `SkipCLModule.extend_items` calls it.
+
+        Args:
+            rows: [N, D] floating point, their embeddings.
+
+        Raises:
+            TypeError: `rows` has the wrong dtype.
+            ValueError: It has another D.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> model = SessionModel(SASRec(16), num_items=100)
+            >>> model.extend_items(torch.zeros(2, 16))
+            >>> model.num_items, model.item_table.shape
+            (102, torch.Size([103, 16]))
+        """
+        check_shape("rows", rows, "N D", {"D": self.embedding_size}, floating=True)
+        self.item_embedding.extend_items(rows)
+        if self.transitions is not None:
+            pairs = self.transitions[1]
+            assert isinstance(pairs, Transitions)  # noqa: S101
+            pairs.recode_pairs(self.num_items, self.num_items + len(rows))
+        self.num_items += len(rows)
 
     def forward(self, batch: SessionBatch, *, last_only: bool = False) -> Tensor:
         """Return the backbone's output at each position.

@@ -8,16 +8,24 @@ from typing import Any, NamedTuple, get_args
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.checkpoint import describe_parts, load_encoder, match_encoder, save_encoder
+from skipcl_lightning.checkpoint import (
+    describe_parts,
+    load_encoder,
+    load_growth,
+    match_encoder,
+    save_encoder,
+)
 from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
 from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
@@ -27,7 +35,9 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
+from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, new_rows
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
+from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
@@ -183,6 +193,7 @@ class SkipCLModule(LightningModule):
         if type(self).embed is not SkipCLModule.embed:
             self.model.embed_override = self.embed
         self.encoder: SessionEncoder | None = None
+        self.growth = [num_items]
         self.target_rule: TargetRule = target_rule
         self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
         self.last_mask_probability = self._cloze_setting(
@@ -211,8 +222,7 @@ class SkipCLModule(LightningModule):
             use_sparse_gradients(self.next_item_loss, self.skip_head)
         self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
         self.save_hyperparameters(self._describe_parts())
-        metrics = session_metrics(num_items, top_k=top_k, ties=ties)
-        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+        self._make_metrics(top_k)
         self._left_out = ""
 
     def build_backbone(self) -> nn.Module:
@@ -278,6 +288,58 @@ class SkipCLModule(LightningModule):
         """Whether the module has a `SkipPrediction` head."""
         heads = self.skip_head.heads if isinstance(self.skip_head, CombinedHead) else [self.skip_head]
         return any(isinstance(head, SkipPrediction) for head in heads)
+
+    def extend_items(
+        self,
+        new_items: Ids,
+        init: NewRows | Tensor = "mean",
+        *,
+        data: SessionDataModule | None = None,
+    ) -> None:
+        """Append items to the vocabulary and to all weights that have a row for each item.
+
+        The known items keep their indices, embeddings and queries to the last bit. Optimizers that were made
+        before do not know the new weights, so call it before `Trainer.fit`, which makes new ones.
+
+        Args:
+            new_items: Ids of the vocabulary's type, in the order of their indices. Known ids and repeats are
+                ignored; without new ones nothing changes.
+            init: The first embeddings of the new items. `mean`: the mean of all known items. `nearest`: the
+                weighted mean of the known items beside the new one in the training set of `data`. A known
+                item's weight is how often it is the new item's predecessor or follower
+                (`SessionDataModule.transition_counts`, with this module's `target_rule`); an item without
+                such neighbours gets the mean. Or a tensor [N, D] with a row for each of N new ids.
+            data: Sessions with the new items, for `nearest` alone.
+
+        Raises:
+            TypeError: Ids or the tensor have another type, or a head has weights for each item but no method
+                `extend_items(num_new)`.
+            ValueError: The module has no vocabulary, is being trained or is sharded, the tensor has another
+                shape or is not finite, or `data` is given or missing against `init`.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> from skipcl_lightning.data import ItemVocabulary
+            >>> module = SkipCLModule(SASRec(16), num_items=2)
+            >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+            >>> module.extend_items(["air", "song"])
+            >>> module.num_items, module.encoder.vocabulary.ids, module.growth
+            (3, ['song', 'tune', 'air'], [2, 3])
+        """
+        encoder = self._require_encoder()
+        self._refuse_while_running("extend_items")
+        vocabulary = extend_vocabulary(encoder.vocabulary, new_items, one_each=isinstance(init, Tensor))
+        rows = new_rows(self.model.item_embedding.weight, vocabulary, init, data, self.target_rule)
+        if not len(rows):
+            return
+        for part in (self.skip_head, self.next_item_loss):
+            extend_part(part, len(rows))
+        self.model.extend_items(rows)
+        self.encoder = SessionEncoder(vocabulary, encoder.max_length, encoder.skip_threshold)
+        self.growth.append(self.num_items)
+        self.save_hyperparameters({"num_items": self.num_items})
+        self._make_metrics(self.hparams["top_k"])
+        self._candidates = None
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
         """Return the backbone's input; override it to add inputs of your own.
@@ -470,7 +532,7 @@ class SkipCLModule(LightningModule):
         for name in ("transition_weight", "skip_penalty"):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
-        save_encoder(checkpoint, self.encoder, type(self))
+        save_encoder(checkpoint, self.encoder, type(self), self.growth)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the vocabulary and the weight of the transitions, and make room for these.
@@ -478,6 +540,7 @@ class SkipCLModule(LightningModule):
         Raises a `ValueError` if the data has another catalogue.
         """
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
+        self.growth = load_growth(checkpoint, self.growth)
         start = "model.transitions."
         state = {
             key[len(start) :]: value
@@ -624,6 +687,27 @@ class SkipCLModule(LightningModule):
         skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary, skips)
+
+    def _make_metrics(self, top_k: Sequence[int]) -> None:
+        metrics = session_metrics(self.num_items, top_k=top_k, ties=self.ties).to(self.device)
+        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+
+    def _require_encoder(self) -> SessionEncoder:
+        if self.encoder is None:
+            raise ValueError(
+                "`module` must have its item vocabulary, got one without. Load a checkpoint, fit the module "
+                "with a `SessionDataModule`, or set `module.encoder`."
+            )
+        return self.encoder
+
+    def _refuse_while_running(self, method: str) -> None:
+        """Raise if optimizers or other processes hold the weights."""
+        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
+        if running or isinstance(self.model.item_embedding.weight, DTensor):
+            raise ValueError(
+                f"`{method}` must be called while no Trainer runs and on whole weights, got a module that is "
+                f"{'used by a running Trainer' if running else 'sharded'}. Call it before `Trainer.fit`."
+            )
 
     def _describe_parts(self) -> dict[str, Any]:
         backbone = None if self.builds_backbone else self.model.backbone

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning._settings import Part, build_part, describe_part
 from skipcl_lightning.batch import Sessions
+from skipcl_lightning.heads.session_head import extend_part
 
 __all__ = ["CombinedHead", "Weighting"]
 
@@ -95,6 +96,18 @@ class CombinedHead(nn.Module):
             materialise = getattr(head, "materialise", None)
             if materialise is not None:
                 materialise(item_embeddings)
+
+    def extend_items(self, num_new: int) -> None:
+        """Let each head with weights for each item make such weights for new items.
+
+        Args:
+            num_new: N, the number of new items.
+
+        Raises:
+            TypeError: A head has `materialise`, but no such method.
+        """
+        for head in self.heads:
+            extend_part(head, num_new)
 
     def losses(
         self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None

@@ -10,7 +10,23 @@ if TYPE_CHECKING:
     from skipcl_lightning.batch import Sessions
     from skipcl_lightning.functional.skip_losses.contrast import ContrastSettings
 
-__all__ = ["SessionHead", "WeightedHead"]
+__all__ = ["SessionHead", "WeightedHead", "extend_part"]
+
+
+def extend_part(part: nn.Module | None, num_new: int) -> None:
+    """Call `extend_items(num_new)` of a head or loss that has weights for each item.
+
+    Raises:
+        TypeError: It has `materialise`, but no such method.
+    """
+    extend = getattr(part, "extend_items", None)
+    if extend is not None:
+        extend(num_new)
+    elif hasattr(part, "materialise"):
+        raise TypeError(
+            f"`skip_head` must have a method `extend_items(num_new)` beside `materialise`, got "
+            f"{type(part).__name__} without. Append rows for the new tracks there."
+        )
 
 
 class WeightedHead(nn.Module):

@@ -150,6 +150,20 @@ class SkipPrediction(WeightedHead):
             self.biases = nn.Parameter(torch.zeros(rows))
         self.to(item_embeddings.device)
 
+    def extend_items(self, num_new: int) -> None:
+        """Append zeros for new items to the own vectors and biases, as for items that training never saw.
+
+        Args:
+            num_new: N, the number of new items.
+        """
+        for name in ("vectors", "biases"):
+            known = getattr(self, name)
+            if known is not None:
+                rows = torch.cat([known.detach(), known.new_zeros(num_new, *known.shape[1:])])
+                setattr(self, name, nn.Parameter(rows, requires_grad=known.requires_grad))
+        if self.num_rows is not None:
+            self.num_rows += num_new
+
     def check_cloze(self) -> None:
         """Do nothing: every setting is defined for a bidirectional backbone."""
 

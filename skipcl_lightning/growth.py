@@ -1,0 +1,115 @@
+"""New items of a trained model: the first rows of their embeddings."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from skipcl_lightning._checks import check_choice, check_shape
+from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.data import ItemVocabulary, SessionDataModule
+from skipcl_lightning.data.vocabulary import to_ids
+from skipcl_lightning.functional.positions import TargetRule
+
+__all__ = ["Ids", "NewRows", "extend_vocabulary", "new_rows"]
+
+Ids = Sequence[str] | Sequence[int] | pl.Series
+NewRows = Literal["mean", "nearest"]
+
+
+def extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: bool) -> ItemVocabulary:
+    """Return a vocabulary with the new items behind the known ones.
+
+    Args:
+        vocabulary: The V known items.
+        new_items: Ids; known ones and repeats are ignored.
+        one_each: Whether these are refused instead.
+
+    Raises:
+        TypeError: An id has another type than the vocabulary's.
+        ValueError: An id is known or repeated, but each has a row.
+    """
+    ids = to_ids("new_items", new_items, vocabulary.dtype)
+    extended = vocabulary.extended(ids)
+    added = len(extended) - len(vocabulary)
+    if one_each and added != len(ids):
+        raise ValueError(
+            f"`new_items` must be unknown and different where `init` has their rows, got {added} such ids of "
+            f"{len(ids)}. Leave the others and their rows out."
+        )
+    return extended
+
+
+@torch.no_grad()
+def new_rows(
+    table: Tensor,
+    vocabulary: ItemVocabulary,
+    init: NewRows | Tensor,
+    data: SessionDataModule | None,
+    rule: TargetRule,
+) -> Tensor:
+    """Return the first embeddings of new items.
+
+    Args:
+        table: [V + 1, D] the embeddings of the known items.
+        vocabulary: The V known items and the N new ones behind them.
+        init: The argument of `SkipCLModule.extend_items`.
+        data: The sessions for `nearest`.
+        rule: Which item follows another one.
+
+    Returns:
+        [N, D], of the table's dtype and device.
+
+    Raises:
+        TypeError: The tensor has no floating-point dtype, or `data` is no data module.
+        ValueError: The tensor has another shape or is not finite, `init` is unknown, or `data` is given
+            without `nearest` or missing beside it.
+    """
+    added = len(vocabulary) + 1 - len(table)
+    if isinstance(init, Tensor):
+        check_shape("init", init, "N D", {"N": added, "D": table.shape[1]}, floating=True)
+        if not init.isfinite().all():
+            raise ValueError("`init` must be finite, got NaN or infinity. Give each new track a finite row.")
+    else:
+        check_choice("init", init, get_args(NewRows))
+    if (data is None) == (isinstance(init, str) and init == "nearest"):
+        raise ValueError(
+            "`data` must be given for `init='nearest'` and for nothing else, got "
+            f"{'none' if data is None else 'a data module'}. It holds the sessions with the new tracks."
+        )
+    if isinstance(init, Tensor):
+        return init.to(table)
+    mean = table[PADDING_INDEX + 1 :].mean(dim=0).expand(added, -1)
+    if data is None:
+        return mean.clone()
+    if not isinstance(data, SessionDataModule):
+        raise TypeError(
+            f"`data` must be a SessionDataModule, got {type(data).__name__}. Wrap the log in one."
+        )
+    return _mean_of_neighbours(table, mean, *_neighbours(data, vocabulary, rule, len(table)))
+
+
+def _neighbours(
+    data: SessionDataModule, vocabulary: ItemVocabulary, rule: TargetRule, first_new: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[P] each: a new item, a known one that it follows or precedes, and how often."""
+    indices = torch.tensor(vocabulary.encode(data.vocabulary.to_series(), unknown="ignore"))
+    indices = torch.cat([indices.new_zeros(1), indices])
+    contexts, followers, counts = data.transition_counts(rule)
+    one, other = indices[contexts], indices[followers]
+    items, beside = torch.cat([one, other]), torch.cat([other, one])
+    wanted = (items >= first_new) & (beside < first_new) & (beside != PADDING_INDEX)
+    return items[wanted] - first_new, beside[wanted], counts.repeat(2)[wanted]
+
+
+def _mean_of_neighbours(
+    table: Tensor, otherwise: Tensor, items: Tensor, beside: Tensor, counts: Tensor
+) -> Tensor:
+    """[N, D] the weighted mean of the rows beside each item; `otherwise` [N, D] without one."""
+    items, beside, counts = (values.to(table.device) for values in (items, beside, counts))
+    weights = counts.to(table.dtype)
+    total = torch.zeros_like(otherwise[:, 0]).index_add_(0, items, weights)
+    sums = torch.zeros_like(otherwise).index_add_(0, items, weights[:, None] * table[beside])
+    return torch.where(total[:, None] > 0, sums / total.clamp(min=1)[:, None], otherwise)
