@@ -1,4 +1,4 @@
-"""New items of a trained model: the first rows of their embeddings."""
+"""New items of a trained model and their first embeddings, and the indices of retired ones."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from skipcl_lightning.data import ItemVocabulary, SessionDataModule
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional.positions import TargetRule
 
-__all__ = ["Ids", "NewRows", "extend_vocabulary", "new_rows"]
+__all__ = ["Ids", "NewRows", "extend_vocabulary", "known_indices", "new_rows"]
 
 Ids = Sequence[str] | Sequence[int] | pl.Series
 NewRows = Literal["mean", "nearest"]
@@ -40,6 +40,28 @@ def extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: b
             f"{len(ids)}. Leave the others and their rows out."
         )
     return extended
+
+
+def known_indices(vocabulary: ItemVocabulary, items: Ids) -> Tensor:
+    """Return the indices of items, [N] int64.
+
+    Args:
+        vocabulary: The items.
+        items: N ids.
+
+    Raises:
+        TypeError: An id has another type than the vocabulary's.
+        ValueError: An id is unknown.
+    """
+    ids = to_ids("items", items, vocabulary.dtype)
+    indices = torch.tensor(vocabulary.encode(ids, unknown="ignore"))
+    unknown = (indices == PADDING_INDEX).nonzero().flatten().tolist()
+    if unknown:
+        raise ValueError(
+            f"`items` must be in the module's vocabulary, got {ids[unknown[0]]!r} ({len(unknown)} unknown in "
+            "all). Leave unknown items out."
+        )
+    return indices
 
 
 @torch.no_grad()

@@ -226,6 +226,9 @@ class SessionModel(nn.Module):
             nn.init.zeros_(self.feedback_embedding.weight)
         # From the last item and from the last two, counted if the module has a `transition_weight`.
         self.transitions: nn.ModuleList | None = None
+        # [V + 1] bool, items that are not recommended, or None; set by `SkipCLModule.retire_items`.
+        self.retired: Tensor | None
+        self.register_buffer("retired", None)
         # Set by a LightningModule that overrides `embed`.
         self.embed_override: Callable[[SessionBatch, Tensor], Tensor] | None = None
 
@@ -299,6 +302,8 @@ class SessionModel(nn.Module):
         """
         check_shape("rows", rows, "N D", {"D": self.embedding_size}, floating=True)
         self.item_embedding.extend_items(rows)
+        if self.retired is not None:
+            self.retired = F.pad(self.retired, (0, len(rows)))
         if self.transitions is not None:
             pairs = self.transitions[1]
             assert isinstance(pairs, Transitions)  # noqa: S101

@@ -35,7 +35,7 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
-from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, new_rows
+from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, known_indices, new_rows
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
 from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
@@ -242,6 +242,11 @@ class SkipCLModule(LightningModule):
         return self.model.num_items
 
     @property
+    def retired(self) -> Tensor | None:
+        """[V + 1] bool, the items that are not recommended (`retire_items`); None for none."""
+        return self.model.retired
+
+    @property
     def item_table(self) -> Tensor:
         """The candidates [V + 1, D], row 0 is padding; with a `skip_penalty`, [V + 1, D + M + 1]."""
         table = self.model.item_table
@@ -340,6 +345,61 @@ class SkipCLModule(LightningModule):
         self.save_hyperparameters({"num_items": self.num_items})
         self._make_metrics(self.hparams["top_k"])
         self._candidates = None
+
+    def retire_items(self, items: Ids) -> None:
+        """Let items no longer be recommended, until `restore_items`; checkpoints keep the choice.
+
+        Retired items are no candidates in evaluation, prediction, `Recommender` and callbacks. A held-out
+        target that is retired counts as a miss: it has the worst rank, like a cold target. Sessions may still
+        hold retired items, and training goes on with them.
+
+        Args:
+            items: Ids of the vocabulary; those that are retired already may be among them.
+
+        Raises:
+            TypeError: An id has another type than the vocabulary's.
+            ValueError: The module has no vocabulary, an id is unknown, or no item would be left.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> from skipcl_lightning.data import ItemVocabulary
+            >>> module = SkipCLModule(SASRec(16), num_items=2)
+            >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+            >>> module.retire_items(["tune"])
+            >>> module.retired_items
+            ['tune']
+        """
+        self._mark_retired(items, retired=True)
+
+    def restore_items(self, items: Ids) -> None:
+        """Let retired items be recommended again.
+
+        Args:
+            items: Ids of the vocabulary; those that are not retired may be among them.
+
+        Raises:
+            TypeError: An id has another type than the vocabulary's.
+            ValueError: The module has no vocabulary, or an id is unknown.
+        """
+        self._mark_retired(items, retired=False)
+
+    @property
+    def retired_items(self) -> list[str] | list[int]:
+        """The ids of the retired items, in the order of the vocabulary."""
+        if self.retired is None:
+            return []
+        return self._require_encoder().vocabulary.decode(self.retired.nonzero().squeeze(1))
+
+    def _mark_retired(self, items: Ids, *, retired: bool) -> None:
+        indices = known_indices(self._require_encoder().vocabulary, items).to(self.device)
+        before = self.retired
+        mask = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
+        mask = (mask if before is None else before).index_fill(0, indices, retired)
+        if mask[PADDING_INDEX + 1 :].all():
+            raise ValueError(
+                f"`items` must leave an item to recommend, got all {self.num_items}. Retire fewer items."
+            )
+        self.model.retired = mask if mask.any() else None
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
         """Return the backbone's input; override it to add inputs of your own.
@@ -541,6 +601,9 @@ class SkipCLModule(LightningModule):
         """
         self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
         self.growth = load_growth(checkpoint, self.growth)
+        # Room for what was retired.
+        mask = checkpoint["state_dict"].get("model.retired")
+        self.model.retired = None if mask is None else torch.zeros_like(mask, device=self.device)
         start = "model.transitions."
         state = {
             key[len(start) :]: value
@@ -683,7 +746,9 @@ class SkipCLModule(LightningModule):
         seen = batch.seen_items if self.exclude_seen else None
         top_k = min(max(self.hparams["top_k"]), self.num_items)
         query, added = self.session_query(batch), self.added_scores(batch)
-        items, scores = top_k_items(query, self._epoch_table(), top_k, exclude=seen, added=added)
+        items, scores = top_k_items(
+            query, self._epoch_table(), top_k, exclude=seen, added=added, retired=self.retired
+        )
         skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())
         return recommendation_frame(names, items, scores, self.encoder.vocabulary, skips)
@@ -757,6 +822,7 @@ class SkipCLModule(LightningModule):
             exclude_seen=self.exclude_seen,
             ties=self.ties,
             added=self.added_scores(batch),
+            retired=self.retired,
         )
         metrics.update(**ranked._asdict())
         return ranked.ranks

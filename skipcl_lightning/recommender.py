@@ -122,7 +122,7 @@ class Recommender:
         Returns:
             `session_id`, `rank` (from 1), `item_id`, `score`, and with a `SkipPrediction` head
             `skip_probability`, the probability that the session skips the item next. A session has fewer
-            than `top_k` rows if exclusions leave fewer items.
+            than `top_k` rows if exclusions and retired items leave fewer.
 
         Raises:
             TypeError: Ids have another type than the trained ones.
@@ -156,7 +156,9 @@ class Recommender:
             with evaluation_mode(self.module), self.module.at_skip_penalty(skip_penalty):
                 query, added = self.module.session_query(latest), self.module.added_scores(latest)
                 table = self.module.item_table
-                items, scores = top_k_items(query, table, top_k, exclude=exclude, added=added)
+                items, scores = top_k_items(
+                    query, table, top_k, exclude=exclude, added=added, retired=self.module.retired
+                )
                 skips = self.module.skip_probability(latest, items) if self.module.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)

@@ -112,7 +112,8 @@ class ListDiagnostics(Callback):
         query, table = module.session_query(batch), module.item_table
         exclude = batch.seen_items if getattr(module, "exclude_seen", False) else None
         top_k = min(self.top_k, len(table) - 1)
-        items, _ = top_k_items(query, table, top_k, exclude=exclude, added=added)
+        retired = getattr(module, "retired", None)
+        items, _ = top_k_items(query, table, top_k, exclude=exclude, added=added, retired=retired)
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)
         listened = batch.target_feedback >= batch.skip_threshold
         values = [

@@ -18,7 +18,7 @@ class WatchedModule(Protocol):
     Its loaders yield `SessionBatch`; validation and test batches have targets. Optional parts:
 
     - `skip_head`: its `weight` is λ and its `temperature` is τ;
-    - `ties` and `exclude_seen`: how targets are ranked, as in `SkipCLModule`;
+    - `ties`, `exclude_seen` and `retired`: how targets are ranked, as in `SkipCLModule`;
     - a validation or test step that returns `{"ranks": [B]}`, the ranks of the batch's targets. Callbacks
       then do not rank the targets again.
     """

@@ -143,6 +143,7 @@ def _rank_targets(module: WatchedModule, batch: SessionBatch) -> Tensor:
     ties: Any = getattr(module, "ties", "pessimistic")
     query = module.session_query(batch)
     added = module.added_scores(batch) if hasattr(module, "added_scores") else None
+    retired: Tensor | None = getattr(module, "retired", None)
     return rank_batch(
-        query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties, added=added
+        query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties, added=added, retired=retired
     ).ranks

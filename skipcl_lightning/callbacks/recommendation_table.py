@@ -182,5 +182,6 @@ def _ask(module: WatchedModule, batch: SessionBatch, skipped: Tensor, top_k: int
     query = module.session_query(batch)
     seen = batch.items if getattr(module, "exclude_seen", False) else None
     added = module.added_scores(batch) if hasattr(module, "added_scores") else None
-    items, _ = top_k_items(query, module.item_table, top_k, exclude=seen, added=added)
-    return items, target_ranks(query, module.item_table, skipped, added=added)
+    more: dict[str, Any] = {"added": added, "retired": getattr(module, "retired", None)}
+    items, _ = top_k_items(query, module.item_table, top_k, exclude=seen, **more)
+    return items, target_ranks(query, module.item_table, skipped, **more)

@@ -1,7 +1,7 @@
 """One row for each held-out target of a batch, computed on the model's device."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -159,11 +159,12 @@ def _rank_queries(
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude_seen, ties = protocol.exclude_seen, protocol.ties
     added = model.added_scores(batch) if hasattr(model, "added_scores") else None
+    more: dict[str, Any] = {"added": added, "retired": getattr(model, "retired", None)}
     ranked = rank_batch(
-        query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates, added=added
+        query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates, **more
     )
     exclude = batch.seen_items if exclude_seen else None
-    return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude, added=added)[0]
+    return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude, **more)[0]
 
 
 def _rank_scores(

@@ -95,6 +95,7 @@ def choose_transition_weight(
                     exclude_seen=module.exclude_seen,
                     ties=module.ties,
                     added=module.model.added_scores(batch, weight),
+                    retired=module.retired,
                 )
                 collection.update(**ranked._asdict())
     names = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10", "delta_hit_rate@10")

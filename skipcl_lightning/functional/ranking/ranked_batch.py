@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional.ranking.candidates import candidate_ranks
 from skipcl_lightning.functional.ranking.ranks import (
     TieRule,
@@ -23,7 +23,7 @@ __all__ = ["RankedBatch", "rank_batch", "rank_scored_batch"]
 class RankedBatch(NamedTuple):
     """The arguments of the metrics' `update` for a batch of B sessions.
 
-    A cold target, which training never saw, has the worst rank and the score -inf.
+    A cold target, which training never saw, and a retired one have the worst rank and the score -inf.
 
     Attributes:
         ranks: [B] int64, or float32 for the tie rule `mean`; 1 is the best.
@@ -52,6 +52,7 @@ def rank_batch(
     ties: TieRule = "pessimistic",
     candidates: Tensor | None = None,
     added: SparseScores | None = None,
+    retired: Tensor | None = None,
 ) -> RankedBatch:
     """Rank the targets of a batch by inner products.
 
@@ -63,6 +64,7 @@ def rank_batch(
         ties: The tie rule of `target_ranks`.
         candidates: [B, n] int64, rank each target among these items (0 is none) instead of the catalogue.
         added: Scores of some items, added to their inner products.
+        retired: [V + 1] bool, items that are no candidates of any query; None for none.
 
     Returns:
         The ranks and scores.
@@ -79,15 +81,22 @@ def rank_batch(
         (tensor([2]), tensor([[False,  True]]))
     """
     target, feedback = _targets(batch)
+    if retired is not None:
+        cold = retired[target] if batch.cold_target is None else retired[target] | batch.cold_target
+        batch = batch.replace(cold_target=cold)
     own, others, pairs = skip_pair_scores(query, item_embeddings, target, batch.items, batch.rejected_mask)
     if added is not None:
         own = own + look_up_scores(added, target[:, None]).squeeze(1)
         others = others + look_up_scores(added, batch.items)
     if candidates is None:
         exclude = batch.seen_items if exclude_seen else None
-        ranks = target_ranks(query, item_embeddings, target, exclude=exclude, added=added, ties=ties)
+        ranks = target_ranks(
+            query, item_embeddings, target, exclude=exclude, added=added, retired=retired, ties=ties
+        )
         worst = len(item_embeddings) - 1
     else:
+        if retired is not None:
+            candidates = candidates.masked_fill(retired[candidates], PADDING_INDEX)
         # Products pair by pair: equal rows of the table give equal scores, so a collapsed table ranks last.
         ranked = torch.cat([target[:, None], candidates], dim=1)
         products, _ = multiply_pairs(query, item_embeddings, ranked)

@@ -103,6 +103,7 @@ def target_ranks(
     *,
     exclude: Tensor | None = None,
     added: SparseScores | None = None,
+    retired: Tensor | None = None,
     ties: TieRule = "pessimistic",
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -131,6 +132,8 @@ def target_ranks(
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing. The target is never
             excluded, because an item may repeat.
         added: Scores of some items, added to their inner products before the rounding to float32.
+        retired: [V + 1] bool, False for padding, items that are no candidates of any query; None for none.
+            Each call then copies the rows of the others. A retired target ranks V.
         ties: The rule for equal scores; see `score_ranks`.
         chunk_size: The largest number of scores held at once; None for 2^21 on a CPU, where they fit the
             cache, and 2^24 elsewhere.
@@ -155,8 +158,11 @@ def target_ranks(
         tensor([1])
     """
     check_choice("ties", ties, get_args(TieRule))
-    sizes = check_catalogue(queries, item_embeddings, exclude)
+    sizes = check_catalogue(queries, item_embeddings, exclude, retired)
     check_shape("target", target, "N", sizes, dtype=torch.int64)
+    candidates = item_embeddings if retired is None else item_embeddings[~retired]
+    if exclude is not None and retired is not None:
+        exclude = exclude.masked_fill(retired[exclude], PADDING_INDEX)
     if chunk_size is None:
         chunk_size = 2**21 if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
@@ -165,12 +171,12 @@ def target_ranks(
         check_sparse_scores(added, {"N": len(queries)})
         own = own + look_up_scores(added, target[:, None])
     with full_precision(queries.device):
-        if _is_better_wide(queries, item_embeddings):
-            below, tied = _count_widely(queries, item_embeddings, own)
+        if _is_better_wide(queries, candidates):
+            below, tied = _count_widely(queries, candidates, own)
         else:
-            below, tied = _count_catalogue(queries, item_embeddings, own, chunk_size)
+            below, tied = _count_catalogue(queries, candidates, own, chunk_size)
     if added is not None:
-        more_below, more_tied = _count_added(queries, item_embeddings, own, target, exclude, added)
+        more_below, more_tied = _count_added(queries, item_embeddings, own, target, exclude, added, retired)
         below, tied = below + more_below, tied + more_tied
     if exclude is not None:
         excluded_below, excluded_tied, excluded = _count_excluded(
@@ -179,13 +185,18 @@ def target_ranks(
         # Excluded items rank below all candidates, but not below a target that is NaN.
         below = below - excluded_below + torch.where(own.isnan().squeeze(1), 0, excluded)
         tied = tied - excluded_tied
-    return _rank(len(item_embeddings) - 1, below, (tied - 1).clamp(min=0), ties)
+    ranks = _rank(len(candidates) - 1, below, (tied - 1).clamp(min=0), ties)
+    return ranks if retired is None else ranks.masked_fill(retired[target], len(item_embeddings) - 1)
 
 
-def check_catalogue(queries: Tensor, item_embeddings: Tensor, exclude: Tensor | None) -> dict[str, int]:
+def check_catalogue(
+    queries: Tensor, item_embeddings: Tensor, exclude: Tensor | None, retired: Tensor | None
+) -> dict[str, int]:
     """Check that queries, items and exclusions fit together; return the sizes by letter."""
     sizes = check_shape("queries", queries, "N D", floating=True)
-    check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    sizes = check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    if retired is not None:
+        check_shape("retired", retired, "V+1", sizes, dtype=torch.bool)
     if exclude is not None:
         check_shape("exclude", exclude, "N S", sizes, dtype=torch.int64)
     if len(item_embeddings) < 2:
@@ -270,11 +281,14 @@ def _count_added(
     target: Tensor,
     exclude: Tensor | None,
     added: SparseScores,
+    retired: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """[N] twice: how many more candidates are below, and tie, with the additional scores than without."""
     # Excluded items are counted, and taken out, by their inner products alone; the target never is.
     excluded = is_among(added.items, exclude) & (added.items != target[:, None])
     mask = (added.items != PADDING_INDEX) & ~excluded
+    if retired is not None:
+        mask = mask & ~retired[added.items]
     scores, lengths = multiply_pairs(queries, item_embeddings, added.items)
     below, tied = compare_exactly(scores, own, lengths, queries.shape[1])
     below_now, tied_now = compare_exactly(scores + added.scores, own, lengths, queries.shape[1])

@@ -22,6 +22,7 @@ def top_k_items(
     *,
     exclude: Tensor | None = None,
     added: SparseScores | None = None,
+    retired: Tensor | None = None,
     chunk_size: int = 2**24,
 ) -> tuple[Tensor, Tensor]:
     """Return the `top_k` items with the largest inner products, exactly.
@@ -36,6 +37,7 @@ def top_k_items(
         top_k: Items for each query, in 1..V.
         exclude: [N, S] int64 items in 0..V that are no candidates; 0 excludes nothing.
         added: Scores of some items, added to their inner products.
+        retired: [V + 1] bool, items that are no candidates of any query; None for none.
         chunk_size: The largest number of scores held at once, at least one query's.
 
     Returns:
@@ -56,14 +58,16 @@ def top_k_items(
     check_integer(
         "top_k", top_k, maximum=len(item_embeddings) - 1, cure="The catalogue has no more items than that."
     )
-    check_catalogue(queries, item_embeddings, exclude)
+    check_catalogue(queries, item_embeddings, exclude, retired)
     check_integer("chunk_size", chunk_size)
     if added is not None:
         check_sparse_scores(added, {"N": len(queries)})
         # The other items first, then those with an additional score.
         others = added.items if exclude is None else torch.cat([exclude, added.items], dim=1)
-        rest = top_k_items(queries, item_embeddings, top_k, exclude=others, chunk_size=chunk_size)
-        return _join(rest, _score_added(queries, item_embeddings, exclude, added), top_k)
+        rest = top_k_items(
+            queries, item_embeddings, top_k, exclude=others, retired=retired, chunk_size=chunk_size
+        )
+        return _join(rest, _score_added(queries, item_embeddings, exclude, added, retired), top_k)
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     items = [queries.new_empty(0, top_k, dtype=torch.int64)]
     scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
@@ -74,6 +78,7 @@ def top_k_items(
             item_embeddings,
             top_k,
             None if exclude is None else exclude[rows],
+            retired,
             width=max(1, chunk_size // height),
         )
         items.append(found[0])
@@ -82,7 +87,13 @@ def top_k_items(
 
 
 def _search(
-    queries: Tensor, item_embeddings: Tensor, top_k: int, exclude: Tensor | None, *, width: int
+    queries: Tensor,
+    item_embeddings: Tensor,
+    top_k: int,
+    exclude: Tensor | None,
+    retired: Tensor | None,
+    *,
+    width: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of some queries, from `width` items at a time."""
     # In float64, rounded to float32, like ranks.
@@ -98,6 +109,8 @@ def _search(
         products.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         if exclude is not None:
             products = _exclude_from(products, exclude - left)
+        if retired is not None:
+            products.masked_fill_(retired[left : left + width], -torch.inf)
         values, columns = products.topk(min(top_k, len(part)), dim=1)
         together = torch.cat([scores, values], dim=1)
         scores, places = together.topk(top_k, dim=1)
@@ -114,12 +127,18 @@ def _in_order(items: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score_added(
-    queries: Tensor, item_embeddings: Tensor, exclude: Tensor | None, added: SparseScores
+    queries: Tensor,
+    item_embeddings: Tensor,
+    exclude: Tensor | None,
+    added: SparseScores,
+    retired: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the items with an additional score and their sums [N, S]; -inf if excluded or NaN."""
     products, _ = multiply_pairs(queries, item_embeddings, added.items)
     scores = (products + added.scores).float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     out = (added.items == PADDING_INDEX) | is_among(added.items, exclude)
+    if retired is not None:
+        out = out | retired[added.items]
     return added.items, scores.masked_fill(out, -torch.inf)
 
 
