@@ -33,7 +33,7 @@ class FavoursTheCold:
 
 
 def test_cold_targets_are_counted_whatever_becomes_of_them(log):
-    for cold_targets in ("miss", "drop"):
+    for cold_targets in ("miss", "drop", "score"):
         data = SessionDataModule(log, cold_targets=cold_targets)
         assert data.num_cold_targets == {"validation": 1, "test": 2}
 
@@ -88,6 +88,26 @@ def test_the_two_ways_differ_by_the_cold_targets_alone(log):
     )
     warm = miss.sessions.filter(pl.col("target") != 9).sort("session_id")
     assert warm.equals(drop.sessions.sort("session_id"))
+
+
+@pytest.mark.parametrize("where", ["log", "store"])
+def test_scored_ones_rank_by_their_scores_and_have_a_segment(log, tmp_path, where):
+    prepare_store(log, tmp_path / "store", cold_targets="score")
+    data = SessionDataModule(log, cold_targets="score") if where == "log" else None
+    data = data or SessionDataModule(tmp_path / "store")
+    report = evaluate(FavoursTheCold(7), data, num_resamples=0, top_k=(1, 2))
+    place = {item: index for index, item in enumerate(data.vocabulary.ids, start=1)}
+    assert report.sessions["rank"].to_list() == [8 - place[item] for item in report.sessions["target"]]
+    cold = report.segments.filter(pl.col("segment") == "not in training", metric="hit_rate@2")
+    assert cold.select("value", "targets").rows() == [(1.0, 2)]
+
+
+def test_a_rejected_cold_target_stays_only_if_it_is_scored(log):
+    rejected = log.with_columns(feedback=pl.when(pl.col("item_id") == 9).then(-1.0).otherwise(1.0))
+    sizes = {}
+    for way in ("miss", "drop", "score"):
+        sizes[way] = SessionDataModule(rejected, cold_targets=way).num_sessions["test"]
+    assert sizes == {"miss": 2, "drop": 2, "score": 4}
 
 
 def test_a_cold_target_loses_its_pairs(log):

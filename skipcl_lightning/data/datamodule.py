@@ -72,8 +72,9 @@ class SessionDataModule(LightningDataModule):
             the longest training length minus one, because later positions were never trained.
         split: How targets are held out; None for `LeaveOneOut`.
         cold_targets: How held-out targets are treated that are not in the training set: `miss` (or None)
-            ranks them last, `drop` leaves them out. Either way they are counted. Rejected cold targets are
-            always left out, because no model could have recommended them.
+            ranks them last, `drop` leaves them out, `score` ranks them like others, for a model with
+            `item_features`. They are always counted. Rejected cold targets are left out except by `score`,
+            because no other model could have recommended them.
         min_session_length: Items that a session needs, at least 2, and 3 for leave-one-out; None for 3.
         min_item_count: Rows that an item needs; None for 1.
         require_skip: Whether a session needs a skipped item; None for no.
@@ -407,7 +408,7 @@ class SessionDataModule(LightningDataModule):
             max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
             with_seen=split != "train",
-            num_warm_items=self._data.num_warm_items,
+            num_warm_items=None if self._data.scores_cold else self._data.num_warm_items,
             seed=self._order_seed,
             mined=self.mined if mines else None,
             **self.mined_samples,

@@ -43,20 +43,21 @@ def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
     """Add a column for each segmentation in `SEGMENTS`.
 
     Args:
-        sessions: Rows with `length`, `popularity_decile`, `skip_rate` and `repeat`.
+        sessions: Rows with `length`, `popularity_decile`, `target_count`, `skip_rate` and `repeat`. Targets
+            without plays in the training set are a segment of their own.
 
     Returns:
         The rows with the new columns, which are ordered categories.
 
     Examples:
-        >>> row = {"length": 7, "popularity_decile": 1, "skip_rate": 0.0, "repeat": True}
+        >>> row = {"length": 7, "popularity_decile": 9, "target_count": 0, "skip_rate": 0, "repeat": True}
         >>> add_segments(pl.DataFrame([row])).select(pl.col(SEGMENTS)).row(0)
-        ('6-10', '1 (most played)', 'none', 'repeat')
+        ('6-10', 'not in training', 'none', 'repeat')
     """
     lengths = [f"1-{_LENGTHS[0]}"]
     lengths += [f"{low + 1}-{high}" for low, high in pairwise(_LENGTHS)]
     lengths.append(f"over {_LENGTHS[-1]}")
-    deciles = ["1 (most played)", *map(str, range(2, 10)), "10 (least played)"]
+    deciles = ["1 (most played)", *map(str, range(2, 10)), "10 (least played)", "not in training"]
     rates = ["none", "up to 25 %", "25 to 50 %", "50 to 75 %", "over 75 %"]
     length, rate, decile = (
         sessions[name].to_numpy() for name in ("length", "skip_rate", "popularity_decile")
@@ -64,7 +65,7 @@ def add_segments(sessions: pl.DataFrame) -> pl.DataFrame:
     places = {
         # A boundary value belongs to the lower segment.
         "length_segment": (lengths, np.searchsorted(_LENGTHS, length, side="left")),
-        "popularity_segment": (deciles, decile - 1),
+        "popularity_segment": (deciles, np.where(sessions["target_count"].to_numpy() > 0, decile - 1, 10)),
         "skip_segment": (rates, np.searchsorted((0.0, *_SKIP_RATES), rate, side="left")),
         "repeat_segment": (["repeat", "explore"], (~sessions["repeat"].to_numpy()).astype(np.int64)),
     }

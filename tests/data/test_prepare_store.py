@@ -79,7 +79,7 @@ def nothing_beside(folder):
     rows=ROWS,
     rows_in_memory=st.integers(1, 70),
     min_item_count=st.integers(1, 3),
-    cold_targets=st.sampled_from(["miss", "drop"]),
+    cold_targets=st.sampled_from(["miss", "drop", "score"]),
     split=st.sampled_from([LeaveOneOut(), SplitBySession(0.3, 0.3, "every"), SplitByTime(3, 6)]),
 )
 def test_a_store_holds_what_preparation_in_memory_gives_however_little_memory_it_has(

@@ -19,13 +19,14 @@ from skipcl_lightning.evaluation.segments import add_segments, popularity_decile
             ["none"] + ["up to 25 %"] * 2 + ["25 to 50 %"] * 2 + ["50 to 75 %"] + ["over 75 %"] * 2,
         ),
         ("popularity_decile", [1, 2, 10], ["1 (most played)", "2", "10 (least played)"]),
+        ("target_count", [1, 0], ["1 (most played)", "not in training"]),
         ("repeat", [True, False], ["repeat", "explore"]),
     ],
 )
 def test_a_boundary_belongs_to_the_segment_below_it(column, values, names):
-    rows = {"length": 1, "skip_rate": 0.0, "popularity_decile": 1, "repeat": True}
+    rows = {"length": 1, "skip_rate": 0.0, "popularity_decile": 1, "target_count": 3, "repeat": True}
     sessions = pl.DataFrame([rows | {column: value} for value in values])
-    segment = column.split("_")[0] + "_segment"
+    segment = {"target_count": "popularity"}.get(column, column.split("_")[0]) + "_segment"
     assert add_segments(sessions)[segment].cast(pl.String).to_list() == names
 
 

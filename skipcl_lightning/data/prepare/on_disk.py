@@ -70,8 +70,9 @@ def prepare_store(
         folder: The store's own folder, which may not hold anything else.
         split: How targets are held out: `LeaveOneOut` (None), `SplitBySession`, or `SplitByTime`.
         cold_targets: How held-out targets are treated that are not in the training set: `miss` ranks them
-            last, `drop` leaves them out. Either way they are counted. Rejected cold targets are always left
-            out, because no model could have recommended them.
+            last, `drop` leaves them out, `score` ranks them like others, for a model with `item_features`.
+            They are always counted. Rejected cold targets are left out except by `score`, because no other
+            model could have recommended them.
         min_session_length: Items that a session needs, at least 2; 3 for leave-one-out.
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped item.
@@ -203,6 +204,7 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         num_cold_targets=manifest.counts["cold_targets"],
         longest_input=manifest.counts["longest_input"],
         caution=manifest.counts["caution"],
+        scores_cold=manifest.settings["cold_targets"] == "score",
     )
 
 

@@ -23,7 +23,7 @@ from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "StoreWriter", "prepare_into"]
 
-ColdTargets = Literal["miss", "drop"]
+ColdTargets = Literal["miss", "drop", "score"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class PreparedData:
         num_cold_targets: By split, the number of held-out targets that are not in the training set.
         longest_input: The length of the longest training session.
         caution: How figures of this split can mislead.
+        scores_cold: Whether cold targets are ranked by their scores, and not last.
     """
 
     vocabulary: ItemVocabulary
@@ -79,6 +80,7 @@ class PreparedData:
     num_cold_targets: Mapping[str, int]
     longest_input: int
     caution: str
+    scores_cold: bool = False
 
     @classmethod
     def from_log(
@@ -90,7 +92,8 @@ class PreparedData:
     ) -> "PreparedData":
         """Read, check, filter, number and split a log, in memory.
 
-        With `cold_targets="drop"`, targets that are not in the training set are left out.
+        With `cold_targets="drop"`, targets that are not in the training set are left out; with "score" they
+        are ranked like others.
 
         Raises:
             ValueError: As for `prepare_sessions`, or a part of the split is empty.
@@ -296,6 +299,8 @@ def prepare_into(
             kept = warm
             if settings.cold_targets == "miss":
                 kept = warm | ~find_rejected(part, skip_threshold)[places]
+            elif settings.cold_targets == "score":
+                kept = np.ones_like(warm)
             cut[name] = (rows[kept], ends[kept])
         for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
             for array, values in zip(growing[name], seen, strict=True):
@@ -316,8 +321,9 @@ def prepare_into(
     item_counts = storage.array("item_counts", np.int64)
     item_counts.append(np.zeros(1, dtype=np.int64))
     item_counts.append(counts["count"].sort(descending=True).to_numpy())
+    scores_cold = settings.cold_targets == "score"
     return PreparedData(
-        vocabulary, store, views, item_counts.finish(), report, num_cold, longest, split.caution
+        vocabulary, store, views, item_counts.finish(), report, num_cold, longest, split.caution, scores_cold
     )
 
 
