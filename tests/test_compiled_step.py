@@ -50,7 +50,7 @@ def sessions(count, length, seed=0):
 
 
 def model(backbone=SASRec, head=None, loss=None, **settings):
-    part = NextItNet(8) if backbone is NextItNet else backbone(8, max_length=12, dropout=0.0)
+    part = NextItNet(8, dropout=0.0) if backbone is NextItNet else backbone(8, max_length=12, dropout=0.0)
     return module(part, head, next_item_loss=loss, **settings)
 
 

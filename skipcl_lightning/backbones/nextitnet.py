@@ -23,7 +23,8 @@ class NextItNet(nn.Module):
         kernel_size: Positions that a convolution sees, at least 2.
         dilations: One residual block each: its first convolution sees every l-th position, its second every
             2l-th.
-        dropout: Share of units dropped, in [0, 1): at the input and behind each block. The paper has none.
+        dropout: Share of units dropped, in [0, 1): at the input and behind each block. The paper has none,
+            and overfits small logs (docs/results.md).
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -49,7 +50,7 @@ class NextItNet(nn.Module):
         *,
         kernel_size: int = 3,
         dilations: Sequence[int] = (1, 4, 1, 4, 1, 4, 1, 4),
-        dropout: float = 0.0,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
         self.embedding_size = embedding_size
