@@ -46,6 +46,7 @@ _FIELDS = (
     "session_index",
     "seen",
     "cold_target",
+    "history",
     "skip_threshold",
     "num_tracks",
 )
@@ -77,6 +78,9 @@ class SessionBatch:
         mined_negatives: [B, L, M] int64, sampled items that are often skipped right after this one in the
             training set; 0 is none; in training only.
         mined_positives: [B, L, P] int64, sampled items that are often listened to after it.
+        history: [B, H] int64, the items that the listener listened to in earlier sessions, the oldest first;
+            filled with 0 at the end. Only the model sees them: they are no part of the session, and so no
+            targets, anchors, negatives or seen items. None if unknown.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         num_tracks: An upper bound of the number of items in the batch, 0 or more; None if unknown. With it,
             the host need not ask a GPU for that number.
@@ -115,6 +119,7 @@ class SessionBatch:
         mined_negatives: Tensor | None = None,
         mined_positives: Tensor | None = None,
         cold_target: Tensor | None = None,
+        history: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
         num_tracks: int | None = None,
@@ -133,6 +138,7 @@ class SessionBatch:
             "mined_negatives": (mined_negatives, "B L M", torch.int64),
             "mined_positives": (mined_positives, "B L P", torch.int64),
             "cold_target": (cold_target, "B", torch.bool),
+            "history": (history, "B H", torch.int64),
         }
         for name, (tensor, shape, dtype) in optional.items():
             if tensor is not None:
@@ -152,6 +158,7 @@ class SessionBatch:
         self.mined_negatives: Final = mined_negatives
         self.mined_positives: Final = mined_positives
         self.cold_target: Final = cold_target
+        self.history: Final = history
         self.skip_threshold: Final = skip_threshold
         if num_tracks is not None:
             check_integer("num_tracks", num_tracks, minimum=0)

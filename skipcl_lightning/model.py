@@ -16,6 +16,7 @@ from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import SparseScores, append_mask_token, hide_masked, last_position
 from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up
+from skipcl_lightning.functional.positions import history_places
 from skipcl_lightning.functional.ranking.sparse_scores import add_scores
 
 __all__ = ["ItemEmbedding", "SessionModel", "Transitions"]
@@ -178,6 +179,10 @@ class SessionModel(nn.Module):
     seen the next item, so its query is the output at a mask token after the session's last item, and it is
     trained on hidden items (the cloze task). A backbone with a `max_length` gets the latest positions.
 
+    After `use_history`, the backbone also sees the `history` of a batch, in front of the session and within
+    the same `max_length`: the session comes first, and the latest items of the history fill the rest. The
+    output has the session's positions only.
+
     Args:
         backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`; `causal = False` if it
             sees later items, and optionally a `max_length`.
@@ -198,6 +203,8 @@ class SessionModel(nn.Module):
         >>> model(batch).shape, model.score(model.session_query(batch)).shape
         (torch.Size([1, 3, 16]), torch.Size([1, 101]))
     """
+
+    history_embedding: nn.Parameter | None
 
     def __init__(
         self,
@@ -224,6 +231,8 @@ class SessionModel(nn.Module):
             # Zero at first: random values would outweigh the items, and training on a short log would not
             # correct that.
             nn.init.zeros_(self.feedback_embedding.weight)
+        # Made by `use_history`.
+        self.register_parameter("history_embedding", None)
         # From the last item and from the last two, counted if the module has a `transition_weight`.
         self.transitions: nn.ModuleList | None = None
         # [V + 1] bool, items that are not recommended, or None; set by `SkipCLModule.retire_items`.
@@ -247,6 +256,16 @@ class SessionModel(nn.Module):
     def item_table(self) -> Tensor:
         """[V + 1, D], the candidates: row 0 is padding."""
         return self.item_embedding.table
+
+    def use_history(self) -> None:
+        """Let the backbone see the `history` of batches, which it ignores otherwise.
+
+        One learned vector, zero at first, is added to the embedding of each item of a history. A second call
+        does nothing.
+        """
+        if self.history_embedding is None:
+            weight = self.item_embedding.weight
+            self.history_embedding = nn.Parameter(weight.new_zeros(self.embedding_size))
 
     def embed_items(self, items: Tensor) -> Tensor:
         """Return the embeddings of the sessions' items, mask tokens included.
@@ -364,13 +383,30 @@ class SessionModel(nn.Module):
         if batch.cloze_mask is not None:
             batch, keys = self._hide(batch)
         embed = self.embed if self.embed_override is None else self.embed_override
-        if last_only:
-            last: Tensor = self.backbone(embed(batch, keys), batch.valid_mask, last_only=True)
-            return last
         length = batch.items.shape[1]
         taken = min(length, self.max_length or length)
-        output: Tensor = self.backbone(embed(batch, keys)[:, :taken], batch.valid_mask[:, :taken])
-        return output if taken == length else F.pad(output, (0, 0, 0, length - taken))
+        x, valid_mask = embed(batch, keys)[:, :taken], batch.valid_mask[:, :taken]
+        if self.history_embedding is not None and batch.history is not None:
+            before = self.embed_items(batch.history) + self.history_embedding  # [B, H, D]
+            history_mask = batch.history != PADDING_INDEX
+            output = self._encode_after(before, history_mask, x, valid_mask, last_only=last_only)
+        elif last_only:
+            output = self.backbone(x, valid_mask, last_only=True)
+        else:
+            output = self.backbone(x, valid_mask)
+        return output if last_only or taken == length else F.pad(output, (0, 0, 0, length - taken))
+
+    def _encode_after(
+        self, before: Tensor, history_mask: Tensor, x: Tensor, valid_mask: Tensor, *, last_only: bool
+    ) -> Tensor:
+        """Return the output at the positions of the session, [B, L, D], or at its last one, [B, 1, D]."""
+        places, joined_mask, of_session = history_places(history_mask, valid_mask, self.max_length)
+        joined = _take_places(torch.cat([before, x], dim=1), places)  # [B, W, D]
+        if last_only:
+            last: Tensor = self.backbone(joined, joined_mask, last_only=True)
+            return torch.where(valid_mask.any(dim=1)[:, None, None], last, 0)
+        output = _take_places(self.backbone(joined, joined_mask), of_session)  # [B, L, D]
+        return torch.where(valid_mask[..., None], output, 0)
 
     def added_scores(self, batch: SessionBatch, weight: float) -> SparseScores | None:
         """Return what the transitions from each session's last items add to the inner products.
@@ -430,6 +466,11 @@ class SessionModel(nn.Module):
             )
         visible = hide_masked(batch, self.mask_index)
         return visible, self.embed_items(visible.items)
+
+
+def _take_places(x: Tensor, places: Tensor) -> Tensor:
+    """[B, W, D] the vectors of [B, L, D] at the places [B, W]."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _embedding_size(backbone: nn.Module, given: int | None) -> int:

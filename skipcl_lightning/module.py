@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -340,7 +340,9 @@ class SkipCLModule(LightningModule):
         for part in (self.skip_head, self.next_item_loss):
             extend_part(part, len(rows))
         self.model.extend_items(rows)
-        self.encoder = SessionEncoder(vocabulary, encoder.max_length, encoder.skip_threshold)
+        self.encoder = SessionEncoder(
+            vocabulary, encoder.max_length, encoder.skip_threshold, encoder.history_length
+        )
         self.growth.append(self.num_items)
         self.save_hyperparameters({"num_items": self.num_items})
         self._make_metrics(self.hparams["top_k"])
@@ -560,7 +562,8 @@ class SkipCLModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the item vocabulary from the data module, or check that it equals the trained one.
 
-        Before training with a `transition_weight`, count the transitions.
+        Before training with a `transition_weight`, count the transitions; with a `history_length` of the data
+        module, let the model use the histories.
 
         Args:
             stage: Lightning's stage.
@@ -583,6 +586,9 @@ class SkipCLModule(LightningModule):
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
+            if stage == "fit" and encoder.history_length:
+                self.model.use_history()
+                self.encoder.history_length = encoder.history_length
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
@@ -604,6 +610,8 @@ class SkipCLModule(LightningModule):
         # Room for what was retired.
         mask = checkpoint["state_dict"].get("model.retired")
         self.model.retired = None if mask is None else torch.zeros_like(mask, device=self.device)
+        if "model.history_embedding" in checkpoint["state_dict"]:
+            self.model.use_history()
         start = "model.transitions."
         state = {
             key[len(start) :]: value
@@ -696,10 +704,12 @@ class SkipCLModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch; an override must call it."""
         self._candidates = None
+        self._warn_without_history()
 
     def on_predict_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch; an override must call it."""
         self._candidates = None
+        self._warn_without_history()
 
     def on_predict_epoch_end(self) -> None:
         """Drop the candidates."""
@@ -772,6 +782,16 @@ class SkipCLModule(LightningModule):
             raise ValueError(
                 f"`{method}` must be called while no Trainer runs and on whole weights, got a module that is "
                 f"{'used by a running Trainer' if running else 'sharded'}. Call it before `Trainer.fit`."
+            )
+
+    def _warn_without_history(self) -> None:
+        """Warn if the model was trained with histories and the data has none."""
+        data = getattr(self.trainer, "datamodule", None)
+        used = self.model.history_embedding is not None
+        if used and isinstance(data, SessionDataModule) and not data.history_length:
+            rank_zero_warn(
+                "The model was trained with the tracks that each listener heard before the session, and the "
+                "data has none. Give `SessionDataModule` a `history_length`, if the log names listeners."
             )
 
     def _describe_parts(self) -> dict[str, Any]:

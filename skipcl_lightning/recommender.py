@@ -94,6 +94,7 @@ class Recommender:
         feedback: Sequence[Sequence[float]] | None = None,
         *,
         explicit_feedback: Sequence[Sequence[float]] | None = None,
+        histories: Sessions | None = None,
         session_ids: Sequence[str] | Sequence[int] | None = None,
         top_k: int = 10,
         exclude_seen: bool = False,
@@ -109,12 +110,16 @@ class Recommender:
             feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
                 feedback as an input has seldom seen.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.
+            histories: For each session, the ids of the items that its listener listened to in earlier
+                sessions, the oldest first, without rejected ones; perhaps none. Only for a model that was
+                trained with a `history_length`, which sees the latest of that number.
             session_ids: The names of the sessions in the result; None for 0, 1, …
             top_k: Items for each session, at most the catalogue's size.
             exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
             exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
                 liked.
-            unknown: What to do with an item that was not trained: raise an `error`, or `ignore` it.
+            unknown: What to do with an item of a session or history that was not trained: raise an `error`,
+                or `ignore` it.
             skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
                 Above 0 it needs a `SkipPrediction` head.
             batch_size: Sessions encoded at once.
@@ -141,7 +146,9 @@ class Recommender:
             )
         # Exclusions cover the whole session, even if the model sees only its latest items.
         longest = int(lengths.max())
-        whole = SessionEncoder(self.encoder.vocabulary, longest, self.encoder.skip_threshold)
+        whole = SessionEncoder(
+            self.encoder.vocabulary, longest, self.encoder.skip_threshold, self.encoder.history_length
+        )
         frames = []
         for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
@@ -149,6 +156,7 @@ class Recommender:
                 sessions[rows],
                 None if feedback is None else feedback[rows],
                 explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
+                histories=None if histories is None else histories[rows],
                 unknown=unknown,
             ).to(self.module.device)
             latest = batch.latest(self.encoder.max_length)

@@ -19,6 +19,7 @@ def recommend(
     checkpoint: Path,
     session: list[str] | str | None = None,
     file: Path | None = None,
+    histories: Path | None = None,
     top_k: int = 10,
     exclude_seen: bool = False,
     exclude_skipped: bool = True,
@@ -34,6 +35,9 @@ def recommend(
             with its feedback in [-1, 1] after a colon; without one, the feedback is unknown.
         file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback, its rows in
             the order of listening.
+        histories: With `file`, another such file: what the listener of each session heard before it, by the
+            session_id of `file`, without skipped tracks or with their feedback. For a model that was trained
+            with a history_length.
         top_k: Items for each session.
         exclude_seen: Leave out the session's own items.
         exclude_skipped: Leave out the items that the session skipped.
@@ -50,22 +54,22 @@ def recommend(
     """
     if (session is None) == (file is None):
         raise ValueError('`session` or `file` must be given, got both or none. Try --session "a:1,b:-1".')
+    if histories is not None and file is None:
+        raise ValueError(
+            f"`histories` must be left out without `file`, got {histories}. It names its sessions."
+        )
     if output is not None and output.suffix not in WRITERS:
         raise ValueError(f"`output` must end with .csv or .parquet, got {output}.")
     recommender = Recommender.from_checkpoint(checkpoint)
     assert recommender.encoder is not None, "a recommender has a vocabulary"  # noqa: S101
-    names: list[Any] | None
-    if file is not None:
-        names, items, feedback = _read_sessions(file)
-    else:
-        texts = [session] if isinstance(session, str) else session or []
-        parsed = [parse_session(text) for text in texts]
-        names, items, feedback = None, [one[0] for one in parsed], [one[1] for one in parsed]
+    names, items, feedback, earlier = _collect(session, file, histories, recommender.encoder.skip_threshold)
     if recommender.encoder.vocabulary.dtype == pl.Int64:
         items = [[_to_integer(item) for item in one] for one in items]
+        earlier = earlier and [[_to_integer(item) for item in one] for one in earlier]
     found = recommender.recommend(
         items,
         feedback,
+        histories=earlier,
         session_ids=names,
         top_k=top_k,
         exclude_seen=exclude_seen,
@@ -103,14 +107,41 @@ def parse_session(text: str) -> tuple[list[Any], list[float]]:
     return items, feedback
 
 
-def _read_sessions(file: Path) -> tuple[list[Any], list[list[Any]], list[list[float]]]:
+def _collect(
+    session: list[str] | str | None, file: Path | None, histories: Path | None, skip_threshold: float
+) -> tuple[list[Any] | None, list[list[Any]], list[list[float]], list[list[Any]] | None]:
+    """Return the names of the sessions, their items and feedback, and the tracks before each of them."""
+    if file is not None:
+        names, items, feedback = _read_sessions("file", file)
+        earlier = None if histories is None else _read_histories(histories, names, skip_threshold)
+        return names, items, feedback, earlier
+    texts = [session] if isinstance(session, str) else session or []
+    parsed = [parse_session(text) for text in texts]
+    return None, [one[0] for one in parsed], [one[1] for one in parsed], None
+
+
+def _read_histories(file: Path, names: list[Any], skip_threshold: float) -> list[list[Any]]:
+    """Return the tracks before each session, without those that were skipped."""
+    found = {
+        name: [item for item, signal in zip(items, feedback, strict=True) if signal >= skip_threshold]
+        for name, items, feedback in zip(*_read_sessions("histories", file), strict=True)
+    }
+    if not found.keys() & set(names):
+        raise ValueError(
+            f"`histories` must have sessions of `file` in session_id, got {next(iter(found), None)!r}. "
+            "Use the ids of the sessions that follow, of the same type."
+        )
+    return [found.get(name, []) for name in names]
+
+
+def _read_sessions(argument: str, file: Path) -> tuple[list[Any], list[list[Any]], list[list[float]]]:
     if file.suffix not in WRITERS:
-        raise ValueError(f"`file` must end with .csv or .parquet, got {file}.")
+        raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
     table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
     missing = {"session_id", "item_id"} - set(table.columns)
     if missing:
         raise ValueError(
-            f"`file` must have the columns session_id and item_id, got {', '.join(table.columns)}. "
+            f"`{argument}` must have the columns session_id and item_id, got {', '.join(table.columns)}. "
             "Rename its columns."
         )
     if "feedback" not in table.columns:

@@ -24,15 +24,17 @@ from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitio
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.on_disk import open_store
 from skipcl_lightning.data.prepare.prepared_data import (
+    UNKNOWN_LISTENERS,
     ColdTargets,
     PreparationSettings,
     PreparedData,
     Storage,
     prepare_into,
 )
-from skipcl_lightning.data.schema import Table
+from skipcl_lightning.data.schema import Table, resolve_schema
 from skipcl_lightning.data.splits import LeaveOneOut, Split
 from skipcl_lightning.data.store.folder import Manifest
+from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 from skipcl_lightning.functional import next_item_targets
 from skipcl_lightning.functional.positions import TargetRule
@@ -79,6 +81,10 @@ class SessionDataModule(LightningDataModule):
         min_item_count: Rows that an item needs; None for 1.
         require_skip: Whether a session needs a skipped item; None for no.
         skip_threshold: Feedback below it is a skip, in (-1, 1]; None for 0.
+        history_length: n, the number of the listener's latest items before the session that a model sees, in
+            front of the session; 0 for none. They come from sessions of the same `user_id` whose last play
+            came before this session's first one, without rejected items, and never cross the split: see
+            `PreparedData.histories`. Training with it makes the model use it.
         mined_negatives: M, the number of items drawn for each item of a training batch from those most often
             skipped right after it in the training set; 0 for none.
         mined_positives: P, the number drawn from those most often listened to after it.
@@ -122,6 +128,7 @@ class SessionDataModule(LightningDataModule):
         min_item_count: int | None = None,
         require_skip: bool | None = None,
         skip_threshold: float | None = None,
+        history_length: int = 0,
         mined_negatives: int = 0,
         mined_positives: int = 0,
         mining_score: MiningScore = "count",
@@ -138,6 +145,7 @@ class SessionDataModule(LightningDataModule):
             check_integer("max_length", max_length)
         check_integer("bucket_batches", bucket_batches, minimum=0)
         check_integer("num_workers", num_workers, minimum=0)
+        check_integer("history_length", history_length, minimum=0)
         check_integer("mined_negatives", mined_negatives, minimum=0)
         check_integer("mined_positives", mined_positives, minimum=0)
         check_choice("mining_score", mining_score, get_args(MiningScore))
@@ -160,7 +168,9 @@ class SessionDataModule(LightningDataModule):
             "skip_threshold": skip_threshold,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        self._prepare, self._skip_threshold = _plan_preparation(log, given)
+        self._prepare, self._skip_threshold = _plan_preparation(log, given, history_length)
+        self.history_length = history_length
+        self._histories: dict[str, ListenerHistories] = {}
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
         self.mining_score: MiningScore = mining_score
         self.mining_depth = mining_depth
@@ -204,7 +214,7 @@ class SessionDataModule(LightningDataModule):
     @property
     def encoder(self) -> SessionEncoder:
         """The encoder that turns sessions of external ids into such batches."""
-        return SessionEncoder(self.vocabulary, self.input_length, self.skip_threshold)
+        return SessionEncoder(self.vocabulary, self.input_length, self.skip_threshold, self.history_length)
 
     @property
     def input_length(self) -> int:
@@ -411,8 +421,16 @@ class SessionDataModule(LightningDataModule):
             num_warm_items=None if self._data.scores_cold else self._data.num_warm_items,
             seed=self._order_seed,
             mined=self.mined if mines else None,
+            histories=self._histories_of(split) if self.history_length else None,
+            history_length=self.history_length,
             **self.mined_samples,
         )
+
+    def _histories_of(self, split: str) -> ListenerHistories:
+        known = "test" if split == "predict" else split
+        if known not in self._histories:
+            self._histories[known] = self._data.histories(known, skip_threshold=self.skip_threshold)
+        return self._histories[known]
 
     def _evaluation_loader(self, split: str) -> DataLoader[SessionBatch]:
         dataset = self._dataset(split)
@@ -446,7 +464,7 @@ def _sum_transitions(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _plan_preparation(
-    log: Table | str | Path, given: Mapping[str, Any]
+    log: Table | str | Path, given: Mapping[str, Any], history_length: int
 ) -> tuple[Callable[[], PreparedData], float]:
     """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
 
@@ -458,13 +476,18 @@ def _plan_preparation(
                 f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
                 "was prepared is settled. Give it to `prepare_store`, or prepare another store."
             )
-        stored = Manifest.read(Path(log)).settings
+        manifest = Manifest.read(Path(log))
+        if history_length and "listener.npy" not in manifest.files:
+            raise ValueError(UNKNOWN_LISTENERS)
         folder = Path(log).expanduser().absolute()
-        return partial(_open_on_each_rank, folder), float(stored["filter"]["skip_threshold"])
+        return partial(_open_on_each_rank, folder), float(manifest.settings["filter"]["skip_threshold"])
     rules = dict(given)
     split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
     settings = PreparationSettings(SessionFilter(**rules), split, cold_targets)
-    prepare = partial(prepare_into, Storage(), settings.check(log), settings)
+    frame = settings.check(log)
+    if history_length and not {"user_id", "timestamp"} <= set(resolve_schema("log", frame)):
+        raise ValueError(UNKNOWN_LISTENERS)
+    prepare = partial(prepare_into, Storage(), frame, settings)
     return prepare, settings.session_filter.skip_threshold
 
 

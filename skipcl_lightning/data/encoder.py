@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 
@@ -27,6 +28,7 @@ class SessionEncoder:
         vocabulary: The items' indices.
         max_length: The largest number of items of a session; the latest are kept.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
+        history_length: The largest number of items of a listener's history, 0 or more.
 
     Raises:
         TypeError: `vocabulary` is none, or a setting is no number.
@@ -43,7 +45,13 @@ class SessionEncoder:
                 [False, False]])
     """
 
-    def __init__(self, vocabulary: ItemVocabulary, max_length: int, skip_threshold: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocabulary: ItemVocabulary,
+        max_length: int,
+        skip_threshold: float = 0.0,
+        history_length: int = 0,
+    ) -> None:
         if not isinstance(vocabulary, ItemVocabulary):
             raise TypeError(
                 f"`vocabulary` must be an ItemVocabulary, got {type(vocabulary).__name__}. "
@@ -51,9 +59,11 @@ class SessionEncoder:
             )
         check_integer("max_length", max_length)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        check_integer("history_length", history_length, minimum=0)
         self.vocabulary = vocabulary
         self.max_length = max_length
         self.skip_threshold = skip_threshold
+        self.history_length = history_length
 
     def encode(
         self,
@@ -61,6 +71,7 @@ class SessionEncoder:
         feedback: Sequence[Sequence[float]] | None = None,
         *,
         explicit_feedback: Sequence[Sequence[float]] | None = None,
+        histories: Sessions | None = None,
         unknown: str = "error",
     ) -> SessionBatch:
         """Return a batch of sessions.
@@ -69,6 +80,8 @@ class SessionEncoder:
             sessions: B sessions, each a sequence of external ids in the order of listening.
             feedback: The feedback on each item, in [-1, 1]; None for 0, unknown.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown.
+            histories: For each session, the ids of the items that its listener listened to before, without
+                rejected ones, the oldest first; perhaps none. The latest `history_length` are kept.
             unknown: What to do with items that are not in the vocabulary: raise an `error`, or `ignore` them
                 and their feedback.
 
@@ -80,7 +93,7 @@ class SessionEncoder:
                 no number (a bool could mean skipped or listened).
             ValueError: There are no sessions, one is empty (or has only ignored items), has an unknown item,
                 or its feedback has another length, is NaN or outside [-1, 1]. The message names the session,
-                counted from 0.
+                counted from 0. Or there are `histories`, but not one a session, or `history_length` is 0.
 
         Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([10, 20]), max_length=50)
@@ -120,16 +133,41 @@ class SessionEncoder:
             *gathered,
             session_index=torch.from_numpy(rows),
             explicit_feedback=store.gather_explicit(rows, counts, max_length=self.max_length),
+            history=None if histories is None else self._encode_histories(histories, len(lengths), unknown),
             skip_threshold=self.skip_threshold,
         )
 
-    def _look_up(self, flat: list[Any], owner: NDArray[np.int64], unknown: str) -> NDArray[np.int64]:
+    def _encode_histories(self, histories: Sessions, sessions: int, unknown: str) -> Tensor:
+        """[B, H] int64, padded on the right with 0."""
+        if not self.history_length:
+            raise ValueError(
+                "`histories` must be None for a model that was trained without, got some. Train with "
+                "`SessionDataModule(..., history_length=n)`."
+            )
+        lengths = session_lengths(histories, name="histories", may_be_empty=True)
+        if len(lengths) != sessions:
+            raise ValueError(
+                f"`histories` must have one sequence a session, got {len(lengths)} for {sessions}. "
+                "Use an empty one for an unknown listener."
+            )
+        owner = np.repeat(np.arange(sessions), lengths)
+        flat = [item for history in histories for item in history]
+        items = self._look_up(flat, owner, unknown, "histories")
+        known = items != PADDING_INDEX
+        stops = np.cumsum(np.bincount(owner[known], minlength=sessions))
+        starts = np.concatenate(([0], stops[:-1]))
+        found = ListenerHistories(items[known].astype(np.int32), starts, stops)
+        return found.gather(np.arange(sessions), max_length=self.history_length)
+
+    def _look_up(
+        self, flat: list[Any], owner: NDArray[np.int64], unknown: str, name: str = "sessions"
+    ) -> NDArray[np.int64]:
         """Return the indices of all items; for an unknown one, raise an error that names its session."""
         items = self.vocabulary.encode(flat, unknown="ignore")
         missing = np.flatnonzero(items == PADDING_INDEX)
         if unknown == "error" and missing.size:
             raise ValueError(
-                f"`sessions` must hold tracks of the vocabulary, got {flat[missing[0]]!r} in session "
+                f"`{name}` must hold tracks of the vocabulary, got {flat[missing[0]]!r} in session "
                 f"{owner[missing[0]]} ({missing.size} unknown in all). `unknown='ignore'` leaves them out."
             )
         return items
@@ -139,12 +177,13 @@ class SessionEncoder:
 
         Examples:
             >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
-            {'vocabulary': {'ids': [7]}, 'max_length': 50, 'skip_threshold': 0.0}
+            {'vocabulary': {'ids': [7]}, 'max_length': 50, 'skip_threshold': 0.0, 'history_length': 0}
         """
         return {
             "vocabulary": self.vocabulary.state_dict(),
             "max_length": self.max_length,
             "skip_threshold": self.skip_threshold,
+            "history_length": self.history_length,
         }
 
     @classmethod
@@ -157,25 +196,29 @@ class SessionEncoder:
             50
         """
         vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
-        return cls(vocabulary, state["max_length"], state["skip_threshold"])
+        # Encoders of earlier versions had no histories.
+        history_length = state.get("history_length", 0)
+        return cls(vocabulary, state["max_length"], state["skip_threshold"], history_length)
 
 
-def session_lengths(sessions: Sessions) -> NDArray[np.int64]:
+def session_lengths(
+    sessions: Sessions, *, name: str = "sessions", may_be_empty: bool = False
+) -> NDArray[np.int64]:
     """Return the number of items of each session, [B] int64, at least 1 each, if sessions have an order."""
     if not _is_ordered(sessions):
         raise TypeError(
-            f"`sessions` must be a sequence of sessions, got {type(sessions).__name__}. "
+            f"`{name}` must be a sequence of sessions, got {type(sessions).__name__}. "
             "Make it a list of lists of ids."
         )
     if not len(sessions):
-        raise ValueError("`sessions` must hold at least one session, got none. There is nothing to encode.")
+        raise ValueError(f"`{name}` must hold at least one session, got none. There is nothing to encode.")
     for number, session in enumerate(sessions):
         if not _is_ordered(session):
             raise TypeError(
-                f"`sessions` must hold sequences of ids in the order of listening, got {session!r} as "
+                f"`{name}` must hold sequences of ids in the order of listening, got {session!r} as "
                 f"session {number}. Make each a list; put a single session into a list: `[session]`."
             )
-        if not len(session):
+        if not (len(session) or may_be_empty):
             raise ValueError(
                 f"`sessions` must not be empty, got session {number} without a track. Leave it out."
             )

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import SessionBatch, is_rejected
 from skipcl_lightning.data.mining import MinedItems, sample_mined
+from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 
 __all__ = ["SessionDataset", "keep_batch"]
@@ -38,6 +39,8 @@ class SessionDataset(Dataset[SessionBatch]):
             above are cold and rank last. None if unknown.
         with_seen: Whether a batch has all items of its sessions so far (`seen`) if some are longer than
             `max_length`, so that all can be excluded.
+        histories: What the listener of each session listened to before it; None for no `history`.
+        history_length: n, the largest number of items of a history.
 
     Raises:
         TypeError: A setting is no number.
@@ -67,10 +70,13 @@ class SessionDataset(Dataset[SessionBatch]):
         mined_positives: int = 0,
         num_warm_items: int | None = None,
         seed: int = 0,
+        histories: ListenerHistories | None = None,
+        history_length: int = 0,
     ) -> None:
         check_integer("max_length", max_length)
         check_integer("mined_negatives", mined_negatives, minimum=0)
         check_integer("mined_positives", mined_positives, minimum=0)
+        check_integer("history_length", history_length, minimum=0)
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
         self.view = view
@@ -79,6 +85,8 @@ class SessionDataset(Dataset[SessionBatch]):
         self.with_seen = with_seen
         self.num_warm_items = num_warm_items
         self.seed = seed
+        self.histories = histories
+        self.history_length = history_length
         self.mined: dict[str, tuple[Tensor, int]] = {}
         if mined is not None and mined_negatives:
             self.mined["mined_negatives"] = (torch.from_numpy(mined.skipped_after), mined_negatives)
@@ -106,6 +114,7 @@ class SessionDataset(Dataset[SessionBatch]):
             explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
             num_tracks=int(np.minimum(ends, self.max_length).sum()),
+            history=self._gather_histories(rows),
             **self._draw_mined(items, chosen),
         )
         longest = int(ends.max(initial=0))
@@ -120,6 +129,11 @@ class SessionDataset(Dataset[SessionBatch]):
             cold_target=None if self.num_warm_items is None else target > self.num_warm_items,
             target_feedback=torch.from_numpy(_target_feedback(view.store, places, self.skip_threshold)),
         )
+
+    def _gather_histories(self, rows: NDArray[np.int64]) -> Tensor | None:
+        if self.histories is None:
+            return None
+        return self.histories.gather(rows, max_length=self.history_length)
 
     def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
         if not self.mined:

@@ -32,6 +32,7 @@ from skipcl_lightning.data.store.folder import (
     read_column,
     read_version,
 )
+from skipcl_lightning.data.store.listeners import Listeners
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
@@ -205,6 +206,7 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         longest_input=manifest.counts["longest_input"],
         caution=manifest.counts["caution"],
         scores_cold=manifest.settings["cold_targets"] == "score",
+        listeners=Listeners.open(folder),
     )
 
 

@@ -18,12 +18,17 @@ from skipcl_lightning.data.prepare.sessions import to_microseconds
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.splits import SessionBlock, Split, check_split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES, map_array
+from skipcl_lightning.data.store.listeners import ListenerHistories, Listeners
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "StoreWriter", "prepare_into"]
 
 ColdTargets = Literal["miss", "drop", "score"]
+UNKNOWN_LISTENERS = (
+    "`history_length` must be 0 for a log without the columns 'user_id' and 'timestamp', got more. Read both "
+    "columns; prepare a store that lacks them again, with `rebuild=True`."
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class PreparedData:
         longest_input: The length of the longest training session.
         caution: How figures of this split can mislead.
         scores_cold: Whether cold targets are ranked by their scores, and not last.
+        listeners: The listener and the time of each session; None if the log lacks `user_id` or `timestamp`.
     """
 
     vocabulary: ItemVocabulary
@@ -81,6 +87,7 @@ class PreparedData:
     longest_input: int
     caution: str
     scores_cold: bool = False
+    listeners: Listeners | None = None
 
     @classmethod
     def from_log(
@@ -113,6 +120,24 @@ class PreparedData:
     def num_warm_items(self) -> int:
         """The number of items of the training set, which have the indices 1 to this."""
         return int(np.count_nonzero(self.item_counts))
+
+    def histories(self, split: str, *, skip_threshold: float) -> ListenerHistories:
+        """Return what the listener of each session listened to before it began, as far as a split may know.
+
+        The histories of `train` hold only items of the training set, those of `validation` also items of the
+        validation set, and those of `test` and `predict` all items.
+
+        Raises:
+            ValueError: The listeners are unknown.
+        """
+        if self.listeners is None:
+            raise ValueError(UNKNOWN_LISTENERS)
+        if split == "train":
+            visible = np.zeros(len(self.store), dtype=np.int64)
+            visible[self.views["train"].rows] = self.views["train"].ends
+        else:
+            visible = self.listeners.shown if split == "validation" else self.store.lengths
+        return self.listeners.histories(self.store, visible, skip_threshold=skip_threshold)
 
     def __str__(self) -> str:
         asked = ", ".join(f"{len(view):,} in {name}" for name, view in self.views.items() if view.with_target)
@@ -257,6 +282,47 @@ class StoreWriter:
         )
 
 
+class ListenerWriter:
+    """Writes the listener and the time of each session, one table after the other, to a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._arrays = {
+            name: storage.array(name, np.int32 if name == "listener" else np.int64)
+            for name in ("listener", "began", "ended", "shown")
+        }
+
+    def append(
+        self,
+        table: pl.DataFrame,
+        block: SessionBlock,
+        cut: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> None:
+        """Add the sessions of a table, of which `cut` holds out targets."""
+        users = table["user_id"].gather(block.starts)
+        numbers = {
+            user: self._numbers.setdefault(user, len(self._numbers)) for user in users.unique().drop_nulls()
+        }
+        times = _to_times(table)
+        shown = np.zeros(len(block.lengths), dtype=np.int64)
+        for name in ("train", "validation"):
+            rows, ends = cut[name]
+            # The target after the input is of the validation set, too.
+            np.maximum.at(shown, rows - block.first_row, ends + (name != "train"))
+        values = {
+            "listener": users.replace_strict(numbers, default=-1, return_dtype=pl.Int32).to_numpy(),
+            "began": np.minimum.reduceat(times, block.starts) if len(block.starts) else times,
+            "ended": np.maximum.reduceat(times, block.starts) if len(block.starts) else times,
+            "shown": shown,
+        }
+        for name, array in self._arrays.items():
+            array.append(values[name])
+
+    def finish(self) -> Listeners:
+        """Return what is known of all added sessions."""
+        return Listeners(**{name: array.finish() for name, array in self._arrays.items()})
+
+
 def prepare_into(
     storage: Storage,
     log: pl.LazyFrame | pl.DataFrame,
@@ -280,6 +346,7 @@ def prepare_into(
     vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["count"])
     num_warm = int((counts["count"] > 0).sum())
     writer = StoreWriter(storage, vocabulary)
+    listeners: ListenerWriter | None = None
     growing = {
         name: (storage.array(f"{name}_rows", np.int64), storage.array(f"{name}_ends", np.int64))
         for name in (*SPLIT_NAMES, "predict")
@@ -290,6 +357,9 @@ def prepare_into(
         cut = dict(split.cut(block))
         longest = max(longest, int(cut["train"][1].max(initial=0)))
         items = writer.append(part)
+        if {"user_id", "timestamp"} <= set(part.columns):
+            listeners = listeners or ListenerWriter(storage)
+            listeners.append(part, block, cut)
         for name in num_cold:
             rows, ends = cut[name]
             places = block.starts[rows - block.first_row] + ends
@@ -323,7 +393,16 @@ def prepare_into(
     item_counts.append(counts["count"].sort(descending=True).to_numpy())
     scores_cold = settings.cold_targets == "score"
     return PreparedData(
-        vocabulary, store, views, item_counts.finish(), report, num_cold, longest, split.caution, scores_cold
+        vocabulary,
+        store,
+        views,
+        item_counts.finish(),
+        report,
+        num_cold,
+        longest,
+        split.caution,
+        scores_cold,
+        None if listeners is None else listeners.finish(),
     )
 
 
@@ -334,12 +413,15 @@ def _blocks(
     first_row = 0
     for part in parts:
         lengths = run_lengths(part["session_id"])
-        times = None
-        if split.needs_time:
-            time = to_microseconds(pl.col("timestamp"), part.schema["timestamp"])
-            times = part.select(time).to_series().to_numpy()
+        times = _to_times(part) if split.needs_time else None
         yield part, SessionBlock(lengths, first_row, report.sessions_kept, times)
         first_row += len(lengths)
+
+
+def _to_times(part: pl.DataFrame) -> NDArray[np.int64]:
+    """[rows] int64, the time of each play in microseconds."""
+    time = to_microseconds(pl.col("timestamp"), part.schema["timestamp"])
+    return part.select(time).to_series().to_numpy()
 
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
