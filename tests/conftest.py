@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from ddp_training import run_in_two_processes
 
 from skipcl_lightning.cli import main
 from skipcl_lightning.data import prepare_store, simulate_sessions
@@ -22,6 +23,14 @@ def small_store(tmp_path_factory):
     """A session store that is prepared once."""
     folder = tmp_path_factory.mktemp("stores") / "store"
     prepare_store(simulate_sessions(60, num_items=500), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """The folder into which two processes have written: once for all that is tested of them."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    run_in_two_processes("SASRec", folder)
     return folder
 
 

@@ -1,6 +1,9 @@
-"""What the processes of the distributed module test run; in a file of its own, since they import it."""
+"""What the processes of the distributed tests run; in a file of its own, since they import it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +13,9 @@ from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
+
+sys.path.append(str(Path(__file__).parent / "heads"))
+from rank_processes import compute
 
 
 def build(backbone, sessions):
@@ -39,14 +45,27 @@ def train_and_test(backbone, devices, sessions, folder):
     trainer.fit(module, data)
     if trainer.is_global_zero:
         loss = float(trainer.callback_metrics["train/loss"])
-        (Path(folder) / f"{devices}.json").write_text(json.dumps([untrained, loss]), encoding="utf-8")
+        (Path(folder) / f"module_{devices}.json").write_text(json.dumps([untrained, loss]), encoding="utf-8")
     if torch.distributed.is_initialized():
         # A process that ends with gloo's threads still running is aborted now and then, under load.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    import sys
+def run_in_two_processes(backbone, folder):
+    """Run this script, which starts its second process itself."""
+    run = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, __file__, backbone, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
 
-    train_and_test(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+
+if __name__ == "__main__":
+    backbone, folder = sys.argv[1:]
+    train_and_test(backbone, 2, 9, folder)
+    # Lightning starts the second process as this script.
+    compute(int(os.environ.get("LOCAL_RANK", "0")), 2, folder)

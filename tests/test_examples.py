@@ -56,14 +56,24 @@ def run_here(name, *arguments, monkeypatch, folder):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_training_on_a_streaming_sessions_log_runs_end_to_end(tmp_path):
-    output = run_example("train_mssd.py", "--smoke", "true", "--output", "out", folder=tmp_path)
-    assert_trained(output, tmp_path / "out")
+def train_here(name, *arguments, monkeypatch, folder):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("COLUMNS", "120")
+    run_here(name, "--smoke", "true", "--output", "out", *arguments, monkeypatch=monkeypatch, folder=folder)
+    # W&B's run and service end with a script's process; here the next script would go on in this folder.
+    sys.modules["wandb"].finish()
+    sys.modules["wandb"].teardown()
 
 
-def test_training_on_a_streaming_history_runs_end_to_end(tmp_path):
-    arguments = ["--smoke", "true", "--skip_rule", "fwdbtn", "--output", "out"]
-    output = run_example("train_streaming_history.py", *arguments, folder=tmp_path)
+def test_training_on_a_streaming_sessions_log_runs_end_to_end(tmp_path, monkeypatch, capsys):
+    train_here("train_mssd.py", monkeypatch=monkeypatch, folder=tmp_path)
+    assert_trained(capsys.readouterr().out, tmp_path / "out")
+
+
+def test_training_on_a_streaming_history_runs_end_to_end(tmp_path, monkeypatch, capsys):
+    rule = ("--skip_rule", "fwdbtn")
+    train_here("train_streaming_history.py", *rule, monkeypatch=monkeypatch, folder=tmp_path)
+    output = capsys.readouterr().out
     assert_trained(output, tmp_path / "out")
     assert "spotify:track:" in output
 

@@ -8,6 +8,7 @@ from callback_processes import watch
 from watched_runs import wandb_runs
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_shards_show_what_one_does_and_only_the_first_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,32 +249,3 @@ def test_the_best_checkpoint_is_an_artifact_that_recommends(run):
     assert Path(entry.local_path).read_bytes() == saved.read_bytes()
     recommended = Recommender.from_checkpoint(entry.local_path).recommend([run.data.vocabulary.ids[:3]])
     assert set(recommended["item_id"]) <= set(run.data.vocabulary.ids)
-
-
-UNUSED = """
-import sys
-sys.path.insert(0, {folder!r})
-from pathlib import Path
-from lightning.pytorch.loggers import CSVLogger
-from watched_runs import all_callbacks, small_data, small_module, watched_trainer
-import skipcl_lightning.cli, skipcl_lightning.evaluation
-data = small_data()
-trainer = watched_trainer(all_callbacks(Path(".")), logger=CSVLogger("."), max_epochs=1)
-trainer.fit(small_module(data), data)
-assert Path("lightning_logs/version_0/metrics.csv").is_file()
-imported = [name for name in ("wandb", "tensorboard", "tensorboardX", "optuna") if name in sys.modules]
-assert not imported, imported
-"""
-
-
-def test_no_tracker_is_imported_unless_it_is_used(tmp_path):
-    script = UNUSED.format(folder=str(Path(__file__).parent))
-    run = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "WANDB_MODE": "offline"},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 
 from skipcl_lightning.cli.demo import ROWS, describe_results
@@ -9,32 +5,26 @@ from skipcl_lightning.cli.demo import ROWS, describe_results
 KEYS = ["hit_rate@10", "skip_hit_rate@10", "skip_rank_percentile"]
 
 
-def run_demo(folder, *arguments):
-    command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", "demo", *arguments]
-    return subprocess.run(  # noqa: S603 - our own command
-        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "COLUMNS": "80"}, check=False
-    )
-
-
-def test_the_demo_prints_a_table_and_words_and_writes_a_plot(tmp_path):
+def test_the_demo_prints_a_table_and_words_and_writes_a_plot(skipcl, tmp_path, monkeypatch, capsys):
     small = ["--sessions", "60", "--items", "40", "--seeds", "2", "--epochs", "1", "--output", "plot.png"]
-    run = run_demo(tmp_path, *small)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    monkeypatch.setenv("COLUMNS", "80")
+    skipcl("demo", *small)
+    printed, errors = capsys.readouterr()
+    assert errors == ""
     for words in ["Markov", "plain", "+ feedback", "+ skip head", "+ counts"]:
-        assert words in run.stdout
-    assert "over 2 seeds" in run.stdout
+        assert words in printed
+    assert "over 2 seeds" in printed
     for metric in ROWS:
-        assert len([line for line in run.stdout.splitlines() if line.startswith(f" {metric} ")]) == 1
-    assert max(len(line.rstrip()) for line in run.stdout.splitlines()) <= 80
-    assert "'+ feedback' minus 'plain'" in run.stdout
-    assert "'+ skip head' minus 'plain'" in run.stdout
-    assert "'+ counts' minus 'plain'" in run.stdout
+        assert len([line for line in printed.splitlines() if line.startswith(f" {metric} ")]) == 1
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
+    assert "'+ feedback' minus 'plain'" in printed
+    assert "'+ skip head' minus 'plain'" in printed
+    assert "'+ counts' minus 'plain'" in printed
     # The commands that it ends with are commands that work.
-    assert "skipcl fit --config table/sasrec" in run.stdout
-    assert "skipcl fit --config simulated/sasrec" in run.stdout
-    assert "simulated" in run.stdout
-    assert "plot.png" in run.stdout
+    assert "skipcl fit --config table/sasrec" in printed
+    assert "skipcl fit --config simulated/sasrec" in printed
+    assert "simulated" in printed
+    assert "plot.png" in printed
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 

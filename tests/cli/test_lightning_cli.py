@@ -23,9 +23,26 @@ SMALL = [
 RUN = "lightning_logs/version_0"
 
 
+WITHOUT_TRACKERS = """
+import sys
+from skipcl_lightning.cli import main
+main()
+import skipcl_lightning.evaluation
+imported = [name for name in ("wandb", "tensorboard", "tensorboardX", "optuna") if name in sys.modules]
+assert not imported, imported
+"""
+CALLBACKS = {
+    "TrainingSignals": {},
+    "RunFacts": {},
+    "EmbeddingDiagnostics": {"num_items": 20},
+    "RecommendationTable": {"num_sessions": 3, "top_k": 4},
+    "RankPlot": {"top_k": 5},
+    "CheckpointArtifact": {},
+}
+
+
 def in_a_process(folder, *arguments):
-    code = "import sys; from skipcl_lightning.cli import main; main(); assert 'wandb' not in sys.modules"
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_TRACKERS, *map(str, arguments)]
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(  # noqa: S603 - our own command
         command,
@@ -64,11 +81,18 @@ def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_
                 skip_head: {class_path: SkipUnlikelihood, init_args: {weight: 0.5}}
                 embedding_size: 16
                 top_k: [3]
-            trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false}
+            trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false, log_every_n_steps: 1}
             """
         )
     )
-    fit = in_a_process(tmp_path, "fit", "--config", "mine.yaml", "--data.log", small_store)
+    watched = [
+        {"class_path": f"skipcl_lightning.callbacks.{name}", "init_args": settings}
+        for name, settings in CALLBACKS.items()
+    ]
+    (tmp_path / "watched.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": watched}}))
+    fit = in_a_process(
+        tmp_path, "fit", "--config", "mine.yaml", "--config", "watched.yaml", "--data.log", small_store
+    )
     assert fit.returncode == 0, fit.stderr
     assert "warn" not in fit.stderr.lower()
     (checkpoint,) = (tmp_path / RUN / "checkpoints").iterdir()
@@ -87,10 +111,10 @@ def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_
 
 
 @pytest.fixture
-def trained(skipcl):
-    """A model that the command line has trained."""
-    skipcl("fit", *SMALL)
-    return ["--config", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/best.ckpt"]
+def of_trained(trained):
+    """The arguments of a model that the command line has trained."""
+    run = trained[0] / RUN
+    return ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt"]
 
 
 def test_a_ready_configuration_trains_without_validation_and_keeps_the_latest_checkpoint(skipcl, tmp_path):
@@ -99,19 +123,19 @@ def test_a_ready_configuration_trains_without_validation_and_keeps_the_latest_ch
     assert checkpoint["global_step"] > 0
 
 
-def test_a_checkpoint_of_the_command_line_is_whole(trained):
-    checkpoint = torch.load(trained[-1], weights_only=True)
+def test_a_checkpoint_of_the_command_line_is_whole(of_trained):
+    checkpoint = torch.load(of_trained[-1], weights_only=True)
     settings = checkpoint["hyper_parameters"]
     assert settings["backbone"]["name"] == "SASRec"
     assert settings["skip_head"] == {"name": "SkipInfoNCE", "settings": SkipInfoNCE().settings}
     assert not [name for name in settings if name.startswith("_")]
-    recommender = Recommender.from_checkpoint(trained[-1])
+    recommender = Recommender.from_checkpoint(of_trained[-1])
     item = recommender.encoder.vocabulary.ids[0]
     assert len(recommender.recommend([[item]], top_k=5)) == 5
 
 
-def test_commands_take_the_weights_of_the_checkpoint(skipcl, trained, capsys):
-    module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
+def test_commands_take_the_weights_of_the_checkpoint(skipcl, of_trained, capsys):
+    module = SkipCLModule.load_from_checkpoint(of_trained[-1], weights_only=True)
     with torch.no_grad():
         module.model.item_embedding.weight.zero_()
     module.transition_weight = 0.0
@@ -119,22 +143,22 @@ def test_commands_take_the_weights_of_the_checkpoint(skipcl, trained, capsys):
     trainer.strategy.connect(module)
     trainer.save_checkpoint("zero.ckpt")
     figures = []
-    for checkpoint in (trained[-1], "zero.ckpt"):
+    for checkpoint in (of_trained[-1], "zero.ckpt"):
         capsys.readouterr()
-        skipcl("validate", *trained[:2], "--ckpt_path", checkpoint)
+        skipcl("validate", *of_trained[:2], "--ckpt_path", checkpoint)
         figures.append(next(line for line in capsys.readouterr().out.splitlines() if "val/mrr@20" in line))
     assert figures[0] != figures[1]
     # Scores that are all alike rank every target last.
     assert "0.0" in figures[1]
 
 
-def test_recommendations_are_those_of_the_recommender(skipcl, trained, tmp_path):
-    skipcl("predict", *trained)
+def test_recommendations_are_those_of_the_recommender(skipcl, of_trained, tmp_path):
+    skipcl("predict", *of_trained)
     written = pl.read_parquet("recommendations.parquet")
     assert written.columns == ["session_id", "rank", "item_id", "score"]
     data = SessionDataModule(simulate_sessions(60, num_items=40, max_length=20), max_length=20)
     batch = next(iter(data.predict_dataloader()))[3:4]
-    expected = Recommender.from_checkpoint(trained[-1]).recommend(
+    expected = Recommender.from_checkpoint(of_trained[-1]).recommend(
         [data.vocabulary.decode(batch.items[batch.valid_mask])],
         [batch.feedback[batch.valid_mask].tolist()],
         top_k=20,

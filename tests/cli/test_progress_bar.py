@@ -1,12 +1,4 @@
-import contextlib
-import fcntl
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 
 import pytest
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
@@ -19,28 +11,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def lines_in_a_terminal(folder, columns):
-    """Return what a run shows in a terminal of that width, without control sequences."""
-    here, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    command = [sys.executable, "-c", "from skipcl_lightning.cli import main; main()", *SMALL]
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    with subprocess.Popen(  # noqa: S603 - our own command
-        command, stdout=there, stderr=there, cwd=folder, env={**environment, "TERM": "xterm"}
-    ) as process:
-        os.close(there)
-        shown = b""
-        # Linux reports the end of a terminal as an error.
-        with contextlib.suppress(OSError):
-            while part := os.read(here, 65536):
-                shown += part
-    os.close(here)
-    assert process.returncode == 0, shown.decode()
-    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
-
-
-def test_eighty_columns_show_the_loss_and_both_hit_rates(tmp_path):
-    last = " ".join(lines_in_a_terminal(tmp_path, 80)).rpartition("Epoch 0/0")[2]
+def test_eighty_columns_show_the_loss_and_both_hit_rates(trained):
+    last = " ".join(trained[1]).rpartition("Epoch 0/0")[2]
     assert re.search(r"loss: \d\.\d{3} .*\bHR@10: 0\.\d{3}\s+SkipHR@10: 0\.\d{3}", last)
     assert "…" not in last
     assert "v_num" not in last

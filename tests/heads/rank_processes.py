@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -61,7 +60,7 @@ def compute(rank, ranks, folder):
         )
     loss_and_gradients = train(rank, ranks)
     if rank == 0:
-        (Path(folder) / f"{ranks}.json").write_text(json.dumps(loss_and_gradients), encoding="utf-8")
+        (Path(folder) / f"head_{ranks}.json").write_text(json.dumps(loss_and_gradients), encoding="utf-8")
     if ranks > 1:
         # A process that ends with gloo's threads still running is aborted now and then, under load. DDP is
         # part of a reference cycle and holds the process group, whose threads run until it is collected.
@@ -81,7 +80,3 @@ def train(rank, ranks):
         mean /= ranks
     gradients = {name: parameter.grad.tolist() for name, parameter in model.named_parameters()}
     return {"loss": float(mean), "gradients": gradients}
-
-
-if __name__ == "__main__":
-    compute(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
