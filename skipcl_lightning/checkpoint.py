@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY, open_checkpoint
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = [
     "describe_parts",
+    "holds_vocabulary",
     "load_encoder",
     "load_growth",
     "match_encoder",
@@ -25,8 +26,6 @@ __all__ = [
     "require_own_class",
     "save_encoder",
 ]
-
-_KEY = "skipcl_lightning"
 
 
 def describe_parts(
@@ -60,7 +59,7 @@ def save_encoder(
         module_class: The class that is trained.
         growth: The number of items at first and after each growth.
     """
-    checkpoint[_KEY] = {
+    checkpoint[CHECKPOINT_KEY] = {
         "encoder": None if encoder is None else encoder.state_dict(),
         "module_class": module_class.__qualname__,
         "growth": list(growth),
@@ -81,7 +80,22 @@ def read_setting(path: str | Path, name: str, default: Any) -> Any:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return _open(path).get("hyper_parameters", {}).get(name, default)
+    return open_checkpoint(path).get("hyper_parameters", {}).get(name, default)
+
+
+def holds_vocabulary(path: str | Path) -> bool:
+    """Return whether a checkpoint holds an item vocabulary.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        False for a module that was not fitted with a `SessionDataModule`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return open_checkpoint(path).get(CHECKPOINT_KEY, {}).get("encoder") is not None
 
 
 def require_own_class(path: str | Path, module_class: type) -> None:
@@ -95,7 +109,7 @@ def require_own_class(path: str | Path, module_class: type) -> None:
         FileNotFoundError: There is no such file.
         ValueError: Another class was trained.
     """
-    trained = _open(path).get(_KEY, {}).get("module_class", module_class.__qualname__)
+    trained = open_checkpoint(path).get(CHECKPOINT_KEY, {}).get("module_class", module_class.__qualname__)
     if trained != module_class.__qualname__:
         raise ValueError(
             f"`module_class` must be the class that was trained, got none for {trained!r}. Pass "
@@ -120,7 +134,7 @@ def load_encoder(
     Raises:
         ValueError: The checkpoint has other items than the data, or another number than the module.
     """
-    state = checkpoint.get(_KEY, {}).get("encoder")
+    state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
     if state is None:
         return known
     encoder = SessionEncoder.from_state_dict(state)
@@ -136,7 +150,7 @@ def load_encoder(
 
 def load_growth(checkpoint: Mapping[str, Any], otherwise: list[int]) -> list[int]:
     """Return the numbers of items of `save_encoder`; `otherwise` for a checkpoint without."""
-    return list(checkpoint.get(_KEY, {}).get("growth", otherwise))
+    return list(checkpoint.get(CHECKPOINT_KEY, {}).get("growth", otherwise))
 
 
 def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items: int) -> SessionEncoder:
@@ -163,12 +177,6 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
     return known or data
 
 
-def _open(path: str | Path) -> dict[str, Any]:
-    # The tensors stay on the disk.
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint
-
-
 def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
     """Raise an error that names both vocabularies."""
     known, found = trained_on.vocabulary, data.vocabulary
@@ -177,9 +185,9 @@ def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> 
             f"It has {len(found) - len(known)} more: `module.extend_items(data.vocabulary.ids, …)` adds them."
         )
     elif _begins_with(known, found):
-        cure = f"It lacks {len(known) - len(found)} of them, although the log need not hold every track."
+        cure = f"It lacks {len(known) - len(found)}: `SessionDataModule(log, vocabulary=module)` has all."
     else:
-        cure = "Their indices differ: train anew, or use `Recommender` for sessions from elsewhere."
+        cure = "`SessionDataModule(log, vocabulary=module)` numbers a log by the model's items."
     raise ValueError(
         f"The data must have the items that the model was trained on, got data with {found} for a model "
         f"trained on {known}. {cure}"

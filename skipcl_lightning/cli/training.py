@@ -27,7 +27,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from skipcl_lightning.backbones import BACKBONES
-from skipcl_lightning.checkpoint import read_setting
+from skipcl_lightning.checkpoint import holds_vocabulary, read_setting
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
@@ -183,6 +183,7 @@ class TrainingCLI(LightningCLI):
             self._find_checkpoint()
             self._take_penalty()
             self._check_model()
+            self._take_vocabulary()
             super().instantiate_classes()
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
@@ -215,12 +216,27 @@ class TrainingCLI(LightningCLI):
             return
         settings = self._get(self.config, "model")["init_args"]
         # The configuration of a training run holds the default, even if the run chose another.
-        if not self._sets("skip_penalty") and settings.get("skip_penalty") == 0:
+        if not self._names("model", "skip_penalty") and settings.get("skip_penalty") == 0:
             settings["skip_penalty"] = read_setting(path, "skip_penalty", 0.0)
 
-    def _sets(self, name: str) -> bool:
-        """Return whether the command line itself has a setting of the model."""
-        return any(re.match(rf"--model\.(init_args\.)?{name}\b", one) for one in self.arguments)
+    def _take_vocabulary(self) -> None:
+        """Take the checkpoint's vocabulary for the data, unless another one is set for this log."""
+        path, data = self._get(self.config, "ckpt_path"), self._get(self.config, "data")
+        settings = {} if data is None else data.get("init_args", {})
+        if self.subcommand == "fit" or path is None or "vocabulary" not in settings:
+            return
+        # The vocabulary in the configuration of a training run is the one from which that run started.
+        of_this_log = settings["vocabulary"] is not None and not self._names("data", "log")
+        if of_this_log or self._names("data", "vocabulary") or not Path(path).exists():
+            return
+        if holds_vocabulary(path):
+            settings["vocabulary"] = str(path)
+            if not self._names("data", "new_items"):
+                settings["new_items"] = None
+
+    def _names(self, part: str, setting: str) -> bool:
+        """Return whether the command line, beside its configurations, sets a setting of a part."""
+        return any(re.match(rf"--{part}\.(init_args\.)?{setting}\b", one) for one in self.arguments)
 
     def _trains_skipcl(self) -> bool:
         """Return whether the model is ours; another may need no checkpoint."""
@@ -269,7 +285,7 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
         callbacks = settings["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if self.subcommand != "fit" and self._sets("transition_weight"):
+        if self.subcommand != "fit" and self._names("model", "transition_weight"):
             weight = self._get(self.config, "model")["init_args"]["transition_weight"]
             callbacks = [*callbacks, _set_weight(weight)]
         kwargs["callbacks"] = callbacks

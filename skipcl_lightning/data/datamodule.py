@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,6 +23,12 @@ from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLo
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
+from skipcl_lightning.data.prepare.given_vocabulary import (
+    GivenVocabulary,
+    NewItems,
+    VocabularySource,
+    resolve_vocabulary,
+)
 from skipcl_lightning.data.prepare.on_disk import open_store
 from skipcl_lightning.data.prepare.prepared_data import (
     UNKNOWN_LISTENERS,
@@ -35,6 +42,7 @@ from skipcl_lightning.data.schema import Table, resolve_schema
 from skipcl_lightning.data.splits import LeaveOneOut, Split
 from skipcl_lightning.data.store.folder import Manifest
 from skipcl_lightning.data.store.listeners import ListenerHistories
+from skipcl_lightning.data.store.session_store import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 from skipcl_lightning.functional import next_item_targets
 from skipcl_lightning.functional.positions import TargetRule
@@ -65,8 +73,8 @@ class SessionDataModule(LightningDataModule):
     Args:
         log: A canonical table (polars, pandas, Arrow, or a list of dictionaries), which is prepared in
             memory; or the folder of a store from `prepare_store` or `skipcl prepare`, whose batches are
-            mapped from disk. A store has its own `split`, `cold_targets` and filter, so leave these alone
-            then.
+            mapped from disk. A store has its own `split`, `cold_targets`, `new_items` and filter, so leave
+            these alone then. The path of a Parquet file is read as a canonical table.
         batch_size: Sessions in a batch, on each device.
         max_length: The largest number of items of a session that a model sees; the latest are kept. None
             takes the `max_length` of the trained `SkipCLModule` when Lightning calls `setup`, and 50 without
@@ -85,6 +93,14 @@ class SessionDataModule(LightningDataModule):
             front of the session; 0 for none. They come from sessions of the same `user_id` whose last play
             came before this session's first one, without rejected items, and never cross the split: see
             `PreparedData.histories`. Training with it makes the model use it.
+        vocabulary: The items of a trained model, which keep their indices: an `ItemVocabulary`, a fitted
+            `SkipCLModule`, the path of a checkpoint, or the folder of a store. Counts still come from this
+            log's training set, which may then be empty. A known item is never a cold target, unless this log
+            gives the very same vocabulary. None numbers the items of this log. A store must have the same
+            indices.
+        new_items: How items of the log are treated that are not in the `vocabulary`. `drop` (or None) leaves
+            their rows out, before sessions are filtered, and counts them; `append` numbers them after the
+            known ones, the most frequent in the training set first.
         mined_negatives: M, the number of items drawn for each item of a training batch from those most often
             skipped right after it in the training set; 0 for none.
         mined_positives: P, the number drawn from those most often listened to after it.
@@ -129,6 +145,8 @@ class SessionDataModule(LightningDataModule):
         require_skip: bool | None = None,
         skip_threshold: float | None = None,
         history_length: int = 0,
+        vocabulary: VocabularySource | None = None,
+        new_items: NewItems | None = None,
         mined_negatives: int = 0,
         mined_positives: int = 0,
         mining_score: MiningScore = "count",
@@ -166,9 +184,12 @@ class SessionDataModule(LightningDataModule):
             "min_item_count": min_item_count,
             "require_skip": require_skip,
             "skip_threshold": skip_threshold,
+            "new_items": new_items,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        self._prepare, self._skip_threshold = _plan_preparation(log, given, history_length)
+        known = None if vocabulary is None else resolve_vocabulary(vocabulary)
+        self._trained_length = 0 if known is None else known.trained_length
+        self._prepare, self._skip_threshold = _plan_preparation(log, given, known, history_length)
         self.history_length = history_length
         self._histories: dict[str, ListenerHistories] = {}
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
@@ -203,7 +224,7 @@ class SessionDataModule(LightningDataModule):
 
     @property
     def vocabulary(self) -> ItemVocabulary:
-        """The items, the most frequent in the training set first."""
+        """The items of a given vocabulary, then others, the most frequent in the training set first."""
         return self._data.vocabulary
 
     @property
@@ -219,13 +240,15 @@ class SessionDataModule(LightningDataModule):
     @property
     def input_length(self) -> int:
         """The largest number of items that a model sees, at most `max_length`."""
-        return max(1, min(self.max_length, self._data.longest_input - 1))
+        trained = max(self._trained_length, self._data.longest_input - 1)
+        unknown = not self._trained_length and not self._data.longest_input
+        return self.max_length if unknown else max(1, min(self.max_length, trained))
 
     @cached_property
     def mined(self) -> MinedItems:
         """The items most often skipped, and most often listened to, after each item of the training set."""
         return mine_transitions(
-            self._data.views["train"],
+            self._view("train"),
             self.num_items,
             depth=self.mining_depth,
             score=self.mining_score,
@@ -242,6 +265,9 @@ class SessionDataModule(LightningDataModule):
             Batches of at most a million positions, or of one session, without targets and with
             `session_index`.
 
+        Raises:
+            ValueError: The training set is empty.
+
         Examples:
             >>> from skipcl_lightning.data import simulate_sessions
             >>> data = SessionDataModule(simulate_sessions(20, num_items=40, num_moods=4), max_length=2)
@@ -249,7 +275,7 @@ class SessionDataModule(LightningDataModule):
             >>> tracks == int(data.item_counts.sum())
             True
         """
-        view = self._data.views["train"]
+        view = self._view("train")
         dataset = SessionDataset(
             view, max_length=self._data.longest_input, skip_threshold=self.skip_threshold
         )
@@ -276,7 +302,7 @@ class SessionDataModule(LightningDataModule):
             `item before · (V + 1) + item`), its follower, and its count.
 
         Raises:
-            ValueError: The rule or the order is unknown.
+            ValueError: The rule or the order is unknown, or the training set is empty.
 
         Examples:
             >>> from skipcl_lightning.data import simulate_sessions
@@ -380,7 +406,7 @@ class SessionDataModule(LightningDataModule):
         sampler = TrainingSampler(
             dataset,
             batch_size=self.batch_size,
-            lengths=self._data.views["train"].ends,
+            lengths=dataset.view.ends,
             bucket_batches=self.bucket_batches,
             seed=self._order_seed,
             num_replicas=processes,
@@ -410,10 +436,22 @@ class SessionDataModule(LightningDataModule):
     def _order_seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
+    def _view(self, split: str) -> SessionView:
+        """Return the rows of a split, which only data with a given vocabulary may lack."""
+        view = self._data.views[split]
+        if not len(view):
+            raise ValueError(
+                f"`split` must leave something for {split}, got nothing. Data with a given `vocabulary` may "
+                "hold out all sessions, but then nothing can be trained, mined or counted."
+                if split == "train"
+                else f"`split` must leave something for {split}, got nothing. Use another split of the data."
+            )
+        return view
+
     def _dataset(self, split: str) -> SessionDataset:
         mines = split == "train" and any(self.mined_samples.values())
         return SessionDataset(
-            self._data.views[split],
+            self._view(split),
             # In training, the last item is only a target.
             max_length=self.max_length + 1 if split == "train" else self.input_length,
             skip_threshold=self.skip_threshold,
@@ -464,12 +502,16 @@ def _sum_transitions(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _plan_preparation(
-    log: Table | str | Path, given: Mapping[str, Any], history_length: int
+    log: Table | str | Path, given: Mapping[str, Any], known: GivenVocabulary | None, history_length: int
 ) -> tuple[Callable[[], PreparedData], float]:
     """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
 
-    `given` holds the settings of `SessionFilter`, `split` and `cold_targets`; a store has its own.
+    `given` holds the settings of `SessionFilter`, `split`, `cold_targets` and `new_items`; a store has its
+    own.
     """
+    vocabulary = None if known is None else known.vocabulary
+    if isinstance(log, str | Path) and Path(log).suffix == ".parquet":
+        log = pl.scan_parquet(Path(log).expanduser(), glob=False)
     if isinstance(log, str | Path):
         if given:
             raise ValueError(
@@ -480,10 +522,14 @@ def _plan_preparation(
         if history_length and "listener.npy" not in manifest.files:
             raise ValueError(UNKNOWN_LISTENERS)
         folder = Path(log).expanduser().absolute()
-        return partial(_open_on_each_rank, folder), float(manifest.settings["filter"]["skip_threshold"])
+        threshold = float(manifest.settings["filter"]["skip_threshold"])
+        return partial(_open_on_each_rank, folder, vocabulary), threshold
     rules = dict(given)
     split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
-    settings = PreparationSettings(SessionFilter(**rules), split, cold_targets)
+    new_items = rules.pop("new_items", None)
+    settings = PreparationSettings(
+        SessionFilter(**rules), split, cold_targets, vocabulary=vocabulary, new_items=new_items
+    )
     frame = settings.check(log)
     if history_length and not {"user_id", "timestamp"} <= set(resolve_schema("log", frame)):
         raise ValueError(UNKNOWN_LISTENERS)
@@ -491,6 +537,20 @@ def _plan_preparation(
     return prepare, settings.session_filter.skip_threshold
 
 
-def _open_on_each_rank(folder: Path) -> PreparedData:
+def _open_on_each_rank(folder: Path, vocabulary: ItemVocabulary | None) -> PreparedData:
     # Only one process of a run reads the whole store to compare the checksums.
-    return open_store(folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
+    data = open_store(folder, verify=getattr(rank_zero_only, "rank", 0) == 0)
+    if vocabulary is None:
+        return data
+    ids, stored = vocabulary.to_series(), data.vocabulary.to_series()
+    shared = min(len(ids), len(stored))
+    if ids.dtype != stored.dtype or not ids.head(shared).equals(stored.head(shared)):
+        raise ValueError(
+            f"`vocabulary` must number the items of the store {str(folder)!r} as it does, got "
+            f"{vocabulary} for {data.vocabulary}. Prepare the log again with "
+            "`prepare_store(..., vocabulary=...)`, or `skipcl prepare ... --vocabulary ...`."
+        )
+    if len(ids) <= len(stored):
+        return data
+    counts = np.pad(data.item_counts, (0, len(ids) - len(stored)))
+    return replace(data, vocabulary=vocabulary, item_counts=counts)

@@ -123,8 +123,10 @@ class SplitBySession:
     came later still leaks, but not what the same session did later.
 
     Args:
-        validation_share: The share of validation sessions, in (0, 1).
-        test_share: The share of test sessions, in (0, 1); the sum is below 1.
+        validation_share: The share of validation sessions, in [0, 1].
+        test_share: The share of test sessions, in [0, 1]; the sum is at most 1. Only data with a given
+            vocabulary may have an empty set: `SplitBySession(0, 1)` holds out a whole log, for a model that
+            was trained on an earlier one.
         targets: `last`: the last item of each held-out session; `every`: every item but the first, each after
             the items before it. The targets of one session then depend on each other.
         seed: 0 or more.
@@ -154,15 +156,8 @@ class SplitBySession:
 
     def __post_init__(self) -> None:
         for name in ("validation_share", "test_share"):
-            check_number(
-                name, getattr(self, name), minimum=0, maximum=1, open_minimum=True, open_maximum=True
-            )
-        check_number(
-            "validation_share + test_share",
-            self.validation_share + self.test_share,
-            maximum=1,
-            open_maximum=True,
-        )
+            check_number(name, getattr(self, name), minimum=0, maximum=1)
+        check_number("validation_share + test_share", self.validation_share + self.test_share, maximum=1)
         check_choice("targets", self.targets, get_args(Targets))
         check_integer("seed", self.seed, minimum=0)
 

@@ -77,7 +77,8 @@ def evaluate(
         num_resamples: Bootstrap resamples of the sessions; 0 for no intervals.
         seed: Seed of resamples and candidates.
         compare_markov: Whether the report of a model with queries also has one line on last-item Markov, the
-            simplest model of sequences, on the same targets in the whole catalogue.
+            simplest model of sequences, on the same targets in the whole catalogue. It has none if the
+            training set of `data` is empty; novelty is then undefined.
         skip_penalty: Evaluate a `SkipCLModule` with a `SkipPrediction` head at this penalty, at least 0; None
             for the model's own.
 
@@ -110,7 +111,8 @@ def evaluate(
     if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
         raise ValueError(
             f"`data` must have the items that the model was trained on, got data with {data.vocabulary} for "
-            f"a model trained on {encoder.vocabulary}. Indices of other items mean nothing to it."
+            f"a model trained on {encoder.vocabulary}. Prepare the log with the model's items: "
+            "`SessionDataModule(log, vocabulary=module)`."
         )
     check_choice("split", split, get_args(Split))
     check_choice("sampler", sampler, get_args(CandidateSampler))
@@ -136,6 +138,7 @@ def evaluate(
         item_counts=data.item_counts if sampler == "popularity" else None,
     )
     beside = compare_markov and num_candidates is None and is_query_model(model)
+    beside = beside and data.num_sessions["train"] > 0
     markov = LastItemMarkov(data) if beside else None
     with _at_penalty(model, skip_penalty):
         measured = _measure(model, data, split, protocol, seed, markov)
@@ -154,6 +157,9 @@ def evaluate(
             "num_resamples": num_resamples,
             "seed": seed,
             "num_items": data.num_items,
+            "training_sessions": data.num_sessions["train"],
+            "unknown_rows": data.drop_report.rows_of_unknown_items,
+            "unknown_items": data.drop_report.unknown_items,
             "skip_penalty": getattr(model, "skip_penalty", 0.0) if skip_penalty is None else skip_penalty,
         },
         coverage=float(catalogue_coverage(counts)),
@@ -216,7 +222,8 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
     deciles = popularity_deciles(item_counts.numpy())
     recommended = measured["recommended"]
     listed = recommended > 0
-    bits = (self_information(item_counts)[recommended] * listed).sum(dim=1) / listed.sum(dim=1)
+    information = self_information(item_counts) if item_counts.any() else torch.full((), torch.nan)
+    bits = (information.expand(len(item_counts))[recommended] * listed).sum(dim=1) / listed.sum(dim=1)
     ids = data.vocabulary.decode(values["target"])
     frame = pl.DataFrame(
         {

@@ -65,6 +65,8 @@ class EvaluationReport:
         values = ", ".join(f"{name} {self.values[name]:.4f}" for name in shown)
         of_markov = ", ".join(f"{self.markov[name]:.4f}" for name in shown if name in self.markov)
         beside = f"; last-item Markov {of_markov}" if of_markov else ""
+        unknown = self.settings["unknown_rows"]
+        beside += f"; {unknown:,} plays of unknown items left out" if unknown else ""
         return f"EvaluationReport({self.name!r}, {self.sessions.height:,} targets: {values}{beside})"
 
     @property
@@ -219,7 +221,7 @@ class EvaluationReport:
         return table
 
     def describe_protocol(self) -> str:
-        """Return the protocol and the populations in two sentences."""
+        """Return the protocol, the populations, and what is unknown in a few sentences."""
         settings = self.settings
         sampled = settings["num_candidates"]
         among = (
@@ -235,6 +237,7 @@ class EvaluationReport:
             f"{counts['targets']:,} targets of {counts['sessions']:,} sessions: "
             f"{counts['listened']:,} listened to ({counts['repeated']:,} of them repeats), "
             f"{counts['skipped']:,} skipped, {counts['unscored']:,} without a score."
+            f"{self._describe_unknown()}"
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -290,6 +293,15 @@ class EvaluationReport:
             if not math.isnan(value)
         ]
         return pl.DataFrame(rows, schema={**schema, "targets": pl.Int64, "sessions": pl.Int64}, orient="row")
+
+    def _describe_unknown(self) -> str:
+        rows, items = self.settings["unknown_rows"], self.settings["unknown_items"]
+        sentences = [""]
+        if rows:
+            sentences.append(f"Unknown items: {items:,}; their plays, {rows:,}, were left out.")
+        if not self.settings["training_sessions"]:
+            sentences.append("The training set is empty, so last-item Markov and novelty are undefined.")
+        return " ".join(sentences)
 
     def _describe_intervals(self) -> str:
         if not self.settings["num_resamples"]:

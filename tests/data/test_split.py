@@ -143,9 +143,9 @@ def test_the_last_position_alone_may_be_asked_for():
 @pytest.mark.parametrize(
     "setting",
     [
-        {"validation_share": 0},
-        {"test_share": 1.0},
-        {"validation_share": 0.5, "test_share": 0.5},
+        {"validation_share": -0.1},
+        {"test_share": 1.1},
+        {"validation_share": 0.5, "test_share": 0.6},
         {"seed": -1},
         {"targets": "all"},
     ],

@@ -171,10 +171,10 @@ def find_rejected(table: pl.DataFrame, skip_threshold: float) -> NDArray[np.bool
 class DropReport:
     """Counts of the rows and sessions of a log, read, dropped and kept.
 
-    `rows_read` equals `rows_kept` plus the four counts of dropped rows; `sessions_read` equals
+    `rows_read` equals `rows_kept` plus the five counts of dropped rows; `sessions_read` equals
     `sessions_kept` plus the three counts of dropped sessions. A row or session with several reasons counts
-    under the first: rows without an item, duplicates, rare items, short sessions, sessions without a listened
-    item, sessions without a skip.
+    under the first: rows without an item, duplicates, unknown items, rare items, short sessions, sessions
+    without a listened item, sessions without a skip.
 
     Args:
         rows_read: Rows of the log.
@@ -191,6 +191,8 @@ class DropReport:
         items_kept: Different items left.
         share_skipped: The share of skipped rows among the kept ones, in [0, 1]; 0 without any.
         share_unknown: The share of kept rows with feedback 0, in [0, 1].
+        rows_of_unknown_items: Rows of items that a given vocabulary does not have.
+        unknown_items: Different items of these rows.
 
     Examples:
         >>> print(DropReport(
@@ -218,6 +220,8 @@ class DropReport:
     items_kept: int
     share_skipped: float
     share_unknown: float
+    rows_of_unknown_items: int = 0
+    unknown_items: int = 0
 
     def __str__(self) -> str:
         return (
@@ -232,6 +236,7 @@ class DropReport:
         rows = {
             "without an item": self.rows_without_item,
             "repeated": self.duplicate_rows,
+            f"of {_count(self.unknown_items, 'unknown item')}": self.rows_of_unknown_items,
             "of rare items": self.rows_of_rare_items,
             "of dropped sessions": self.rows_of_dropped_sessions,
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
+from skipcl_lightning.data.prepare.given_vocabulary import NewItems, VocabularySource, resolve_vocabulary
 from skipcl_lightning.data.prepare.parts import Progress, no_progress
 from skipcl_lightning.data.prepare.preparation import HistoryRules
 from skipcl_lightning.data.prepare.prepared_data import (
@@ -51,6 +52,8 @@ def prepare_store(
     min_item_count: int = 1,
     require_skip: bool = False,
     skip_threshold: float = 0.0,
+    vocabulary: VocabularySource | None = None,
+    new_items: NewItems | None = None,
     gap_minutes: float | None = None,
     skip_seconds: float | None = None,
     rows_in_memory: int = 5_000_000,
@@ -78,6 +81,8 @@ def prepare_store(
         min_item_count: Rows that an item needs.
         require_skip: Whether a session needs a skipped item.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
+        vocabulary: The items of a trained model, which keep their indices, as for `SessionDataModule`.
+        new_items: Whether rows of other items are dropped (`drop` or None), or the items appended (`append`).
         gap_minutes: The longest pause within a session in minutes, above 0, to cut a history; a user's plays
             must fit into memory. None if the log has sessions.
         skip_seconds: With `gap_minutes`, for a log without feedback: a play that is followed by another
@@ -112,7 +117,8 @@ def prepare_store(
         )
     history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
     split = LeaveOneOut() if split is None else split
-    settings = PreparationSettings(session_filter, split, cold_targets, history)
+    given = None if vocabulary is None else resolve_vocabulary(vocabulary).vocabulary
+    settings = PreparationSettings(session_filter, split, cold_targets, history, given, new_items)
     log = settings.check(log)
     if not isinstance(rebuild, bool):
         raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
@@ -139,7 +145,8 @@ def prepare_store(
             "targets": {name: len(view) for name, view in data.views.items() if view.with_target},
             "cold_targets": dict(data.num_cold_targets),
             "longest_input": data.longest_input,
-            "caution": split.caution,
+            "caution": data.caution,
+            "known_items": data.num_known_items,
         }
         on_progress("Taking checksums", 0, 1)
         replace(manifest, counts=counts, files=describe_files(store_folder)).write(store_folder)
@@ -207,6 +214,7 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         caution=manifest.counts["caution"],
         scores_cold=manifest.settings["cold_targets"] == "score",
         listeners=Listeners.open(folder),
+        num_known_items=manifest.counts.get("known_items", 0),
     )
 
 

@@ -1,7 +1,7 @@
 """From a canonical table to checked, sorted and filtered sessions."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_number
+from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, warn_without_sign
 from skipcl_lightning.data.prepare.parts import (
     Progress,
@@ -23,6 +24,7 @@ from skipcl_lightning.data.prepare.parts import (
 )
 from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
+from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["HistoryRules", "prepare_parts", "prepare_sessions"]
 
@@ -97,14 +99,16 @@ def prepare_parts(
     session_filter: SessionFilter,
     *,
     history: HistoryRules | None = None,
+    known: ItemVocabulary | None = None,
     rows_in_memory: int | None = None,
     folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> tuple[TableParts, DropReport]:
     """Prepare a log like `prepare_sessions`, about `rows_in_memory` rows at a time (None for all).
 
-    Parts are kept in `folder`. The result does not depend on `rows_in_memory`: sessions are ordered by their
-    ids, those of a history by user and time.
+    Rows of items outside `known` are dropped after skips are derived from the next play, and before the
+    filter, which counts what a model sees. Parts are kept in `folder`. The result does not depend on
+    `rows_in_memory`: sessions are ordered by their ids, those of a history by user and time.
     """
     columns = check_log_columns(log, history=history is not None)
     if history is not None and history.skip_seconds is not None and "feedback" in columns:
@@ -116,19 +120,25 @@ def prepare_parts(
     chunks = _read_checked(log, columns, rows_in_memory, on_progress)
     parts = arrange_parts(chunks, key if key in columns else None, rows_in_memory, folder)
     dropped: Counter[str] = Counter()
+    unknown: list[pl.Series] = []
 
     def clean(part: pl.DataFrame) -> pl.DataFrame:
-        cleaned, counts = _clean_part(part, history)
+        cleaned, counts, foreign = _clean_part(part, history, known)
         dropped.update(counts)
+        # One row for each item, so memory does not grow with the log.
+        unknown.append(pl.concat([*unknown, foreign]).unique())
+        del unknown[:-1]
         return cleaned
 
     parts.replace(clean, step="Sorting sessions", on_progress=on_progress)
+    if known is not None:
+        _check_any_known(dropped, unknown[0], known)
     filtered = session_filter.apply_to_parts(parts, on_progress=on_progress)
     # Sessions without any item count as too short.
     filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
     kept = _describe_kept(parts, session_filter.skip_threshold)
     lowest, highest = kept.pop("feedback_range")
-    report = DropReport(**dropped, **filtered, **kept)
+    report = DropReport(**dropped, **filtered, **kept, unknown_items=len(unknown[0]))
     if not report.rows_kept:
         raise ValueError(
             f"`log` must have at least one session that satisfies the filter, got none.\n{report}\n"
@@ -152,8 +162,10 @@ def _read_checked(
         yield checked.with_columns(pl.col(signals).cast(pl.Float32))
 
 
-def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return whole sessions in their order, and the counts of dropped rows."""
+def _clean_part(
+    part: pl.DataFrame, history: HistoryRules | None, known: ItemVocabulary | None
+) -> tuple[pl.DataFrame, dict[str, int], pl.Series]:
+    """Return whole sessions in their order, the counts of dropped rows, and the unknown items."""
     order = "position" if "position" in part.columns else "timestamp"
     part = in_listening_order(part)
     if history is None:
@@ -168,13 +180,30 @@ def _clean_part(part: pl.DataFrame, history: HistoryRules | None) -> tuple[pl.Da
         kept = read.filter(pl.col("item_id").is_not_null())
         repeated = part.height - read.height
     sessions = len(run_lengths(read["session_id"]))
-    return kept, {
+    with_item, unknown = kept, kept["item_id"].clear()
+    if known is not None:
+        is_known = pl.Series(known.encode(kept["item_id"], unknown="ignore") != PADDING_INDEX)
+        kept, unknown = kept.filter(is_known), kept["item_id"].filter(~is_known).unique()
+    counts = {
         "rows_read": part.height,
         "sessions_read": sessions,
-        "rows_without_item": part.height - kept.height - repeated,
+        "rows_without_item": part.height - with_item.height - repeated,
         "duplicate_rows": repeated,
+        "rows_of_unknown_items": with_item.height - kept.height,
         "sessions_without_item": sessions - len(run_lengths(kept["session_id"])),
     }
+    return kept, counts, unknown
+
+
+def _check_any_known(dropped: Mapping[str, int], unknown: pl.Series, known: ItemVocabulary) -> None:
+    """Raise if all items of a log are unknown."""
+    without = dropped["rows_without_item"] + dropped["duplicate_rows"] + dropped["rows_of_unknown_items"]
+    if len(unknown) and without == dropped["rows_read"]:
+        raise ValueError(
+            f"`vocabulary` must have an item of the log, got none of {len(unknown):,}, such as "
+            f"{unknown.min()!r}: it has {known.ids[0]!r} and others. Check that both name items in the same "
+            "way, or append them with `new_items='append'`."
+        )
 
 
 def _describe_kept(parts: TableParts, skip_threshold: float) -> dict[str, Any]:

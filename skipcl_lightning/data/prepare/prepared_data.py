@@ -12,15 +12,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
+from skipcl_lightning.data.prepare.given_vocabulary import NewItems
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
 from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
+from skipcl_lightning.data.schema import Table, check_log_columns, resolve_schema, to_frame
 from skipcl_lightning.data.splits import SessionBlock, Split, check_split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES, map_array
 from skipcl_lightning.data.store.listeners import ListenerHistories, Listeners
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
-from skipcl_lightning.data.vocabulary import ItemVocabulary
+from skipcl_lightning.data.vocabulary import ItemVocabulary, fingerprint_vocabulary
 
 __all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "StoreWriter", "prepare_into"]
 
@@ -29,16 +30,24 @@ UNKNOWN_LISTENERS = (
     "`history_length` must be 0 for a log without the columns 'user_id' and 'timestamp', got more. Read both "
     "columns; prepare a store that lacks them again, with `rebuild=True`."
 )
+_ALL_HELD_OUT = (
+    "All sessions are held out. Use a model that was trained on nothing of this log: an earlier one."
+)
 
 
 @dataclass(frozen=True)
 class PreparationSettings:
-    """The settings of a preparation: which sessions are kept, and which targets are held out."""
+    """The settings of a preparation: which sessions are kept, and which targets are held out.
+
+    The items of a given `vocabulary` keep their indices; `new_items` are dropped or appended.
+    """
 
     session_filter: SessionFilter
     split: Split
     cold_targets: ColdTargets = "miss"
     history: HistoryRules | None = None
+    vocabulary: ItemVocabulary | None = None
+    new_items: NewItems | None = None
 
     def check(self, log: Table) -> pl.LazyFrame | pl.DataFrame:
         """Return a log as a frame, after a check of its columns and of these settings for it."""
@@ -46,7 +55,28 @@ class PreparationSettings:
         columns = check_log_columns(frame, history=self.history is not None)
         check_split(self.split, self.session_filter.min_session_length, columns)
         check_choice("cold_targets", self.cold_targets, get_args(ColdTargets))
+        self._check_vocabulary(resolve_schema("log", frame)["item_id"])
         return frame
+
+    @property
+    def known_items(self) -> ItemVocabulary | None:
+        """The items outside of which rows are dropped; None for all."""
+        return None if self.new_items == "append" else self.vocabulary
+
+    def _check_vocabulary(self, dtype: pl.DataType) -> None:
+        if self.new_items is not None:
+            check_choice("new_items", self.new_items, get_args(NewItems))
+        if self.vocabulary is None:
+            if self.new_items is not None:
+                raise ValueError(
+                    f"`new_items` must be left alone without a `vocabulary`, got {self.new_items!r}. "
+                    "All items are new then."
+                )
+        elif (dtype == pl.String) != (self.vocabulary.dtype == pl.String):
+            raise ValueError(
+                f"`vocabulary` must have ids of the log's type, {dtype}, got {self.vocabulary.dtype}. Cast "
+                f"the log: `log.with_columns(pl.col('item_id').cast(pl.{self.vocabulary.dtype}))`."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that are equal for equal settings only."""
@@ -58,6 +88,8 @@ class PreparationSettings:
             "split": split,
             "cold_targets": self.cold_targets,
             "history": None if self.history is None else asdict(self.history),
+            "vocabulary": None if self.vocabulary is None else fingerprint_vocabulary(self.vocabulary),
+            "new_items": "append" if self.new_items == "append" else "drop",
         }
 
 
@@ -66,7 +98,8 @@ class PreparedData:
     """A log, prepared for batches.
 
     Args:
-        vocabulary: The items, the most frequent in the training set first.
+        vocabulary: The items: those of a given vocabulary, then others, the most frequent in the training set
+            first.
         store: The sessions.
         views: By split (`train`, `validation`, `test` and `predict`), the inputs and targets.
         item_counts: [V + 1] int64, the count of each item in the training set.
@@ -76,6 +109,8 @@ class PreparedData:
         caution: How figures of this split can mislead.
         scores_cold: Whether cold targets are ranked by their scores, and not last.
         listeners: The listener and the time of each session; None if the log lacks `user_id` or `timestamp`.
+        num_known_items: The number of items of a given vocabulary, which have the indices 1 to this. Their
+            model may have learned them elsewhere, so they are never cold.
     """
 
     vocabulary: ItemVocabulary
@@ -88,6 +123,7 @@ class PreparedData:
     caution: str
     scores_cold: bool = False
     listeners: Listeners | None = None
+    num_known_items: int = 0
 
     @classmethod
     def from_log(
@@ -118,8 +154,8 @@ class PreparedData:
 
     @property
     def num_warm_items(self) -> int:
-        """The number of items of the training set, which have the indices 1 to this."""
-        return int(np.count_nonzero(self.item_counts))
+        """The number of items known or in the training set, which have the indices 1 to this."""
+        return _count_warm(self.item_counts, self.num_known_items)
 
     def histories(self, split: str, *, skip_threshold: float) -> ListenerHistories:
         """Return what the listener of each session listened to before it began, as far as a split may know.
@@ -142,7 +178,10 @@ class PreparedData:
     def __str__(self) -> str:
         asked = ", ".join(f"{len(view):,} in {name}" for name, view in self.views.items() if view.with_target)
         cold = ", ".join(f"{count:,} in {name}" for name, count in self.num_cold_targets.items())
-        lines = (str(self.drop_report), f"Targets: {asked}; never seen in training: {cold}.", self.caution)
+        known, items = self.num_known_items, len(self.vocabulary)
+        given = f"Vocabulary: {known:,} items given, {items - known:,} appended." if known else ""
+        targets = f"Targets: {asked}; never seen in training: {cold}."
+        lines = (str(self.drop_report), given, targets, self.caution)
         return "\n".join(line for line in lines if line)
 
 
@@ -337,14 +376,17 @@ def prepare_into(
         log,
         settings.session_filter,
         history=settings.history,
+        known=settings.known_items,
         rows_in_memory=rows_in_memory,
         folder=folder,
         on_progress=on_progress,
     )
     split, skip_threshold = settings.split, settings.session_filter.skip_threshold
     counts = _count_training(parts, report, split)
-    vocabulary = ItemVocabulary.from_counts(counts["item_id"], counts["count"])
-    num_warm = int((counts["count"] > 0).sum())
+    vocabulary, num_known = _number_items(counts, settings.vocabulary)
+    training_counts = np.zeros(len(vocabulary) + 1, dtype=np.int64)
+    training_counts[vocabulary.encode(counts["item_id"])] = counts["count"].to_numpy()
+    num_warm = _count_warm(training_counts, num_known)
     writer = StoreWriter(storage, vocabulary)
     listeners: ListenerWriter | None = None
     growing = {
@@ -387,11 +429,9 @@ def prepare_into(
         )
         for name, (rows, ends) in growing.items()
     }
-    _check_parts(views, num_cold)
+    _check_parts(views, num_cold, may_lack_training=settings.vocabulary is not None)
     item_counts = storage.array("item_counts", np.int64)
-    item_counts.append(np.zeros(1, dtype=np.int64))
-    item_counts.append(counts["count"].sort(descending=True).to_numpy())
-    scores_cold = settings.cold_targets == "score"
+    item_counts.append(training_counts)
     return PreparedData(
         vocabulary,
         store,
@@ -400,10 +440,25 @@ def prepare_into(
         report,
         num_cold,
         longest,
-        split.caution,
-        scores_cold,
-        None if listeners is None else listeners.finish(),
+        caution=split.caution if longest else _ALL_HELD_OUT,
+        scores_cold=settings.cold_targets == "score",
+        num_known_items=num_known,
+        listeners=None if listeners is None else listeners.finish(),
     )
+
+
+def _number_items(counts: pl.DataFrame, given: ItemVocabulary | None) -> tuple[ItemVocabulary, int]:
+    """Return the vocabulary of the counted items, and how many of its items are known from elsewhere."""
+    own = ItemVocabulary.from_counts(counts["item_id"], counts["count"])
+    # An equal vocabulary was made from this very training set, so items without a count were never learned.
+    if given is None or (given == own and counts["count"].sum()):
+        return own, 0
+    return given.extended(own.to_series()), len(given)
+
+
+def _count_warm(item_counts: NDArray[np.int64], num_known: int) -> int:
+    """Return the number of items that are known or have a count; other items follow them."""
+    return num_known + int(np.count_nonzero(item_counts[num_known + 1 :]))
 
 
 def _blocks(
@@ -438,8 +493,15 @@ def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.D
     return sum_counts(count(part, block) for part, block in _blocks(parts, report, split))
 
 
-def _check_parts(views: Mapping[str, SessionView], num_cold: Mapping[str, int]) -> None:
-    for name, view in views.items():
+def _check_parts(
+    views: Mapping[str, SessionView], num_cold: Mapping[str, int], *, may_lack_training: bool
+) -> None:
+    """Raise if a part is empty; if training may be lacking, only if nothing is held out."""
+    needed = list(views)
+    if may_lack_training:
+        needed = [] if any(len(views[name]) for name in num_cold) else list(num_cold)
+    for name in needed:
+        view = views[name]
         if not len(view):
             cold = num_cold.get(name, 0)
             why = f" once {cold} that training never saw are left out" if cold else ""

@@ -1,0 +1,119 @@
+"""The vocabulary that a log is prepared with: from a module, a checkpoint or a store."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column
+from skipcl_lightning.data.vocabulary import ItemVocabulary
+
+__all__ = [
+    "CHECKPOINT_KEY",
+    "GivenVocabulary",
+    "HasEncoder",
+    "NewItems",
+    "VocabularySource",
+    "open_checkpoint",
+    "resolve_vocabulary",
+]
+
+# Of this package's values in a checkpoint of Lightning.
+CHECKPOINT_KEY = "skipcl_lightning"
+NewItems = Literal["drop", "append"]
+
+
+class HasEncoder(Protocol):
+    """Protocol of an object with the vocabulary of a model: a `SkipCLModule` or a `Recommender`."""
+
+    encoder: Any
+
+
+VocabularySource = ItemVocabulary | HasEncoder | str | Path
+
+
+@dataclass(frozen=True)
+class GivenVocabulary:
+    """A vocabulary, and the largest number of items on which its model was trained; 0 if unknown."""
+
+    vocabulary: ItemVocabulary
+    trained_length: int = 0
+
+
+def resolve_vocabulary(source: object) -> GivenVocabulary:
+    """Return the vocabulary of a source.
+
+    Args:
+        source: An `ItemVocabulary`; an object with an `encoder`, such as a fitted `SkipCLModule` or a
+            `Recommender`; the path of a checkpoint; or the folder of a store.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: The module was not fitted with a `SessionDataModule`, or the path is no checkpoint with a
+            vocabulary and no store.
+
+    Examples:
+        >>> resolve_vocabulary(ItemVocabulary(["song"])).vocabulary.ids
+        ['song']
+    """
+    if isinstance(source, ItemVocabulary):
+        return GivenVocabulary(source)
+    if isinstance(source, str | Path):
+        return _read(Path(source).expanduser())
+    if not hasattr(source, "encoder"):
+        raise TypeError(
+            "`vocabulary` must be an ItemVocabulary, a SkipCLModule, the path of a checkpoint or the folder "
+            f"of a store, got {type(source).__name__}. Make one with `ItemVocabulary(ids)`."
+        )
+    encoder = source.encoder
+    if encoder is None:
+        raise ValueError(
+            f"`vocabulary` must have one, got a {type(source).__name__} without. Fit it with a "
+            "`SessionDataModule`, or load its checkpoint."
+        )
+    return GivenVocabulary(encoder.vocabulary, encoder.max_length)
+
+
+def open_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the values of a checkpoint; its tensors stay on the disk.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: The file is no checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"`path` must be a checkpoint of Lightning, got {str(path)!r}, which torch cannot load with "
+            "`weights_only=True`. `skipcl fit` writes one."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(  # noqa: TRY004 - the argument is a path
+            f"`path` must be a checkpoint of Lightning, got {str(path)!r} with a "
+            f"{type(checkpoint).__name__}. `skipcl fit` writes one."
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> GivenVocabulary:
+    if (path / MANIFEST).is_file():
+        Manifest.read(path).check_files(path, contents=False)
+        return GivenVocabulary(ItemVocabulary(read_column(path / "item_id.arrow")))
+    try:
+        checkpoint = open_checkpoint(path)
+    except (OSError, ValueError) as error:
+        why = "which does not exist" if not path.exists() else "which is neither"
+        raise ValueError(
+            f"`vocabulary` must be the path of a checkpoint or the folder of a store, got {str(path)!r}, "
+            f"{why}. `skipcl fit` writes a checkpoint, and `skipcl prepare` a store."
+        ) from error
+    state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
+    if state is None:
+        raise ValueError(
+            f"`vocabulary` must be a checkpoint with an item vocabulary, got {str(path)!r} without. Fit the "
+            "model with a `SessionDataModule`, or pass `ItemVocabulary(ids)` in the order of training."
+        )
+    return GivenVocabulary(ItemVocabulary.from_state_dict(state["vocabulary"]), state["max_length"])
