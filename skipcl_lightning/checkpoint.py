@@ -23,6 +23,7 @@ __all__ = [
     "load_growth",
     "match_encoder",
     "read_setting",
+    "refuse_other_items",
     "require_own_class",
     "save_encoder",
 ]
@@ -139,7 +140,7 @@ def load_encoder(
         return known
     encoder = SessionEncoder.from_state_dict(state)
     if known is not None and known.vocabulary != encoder.vocabulary:
-        _refuse_other_items(trained_on=encoder, data=known)
+        refuse_other_items(trained_on=encoder, data=known)
     if len(encoder.vocabulary) != num_items:
         raise ValueError(
             f"`num_items` must be the checkpoint's {len(encoder.vocabulary)}, got {num_items}. "
@@ -168,7 +169,7 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
         ValueError: The data has other items.
     """
     if known is not None and known.vocabulary != data.vocabulary:
-        _refuse_other_items(trained_on=known, data=data)
+        refuse_other_items(trained_on=known, data=data)
     if len(data.vocabulary) != num_items:
         raise ValueError(
             f"`num_items` must be the data's {len(data.vocabulary)}, got {num_items}. "
@@ -177,8 +178,16 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
     return known or data
 
 
-def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
-    """Raise an error that names both vocabularies."""
+def refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:
+    """Raise an error that names both vocabularies, and the way out.
+
+    Args:
+        trained_on: The encoder of a module.
+        data: The encoder of data with another vocabulary.
+
+    Raises:
+        ValueError: Always.
+    """
     known, found = trained_on.vocabulary, data.vocabulary
     if _begins_with(found, known):
         cure = (
@@ -189,7 +198,7 @@ def _refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> 
     else:
         cure = "`SessionDataModule(log, vocabulary=module)` numbers a log by the model's items."
     raise ValueError(
-        f"The data must have the items that the model was trained on, got data with {found} for a model "
+        f"`data` must have the items that the model was trained on, got data with {found} for a model "
         f"trained on {known}. {cure}"
     )
 

@@ -63,8 +63,8 @@ class SessionDataModule(LightningDataModule):
     """LightningDataModule with the batches of every stage, from a log or a prepared store.
 
     The log is read once, at the first use of its data or when Lightning calls `setup`; rank 0 then reports
-    what was dropped. Item numbers and counts come from the training set only. Prediction batches hold whole
-    sessions without a target.
+    what was dropped. Counts, and item numbers without a `vocabulary`, come from the training set only.
+    Prediction batches hold whole sessions without a target.
 
     The batch order is a function of `seed`, epoch and rank only, so a run that resumes within an epoch
     continues with the next batch. Random draws of models, such as dropout, are not part of Lightning's
@@ -86,7 +86,7 @@ class SessionDataModule(LightningDataModule):
             `item_features`. They are always counted. Rejected cold targets are left out except by `score`,
             because no other model could have recommended them.
         min_session_length: Items that a session needs, at least 2, and 3 for leave-one-out; None for 3.
-        min_item_count: Rows that an item needs; None for 1.
+        min_item_count: Rows that an item needs; None for 1. Items of a given `vocabulary` need none.
         require_skip: Whether a session needs a skipped item; None for no.
         skip_threshold: Feedback below it is a skip, in (-1, 1]; None for 0.
         history_length: n, the number of the listener's latest items before the session that a model sees, in

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
+from skipcl_lightning.checkpoint import refuse_other_items
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.baselines import LastItemMarkov
 from skipcl_lightning.evaluation.report import EvaluationReport
@@ -109,11 +110,7 @@ def evaluate(
         )
     encoder = getattr(model, "encoder", None)
     if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
-        raise ValueError(
-            f"`data` must have the items that the model was trained on, got data with {data.vocabulary} for "
-            f"a model trained on {encoder.vocabulary}. Prepare the log with the model's items: "
-            "`SessionDataModule(log, vocabulary=module)`."
-        )
+        refuse_other_items(trained_on=encoder, data=data.encoder)
     check_choice("split", split, get_args(Split))
     check_choice("sampler", sampler, get_args(CandidateSampler))
     if num_candidates is None and sampler != "uniform":

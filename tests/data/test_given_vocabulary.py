@@ -207,6 +207,27 @@ def test_wrong_vocabularies_are_refused_with_the_cure(tmp_path):
         strangers.num_items  # noqa: B018 - it prepares the log
 
 
+def test_known_items_are_never_too_rare():
+    # "e" is played once; "new" is left in the two longer sessions only.
+    for new_items, unknown in [("drop", set()), ("append", {"new"})]:
+        settings = {"vocabulary": KNOWN, "new_items": new_items, "min_item_count": 3}
+        data = SessionDataModule(to_log(), split=SplitBySession(0, 1), **settings)
+        found = {item for items in kept_sessions(data).values() for item in items}
+        assert found == {"a", "b", "c", "d", "e"} | unknown
+    assert data.drop_report.rows_of_rare_items == 2
+
+
+def test_an_unknown_play_ends_the_one_before_it_and_bridges_a_pause(tmp_path):
+    starts = {"a": 0, "new": 20, "b": 300, "other": 1200, "c": 2400, "d": 3600}
+    plays = pl.DataFrame({"item_id": list(starts), "timestamp": list(starts.values())})
+    settings = {"gap_minutes": 25, "skip_seconds": 30, "vocabulary": KNOWN, "split": SplitBySession(0, 1)}
+    data = prepare_store(plays, tmp_path / "store", **settings)
+    # Without the unknown plays, "a" would not be skipped, and a pause of 35 minutes would follow "b".
+    assert data.vocabulary.decode(data.store.items) == ["a", "b", "c", "d"]
+    assert data.store.feedback.tolist() == [-1, 1, 1, 0]
+    assert (len(data.store), data.drop_report.unknown_items) == (1, 2)
+
+
 def test_a_parquet_file_is_read_as_a_log(tmp_path):
     to_log().write_parquet(tmp_path / "newer[1].parquet")
     data = SessionDataModule(tmp_path / "newer[1].parquet", vocabulary=KNOWN)

@@ -10,8 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
-from skipcl_lightning.batch import is_rejected
+from skipcl_lightning.batch import PADDING_INDEX, is_rejected
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
+from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["DropReport", "FeedbackWarning", "SessionFilter", "find_rejected", "warn_without_sign"]
 
@@ -92,8 +93,12 @@ class SessionFilter:
         (kept,) = parts
         return kept, dropped
 
-    def apply_to_parts(self, parts: TableParts, *, on_progress: Progress = no_progress) -> dict[str, int]:
+    def apply_to_parts(
+        self, parts: TableParts, *, known: ItemVocabulary | None = None, on_progress: Progress = no_progress
+    ) -> dict[str, int]:
         """Filter a table in parts of whole sessions, in place, and return the counts of `apply`.
+
+        Items of `known` are never rare, since their model learned them elsewhere.
 
         Examples:
             >>> session = {"session_id": 2, "item_id": [5, 6, 7], "feedback": 1.0}
@@ -103,7 +108,7 @@ class SessionFilter:
         """
         dropped = dict.fromkeys(_REASONS, 0)
         for number in count(1):
-            rare, before = self._rare_items(parts), sum(dropped.values())
+            rare, before = self._rare_items(parts, known), sum(dropped.values())
             parts.replace(
                 partial(self._apply_once, rare=rare, dropped=dropped),
                 step=f"Filtering, round {number}",
@@ -114,14 +119,17 @@ class SessionFilter:
                 break
         return dropped
 
-    def _rare_items(self, parts: TableParts) -> pl.Series:
-        """Return the items below `min_item_count`."""
+    def _rare_items(self, parts: TableParts, known: ItemVocabulary | None) -> pl.Series:
+        """Return the items below `min_item_count` that are not known."""
         if self.min_item_count == 1:
             return pl.Series([], dtype=pl.Null)
         counts = sum_counts(
             part.select("item_id", pl.lit(1, dtype=pl.Int64).alias("count")) for part in parts
         )
-        return counts.filter(pl.col("count") < self.min_item_count)["item_id"]
+        rare = counts.filter(pl.col("count") < self.min_item_count)["item_id"]
+        if known is None:
+            return rare
+        return rare.filter(pl.Series(known.encode(rare, unknown="ignore") == PADDING_INDEX))
 
     def _apply_once(self, part: pl.DataFrame, rare: pl.Series, dropped: dict[str, int]) -> pl.DataFrame:
         """Apply every filter once, and add the drops to the counts."""

@@ -78,7 +78,7 @@ def prepare_store(
             They are always counted. Rejected cold targets are left out except by `score`, because no other
             model could have recommended them.
         min_session_length: Items that a session needs, at least 2; 3 for leave-one-out.
-        min_item_count: Rows that an item needs.
+        min_item_count: Rows that an item needs. Items of a given `vocabulary` need none.
         require_skip: Whether a session needs a skipped item.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         vocabulary: The items of a trained model, which keep their indices, as for `SessionDataModule`.

@@ -11,6 +11,7 @@ import polars as pl
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, warn_without_sign
+from skipcl_lightning.data.prepare.given_vocabulary import NewItems
 from skipcl_lightning.data.prepare.parts import (
     Progress,
     TableParts,
@@ -100,15 +101,17 @@ def prepare_parts(
     *,
     history: HistoryRules | None = None,
     known: ItemVocabulary | None = None,
+    new_items: NewItems | None = None,
     rows_in_memory: int | None = None,
     folder: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> tuple[TableParts, DropReport]:
     """Prepare a log like `prepare_sessions`, about `rows_in_memory` rows at a time (None for all).
 
-    Rows of items outside `known` are dropped after skips are derived from the next play, and before the
-    filter, which counts what a model sees. Parts are kept in `folder`. The result does not depend on
-    `rows_in_memory`: sessions are ordered by their ids, those of a history by user and time.
+    Unless `new_items` is `append`, rows of items outside `known` are dropped, after skips are derived from
+    the next play and before the filter, which counts what a model sees. Parts are kept in `folder`. The
+    result does not depend on `rows_in_memory`: sessions are ordered by their ids, those of a history by user
+    and time.
     """
     columns = check_log_columns(log, history=history is not None)
     if history is not None and history.skip_seconds is not None and "feedback" in columns:
@@ -119,11 +122,12 @@ def prepare_parts(
     key = "session_id" if history is None else "user_id"
     chunks = _read_checked(log, columns, rows_in_memory, on_progress)
     parts = arrange_parts(chunks, key if key in columns else None, rows_in_memory, folder)
+    among = None if new_items == "append" else known
     dropped: Counter[str] = Counter()
     unknown: list[pl.Series] = []
 
     def clean(part: pl.DataFrame) -> pl.DataFrame:
-        cleaned, counts, foreign = _clean_part(part, history, known)
+        cleaned, counts, foreign = _clean_part(part, history, among)
         dropped.update(counts)
         # One row for each item, so memory does not grow with the log.
         unknown.append(pl.concat([*unknown, foreign]).unique())
@@ -131,9 +135,9 @@ def prepare_parts(
         return cleaned
 
     parts.replace(clean, step="Sorting sessions", on_progress=on_progress)
-    if known is not None:
-        _check_any_known(dropped, unknown[0], known)
-    filtered = session_filter.apply_to_parts(parts, on_progress=on_progress)
+    if among is not None:
+        _check_any_known(dropped, unknown[0], among)
+    filtered = session_filter.apply_to_parts(parts, known=known, on_progress=on_progress)
     # Sessions without any item count as too short.
     filtered["sessions_too_short"] += dropped.pop("sessions_without_item")
     kept = _describe_kept(parts, session_filter.skip_threshold)

@@ -58,11 +58,6 @@ class PreparationSettings:
         self._check_vocabulary(resolve_schema("log", frame)["item_id"])
         return frame
 
-    @property
-    def known_items(self) -> ItemVocabulary | None:
-        """The items outside of which rows are dropped; None for all."""
-        return None if self.new_items == "append" else self.vocabulary
-
     def _check_vocabulary(self, dtype: pl.DataType) -> None:
         if self.new_items is not None:
             check_choice("new_items", self.new_items, get_args(NewItems))
@@ -83,14 +78,16 @@ class PreparationSettings:
         split = {"name": type(self.split).__name__} | {
             name: str(value) for name, value in vars(self.split).items()
         }
-        return {
+        described: dict[str, Any] = {
             "filter": asdict(self.session_filter),
             "split": split,
             "cold_targets": self.cold_targets,
             "history": None if self.history is None else asdict(self.history),
-            "vocabulary": None if self.vocabulary is None else fingerprint_vocabulary(self.vocabulary),
-            "new_items": "append" if self.new_items == "append" else "drop",
         }
+        if self.vocabulary is not None:
+            described["vocabulary"] = fingerprint_vocabulary(self.vocabulary)
+            described["new_items"] = self.new_items or "drop"
+        return described
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +373,8 @@ def prepare_into(
         log,
         settings.session_filter,
         history=settings.history,
-        known=settings.known_items,
+        known=settings.vocabulary,
+        new_items=settings.new_items,
         rows_in_memory=rows_in_memory,
         folder=folder,
         on_progress=on_progress,
