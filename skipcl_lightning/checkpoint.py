@@ -4,11 +4,13 @@ Lightning keeps a module's plain arguments but not its modules, and item indices
 vocabulary.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
@@ -18,10 +20,13 @@ from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = [
     "describe_parts",
+    "fingerprint_counts",
+    "grow_state",
     "holds_vocabulary",
     "load_encoder",
-    "load_growth",
+    "load_list",
     "match_encoder",
+    "num_stored_items",
     "read_setting",
     "refuse_other_items",
     "require_own_class",
@@ -50,20 +55,23 @@ def describe_parts(
 
 
 def save_encoder(
-    checkpoint: dict[str, Any], encoder: SessionEncoder | None, module_class: type, growth: list[int]
+    checkpoint: dict[str, Any],
+    encoder: SessionEncoder | None,
+    module_class: type,
+    history: Mapping[str, list[Any]],
 ) -> None:
-    """Add the vocabulary, its growth and the name of the module's class to a checkpoint, as plain values.
+    """Add the vocabulary, the name of the module's class and more lists to a checkpoint, as plain values.
 
     Args:
         checkpoint: The dictionary that Lightning is about to write.
         encoder: The encoder with the vocabulary, or None.
         module_class: The class that is trained.
-        growth: The number of items at first and after each growth.
+        history: Lists of plain values by name.
     """
     checkpoint[CHECKPOINT_KEY] = {
         "encoder": None if encoder is None else encoder.state_dict(),
         "module_class": module_class.__qualname__,
-        "growth": list(growth),
+        **{name: list(values) for name, values in history.items()},
     }
 
 
@@ -120,7 +128,7 @@ def require_own_class(path: str | Path, module_class: type) -> None:
 
 
 def load_encoder(
-    checkpoint: Mapping[str, Any], known: SessionEncoder | None, num_items: int
+    checkpoint: Mapping[str, Any], known: SessionEncoder | None, num_items: int, *, may_grow: bool
 ) -> SessionEncoder | None:
     """Return the encoder with the item vocabulary of a checkpoint.
 
@@ -128,6 +136,7 @@ def load_encoder(
         checkpoint: The dictionary that Lightning has read.
         known: The module's encoder, if it has one.
         num_items: The module's V.
+        may_grow: Whether the module may know more items, behind those of the checkpoint.
 
     Returns:
         `known`, or else the checkpoint's encoder; None if there is neither.
@@ -139,6 +148,8 @@ def load_encoder(
     if state is None:
         return known
     encoder = SessionEncoder.from_state_dict(state)
+    if may_grow and known is not None and _begins_with(known.vocabulary, encoder.vocabulary):
+        encoder = known
     if known is not None and known.vocabulary != encoder.vocabulary:
         refuse_other_items(trained_on=encoder, data=known)
     if len(encoder.vocabulary) != num_items:
@@ -149,9 +160,37 @@ def load_encoder(
     return known or encoder
 
 
-def load_growth(checkpoint: Mapping[str, Any], otherwise: list[int]) -> list[int]:
-    """Return the numbers of items of `save_encoder`; `otherwise` for a checkpoint without."""
-    return list(checkpoint.get(CHECKPOINT_KEY, {}).get("growth", otherwise))
+def num_stored_items(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the number of items of a checkpoint; None for one without a vocabulary."""
+    state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
+    return None if state is None else len(state["vocabulary"]["ids"])
+
+
+def load_list(checkpoint: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a list of `save_encoder`, such as `growth`; empty for a checkpoint without."""
+    return list(checkpoint.get(CHECKPOINT_KEY, {}).get(name, ()))
+
+
+def grow_state(state: dict[str, Tensor], own: Mapping[str, Tensor], old_items: int, num_items: int) -> None:
+    """Append rows for new items to a state dict.
+
+    Args:
+        state: Of a checkpoint with `old_items` items; changed in place.
+        own: The state dict of a module with more, whose last rows are appended.
+        old_items: V of the checkpoint.
+        num_items: V of the module.
+    """
+    for name, rows in own.items():
+        known = state.get(name)
+        per_item = len(rows.shape) and len(rows) == num_items + 1
+        if per_item and known is not None and known.shape == (old_items + 1, *rows.shape[1:]):
+            state[name] = torch.cat([known, rows[old_items + 1 :].to(known)])
+
+
+def fingerprint_counts(item_counts: Tensor) -> str:
+    """Return a digest of the counts of a training set, [V + 1] int64, equal if uncounted items follow."""
+    last = int(item_counts.nonzero().max()) if item_counts.any() else 0
+    return hashlib.sha256(item_counts[: last + 1].numpy().tobytes()).hexdigest()[:16]
 
 
 def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items: int) -> SessionEncoder:

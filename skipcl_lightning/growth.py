@@ -9,11 +9,11 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_shape
 from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.data import ItemVocabulary, SessionDataModule
+from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional.positions import TargetRule
 
-__all__ = ["Ids", "NewRows", "extend_vocabulary", "known_indices", "new_rows"]
+__all__ = ["Ids", "NewRows", "extend_vocabulary", "first_rows", "known_indices", "new_rows"]
 
 Ids = Sequence[str] | Sequence[int] | pl.Series
 NewRows = Literal["mean", "nearest"]
@@ -111,6 +111,14 @@ def new_rows(
             f"`data` must be a SessionDataModule, got {type(data).__name__}. Wrap the log in one."
         )
     return _mean_of_neighbours(table, mean, *_neighbours(data, vocabulary, rule, len(table)))
+
+
+def first_rows(table: Tensor, encoder: SessionEncoder | None, data: object, rule: TargetRule) -> Tensor:
+    """Return the rows of new items for a checkpoint's table: `nearest`, or `mean` without a data module."""
+    assert encoder is not None  # noqa: S101 - there are new items
+    if isinstance(data, SessionDataModule):
+        return new_rows(table, encoder.vocabulary, "nearest", data, rule)
+    return new_rows(table, encoder.vocabulary, "mean", None, rule)
 
 
 def _neighbours(

@@ -136,11 +136,31 @@ class Transitions(nn.Module):
         return result
 
     @classmethod
-    def like(cls, state: dict[str, Tensor]) -> "Transitions":
-        """Return a module of the sizes of a state dict, to load it into."""
+    def from_state_dict(cls, state: dict[str, Tensor]) -> "Transitions":
+        """Return the module with a state dict."""
         lengths = state["offsets"].diff()
         most = int(lengths.max()) if len(lengths) else 0
-        return cls(len(state["contexts"]), len(state["followers"]), most)
+        result = cls(len(state["contexts"]), len(state["followers"]), most)
+        result.load_state_dict(state)
+        return result
+
+    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the stored transitions as `from_counts` takes them; counts are exact below a million."""
+        contexts = self.contexts.repeat_interleave(self.offsets.diff())
+        return contexts, self.followers, self.values.double().expm1().round().long()
+
+    def __add__(self, other: "Transitions") -> "Transitions":
+        """Return the sum of two counts, on the CPU; it lacks the followers that either has not stored."""
+        contexts, followers, counts = (
+            torch.cat(pair).cpu() for pair in zip(self.counts(), other.counts(), strict=True)
+        )
+        order = torch.argsort(followers, stable=True)
+        order = order[torch.argsort(contexts[order], stable=True)]
+        contexts, followers = contexts[order], followers[order]
+        first = torch.ones_like(contexts, dtype=torch.bool)
+        first[1:] = (contexts[1:] != contexts[:-1]) | (followers[1:] != followers[:-1])
+        sums = torch.zeros_like(contexts[first]).index_add_(0, first.cumsum(0) - 1, counts[order])
+        return self.from_counts(contexts[first], followers[first], sums)
 
     def recode_pairs(self, old_items: int, new_items: int) -> None:
         """Write contexts of two items, `before · (V + 1) + last`, for another number of items V.

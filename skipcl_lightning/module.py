@@ -1,14 +1,16 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import add
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -21,12 +23,16 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.checkpoint import (
     describe_parts,
+    fingerprint_counts,
+    grow_state,
     load_encoder,
-    load_growth,
+    load_list,
     match_encoder,
+    num_stored_items,
     save_encoder,
 )
 from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
+from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
     TargetRule,
@@ -35,14 +41,14 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
-from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, known_indices, new_rows
+from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, first_rows, known_indices, new_rows
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
 from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import SessionModel, Transitions
-from skipcl_lightning.optimizers import clip_gradients, make_adamw, may_fuse
+from skipcl_lightning.optimizers import append_moments, clip_gradients, make_adamw, may_fuse
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
@@ -194,6 +200,8 @@ class SkipCLModule(LightningModule):
             self.model.embed_override = self.embed
         self.encoder: SessionEncoder | None = None
         self.growth = [num_items]
+        self.counted_logs: list[str] = []
+        self._grown_from: int | None = None
         self.target_rule: TargetRule = target_rule
         self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
         self.last_mask_probability = self._cloze_setting(
@@ -562,8 +570,9 @@ class SkipCLModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the item vocabulary from the data module, or check that it equals the trained one.
 
-        Before training with a `transition_weight`, count the transitions; with a `history_length` of the data
-        module, let the model use the histories.
+        Before training with a `transition_weight`, count the transitions; those of another log are added to
+        the ones that the module has. With a `history_length` of the data module, let the model use the
+        histories.
 
         Args:
             stage: Lightning's stage.
@@ -572,23 +581,14 @@ class SkipCLModule(LightningModule):
             ValueError: The data has another catalogue, or transitions are counted without a data module.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.transition_weight > 0 and self.model.transitions is None:
-            if not isinstance(data, SessionDataModule):
-                raise ValueError(
-                    f"`transition_weight` must be 0 without a `SessionDataModule`, got "
-                    f"{self.transition_weight!r}. Its training set is counted."
-                )
-            tables = [
-                Transitions.from_counts(*data.transition_counts(self.target_rule, order=order))
-                for order in (1, 2)
-            ]
-            self.model.transitions = nn.ModuleList(tables).to(self.device)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
             if stage == "fit" and encoder.history_length:
                 self.model.use_history()
                 self.encoder.history_length = encoder.history_length
+        if stage == "fit":
+            self._count_transitions(data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
@@ -598,34 +598,48 @@ class SkipCLModule(LightningModule):
         for name in ("transition_weight", "skip_penalty"):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
-        save_encoder(checkpoint, self.encoder, type(self), self.growth)
+        history: dict[str, list[Any]] = {"growth": self.growth, "counted_logs": self.counted_logs}
+        save_encoder(checkpoint, self.encoder, type(self), history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the vocabulary and the weight of the transitions, and make room for these.
 
-        Raises a `ValueError` if the data has another catalogue.
+        A run that resumes with more items, behind those of the checkpoint, appends their rows to it. Raises a
+        `ValueError` if the data has other items.
         """
-        self.encoder = load_encoder(checkpoint, self.encoder, self.num_items)
-        self.growth = load_growth(checkpoint, self.growth)
-        # Room for what was retired.
-        mask = checkpoint["state_dict"].get("model.retired")
-        self.model.retired = None if mask is None else torch.zeros_like(mask, device=self.device)
-        if "model.history_embedding" in checkpoint["state_dict"]:
-            self.model.use_history()
-        start = "model.transitions."
-        state = {
-            key[len(start) :]: value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith(start)
-        }
-        if state:
-            tables = [
-                Transitions.like({key[2:]: value for key, value in state.items() if key.startswith(number)})
-                for number in ("0.", "1.")
-            ]
-            self.model.transitions = nn.ModuleList(tables).to(self.device)
-            settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        trainer = self._trainer
+        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        self._restore(checkpoint, getattr(trainer, "datamodule", None), fits=fits)
+        settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
+
+    def init_from(self, path: str | Path, data: SessionDataModule) -> None:
+        """Take weights, vocabulary, transitions and retired items from a checkpoint, before a training.
+
+        The settings stay this module's own; the optimizer and all counters start anew. Items of `data` that
+        the checkpoint does not know get rows as by `extend_items(..., "nearest", data=data)`.
+
+        Args:
+            path: A checkpoint of a module with the same weights for all but the items.
+            data: The sessions to train on, with the checkpoint's vocabulary or more items behind it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The items of the data are others, or the weights do not fit.
+        """
+        self._refuse_while_running("init_from")
+        self.encoder = match_encoder(data.encoder, self.encoder, self.num_items)
+        checkpoint = open_checkpoint(path)
+        self._restore(checkpoint, data, fits=True)
+        self._grown_from = None
+        try:
+            self.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"`path` must be a checkpoint of a model with the same parts and sizes, got {str(path)!r}. "
+                f"Take its settings: {error}"
+            ) from error
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.
@@ -667,7 +681,15 @@ class SkipCLModule(LightningModule):
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
     def on_fit_start(self) -> None:
-        """Warn if there is a skip head but the data has no rejected item."""
+        """Warn if there is a skip head but the data has no rejected item.
+
+        If the checkpoint of a resumed run has fewer items, let the optimizers append zeros to its moments.
+        """
+        if self._grown_from is not None:
+            append = partial(append_moments, old_items=self._grown_from, num_items=self.num_items)
+            for optimizer in self.trainer.optimizers:
+                optimizer.register_load_state_dict_pre_hook(append)
+            self._grown_from = None
         data = getattr(self.trainer, "datamodule", None)
         if self.skip_head is not None and isinstance(data, SessionDataModule):
             data.warn_without_rejected()
@@ -766,6 +788,86 @@ class SkipCLModule(LightningModule):
     def _make_metrics(self, top_k: Sequence[int]) -> None:
         metrics = session_metrics(self.num_items, top_k=top_k, ties=self.ties).to(self.device)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+
+    def _restore(self, checkpoint: dict[str, Any], data: object, *, fits: bool) -> None:
+        """Fit a checkpoint and this module to each other, before the state dict is loaded.
+
+        Before a training, a module with more items appends their rows to the checkpoint.
+        """
+        self.encoder = load_encoder(checkpoint, self.encoder, self.num_items, may_grow=fits)
+        old_items = num_stored_items(checkpoint) or self.num_items
+        growth = load_list(checkpoint, "growth") or [old_items]
+        extended = old_items in self.growth
+        self.growth = growth if old_items == self.num_items else [*growth, self.num_items]
+        state: dict[str, Tensor] | None = checkpoint.get("state_dict")
+        if state is None:  # Lightning has loaded sharded weights already.
+            return
+        # Room for what was retired.
+        self.model.retired = None
+        if "model.retired" in state:
+            self.model.retired = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
+        if "model.history_embedding" in state:
+            self.model.use_history()
+        self._load_transitions(checkpoint, state, old_items, fits=fits)
+        if old_items == self.num_items:
+            return
+        self._grown_from = old_items
+        table, own = state["model.item_embedding.weight"], self.model.item_embedding.weight
+        # Not those of `extend_items`; and torch has an error for another size.
+        if not extended and table.shape[1:] == own.shape[1:]:
+            rows = first_rows(table, self.encoder, data, self.target_rule)
+            own.data[old_items + 1 :] = rows.to(own)
+        grow_state(state, self.state_dict(), old_items, self.num_items)
+
+    def _count_transitions(self, data: object) -> None:
+        """Count those of the data's training set, unless they are not wanted or counted already."""
+        known = self.model.transitions
+        if known is None and self.transition_weight == 0:
+            return
+        if not isinstance(data, SessionDataModule):
+            if known is not None:
+                return
+            raise ValueError(
+                f"`transition_weight` must be 0 without a `SessionDataModule`, got "
+                f"{self.transition_weight!r}. Its training set is counted."
+            )
+        log = fingerprint_counts(data.item_counts)
+        # Transitions of unknown origin may be of this log.
+        if known is not None and (log in self.counted_logs or not self.counted_logs):
+            return
+        tables = [
+            Transitions.from_counts(*data.transition_counts(self.target_rule, order=order))
+            for order in (1, 2)
+        ]
+        self._set_transitions(tables if known is None else map(add, known, tables))
+        self.counted_logs.append(log)
+
+    def _load_transitions(
+        self, checkpoint: dict[str, Any], state: dict[str, Tensor], old_items: int, *, fits: bool
+    ) -> None:
+        """Make room for the transitions of a checkpoint; add those of a new log to it."""
+        start = "model.transitions."
+        stored = [
+            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            for prefix in (f"{start}0.", f"{start}1.")
+        ]
+        if not stored[0]:
+            return
+        tables: list[Any] = [Transitions.from_state_dict(values) for values in stored]
+        own = self.model.transitions
+        tables[1].recode_pairs(old_items, self.num_items)
+        logs = load_list(checkpoint, "counted_logs")
+        new_logs = [log for log in self.counted_logs if log not in logs]
+        if fits and logs and new_logs and own is not None:
+            # `setup` has counted the new log, in a module with the old counts or without.
+            tables = [*own] if set(logs) <= set(self.counted_logs) else list(map(add, tables, own))
+            logs += new_logs
+        self._set_transitions(tables)
+        self.counted_logs = logs
+        state.update({start + name: value for name, value in nn.ModuleList(tables).state_dict().items()})
+
+    def _set_transitions(self, tables: Iterable[Any]) -> None:
+        self.model.transitions = nn.ModuleList(tables).to(self.device)
 
     def _require_encoder(self) -> SessionEncoder:
         if self.encoder is None:

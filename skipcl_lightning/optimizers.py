@@ -1,6 +1,7 @@
 """Optimizers for an item table beside other weights, gradient clipping, and sharding."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer, SparseAdam
 
-__all__ = ["SparseAdamW", "clip_gradients", "clip_gradients_by_norm", "make_adamw", "may_fuse", "shard"]
+__all__ = [
+    "SparseAdamW",
+    "append_moments",
+    "clip_gradients",
+    "clip_gradients_by_norm",
+    "make_adamw",
+    "may_fuse",
+    "shard",
+]
 
 
 class SparseAdamW(Optimizer):
@@ -137,6 +146,41 @@ def make_adamw(
     if sparse:
         return SparseAdamW(groups, [table], learning_rate=learning_rate, fused=fused)
     return AdamW(groups, learning_rate, fused=fused)
+
+
+def append_moments(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], *, old_items: int, num_items: int
+) -> dict[str, Any]:
+    """Return the state of an optimizer with zeros for new items, for parameters with a row for each item.
+
+    Args:
+        optimizer: Of parameters with `num_items` + 1 rows.
+        state_dict: Of the same optimizer when there were `old_items` + 1 rows.
+        old_items: The old V.
+        num_items: The new V.
+
+    Returns:
+        The state dict for `optimizer`; all other values are the same.
+
+    Examples:
+        >>> old, new = (AdamW([nn.Parameter(torch.ones(rows, 2))]) for rows in (3, 4))
+        >>> old.param_groups[0]["params"][0].sum().backward()
+        >>> old.step()
+        >>> append_moments(new, old.state_dict(), old_items=2, num_items=3)["state"][0]["exp_avg"].shape
+        torch.Size([4, 2])
+    """
+    numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    states = dict(state_dict["state"])
+    for number, parameter in zip(numbers, parameters, strict=False):
+        if len(parameter.shape) and len(parameter) == num_items + 1:
+            states[number] = {
+                name: torch.cat([value, value.new_zeros(num_items - old_items, *value.shape[1:])])
+                if isinstance(value, Tensor) and value.shape == (old_items + 1, *parameter.shape[1:])
+                else value
+                for name, value in states.get(number, {}).items()
+            }
+    return {**state_dict, "state": states}
 
 
 def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A Trainer that writes predictions of any size into one file."""
+"""A Trainer that may begin with the weights of a checkpoint, and writes predictions into one file."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 import polars as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["RecommendationWriter", "SessionTrainer"]
 
@@ -87,6 +89,35 @@ class RecommendationWriter(Callback):
 
 class SessionTrainer(Trainer):
     """Customize every aspect of training."""  # Lightning's own line, the heading of the settings.
+
+    def fit(  # type: ignore[override]  # one more setting, and no dataloaders
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        init_from: str | Path | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, from random weights or from those of a checkpoint.
+
+        Args:
+            model: The model to train.
+            datamodule: The sessions.
+            init_from: The checkpoint from which the weights and the items are taken; optimizer and epochs
+                start anew. Tracks of the log that it does not know are appended.
+            ckpt_path: The checkpoint of a run that goes on, with its optimizer and epochs. Tracks of the log
+                that it does not know are appended.
+            weights_only: Whether to load only plain tensors and values from the checkpoint.
+        """
+        if init_from is not None:
+            if not isinstance(model, SkipCLModule) or not isinstance(datamodule, SessionDataModule):
+                raise TypeError(
+                    f"`init_from` must be null but for a SkipCLModule and a SessionDataModule, got "
+                    f"{type(model).__name__} and {type(datamodule).__name__}. Load your own model's weights."
+                )
+            model.init_from(init_from, datamodule)
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
 
     def predict(  # type: ignore[override]  # one more setting, and no dataloaders
         self,

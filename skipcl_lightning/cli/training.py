@@ -127,7 +127,10 @@ class SaveRunConfig(SaveConfigCallback):
             folder = str(Path(root) / str(logger.name) / str(logger.version))
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = Path(folder) / self.config_filename
-        self.parser.save(self.config, file, skip_unset=False, overwrite=True, multifile=self.multifile)
+        # Other commands do not know it, and a run that resumes does not begin with it again.
+        config = self.config.clone()
+        config.pop("init_from", None)
+        self.parser.save(config, file, skip_unset=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainingCLI(LightningCLI):
@@ -190,17 +193,20 @@ class TrainingCLI(LightningCLI):
             raise SystemExit(f"skipcl {self.subcommand}: {_root_cause(error)}") from error
 
     def _find_checkpoint(self) -> None:
-        """Check that the checkpoint exists, and replace `last` and `best` by the path of the newest one."""
+        """Check that checkpoints exist, and replace `last` and `best` by the path of the newest one."""
+        first = self._get(self.config, "init_from")
+        if first is not None:
+            if self._get(self.config, "ckpt_path") is not None:
+                raise ValueError(
+                    "`--init_from` must be left out beside `--ckpt_path`, got both. `--ckpt_path` continues "
+                    "a run, and `--init_from` begins another one with its weights."
+                )
+            self._find_newest("init_from")
+            if not Path(self._get(self.config, "init_from")).is_file():
+                raise ValueError(f"`--init_from` must be a file that exists, got {str(first)!r}.")
         path = self._get(self.config, "ckpt_path")
         if path in ("last", "best"):
-            root = Path(self._get(self.config, "trainer").get("default_root_dir") or ".")
-            found = sorted(root.glob(f"**/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
-            if not found:
-                raise ValueError(
-                    f"`--ckpt_path` must be a checkpoint, got {path!r}, but there is no "
-                    f"checkpoints/{path}.ckpt below {str(root)!r}. Train with `skipcl fit`, or give the file."
-                )
-            self.config[self.subcommand]["ckpt_path"] = str(found[-1])
+            self._find_newest("ckpt_path")
         elif path is None and self.subcommand != "fit" and self._trains_skipcl():
             raise ValueError(
                 f"`--ckpt_path` must be the checkpoint of a trained model for {self.subcommand}, got none. "
@@ -208,6 +214,20 @@ class TrainingCLI(LightningCLI):
             )
         elif path is not None and "://" not in str(path) and not Path(path).exists():
             raise ValueError(f"`--ckpt_path` must be a file that exists, got {str(path)!r}.")
+
+    def _find_newest(self, name: str) -> None:
+        """Replace `last` and `best` by the path of the newest such checkpoint."""
+        path = self._get(self.config, name)
+        if path not in ("last", "best"):
+            return
+        root = Path(self._get(self.config, "trainer").get("default_root_dir") or ".")
+        found = sorted(root.glob(f"**/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise ValueError(
+                f"`--{name}` must be a checkpoint, got {path!r}, but there is no "
+                f"checkpoints/{path}.ckpt below {str(root)!r}. Train with `skipcl fit`, or give the file."
+            )
+        self.config[self.subcommand][name] = str(found[-1])
 
     def _take_penalty(self) -> None:
         """Take the checkpoint's skip penalty, unless the command line or the configuration sets one."""
@@ -221,18 +241,21 @@ class TrainingCLI(LightningCLI):
 
     def _take_vocabulary(self) -> None:
         """Take the checkpoint's vocabulary for the data, unless another one is set for this log."""
-        path, data = self._get(self.config, "ckpt_path"), self._get(self.config, "data")
+        first, data = self._get(self.config, "init_from"), self._get(self.config, "data")
+        path = self._get(self.config, "ckpt_path") if first is None else first
         settings = {} if data is None else data.get("init_args", {})
-        if self.subcommand == "fit" or path is None or "vocabulary" not in settings:
+        if path is None or "vocabulary" not in settings:
             return
         # The vocabulary in the configuration of a training run is the one from which that run started.
         of_this_log = settings["vocabulary"] is not None and not self._names("data", "log")
-        if of_this_log or self._names("data", "vocabulary") or not Path(path).exists():
+        if (of_this_log and first is None) or self._names("data", "vocabulary") or not Path(path).is_file():
             return
         if holds_vocabulary(path):
             settings["vocabulary"] = str(path)
             if not self._names("data", "new_items"):
-                settings["new_items"] = None
+                # A store has its own setting.
+                is_store = isinstance(settings["log"], str) and Path(settings["log"]).is_dir()
+                settings["new_items"] = "append" if self.subcommand == "fit" and not is_store else None
 
     def _names(self, part: str, setting: str) -> bool:
         """Return whether the command line, beside its configurations, sets a setting of a part."""
