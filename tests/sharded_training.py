@@ -45,6 +45,36 @@ def train(folder: Path, processes: int) -> None:
         torch.save(dict(trainer.callback_metrics), folder / f"{processes}.pt")
 
 
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
+
+
+def train_on(path: Path) -> None:
+    """Resume a sharded run, and begin another one with its weights and three more items."""
+    log = simulate_sessions(64, num_items=43, num_moods=4, seed=1)
+    old = SkipCLModule.load_from_checkpoint(path, weights_only=True)
+    for new_items, num_items in (("drop", 40), ("append", 43)):
+        data = SessionDataModule(
+            log, batch_size=32, max_length=20, seed=0, vocabulary=path, new_items=new_items
+        )
+        assert data.num_items == num_items
+        backbone = SASRec(16, max_length=20, dropout=0.0)
+        # With such a learning rate, weights stay what they were.
+        module = SkipCLModule(backbone, SkipInfoNCE(), num_items=num_items, learning_rate=1e-9)
+        trainer = quiet_trainer(max_epochs=4, strategy=sharing(2), devices=2, limit_val_batches=0)
+        if new_items == "drop":
+            trainer.fit(module, data, ckpt_path=path, weights_only=True)
+        else:
+            module.init_from(path, data)
+            trainer.fit(module, data)
+            torch.testing.assert_close(
+                whole(module.model.item_embedding.weight)[:41], old.item_table.detach(), rtol=0, atol=1e-6
+            )
+            assert module.growth == [40, 43]
+        # An epoch is a step. A resumed run has done three epochs.
+        assert (trainer.current_epoch, trainer.global_step) == (4, 4)
+
+
 def table_after_lookups(
     strategy: str | ModelParallelStrategy, processes: int, *, gathered: bool
 ) -> torch.Tensor:
@@ -57,8 +87,7 @@ def table_after_lookups(
     if not gathered:
         module.model.item_embedding.gathered_gradients = nullcontext
     quiet_trainer(max_steps=2, limit_val_batches=0, strategy=strategy, devices=processes).fit(module, data)
-    table = module.model.item_embedding.weight
-    return (table.full_tensor() if isinstance(table, DTensor) else table).detach()
+    return whole(module.model.item_embedding.weight)
 
 
 if __name__ == "__main__":
@@ -71,6 +100,8 @@ if __name__ == "__main__":
         "MASTER_PORT": port,
     }
     train(Path(folder), int(processes))
+    if int(processes) > 1:
+        train_on(Path(folder) / f"{processes}.ckpt")
     if int(processes) > 1:
         for make in (lambda: sharing(2), lambda: "ddp"):
             found, expected = (table_after_lookups(make(), 2, gathered=one) for one in (True, False))
