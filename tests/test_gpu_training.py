@@ -213,3 +213,23 @@ def test_a_sparse_table_trains_in_half_precision():
     )
     assert module.model.item_embedding.weight.isfinite().all()
     assert not torch.equal(module.model.item_embedding.weight.cpu(), before)
+
+
+def test_items_are_appended_and_retired_on_the_device():
+    seed_everything(0, verbose=False)
+    data = SessionDataModule(simulate_sessions(100, num_items=50, num_moods=5), max_length=20)
+    module = SkipCLModule(
+        SASRec(16, max_length=20), SkipPrediction(), num_items=data.num_items, transition_weight=1.0
+    )
+    gpu_trainer(limit_val_batches=0).fit(module, data)
+    module.cuda()
+    module.extend_items(["one", "other"])
+    module.retire_items([*data.vocabulary.ids[:3], "other"])
+    assert all(tensor.is_cuda for tensor in [*module.parameters(), *module.buffers()])
+    session = [*data.vocabulary.ids[:5], "one"]
+    on_gpu = Recommender(module).recommend([session], top_k=48)
+    on_cpu = Recommender(module.cpu()).recommend([session], top_k=48)
+    assert not set(on_gpu["item_id"]) & set(module.retired_items)
+    torch.testing.assert_close(
+        torch.tensor(on_gpu["score"]), torch.tensor(on_cpu["score"]), rtol=1e-3, atol=1e-3
+    )
