@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
@@ -20,9 +21,12 @@ from rank_processes import compute
 
 def build(backbone, sessions):
     seed_everything(0, verbose=False)
-    data = SessionDataModule(
-        simulate_sessions(sessions, num_items=30, num_moods=3), batch_size=3, max_length=20
+    # Three listeners, whose sessions follow each other.
+    number = pl.col("session_id").rank("dense").cast(pl.Int64)
+    log = simulate_sessions(sessions, num_items=30, num_moods=3).with_columns(
+        user_id=number % 3, timestamp=number * 1000 + pl.col("position")
     )
+    data = SessionDataModule(log, batch_size=3, max_length=20, history_length=4)
     head = CombinedHead([SkipInfoNCE(weight=0.3, learn_temperature=True), SkipPrediction()])
     backbone = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}[backbone](8, max_length=20)
     return data, SkipCLModule(backbone, head, num_items=data.num_items, embedding_size=8)

@@ -86,6 +86,13 @@ def test_a_step_is_one_graph_for_any_batch():
     torch._dynamo.reset()
 
 
+def test_a_step_asks_the_device_for_nothing():
+    """Tensors on the meta device have no values."""
+    one = with_history(module(SASRec(8, max_length=6), SkipInfoNCE())).to("meta")
+    known = batch().replace(target=None, target_feedback=None, history=HISTORY).to("meta")
+    assert one.losses(one.part_losses(known))["loss"].device.type == "meta"
+
+
 def tastes(users=150, items=12):
     """Listeners with a favourite: their first session ends with it, and so do all others."""
     random = np.random.default_rng(0)
@@ -142,6 +149,19 @@ def test_a_grown_model_keeps_its_histories(trained):
     before = Recommender(grown).recommend(sessions, histories=histories, top_k=1)
     grown.extend_items([*grown.encoder.vocabulary.ids, "new"], "mean")
     assert Recommender(grown).recommend(sessions, histories=histories, top_k=1).equals(before)
+
+
+def test_a_model_trained_without_histories_can_learn_them_later():
+    plain, known = (
+        SessionDataModule(tastes(40), batch_size=32, split=SPLIT, history_length=n) for n in (0, 3)
+    )
+    one = SkipCLModule(SASRec(8), num_items=plain.num_items)
+    settings = {"max_epochs": None, "max_steps": 1, "limit_val_batches": 0}
+    quiet_trainer(**settings).fit(one, plain)
+    assert one.model.history_embedding is None
+    quiet_trainer(**settings).fit(one, known)
+    assert one.model.history_embedding is not None
+    assert one.encoder.history_length == 3
 
 
 def test_wrong_histories_are_named(trained):
