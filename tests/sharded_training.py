@@ -5,6 +5,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import polars as pl
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -25,9 +26,12 @@ def sharing(processes: int) -> ModelParallelStrategy:
 
 def train(folder: Path, processes: int) -> None:
     seed_everything(0, verbose=False)
-    data = SessionDataModule(
-        simulate_sessions(64, num_items=40, num_moods=4), batch_size=64 // processes, max_length=20, seed=0
+    # Eight listeners, whose sessions follow each other.
+    number = pl.col("session_id").rank("dense").cast(pl.Int64)
+    log = simulate_sessions(64, num_items=40, num_moods=4).with_columns(
+        user_id=number % 8, timestamp=number * 1000 + pl.col("position")
     )
+    data = SessionDataModule(log, batch_size=64 // processes, max_length=20, seed=0, history_length=5)
     module = SkipCLModule(
         SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=40, embedding_size=16
     )
@@ -35,6 +39,7 @@ def train(folder: Path, processes: int) -> None:
     trainer = quiet_trainer(max_epochs=3, strategy=strategy, devices=processes)
     trainer.fit(module, data)
     trainer.save_checkpoint(folder / f"{processes}.ckpt")
+    assert module.model.history_embedding is not None
     if processes > 1:
         optimizer = trainer.optimizers[0]
         moments = optimizer.state[module.model.item_embedding.weight]["exp_avg"]
