@@ -157,11 +157,13 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return, for each command, the arguments of the Trainer's method that the CLI itself passes."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the object
+        """Return the arguments of the Trainer's method that the CLI itself passes, of the command that runs.
+
+        The parser of each further command would take as long as that of this one.
+        """
         given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-        return dict.fromkeys(("fit", "validate", "test", "predict"), given)
+        return {self.arguments[0]: given}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:  # noqa: ARG002
         """Parse the command line given at construction; `args` is unused."""

@@ -10,6 +10,10 @@ from skipcl_lightning.cli.training import TrainingCLI
 NAMES = configuration_names()
 DATASETS = sorted({name.partition("/")[0] for name in NAMES})
 BACKBONE_NAMES = sorted({name.partition("/")[2] for name in NAMES})
+# Data sets and backbones are parts of their own: each of them once, and all pairs in the slow tests.
+PAIRS = {
+    f"{dataset}/{BACKBONE_NAMES[number % len(BACKBONE_NAMES)]}" for number, dataset in enumerate(DATASETS)
+}
 HERE = ["--trainer.accelerator", "cpu"]
 
 
@@ -24,7 +28,9 @@ def test_every_backbone_has_a_configuration_for_every_data_set():
     assert len(NAMES) == len(DATASETS) * len(BACKBONE_NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in PAIRS)) for name in NAMES]
+)
 def test_a_configuration_is_complete(name, small_store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda *_: None)

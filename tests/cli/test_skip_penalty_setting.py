@@ -1,10 +1,13 @@
 """The skip penalty of `skipcl validate`, `test` and `predict`, which can be set after training."""
 
+import sys
+
 import polars as pl
 import pytest
 from small_models import quiet_trainer
 
 from skipcl_lightning import SkipCLModule
+from skipcl_lightning.cli import main
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import evaluate
 
@@ -14,15 +17,20 @@ SMALL = [
     "--data.log.num_sessions", 200, "--data.log.num_items", 40, "--data.batch_size", 32,
 ]  # fmt: skip
 RUN = "lightning_logs/version_0"
-CHECKPOINT = f"{RUN}/checkpoints/best.ckpt"
 PENALTY = 5.0
 
 
-@pytest.fixture
-def trained(skipcl):
-    """A model with the head and transitions, trained without a penalty."""
-    skipcl("fit", *SMALL, "--model.skip_head", "SkipPrediction", "--model.transition_weight", 2.0)
-    return ["--config", f"{RUN}/config.yaml", "--ckpt_path", CHECKPOINT]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The arguments of a model with the head and transitions, trained without a penalty."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = ["--model.skip_head", "SkipPrediction", "--model.transition_weight", 2.0]
+    arguments = ["skipcl", "fit", *SMALL, *settings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", list(map(str, arguments)))
+        main()
+    return ["--config", folder / RUN / "config.yaml", "--ckpt_path", folder / RUN / "checkpoints/best.ckpt"]
 
 
 def shown(capsys, metric):
@@ -32,7 +40,7 @@ def shown(capsys, metric):
 
 
 def test_commands_rank_at_the_penalty_that_is_given(skipcl, trained, capsys):
-    module = SkipCLModule.load_from_checkpoint(CHECKPOINT, weights_only=True)
+    module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     data = SessionDataModule(simulate_sessions(200, num_items=40, max_length=20), max_length=20)
     for command, split, prefix in (("validate", "validation", "val"), ("test", "test", "test")):
         found = {}
@@ -52,7 +60,7 @@ def test_commands_rank_at_the_penalty_that_is_given(skipcl, trained, capsys):
 
 
 def test_commands_rank_at_the_transition_weight_that_is_given(skipcl, trained, capsys):
-    module = SkipCLModule.load_from_checkpoint(CHECKPOINT, weights_only=True)
+    module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     data = SessionDataModule(simulate_sessions(200, num_items=40, max_length=20), max_length=20)
     found, chosen = {}, module.transition_weight
     for weight in (None, 0.0, 50.0):
@@ -66,7 +74,7 @@ def test_commands_rank_at_the_transition_weight_that_is_given(skipcl, trained, c
 
 
 def test_without_a_penalty_the_one_of_the_checkpoint_applies(skipcl, trained, capsys):
-    module = SkipCLModule.load_from_checkpoint(CHECKPOINT, weights_only=True)
+    module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     module.skip_penalty = PENALTY
     trainer = quiet_trainer()
     trainer.strategy.connect(module)
@@ -83,16 +91,19 @@ def test_without_a_penalty_the_one_of_the_checkpoint_applies(skipcl, trained, ca
     assert found["own"] == found["same"] < found["none"]
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_a_penalty_that_cannot_be_is_refused_before_the_data_is_read(skipcl, command, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "head", "penalty", "message"),
+    [
+        ("validate", "SkipInfoNCE", 0.25, r"must be or contain a `SkipPrediction`.*got SkipInfoNCE"),
+        ("test", "null", 0.25, r"must be or contain a `SkipPrediction`.*got None"),
+        ("predict", "SkipPrediction", -1, r"`skip_penalty` must be in \[0, inf\), got -1"),
+        ("test", "SkipPrediction", ".nan", r"`skip_penalty` must be .*got nan"),
+    ],
+)
+def test_a_penalty_that_cannot_be_is_refused_before_the_data_is_read(
+    skipcl, tmp_path, command, head, penalty, message
+):
     (tmp_path / "any.ckpt").touch()
     known = ["--config", "simulated/sasrec", "--ckpt_path", "any.ckpt", "--data.log", "nowhere"]
-    for head, penalty, message in (
-        ("SkipInfoNCE", 0.25, r"must be or contain a `SkipPrediction`.*got SkipInfoNCE"),
-        ("null", 0.25, r"must be or contain a `SkipPrediction`.*got None"),
-        ("SkipPrediction", -1, r"`skip_penalty` must be in \[0, inf\), got -1"),
-        ("SkipPrediction", ".nan", r"`skip_penalty` must be .*got nan"),
-    ):
-        setting = f"--model.skip_penalty={penalty}"
-        with pytest.raises(SystemExit, match=f"skipcl {command}: .*{message}"):
-            skipcl(command, *known, "--model.skip_head", head, setting)
+    with pytest.raises(SystemExit, match=f"skipcl {command}: .*{message}"):
+        skipcl(command, *known, "--model.skip_head", head, f"--model.skip_penalty={penalty}")

@@ -226,6 +226,7 @@ def test_pinned_memory_is_left_out_where_there_is_no_accelerator(log, monkeypatc
         assert data.val_dataloader().pin_memory is there
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_held_out_track_once(log):
     # 5 and 4 rows in batches of 4: the first process has a batch more than the second.
     data = SessionDataModule(log.filter(pl.col("session_id") < 9), batch_size=4)
