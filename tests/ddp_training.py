@@ -15,7 +15,9 @@ from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
 
-sys.path.append(str(Path(__file__).parent / "heads"))
+sys.path += [str(Path(__file__).parent / room) for room in ("heads", "metrics")]
+import metric_processes
+import prediction_processes
 from rank_processes import compute
 
 
@@ -72,4 +74,7 @@ if __name__ == "__main__":
     backbone, folder = sys.argv[1:]
     train_and_test(backbone, 2, 9, folder)
     # Lightning starts the second process as this script.
-    compute(int(os.environ.get("LOCAL_RANK", "0")), 2, folder)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    compute(rank, 2, folder)
+    metric_processes.evaluate_shard(rank, 2, folder)
+    prediction_processes.evaluate_shard(rank, folder)

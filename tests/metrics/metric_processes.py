@@ -52,7 +52,7 @@ def compute_all(metrics):
 def evaluate_shard(rank: int, processes: int, folder: str):
     """Compute the metrics of one uneven shard, twice, as two epochs do."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
+    store = f"file://{folder}/metrics_store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     metrics = build_metrics()
     shard = {name: tensor[SHARDS[processes][rank]] for name, tensor in six_sessions().items()}
@@ -62,5 +62,7 @@ def evaluate_shard(rank: int, processes: int, folder: str):
         epochs.append(compute_all(metrics))
         for collection in metrics:
             collection.reset()
-    torch.save(epochs, Path(folder) / f"{rank}.pt")
+    torch.save(epochs, Path(folder) / f"metrics_{rank}.pt")
+    # Both files are written when the first process ends.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

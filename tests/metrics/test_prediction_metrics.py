@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from prediction_processes import build_metrics, compute_all, eight_targets, evaluate_shard, update_all
+from prediction_processes import build_metrics, compute_all, eight_targets, update_all
 from torchmetrics.functional.classification import binary_calibration_error
 
 from skipcl_lightning.functional import (
@@ -282,14 +282,13 @@ def test_metrics_with_other_settings_do_not_share_their_states():
     assert values["skip_auc"] != values["skip_auc at half"]
 
 
-def test_processes_with_uneven_shards_equal_one(tmp_path):
-    torch.multiprocessing.spawn(evaluate_shard, args=(str(tmp_path),), nprocs=2)
+def test_processes_with_uneven_shards_equal_one(two_processes):
     metrics = build_metrics()
     update_all(metrics, eight_targets())
     expected = compute_all(metrics)
     assert all(value.isfinite().all() for value in expected.values())
     for rank in range(2):
-        for epoch in torch.load(tmp_path / f"{rank}.pt"):
+        for epoch in torch.load(two_processes / f"predictions_{rank}.pt"):
             assert epoch.keys() == expected.keys()
             for name, value in epoch.items():
                 assert torch.equal(value, expected[name]), name
