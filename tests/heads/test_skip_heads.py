@@ -53,13 +53,17 @@ def tensors(seed=0):
     return query, table
 
 
+@pytest.fixture(scope="module")
+def data():
+    return SessionDataModule(simulate_sessions(40, num_items=30, num_moods=3), batch_size=16, max_length=20)
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("backbone", [SASRec, BERT4Rec])
-def test_every_head_trains_any_backbone_and_comes_back_from_its_checkpoint(name, backbone, tmp_path):
+def test_every_head_trains_any_backbone_and_comes_back_from_its_checkpoint(data, name, backbone, tmp_path):
     torch.manual_seed(0)
-    data = SessionDataModule(simulate_sessions(40, num_items=30, num_moods=3), batch_size=16, max_length=20)
     model = SkipCLModule(
-        backbone(8, max_length=21), HEADS[name](), num_items=data.num_items, embedding_size=8
+        backbone(8, max_length=21, num_layers=1), HEADS[name](), num_items=data.num_items, embedding_size=8
     )
     trainer = quiet_trainer()
     trainer.fit(model, data)

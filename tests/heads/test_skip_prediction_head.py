@@ -162,12 +162,27 @@ def test_padding_has_no_own_vector():
     assert head.biases[0] == 0
 
 
+@pytest.fixture(scope="module")
+def data():
+    return SessionDataModule(simulate_sessions(40, num_items=30, num_moods=3), batch_size=16, max_length=20)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("backbone", [SASRec, BERT4Rec, GRU4Rec])
-@pytest.mark.parametrize("combined", [False, True])
-def test_it_trains_any_backbone_and_comes_back_from_its_checkpoint(backbone, combined, precision, tmp_path):
+@pytest.mark.parametrize(
+    ("backbone", "combined"),
+    [
+        (SASRec, False),
+        (BERT4Rec, True),
+        (GRU4Rec, False),
+        pytest.param(SASRec, True, marks=pytest.mark.slow),
+        pytest.param(BERT4Rec, False, marks=pytest.mark.slow),
+        pytest.param(GRU4Rec, True, marks=pytest.mark.slow),
+    ],
+)
+def test_it_trains_any_backbone_and_comes_back_from_its_checkpoint(
+    data, backbone, combined, precision, tmp_path
+):
     seed_everything(0, verbose=False)
-    data = SessionDataModule(simulate_sessions(40, num_items=30, num_moods=3), batch_size=16, max_length=20)
     head = SkipPrediction(weight=0.5, vector_size=4, graded=True, stop_gradient=combined)
     if combined:
         head = CombinedHead([SkipInfoNCE(weight=0.2), head], weighting="uncertainty")
