@@ -105,8 +105,9 @@ class SkipCLModule(LightningModule):
         target_rule: The target of each position: `next_listened` (the paper) or `next`. A bidirectional
             backbone predicts hidden items instead: listened ones, or all.
         feedback_input: Whether the backbone sees the feedback of past items: an embedding each for listening,
-            skips, likes and dislikes, linear in the strength and zero at first. On by default, because it
-            gained more than any head in the study (README). Recommendations then need the feedback too.
+            skips, likes and dislikes, linear in the strength and zero at first. On by default: in the study
+            of the documentation's page "Results" it gained more than any head. Recommendations then need the
+            feedback too.
         like_weight: Weight of a liked target in the next-item loss, above 0; other targets have 1. A disliked
             item is never a target.
         mask_probability: Probability that an item is hidden from a bidirectional backbone in a training step,

@@ -4,19 +4,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.callbacks.first_sessions import FirstSessions
 from skipcl_lightning.callbacks.protocol import WatchedModule, plain_scores, watched_module
 from skipcl_lightning.functional import alignment, effective_rank, uniformity
 
 __all__ = ["EmbeddingDiagnostics"]
 
 
-class EmbeddingDiagnostics(Callback):
+class EmbeddingDiagnostics(FirstSessions):
     """Callback that logs norms, spread and drift of item embeddings, and their alignment with sessions.
 
     After each training epoch:
@@ -74,18 +75,15 @@ class EmbeddingDiagnostics(Callback):
         check_number("collapse_uniformity", collapse_uniformity, minimum=-8, maximum=0)
         check_number("collapse_rank", collapse_rank, minimum=0, maximum=1)
         check_integer("seed", seed, minimum=0)
+        # Sum and count of squared distances, then of Gaussian potentials.
+        super().__init__(num_sessions, num_sums=4)
         self.num_items = num_items
-        self.num_sessions = num_sessions
         self.collapse_uniformity = collapse_uniformity
         self.collapse_rank = collapse_rank
         self.seed = seed
         self._rows: Tensor | None = None
         self._start: Tensor | None = None
         self._warned = False
-        self._seen_sessions = 0
-        # Sum and count of squared distances, then of Gaussian potentials. Not torchmetrics 1.9's MeanMetric:
-        # it makes the host check each batch for NaN, or it forgets weights.
-        self._sums = torch.zeros(4)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Raise `TypeError` unless the module is a `WatchedModule`; before a fit, reset the state."""
@@ -136,30 +134,9 @@ class EmbeddingDiagnostics(Callback):
         if not self._warned:
             self._warn_of_collapse(values, sample)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Reset the sums over sessions."""
-        self._seen_sessions = 0
-        self._sums = torch.zeros(4, device=pl_module.device)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ARG002 - Lightning's signature
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Measure a batch of B sessions with targets, until `num_sessions` are reached."""
-        if not trainer.sanity_checking and self._seen_sessions < self.num_sessions:
-            self._seen_sessions += len(batch)
-            self._measure(pl_module, batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, pl_module: LightningModule, sums: Tensor) -> None:
         """Log alignment and query uniformity."""
-        if trainer.sanity_checking:
-            return
-        distance, listened, potential, pairs = trainer.strategy.reduce(self._sums, reduce_op="sum")
+        distance, listened, potential, pairs = sums
         values = {
             "alignment": distance / listened,
             "query_uniformity": (potential / pairs).log(),
@@ -167,20 +144,19 @@ class EmbeddingDiagnostics(Callback):
         for name, value in values.items():
             pl_module.log(f"embeddings/{name}", value, sync_dist=True)
 
-    def _measure(self, pl_module: LightningModule, batch: SessionBatch) -> None:
-        if batch.target is None or batch.target_feedback is None:
-            raise ValueError("`batch` must have targets, got none. Use a validation loader.")
+    def measure(
+        self, pl_module: LightningModule, batch: SessionBatch, target: Tensor, target_feedback: Tensor
+    ) -> list[Tensor]:
+        """Return the sums and counts of a batch's distances and potentials."""
         module = watched_module(pl_module, self)
         with plain_scores(module):
             query = module.session_query(batch).float()
-        listened = batch.target_feedback >= batch.skip_threshold
-        distance = alignment(query, _item_table(module)[batch.target].float())
-        self._sums[0] += distance.where(listened, 0.0).sum()
-        self._sums[1] += listened.sum()
-        if len(batch) > 1:
-            pairs = len(batch) * (len(batch) - 1)
-            self._sums[2] += uniformity(query).exp() * pairs
-            self._sums[3] += pairs
+        listened = target_feedback >= batch.skip_threshold
+        distance = alignment(query, _item_table(module)[target].float())
+        pairs = len(batch) * (len(batch) - 1)
+        # One session has no pair, and an undefined uniformity.
+        potential = uniformity(query).exp() * pairs if pairs else query.new_zeros(())
+        return [distance.where(listened, 0.0).sum(), listened.sum(), potential, query.new_tensor(pairs)]
 
     def _warn_of_collapse(self, values: dict[str, Tensor], sample: Tensor) -> None:
         told = {name: float(values[name]) for name in ("uniformity", "effective_rank")}

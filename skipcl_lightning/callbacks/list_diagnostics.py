@@ -1,14 +1,13 @@
 """Callback that logs what recommendations begin with and how popular they are."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.callbacks.first_sessions import FirstSessions
 from skipcl_lightning.callbacks.protocol import watched_module
 from skipcl_lightning.evaluation.report import describe_last_first
 from skipcl_lightning.functional import last_position, top_k_items
@@ -20,7 +19,7 @@ __all__ = ["ListDiagnostics"]
 _FEWEST_SESSIONS = 500
 
 
-class ListDiagnostics(Callback):
+class ListDiagnostics(FirstSessions):
     """Callback that logs how often a list begins with the item that just played, and its popularity bias.
 
     After each validation, over the first sessions of each process:
@@ -48,14 +47,12 @@ class ListDiagnostics(Callback):
     def __init__(self, *, top_k: int = 10, num_sessions: int = 1024) -> None:
         check_integer("top_k", top_k)
         check_integer("num_sessions", num_sessions)
-        self.top_k = top_k
-        self.num_sessions = num_sessions
-        self._popularity: Tensor | None = None
-        self._warned = False
-        self._seen_sessions = 0
         # Lists, those that begin with the last item, listened targets, those that are the last item; sum and
         # number of recommendations' popularities; sum of the targets'.
-        self._sums = torch.zeros(7)
+        super().__init__(num_sessions, num_sums=7)
+        self.top_k = top_k
+        self._popularity: Tensor | None = None
+        self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise `TypeError` unless the module is a `WatchedModule`; before a fit, count the popularity."""
@@ -65,33 +62,8 @@ class ListDiagnostics(Callback):
             counts = getattr(getattr(trainer, "datamodule", None), "item_counts", None)
             self._popularity = None if counts is None else _popularity(counts)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Reset the sums."""
-        self._seen_sessions = 0
-        self._sums = torch.zeros(7, device=pl_module.device)
-        if self._popularity is not None:
-            self._popularity = self._popularity.to(pl_module.device)
-
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ARG002 - Lightning's signature
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Measure a batch of B sessions with targets, until `num_sessions` are reached."""
-        if not trainer.sanity_checking and self._seen_sessions < self.num_sessions:
-            self._seen_sessions += len(batch)
-            self._measure(pl_module, batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, pl_module: LightningModule, sums: Tensor) -> None:
         """Log the shares and means, and warn of a degenerate model."""
-        if trainer.sanity_checking:
-            return
-        sums: Tensor = trainer.strategy.reduce(self._sums, reduce_op="sum")
         lists, last_first, listened, last_next, popularity, recommended, of_targets = sums
         values = {"last_item_first": last_first / lists, "last_item_next": last_next / listened}
         if self._popularity is not None:
@@ -104,9 +76,10 @@ class ListDiagnostics(Callback):
                 self._warned = True
                 rank_zero_warn(caution)
 
-    def _measure(self, pl_module: LightningModule, batch: SessionBatch) -> None:
-        if batch.target is None or batch.target_feedback is None:
-            raise ValueError("`batch` must have targets, got none. Use a validation loader.")
+    def measure(
+        self, pl_module: LightningModule, batch: SessionBatch, target: Tensor, target_feedback: Tensor
+    ) -> list[Tensor]:
+        """Return the counts and sums of a batch's lists and targets."""
         module = watched_module(pl_module, self)
         added = pl_module.added_scores(batch) if isinstance(pl_module, SkipCLModule) else None
         query, table = module.session_query(batch), module.item_table
@@ -115,17 +88,18 @@ class ListDiagnostics(Callback):
         retired = getattr(module, "retired", None)
         items, _ = top_k_items(query, table, top_k, exclude=exclude, added=added, retired=retired)
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)
-        listened = batch.target_feedback >= batch.skip_threshold
-        values = [
-            self._sums.new_tensor(len(batch)),
+        listened = target_feedback >= batch.skip_threshold
+        counts = [
+            listened.new_tensor(len(batch), dtype=torch.int64),
             (items[:, 0] == last).sum(),
             listened.sum(),
-            (listened & (batch.target == last)).sum(),
+            (listened & (target == last)).sum(),
         ]
-        if self._popularity is not None:
-            of_targets = self._popularity[batch.target].where(listened, 0)
-            values += [self._popularity[items].sum(), (items != PADDING_INDEX).sum(), of_targets.sum()]
-        self._sums[: len(values)] += torch.stack([value.to(self._sums.dtype) for value in values])
+        if self._popularity is None:
+            return counts + [listened.new_zeros(())] * 3
+        popularity = self._popularity = self._popularity.to(items.device)
+        of_targets = popularity[target].where(listened, 0)
+        return [*counts, popularity[items].sum(), (items != PADDING_INDEX).sum(), of_targets.sum()]
 
 
 def _popularity(counts: Tensor) -> Tensor:

@@ -347,7 +347,8 @@ def _set_weight(weight: float) -> LambdaCallback:
 
 def _describe_run(trainer: Trainer) -> str:
     """Return a summary of a training run, and the commands that use its checkpoint."""
-    lines = [f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_stopped(trainer)}."]
+    epochs = f"{trainer.current_epoch} epoch{'s' * (trainer.current_epoch != 1)}"
+    lines = [f"Trained {epochs}, {trainer.global_step} steps: {_why_stopped(trainer)}."]
     checkpoint = trainer.checkpoint_callback
     if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
         score = checkpoint.best_model_score

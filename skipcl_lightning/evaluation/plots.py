@@ -87,10 +87,12 @@ def save_rank_plot(
         ncols=min(3, len(sessions)),
         frameon=False,
         fontsize=7.5,
-        handlelength=2,
+        handlelength=3,
         columnspacing=1,
         title=f"share among the first {top_k}",
     )
+    for line in figure.legends[0].get_lines():
+        line.set_linewidth(2)  # dashes grow with the width: a wide line's first dash would fill the handle
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
@@ -106,20 +108,25 @@ def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric:
         ValueError: The reports have no such metric.
         OSError: The file cannot be written.
     """
-    figure = make_figure(15, 4.2)
-    axes = figure.subplots(1, len(SEGMENTS), sharex=True)
+    rows = -(-len(SEGMENTS) // 2)
+    figure = make_figure(10, 3.4 * rows)
+    axes = list(figure.subplots(rows, 2, sharex=True).ravel())
+    for axis in axes[len(SEGMENTS) :]:
+        axis.set_visible(False)
+    axes = axes[: len(SEGMENTS)]
     colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
     for number, report in enumerate(reports):
         if metric + report.postfix not in report.values:
             raise ValueError(f"`metric` must be one of the reports', got {metric!r}. See `report.values`.")
-        rows = report.segments.filter(pl.col("metric") == metric + report.postfix)
+        values = report.segments.filter(pl.col("metric") == metric + report.postfix)
         for axis, title in zip(axes, SEGMENTS.values(), strict=True):
-            part = rows.filter(pl.col("segmented_by") == title)
+            part = values.filter(pl.col("segmented_by") == title)
             shift = 0.24 * (number - (len(reports) - 1) / 2)
             _draw_segments(axis, part, colours[number % len(colours)], report.name, shift)
             axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     for axis in axes:
         axis.set_xlabel(metric)
+        axis.tick_params(labelbottom=True)
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
         axis.invert_yaxis()
     if len(reports) > 1:

@@ -67,7 +67,7 @@ class CombinedHead(nn.Module):
         """Check that every head is defined for a bidirectional backbone.
 
         Raises:
-            ValueError: A setting of a head is not, or a head has no such method.
+            ValueError: `check_cloze` of a head refuses a setting, or a head has no such method.
         """
         for head in self.heads:
             check = getattr(head, "check_cloze", None)

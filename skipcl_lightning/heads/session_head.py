@@ -97,6 +97,6 @@ class SessionHead(WeightedHead):
         your own with this method must take its anchors from `batch.cloze_mask`.
 
         Raises:
-            ValueError: A setting is not.
+            ValueError: `anchors` is 'all'; only 'listened' is defined.
         """
         self.contrast.check_cloze()

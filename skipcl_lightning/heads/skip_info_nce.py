@@ -141,7 +141,7 @@ class SkipInfoNCE(SessionHead):
         """Check that the settings are defined for a bidirectional backbone.
 
         Raises:
-            ValueError: A setting is not.
+            ValueError: `anchors` is 'all' or `query` is 'item'; only 'listened' and 'session' are defined.
         """
         super().check_cloze()
         if self.query == "item":

@@ -36,6 +36,7 @@ _COLOURS = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "8", "1", "2")
 _MOST_HEADS = 4
 _FEWEST_SESSIONS = 30
+_MOST_COLUMNS = 3
 
 
 def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) -> None:
@@ -56,7 +57,7 @@ def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) 
         _draw_trade_off(axis, means.filter(here), plain.filter(here))
         _entitle(axis, dataset, backbone, panels)
         axis.set_xlabel("SkipHitRate@10: skipped tracks (less is better)")
-    axes[0].set_ylabel("HitRate@10: listened tracks (more is better)")
+    _label_rows(axes, "HitRate@10: listened tracks (more is better)")
     _legend(
         figure,
         axes,
@@ -85,7 +86,7 @@ def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
         _draw_gains(axis, here, drawn)
         _entitle(axis, dataset, backbone, panels)
         axis.set_xlabel("skip rate of the session (sessions)")
-    axes[0].set_ylabel("gain in HitRate@10 over the plain model")
+    _label_rows(axes, "gain in HitRate@10 over the plain model")
     _legend(figure, axes, f"Bars: 95 % over seeds, paired. Segments of {_FEWEST_SESSIONS} sessions or more")
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -205,13 +206,18 @@ def _panels(frame: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def _axes(panels: Sequence[Any], width: float, height: float) -> tuple[Any, list[Any]]:
-    columns = min(3, len(panels))
+    columns = min(_MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = make_figure(width * columns + 0.6, height * rows + 0.9)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return figure, axes[: len(panels)]
+
+
+def _label_rows(axes: Sequence[Any], label: str) -> None:
+    for axis in axes[::_MOST_COLUMNS]:
+        axis.set_ylabel(label)
 
 
 def _entitle(axis: Any, dataset: str, backbone: str, panels: Sequence[tuple[str, str]]) -> None:

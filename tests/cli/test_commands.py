@@ -70,7 +70,7 @@ def test_a_run_ends_with_its_result_and_what_to_do_next(trained, skipcl, monkeyp
     folder, lines = trained
     said = "\n".join(lines)
     monkeypatch.chdir(folder)
-    assert re.search(r"Trained 1 epochs, \d+ steps: max_epochs reached\.", said)
+    assert re.search(r"Trained 1 epoch, \d+ steps: max_epochs reached\.", said)
     assert re.search(rf"Best checkpoint \(val/ndcg@20 0\.\d+\): {RUN}/checkpoints/best.ckpt", said)
     commands = [line.split() for line in lines if line.startswith("  skipcl ")]
     assert [command[1] for command in commands] == ["test", "predict"]

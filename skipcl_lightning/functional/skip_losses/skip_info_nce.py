@@ -91,8 +91,8 @@ def skip_info_nce(
 
     Reference:
         Seshadri, Shashaani, Knees: Enhancing Sequential Music Recommendation with Negative
-        Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367. README, "Differences from
-        the paper", lists the departures.
+        Feedback-informed Contrastive Learning, RecSys 2024, arXiv 2409.07367. The documentation's
+        page "Differences from the paper" lists the departures.
 
     Examples:
         >>> query = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
