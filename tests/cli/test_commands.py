@@ -66,8 +66,8 @@ def test_weights_and_biases_is_chosen_by_its_name_too(tmp_path, monkeypatch):
     assert list(tmp_path.glob("**/offline-run-*"))
 
 
-def test_a_run_ends_with_its_result_and_what_to_do_next(trained, skipcl, monkeypatch, capsys):
-    folder, lines = trained
+def test_a_run_ends_with_its_result_and_what_to_do_next(trained_in_terminal, skipcl, monkeypatch, capsys):
+    folder, lines = trained_in_terminal
     said = "\n".join(lines)
     monkeypatch.chdir(folder)
     assert re.search(r"Trained 1 epoch, \d+ steps: max_epochs reached\.", said)
@@ -205,8 +205,8 @@ def test_preparation_is_interrupted_in_one_line(skipcl, tmp_path, monkeypatch):
         )
 
 
-def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained, skipcl, capsys):
-    folder, _ = trained
+def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained_in_terminal, skipcl, capsys):
+    folder, _ = trained_in_terminal
     checkpoint = folder / RUN / "checkpoints/best.ckpt"
     recommender = Recommender.from_checkpoint(checkpoint)
     first, second, third = recommender.encoder.vocabulary.ids[:3]
@@ -222,8 +222,8 @@ def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained,
     assert written["session_id"].to_list() == ["0"] * 3 + ["1"] * 3
 
 
-def test_wrong_sessions_are_named(skipcl, trained):
-    checkpoint = trained[0] / RUN / "checkpoints/best.ckpt"
+def test_wrong_sessions_are_named(skipcl, trained_in_terminal):
+    checkpoint = trained_in_terminal[0] / RUN / "checkpoints/best.ckpt"
     for arguments, message in [
         (["--session", "nobody"], "got 'nobody' in session 0"),
         ([], "`session` or `file` must be given, got both or none"),

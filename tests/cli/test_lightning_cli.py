@@ -111,9 +111,9 @@ def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_
 
 
 @pytest.fixture
-def of_trained(trained):
+def of_trained(trained_in_terminal):
     """The arguments of a model that the command line has trained."""
-    run = trained[0] / RUN
+    run = trained_in_terminal[0] / RUN
     return ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt"]
 
 

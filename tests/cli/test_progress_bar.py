@@ -11,8 +11,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_eighty_columns_show_the_loss_and_both_hit_rates(trained):
-    last = " ".join(trained[1]).rpartition("Epoch 0/0")[2]
+def test_eighty_columns_show_the_loss_and_both_hit_rates(trained_in_terminal):
+    last = " ".join(trained_in_terminal[1]).rpartition("Epoch 0/0")[2]
     assert re.search(r"loss: \d\.\d{3} .*\bHR@10: 0\.\d{3}\s+SkipHR@10: 0\.\d{3}", last)
     assert "…" not in last
     assert "v_num" not in last
