@@ -127,7 +127,11 @@ def test(module: SkipCLModule, log: pl.DataFrame) -> dict[str, float]:
     """Test a model on every track of a log that it knows."""
     data = SessionDataModule(log, max_length=20, split=EVERYTHING, vocabulary=module)
     report = evaluate(module, data, num_resamples=0, compare_markov=False)
-    found = report["hit_rate@10"] * report.sessions.filter(~pl.col("skipped")).height / len(log.filter(pl.col("feedback") > 0))
+    found = (
+        report["hit_rate@10"]
+        * report.sessions.filter(~pl.col("skipped")).height
+        / len(log.filter(pl.col("feedback") > 0))
+    )
     return {"found@10": found, **{metric: report[metric] for metric in METRICS[1:]}}
 
 

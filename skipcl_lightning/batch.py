@@ -38,6 +38,7 @@ _BY_POSITION = (
     "explicit_feedback",
     "mined_negatives",
     "mined_positives",
+    "context",
 )
 _FIELDS = (
     *_BY_POSITION,
@@ -81,6 +82,8 @@ class SessionBatch:
         history: [B, H] int64, the items that the listener listened to in earlier sessions, the oldest first;
             filled with 0 at the end. Only the model sees them: they are no part of the session, and so no
             targets, anchors, negatives or seen items. None if unknown.
+        context: [B, L, C] int64, a code for each of C inputs of a play's context, such as the hour; 0 is
+            unknown or padding. None if the data has none.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         num_tracks: An upper bound of the number of items in the batch, 0 or more; None if unknown. With it,
             the host need not ask a GPU for that number.
@@ -120,6 +123,7 @@ class SessionBatch:
         mined_positives: Tensor | None = None,
         cold_target: Tensor | None = None,
         history: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         skip_threshold: float = 0.0,
         num_tracks: int | None = None,
@@ -139,6 +143,7 @@ class SessionBatch:
             "mined_positives": (mined_positives, "B L P", torch.int64),
             "cold_target": (cold_target, "B", torch.bool),
             "history": (history, "B H", torch.int64),
+            "context": (context, "B L C", torch.int64),
         }
         for name, (tensor, shape, dtype) in optional.items():
             if tensor is not None:
@@ -159,6 +164,7 @@ class SessionBatch:
         self.mined_positives: Final = mined_positives
         self.cold_target: Final = cold_target
         self.history: Final = history
+        self.context: Final = context
         self.skip_threshold: Final = skip_threshold
         if num_tracks is not None:
             check_integer("num_tracks", num_tracks, minimum=0)

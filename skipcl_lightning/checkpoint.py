@@ -25,6 +25,7 @@ __all__ = [
     "holds_vocabulary",
     "load_encoder",
     "load_list",
+    "match_context",
     "match_encoder",
     "num_stored_items",
     "read_setting",
@@ -142,12 +143,15 @@ def load_encoder(
         `known`, or else the checkpoint's encoder; None if there is neither.
 
     Raises:
-        ValueError: The checkpoint has other items than the data, or another number than the module.
+        ValueError: The checkpoint has other items or another context than the data, or another number than
+            the module.
     """
     state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
     if state is None:
         return known
     encoder = SessionEncoder.from_state_dict(state)
+    if known is not None:
+        match_context(encoder, known)
     if may_grow and known is not None and _begins_with(known.vocabulary, encoder.vocabulary):
         encoder = known
     if known is not None and known.vocabulary != encoder.vocabulary:
@@ -215,6 +219,24 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
             "Build the module with `num_items=datamodule.num_items`."
         )
     return known or data
+
+
+def match_context(trained_on: SessionEncoder | None, data: SessionEncoder) -> None:
+    """Raise unless the codes of the data's context mean to a model what they meant in training.
+
+    Args:
+        trained_on: The model's encoder; None, or one without context, fits any data.
+        data: The encoder of the data module.
+
+    Raises:
+        ValueError: The inputs, or the categories of one, differ.
+    """
+    if trained_on is None or trained_on.context in (None, data.context):
+        return
+    raise ValueError(
+        f"`context` must be what the model was trained on, {trained_on.context}, got {data.context} with "
+        "other inputs or categories. Build the data module with `context=module.encoder.context`."
+    )
 
 
 def refuse_other_items(*, trained_on: SessionEncoder, data: SessionEncoder) -> None:

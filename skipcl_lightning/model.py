@@ -3,7 +3,7 @@
 It needs only torch, so it can be exported, served or used in any other module.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -210,6 +210,9 @@ class SessionModel(nn.Module):
         embedding_size: D; None for the backbone's own `embedding_size`.
         feedback_input: Whether the backbone sees the feedback of each item. One embedding each for listening,
             skips, likes and dislikes, linear in the strength and zero at first, is added to the item's own.
+        context_sizes: By name, the number of codes of each input in `SessionBatch.context`, without 0, in its
+            order. One embedding for each code, zero at first, is added to the item's own; code 0 adds
+            nothing.
         sparse_item_table: Whether the gradients of the table are sparse tensors of the used rows.
 
     Raises:
@@ -233,10 +236,14 @@ class SessionModel(nn.Module):
         num_items: int,
         embedding_size: int | None = None,
         feedback_input: bool = True,
+        context_sizes: Mapping[str, int] | None = None,
         sparse_item_table: bool = False,
     ) -> None:
         super().__init__()
         check_integer("num_items", num_items, minimum=2)
+        context_sizes = dict(context_sizes or {})
+        for name, codes in context_sizes.items():
+            check_integer(f"context_sizes[{name!r}]", codes)
         size = _embedding_size(backbone, embedding_size)
         check_backbone(backbone, size)
         self.num_items = num_items
@@ -253,6 +260,11 @@ class SessionModel(nn.Module):
             nn.init.zeros_(self.feedback_embedding.weight)
         # Made by `use_history`.
         self.register_parameter("history_embedding", None)
+        self.context_sizes = context_sizes
+        tables = [nn.Embedding(codes + 1, size, padding_idx=0) for codes in context_sizes.values()]
+        for table in tables:
+            nn.init.zeros_(table.weight)
+        self.context_embeddings = nn.ModuleList(tables)
         # From the last item and from the last two, counted if the module has a `transition_weight`.
         self.transitions: nn.ModuleList | None = None
         # [V + 1] bool, items that are not recommended, or None; set by `SkipCLModule.retire_items`.
@@ -304,7 +316,7 @@ class SessionModel(nn.Module):
         return torch.where(hidden[..., None], self.mask_embedding, keys)
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
-        """Return the backbone's input: the items and, if it is an input, their feedback.
+        """Return the backbone's input: the items and, if they are inputs, their feedback and context.
 
         Args:
             batch: B sessions, without the items that are hidden from a bidirectional backbone.
@@ -312,7 +324,11 @@ class SessionModel(nn.Module):
 
         Returns:
             [B, L, D].
+
+        Raises:
+            ValueError: The batch does not have the context on which the model was trained.
         """
+        keys = self._add_context(batch.context, keys)
         if self.feedback_embedding is None:
             return keys
         explicit = batch.explicit_feedback
@@ -348,6 +364,19 @@ class SessionModel(nn.Module):
             assert isinstance(pairs, Transitions)  # noqa: S101
             pairs.recode_pairs(self.num_items, self.num_items + len(rows))
         self.num_items += len(rows)
+
+    def _add_context(self, context: Tensor | None, keys: Tensor) -> Tensor:
+        if not self.context_sizes:
+            return keys
+        if context is None or context.shape[2] != len(self.context_sizes):
+            raise ValueError(
+                f"`batch.context` must have the codes of {', '.join(self.context_sizes)}, on which the model "
+                f"was trained, got {'None' if context is None else context.shape[2]}. Take batches from a "
+                f"data module with `context={list(self.context_sizes)}`."
+            )
+        for embedding, codes in zip(self.context_embeddings, context.unbind(2), strict=True):
+            keys = keys + embedding(codes)
+        return keys
 
     def forward(self, batch: SessionBatch, *, last_only: bool = False) -> Tensor:
         """Return the backbone's output at each position.

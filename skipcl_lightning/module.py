@@ -1,6 +1,6 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import add
@@ -27,6 +27,7 @@ from skipcl_lightning.checkpoint import (
     grow_state,
     load_encoder,
     load_list,
+    match_context,
     match_encoder,
     num_stored_items,
     save_encoder,
@@ -108,6 +109,8 @@ class SkipCLModule(LightningModule):
             skips, likes and dislikes, linear in the strength and zero at first. On by default: in the study
             of the documentation's page "Results" it gained more than any head. Recommendations then need the
             feedback too.
+        context_sizes: The inputs of a play's context, such as the hour, with the number of codes of each:
+            `SessionDataModule.context_sizes`, made by its `context`. None for no such inputs.
         like_weight: Weight of a liked target in the next-item loss, above 0; other targets have 1. A disliked
             item is never a target.
         mask_probability: Probability that an item is hidden from a bidirectional backbone in a training step,
@@ -163,6 +166,7 @@ class SkipCLModule(LightningModule):
         next_item_loss: Part | None = None,
         target_rule: TargetRule = "next_listened",
         feedback_input: bool = True,
+        context_sizes: dict[str, int] | None = None,
         like_weight: float = 1.0,
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,
@@ -194,6 +198,7 @@ class SkipCLModule(LightningModule):
             num_items=num_items,
             embedding_size=embedding_size,
             feedback_input=feedback_input,
+            context_sizes=context_sizes,
             sparse_item_table=sparse_item_table,
         )
         self.save_hyperparameters({"embedding_size": self.model.embedding_size})
@@ -349,9 +354,7 @@ class SkipCLModule(LightningModule):
         for part in (self.skip_head, self.next_item_loss):
             extend_part(part, len(rows))
         self.model.extend_items(rows)
-        self.encoder = SessionEncoder(
-            vocabulary, encoder.max_length, encoder.skip_threshold, encoder.history_length
-        )
+        self.encoder = encoder.replace(vocabulary=vocabulary)
         self.growth.append(self.num_items)
         self.save_hyperparameters({"num_items": self.num_items})
         self._make_metrics(self.hparams["top_k"])
@@ -584,6 +587,9 @@ class SkipCLModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
+            match_context(self.encoder, encoder)
+            if stage == "fit":
+                _check_context_sizes(self.model.context_sizes, encoder)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
             if stage == "fit" and encoder.history_length:
                 self.model.use_history()
@@ -630,6 +636,7 @@ class SkipCLModule(LightningModule):
             ValueError: The items of the data are others, or the weights do not fit.
         """
         self._refuse_while_running("init_from")
+        _check_context_sizes(self.model.context_sizes, data.encoder)
         self.encoder = match_encoder(data.encoder, self.encoder, self.num_items)
         checkpoint = open_checkpoint(path)
         self._restore(checkpoint, data, fits=True)
@@ -954,6 +961,16 @@ class SkipCLModule(LightningModule):
 def _warm_up(step: int, *, steps: int) -> float:
     """Return the factor of the learning rate at a step; a module-level function, so it can be pickled."""
     return min(1.0, (step + 1) / max(1, steps))
+
+
+def _check_context_sizes(given: Mapping[str, int], encoder: SessionEncoder) -> None:
+    """Raise unless a module that is about to be trained has exactly the inputs of its data."""
+    found = {} if encoder.context is None else encoder.context.sizes
+    if list(given.items()) != list(found.items()):
+        raise ValueError(
+            f"`context_sizes` must be the data's {found or None}, got {given or None}. Build the module with "
+            "`context_sizes=datamodule.context_sizes`, or leave `context` out of the data module."
+        )
 
 
 def _check_cloze(head: nn.Module) -> None:

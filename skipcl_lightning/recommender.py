@@ -11,8 +11,8 @@ from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.checkpoint import require_own_class
-from skipcl_lightning.data import SessionEncoder, recommendation_frame
-from skipcl_lightning.data.encoder import session_lengths
+from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.data.encoder import Context, session_lengths
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.module import SkipCLModule
@@ -95,6 +95,7 @@ class Recommender:
         *,
         explicit_feedback: Sequence[Sequence[float]] | None = None,
         histories: Sessions | None = None,
+        context: Context | None = None,
         session_ids: Sequence[str] | Sequence[int] | None = None,
         top_k: int = 10,
         exclude_seen: bool = False,
@@ -113,6 +114,9 @@ class Recommender:
             histories: For each session, the ids of the items that its listener listened to in earlier
                 sessions, the oldest first, without rejected ones; perhaps none. Only for a model that was
                 trained with a `history_length`, which sees the latest of that number.
+            context: What the inputs of `SkipCLModule(context_sizes=…)` need: by column of the training log
+                (`timestamp` for `gap`, `hour` and `weekday`), a value for each item of each session, None
+                where it is unknown; or None in place of the column if all of it is unknown.
             session_ids: The names of the sessions in the result; None for 0, 1, …
             top_k: Items for each session, at most the catalogue's size.
             exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
@@ -131,8 +135,8 @@ class Recommender:
 
         Raises:
             TypeError: Ids have another type than the trained ones.
-            ValueError: A session is empty, an item is unknown, feedback is out of range, or `top_k` is above
-                the catalogue's size.
+            ValueError: A session is empty, an item is unknown, feedback is out of range, a column of the
+                context is missing, or `top_k` is above the catalogue's size.
         """
         check_integer(
             "top_k", top_k, maximum=self.module.num_items, cure="The catalogue holds no more than that."
@@ -146,9 +150,7 @@ class Recommender:
             )
         # Exclusions cover the whole session, even if the model sees only its latest items.
         longest = int(lengths.max())
-        whole = SessionEncoder(
-            self.encoder.vocabulary, longest, self.encoder.skip_threshold, self.encoder.history_length
-        )
+        whole = self.encoder.replace(max_length=longest)
         frames = []
         for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
@@ -157,6 +159,7 @@ class Recommender:
                 None if feedback is None else feedback[rows],
                 explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
                 histories=None if histories is None else histories[rows],
+                context=None if context is None else _take_sessions(context, rows),
                 unknown=unknown,
             ).to(self.module.device)
             latest = batch.latest(self.encoder.max_length)
@@ -170,6 +173,10 @@ class Recommender:
                 skips = self.module.skip_probability(latest, items) if self.module.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
+
+
+def _take_sessions(context: Context, rows: slice) -> Context:
+    return {name: None if values is None else values[rows] for name, values in context.items()}
 
 
 def _excluded(batch: SessionBatch, *, exclude_seen: bool, exclude_skipped: bool) -> torch.Tensor | None:

@@ -42,6 +42,7 @@ PUBLIC = {
         "WatchedModule",
     ],
     "skipcl_lightning.data": [
+        "ContextEncoder",
         "DropReport",
         "EvaluationSampler",
         "ItemVocabulary",

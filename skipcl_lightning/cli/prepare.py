@@ -28,6 +28,7 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
+from skipcl_lightning.data.prepare.context import BUILT_IN
 from skipcl_lightning.data.prepare.filters import FeedbackWarning
 from skipcl_lightning.data.splits import Split, Targets
 
@@ -115,10 +116,16 @@ def make_parser() -> ArgumentParser:
         (paths, *_) = inspect.signature(reader).parameters
         source.add_argument("paths", nargs="+", type=Path, help="files, or one folder that is searched")
         source.add_argument("--folder", type=Path, required=True, help="the store's own folder")
-        source.add_function_arguments(reader, skip={paths})
+        source.add_function_arguments(reader, skip={paths, "columns"})
         source.add_function_arguments(make_split)
         skipped: set[str | int] = {"log", "folder", "split", "on_progress", "gap_minutes", "skip_seconds"}
-        source.add_function_arguments(prepare_store, skip=skipped)
+        source.add_function_arguments(prepare_store, skip=skipped | {"context"})
+        source.add_argument(
+            "--context",
+            type=list[str],
+            default=[],
+            help="inputs of a play's context: gap, hour, weekday, place and names of columns of the log",
+        )
         sources.add_subcommand(name, source, help=summary)
     return parser
 
@@ -136,6 +143,8 @@ def run_prepare(arguments: Sequence[str]) -> None:
         store_settings = _take(values, prepare_store)
         if source in HISTORIES:
             store_settings |= _take_history(values)
+        if "columns" in inspect.signature(reader).parameters:
+            values["columns"] = [name for name in store_settings["context"] if name not in BUILT_IN]
         log = reader(paths[0] if len(paths) == 1 else paths, **values)
         with _progress(console) as tell, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FeedbackWarning)

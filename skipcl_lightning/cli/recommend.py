@@ -7,11 +7,24 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from skipcl_lightning.data import ContextEncoder, SessionEncoder
+from skipcl_lightning.data.readers.columns import (
+    Column,
+    flag_column,
+    integer_column,
+    number_column,
+    parse_columns,
+    text_column,
+    time_column,
+)
+from skipcl_lightning.data.readers.files import ROW
 from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.recommender import Recommender
 
 __all__ = ["parse_session", "recommend"]
 
+# The names, items, feedback and context of sessions.
+Given = tuple[list[Any] | None, list[list[Any]], list[list[float]], dict[str, list[Any]]]
 WRITERS = {".csv": "write_csv", ".parquet": "write_parquet"}
 
 
@@ -34,7 +47,8 @@ def recommend(
         session: A session such as "a:1,b:-1", or a list of them: item ids in the order of listening, each
             with its feedback in [-1, 1] after a colon; without one, the feedback is unknown.
         file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback, its rows in
-            the order of listening.
+            the order of listening. A model with context inputs needs their columns of the training log too,
+            such as timestamp; an empty field is unknown.
         histories: With `file`, another such file: what the listener of each session heard before it, by the
             session_id of `file`, without skipped tracks or with their feedback. For a model that was trained
             with a history_length.
@@ -48,8 +62,8 @@ def recommend(
         output: A .csv or .parquet file for the recommendations; without it they are printed.
 
     Raises:
-        ValueError: There are no sessions or two sources of them, a file has another format, or a session has
-            an unknown item.
+        ValueError: There are no sessions or two sources of them, a file has another format or lacks a column
+            of the context, or a session has an unknown item.
         FileNotFoundError: A file does not exist.
     """
     if (session is None) == (file is None):
@@ -62,7 +76,7 @@ def recommend(
         raise ValueError(f"`output` must end with .csv or .parquet, got {output}.")
     recommender = Recommender.from_checkpoint(checkpoint)
     assert recommender.encoder is not None, "a recommender has a vocabulary"  # noqa: S101
-    names, items, feedback, earlier = _collect(session, file, histories, recommender.encoder.skip_threshold)
+    (names, items, feedback, context), earlier = _collect(session, file, histories, recommender.encoder)
     if recommender.encoder.vocabulary.dtype == pl.Int64:
         items = [[_to_integer(item) for item in one] for one in items]
         earlier = earlier and [[_to_integer(item) for item in one] for one in earlier]
@@ -70,6 +84,7 @@ def recommend(
         items,
         feedback,
         histories=earlier,
+        context=context,
         session_ids=names,
         top_k=top_k,
         exclude_seen=exclude_seen,
@@ -108,23 +123,32 @@ def parse_session(text: str) -> tuple[list[Any], list[float]]:
 
 
 def _collect(
-    session: list[str] | str | None, file: Path | None, histories: Path | None, skip_threshold: float
-) -> tuple[list[Any] | None, list[list[Any]], list[list[float]], list[list[Any]] | None]:
-    """Return the names of the sessions, their items and feedback, and the tracks before each of them."""
+    session: list[str] | str | None, file: Path | None, histories: Path | None, encoder: SessionEncoder
+) -> tuple[Given, list[list[Any]] | None]:
+    """Return the sessions, and the tracks before each of them."""
+    context = encoder.context
     if file is not None:
-        names, items, feedback = _read_sessions("file", file)
-        earlier = None if histories is None else _read_histories(histories, names, skip_threshold)
-        return names, items, feedback, earlier
+        given = _read_sessions("file", file, context)
+        earlier = (
+            None if histories is None else _read_histories(histories, given[0] or [], encoder.skip_threshold)
+        )
+        return given, earlier
+    if context is not None and context.columns:
+        raise ValueError(
+            f"`file` must be given for a model with the context {', '.join(context.columns)}, got `session`. "
+            "Write the sessions with these columns."
+        )
     texts = [session] if isinstance(session, str) else session or []
     parsed = [parse_session(text) for text in texts]
-    return None, [one[0] for one in parsed], [one[1] for one in parsed], None
+    return (None, [one[0] for one in parsed], [one[1] for one in parsed], {}), None
 
 
 def _read_histories(file: Path, names: list[Any], skip_threshold: float) -> list[list[Any]]:
     """Return the tracks before each session, without those that were skipped."""
+    earlier, items, feedback, _ = _read_sessions("histories", file)
     found = {
-        name: [item for item, signal in zip(items, feedback, strict=True) if signal >= skip_threshold]
-        for name, items, feedback in zip(*_read_sessions("histories", file), strict=True)
+        name: [item for item, signal in zip(tracks, signals, strict=True) if signal >= skip_threshold]
+        for name, tracks, signals in zip(earlier or [], items, feedback, strict=True)
     }
     if not found.keys() & set(names):
         raise ValueError(
@@ -134,22 +158,40 @@ def _read_histories(file: Path, names: list[Any], skip_threshold: float) -> list
     return [found.get(name, []) for name in names]
 
 
-def _read_sessions(argument: str, file: Path) -> tuple[list[Any], list[list[Any]], list[list[float]]]:
+def _read_sessions(argument: str, file: Path, context: ContextEncoder | None = None) -> Given:
+    """Return names, items, feedback and context of the sessions in a file."""
     if file.suffix not in WRITERS:
         raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
     table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-    missing = {"session_id", "item_id"} - set(table.columns)
-    if missing:
+    needed = [] if context is None else context.columns
+    if not {"session_id", "item_id", *needed} <= set(table.columns):
         raise ValueError(
-            f"`{argument}` must have the columns session_id and item_id, got {', '.join(table.columns)}. "
-            "Rename its columns."
+            f"`{argument}` must have the columns {', '.join(['session_id', 'item_id', *needed])}, got "
+            f"{', '.join(table.columns)}. Rename its columns."
         )
+    if context is not None and (texts := [name for name in needed if table.schema[name] == pl.String]):
+        parsers = [_text_parser(name, table[name], context) for name in texts]
+        # The first row is the header.
+        rows = table.lazy().select(texts).with_row_index(ROW, offset=2)
+        table = table.with_columns(parse_columns(rows, file, parsers, name=argument).collect())
     if "feedback" not in table.columns:
         table = table.with_columns(feedback=pl.lit(0.0))
     sessions = table.group_by("session_id", maintain_order=True).agg(
-        "item_id", pl.col("feedback").cast(pl.Float64).fill_null(0.0)
+        "item_id", pl.col("feedback").cast(pl.Float64).fill_null(0.0), *needed
     )
-    return sessions["session_id"].to_list(), sessions["item_id"].to_list(), sessions["feedback"].to_list()
+    found = {name: sessions[name].to_list() for name in sessions.columns}
+    return found.pop("session_id"), found.pop("item_id"), found.pop("feedback"), found
+
+
+def _text_parser(name: str, texts: pl.Series, context: ContextEncoder) -> Column:
+    """Return the parsing of a context column that is text; the training log tells its type."""
+    categories = context.categories.get(name)
+    if categories is not None:
+        kind = type(categories[0])
+        parser = {bool: flag_column, int: integer_column}.get(kind, text_column)
+        return parser(name, optional=True)
+    numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
+    return (time_column if numbers.null_count() == len(numbers) else number_column)(name, optional=True)
 
 
 def _to_integer(item: Any) -> Any:

@@ -170,10 +170,11 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(self.arguments)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Set the default model and data, and link the number of items from the data to the model."""
+        """Set the default model and data, and link what the data know from the data to the model."""
         parser.set_defaults({"model": MODEL, "data": DATA})
-        # jsonargparse omits the link if the data or the model has no `num_items`.
-        parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
+        # jsonargparse omits a link if the data or the model does not have it.
+        for name in ("num_items", "context_sizes"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Silence Lightning's warning that the checkpoint is from another run's folder, as it should be."""

@@ -5,6 +5,7 @@ from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSam
 from skipcl_lightning.data.datamodule import SessionDataModule
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.on_disk import open_store, prepare_store
 from skipcl_lightning.data.prepare.preparation import prepare_sessions
@@ -27,6 +28,7 @@ from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = [
+    "ContextEncoder",
     "DropReport",
     "EvaluationSampler",
     "ItemVocabulary",

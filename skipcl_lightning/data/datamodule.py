@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.given_vocabulary import (
     GivenVocabulary,
     NewItems,
     VocabularySource,
+    choose_context,
     resolve_vocabulary,
 )
 from skipcl_lightning.data.prepare.on_disk import open_store
@@ -101,6 +103,10 @@ class SessionDataModule(LightningDataModule):
         new_items: How items of the log are treated that are not in the `vocabulary`. `drop` (or None) leaves
             their rows out, before sessions are filtered, and counts them; `append` numbers them after the
             known ones, the most frequent in the training set first.
+        context: Inputs of the model beside feedback: `gap`, `hour`, `weekday`, `place` and names of columns
+            of the log, whose categories come from the training set (`ContextEncoder`); or a trained model's
+            `encoder.context`. A column may only hold what is known when the play has ended. None for no
+            inputs, or for those of the store or of the `vocabulary`'s model.
         mined_negatives: M, the number of items drawn for each item of a training batch from those most often
             skipped right after it in the training set; 0 for none.
         mined_positives: P, the number drawn from those most often listened to after it.
@@ -147,6 +153,7 @@ class SessionDataModule(LightningDataModule):
         history_length: int = 0,
         vocabulary: VocabularySource | None = None,
         new_items: NewItems | None = None,
+        context: Sequence[str] | ContextEncoder | None = None,
         mined_negatives: int = 0,
         mined_positives: int = 0,
         mining_score: MiningScore = "count",
@@ -185,6 +192,7 @@ class SessionDataModule(LightningDataModule):
             "require_skip": require_skip,
             "skip_threshold": skip_threshold,
             "new_items": new_items,
+            "context": context,
         }
         given = {name: value for name, value in settings.items() if value is not None}
         known = None if vocabulary is None else resolve_vocabulary(vocabulary)
@@ -235,7 +243,14 @@ class SessionDataModule(LightningDataModule):
     @property
     def encoder(self) -> SessionEncoder:
         """The encoder that turns sessions of external ids into such batches."""
-        return SessionEncoder(self.vocabulary, self.input_length, self.skip_threshold, self.history_length)
+        return SessionEncoder(
+            self.vocabulary, self.input_length, self.skip_threshold, self.history_length, self._data.context
+        )
+
+    @property
+    def context_sizes(self) -> dict[str, int]:
+        """The number of codes of each context input, in order; `SkipCLModule` needs it as `num_items`."""
+        return {} if self._data.context is None else self._data.context.sizes
 
     @property
     def input_length(self) -> int:
@@ -506,8 +521,8 @@ def _plan_preparation(
 ) -> tuple[Callable[[], PreparedData], float]:
     """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
 
-    `given` holds the settings of `SessionFilter`, `split`, `cold_targets` and `new_items`; a store has its
-    own.
+    `given` holds the settings of `SessionFilter`, `split`, `cold_targets`, `new_items` and `context`; a store
+    has its own.
     """
     vocabulary = None if known is None else known.vocabulary
     if isinstance(log, str | Path) and Path(log).suffix == ".parquet":
@@ -527,8 +542,14 @@ def _plan_preparation(
     rules = dict(given)
     split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
     new_items = rules.pop("new_items", None)
+    context = choose_context(rules.pop("context", ()), known)
     settings = PreparationSettings(
-        SessionFilter(**rules), split, cold_targets, vocabulary=vocabulary, new_items=new_items
+        SessionFilter(**rules),
+        split,
+        cold_targets,
+        vocabulary=vocabulary,
+        new_items=new_items,
+        context=context,
     )
     frame = settings.check(log)
     if history_length and not {"user_id", "timestamp"} <= set(resolve_schema("log", frame)):

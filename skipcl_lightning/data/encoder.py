@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
@@ -19,6 +20,7 @@ from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 __all__ = ["SessionEncoder", "recommendation_frame", "session_lengths"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
+Context = Mapping[str, Sequence[Sequence[Any]] | None]
 
 
 class SessionEncoder:
@@ -29,6 +31,7 @@ class SessionEncoder:
         max_length: The largest number of items of a session; the latest are kept.
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         history_length: The largest number of items of a listener's history, 0 or more.
+        context: What turns the context of plays into codes; None without it.
 
     Raises:
         TypeError: `vocabulary` is none, or a setting is no number.
@@ -51,6 +54,7 @@ class SessionEncoder:
         max_length: int,
         skip_threshold: float = 0.0,
         history_length: int = 0,
+        context: ContextEncoder | None = None,
     ) -> None:
         if not isinstance(vocabulary, ItemVocabulary):
             raise TypeError(
@@ -64,6 +68,16 @@ class SessionEncoder:
         self.max_length = max_length
         self.skip_threshold = skip_threshold
         self.history_length = history_length
+        self.context = context
+
+    def replace(self, **changes: Any) -> "SessionEncoder":
+        """Return an encoder with other values of some arguments.
+
+        Examples:
+            >>> SessionEncoder(ItemVocabulary([7]), max_length=50).replace(max_length=9).max_length
+            9
+        """
+        return SessionEncoder(**{**vars(self), **changes})
 
     def encode(
         self,
@@ -72,6 +86,7 @@ class SessionEncoder:
         *,
         explicit_feedback: Sequence[Sequence[float]] | None = None,
         histories: Sessions | None = None,
+        context: Context | None = None,
         unknown: str = "error",
     ) -> SessionBatch:
         """Return a batch of sessions.
@@ -82,8 +97,11 @@ class SessionEncoder:
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked, 0 unknown.
             histories: For each session, the ids of the items that its listener listened to before, without
                 rejected ones, the oldest first; perhaps none. The latest `history_length` are kept.
-            unknown: What to do with items that are not in the vocabulary: raise an `error`, or `ignore` them
-                and their feedback.
+            context: By column of the log that the encoder's context needs, a value for each item of each
+                session, None where it is unknown; or None in place of the column if all of it is unknown.
+                `gap`, `hour` and `weekday` come from `timestamp`, a datetime or seconds since 1970.
+            unknown: What to do with items that are not in the vocabulary: raise an `error`, or `ignore` them,
+                their feedback and their context.
 
         Returns:
             A batch of B rows in the given order, with `session_index` 0 to B - 1.
@@ -93,7 +111,8 @@ class SessionEncoder:
                 no number (a bool could mean skipped or listened).
             ValueError: There are no sessions, one is empty (or has only ignored items), has an unknown item,
                 or its feedback has another length, is NaN or outside [-1, 1]. The message names the session,
-                counted from 0. Or there are `histories`, but not one a session, or `history_length` is 0.
+                counted from 0. Or there are `histories`, but not one a session, or `history_length` is 0. Or
+                a column of the context is missing, unknown to the encoder, or of another length or type.
 
         Examples:
             >>> encoder = SessionEncoder(ItemVocabulary([10, 20]), max_length=50)
@@ -108,6 +127,7 @@ class SessionEncoder:
             if feedback is None
             else _flatten("feedback", feedback, lengths)
         )
+        plays = _context_table(self.context, context, owner, lengths)
         items = self._look_up([item for session in sessions for item in session], owner, unknown)
         known = items != PADDING_INDEX
         counts = np.bincount(owner[known], minlength=len(lengths))
@@ -126,6 +146,8 @@ class SessionEncoder:
                 if explicit_feedback is None
                 else _flatten("explicit_feedback", explicit_feedback, lengths)[known]
             ),
+            # As in training, the last play is the last one of a known item.
+            context=None if self.context is None else self.context.encode(plays.filter(pl.Series(known))),
         )
         rows = np.arange(len(lengths))
         gathered = store.gather(rows, counts, max_length=self.max_length)
@@ -134,6 +156,7 @@ class SessionEncoder:
             session_index=torch.from_numpy(rows),
             explicit_feedback=store.gather_explicit(rows, counts, max_length=self.max_length),
             history=None if histories is None else self._encode_histories(histories, len(lengths), unknown),
+            context=store.gather_context(rows, counts, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
         )
 
@@ -176,14 +199,15 @@ class SessionEncoder:
         """Return the values for `from_state_dict`, which `torch.load(weights_only=True)` accepts.
 
         Examples:
-            >>> SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict()
-            {'vocabulary': {'ids': [7]}, 'max_length': 50, 'skip_threshold': 0.0, 'history_length': 0}
+            >>> list(SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict())
+            ['vocabulary', 'max_length', 'skip_threshold', 'history_length', 'context']
         """
         return {
             "vocabulary": self.vocabulary.state_dict(),
             "max_length": self.max_length,
             "skip_threshold": self.skip_threshold,
             "history_length": self.history_length,
+            "context": None if self.context is None else self.context.state_dict(),
         }
 
     @classmethod
@@ -196,9 +220,68 @@ class SessionEncoder:
             50
         """
         vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
-        # Encoders of earlier versions had no histories.
-        history_length = state.get("history_length", 0)
-        return cls(vocabulary, state["max_length"], state["skip_threshold"], history_length)
+        # Encoders of earlier versions had no histories and no context.
+        context = state.get("context")
+        return cls(
+            vocabulary,
+            state["max_length"],
+            state["skip_threshold"],
+            state.get("history_length", 0),
+            None if context is None else ContextEncoder(context),
+        )
+
+
+def _context_table(
+    encoder: ContextEncoder | None,
+    context: Context | None,
+    owner: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> pl.DataFrame:
+    """Return the columns of the context, a row for each item, after a check against the sessions."""
+    needed = [] if encoder is None else encoder.columns
+    given = {} if context is None else dict(context)
+    if missing := [name for name in needed if name not in given]:
+        raise ValueError(
+            f"`context` must have {', '.join(map(repr, missing))}, which the model was trained on, got "
+            f"{', '.join(map(repr, given)) or 'nothing'}. Give a value for each track, or {{{missing[0]!r}: "
+            "None} if all are unknown."
+        )
+    if foreign := [name for name in given if name not in needed]:
+        raise ValueError(
+            "`context` must have only what the model was trained on, "
+            f"{', '.join(map(repr, needed)) or 'nothing'}, got {foreign[0]!r}. Leave it out."
+        )
+    columns = {name: _context_column(name, values, lengths) for name, values in given.items()}
+    return pl.DataFrame({"session_id": owner, **columns})
+
+
+def _context_column(
+    name: str, values: Sequence[Sequence[Any]] | None, lengths: NDArray[np.int64]
+) -> pl.Series:
+    if values is None:
+        return pl.Series([None] * int(lengths.sum()), dtype=pl.Null)
+    if not _is_ordered(values) or not all(_is_ordered(one) for one in values):
+        raise TypeError(
+            f"`context` must have a sequence of values for each session in {name!r}, got {values!r}. Make it "
+            "a list of lists."
+        )
+    found = [len(one) for one in values]
+    if found != lengths.tolist():
+        raise ValueError(
+            f"`context` must have one value a track in {name!r}, got {found} for sessions of "
+            f"{lengths.tolist()}. Use None where it is unknown."
+        )
+    flat = [value for one in values for value in one]
+    # polars takes True for the integer 1.
+    if len({isinstance(value, bool) for value in flat if value is not None}) > 1:
+        raise TypeError(f"`context` must have one type in {name!r}, got booleans and others. Convert them.")
+    try:
+        return pl.Series(flat)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise TypeError(
+            f"`context` must have one type in {name!r}, got {flat[:5]}. Convert the values to that of "
+            "training."
+        ) from error
 
 
 def session_lengths(

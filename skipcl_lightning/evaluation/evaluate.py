@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
-from skipcl_lightning.checkpoint import refuse_other_items
+from skipcl_lightning.checkpoint import match_context, refuse_other_items
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.baselines import LastItemMarkov
 from skipcl_lightning.evaluation.report import EvaluationReport
@@ -109,8 +109,8 @@ def evaluate(
             f"`exclude_seen` must be True, False or None, got {exclude_seen!r}. None takes the model's own."
         )
     encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, SessionEncoder) and encoder.vocabulary != data.vocabulary:
-        refuse_other_items(trained_on=encoder, data=data.encoder)
+    if isinstance(encoder, SessionEncoder):
+        _check_trained_on(encoder, data)
     check_choice("split", split, get_args(Split))
     check_choice("sampler", sampler, get_args(CandidateSampler))
     if num_candidates is None and sampler != "uniform":
@@ -165,6 +165,13 @@ def evaluate(
     if report.caution and report.sessions.height >= _FEWEST_TARGETS:
         warnings.warn(report.caution, stacklevel=2)
     return report
+
+
+def _check_trained_on(encoder: SessionEncoder, data: SessionDataModule) -> None:
+    """Raise unless data has the items and the context of a model's training."""
+    if encoder.vocabulary != data.vocabulary:
+        refuse_other_items(trained_on=encoder, data=data.encoder)
+    match_context(encoder, data.encoder)
 
 
 def _at_penalty(model: QueryModel | Baseline, skip_penalty: float | None) -> AbstractContextManager[None]:

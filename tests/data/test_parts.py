@@ -14,9 +14,10 @@ def test_sorted_rows_are_returned_as_they_are():
     assert order_rows(table, "key", "order") is table
 
 
-def test_only_rows_that_are_equal_in_every_column_are_dropped():
-    table = pl.DataFrame({"key": ["a", "a", "a"], "order": [1, 1, 1], "item": [7, 8, 7]})
-    assert drop_repeated(table, "key", "order")["item"].to_list() == [7, 8]
+def test_only_rows_that_are_equal_in_every_canonical_column_are_dropped():
+    plays = {"session_id": "a", "position": [1, 1, 1], "item_id": [7, 8, 7], "device": [1, 2, 3]}
+    kept = drop_repeated(pl.DataFrame(plays), "session_id", "position")
+    assert kept.rows() == [("a", 1, 7, 1), ("a", 1, 8, 2)]
 
 
 def test_a_table_is_read_in_chunks_or_at_once():

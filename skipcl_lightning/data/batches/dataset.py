@@ -112,6 +112,7 @@ class SessionDataset(Dataset[SessionBatch]):
             feedback,
             session_index=torch.from_numpy(rows),
             explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
+            context=view.store.gather_context(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
             num_tracks=int(np.minimum(ends, self.max_length).sum()),
             history=self._gather_histories(rows),

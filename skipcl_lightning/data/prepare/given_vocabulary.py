@@ -1,12 +1,14 @@
 """The vocabulary that a log is prepared with: from a module, a checkpoint or a store."""
 
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
@@ -16,6 +18,7 @@ __all__ = [
     "HasEncoder",
     "NewItems",
     "VocabularySource",
+    "choose_context",
     "open_checkpoint",
     "resolve_vocabulary",
 ]
@@ -36,10 +39,27 @@ VocabularySource = ItemVocabulary | HasEncoder | str | Path
 
 @dataclass(frozen=True)
 class GivenVocabulary:
-    """A vocabulary, and the largest number of items on which its model was trained; 0 if unknown."""
+    """A vocabulary, its model's context, and the largest number of items of its training; 0 if unknown."""
 
     vocabulary: ItemVocabulary
     trained_length: int = 0
+    context: ContextEncoder | None = None
+
+
+def choose_context(
+    given: Sequence[str] | ContextEncoder, known: GivenVocabulary | None
+) -> Sequence[str] | ContextEncoder:
+    """Return the inputs to prepare: those of a trained model, with its categories, unless others are given.
+
+    Examples:
+        >>> known = GivenVocabulary(ItemVocabulary(["song"]), context=ContextEncoder({"device": ["tv"]}))
+        >>> choose_context([], known), choose_context(["device"], known), choose_context(["gap"], known)
+        (ContextEncoder(device: 1), ContextEncoder(device: 1), ['gap'])
+    """
+    trained = None if known is None else known.context
+    if trained is None or isinstance(given, ContextEncoder):
+        return given
+    return trained if list(given) in ([], list(trained.categories)) else given
 
 
 def resolve_vocabulary(source: object) -> GivenVocabulary:
@@ -73,7 +93,7 @@ def resolve_vocabulary(source: object) -> GivenVocabulary:
             f"`vocabulary` must have one, got a {type(source).__name__} without. Fit it with a "
             "`SessionDataModule`, or load its checkpoint."
         )
-    return GivenVocabulary(encoder.vocabulary, encoder.max_length)
+    return GivenVocabulary(encoder.vocabulary, encoder.max_length, encoder.context)
 
 
 def open_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -100,8 +120,10 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> GivenVocabulary:
     if (path / MANIFEST).is_file():
-        Manifest.read(path).check_files(path, contents=False)
-        return GivenVocabulary(ItemVocabulary(read_column(path / "item_id.arrow")))
+        manifest = Manifest.read(path)
+        manifest.check_files(path, contents=False)
+        vocabulary = ItemVocabulary(read_column(path / "item_id.arrow"))
+        return GivenVocabulary(vocabulary, context=_to_context(manifest.counts.get("context")))
     try:
         checkpoint = open_checkpoint(path)
     except (OSError, ValueError) as error:
@@ -116,4 +138,9 @@ def _read(path: Path) -> GivenVocabulary:
             f"`vocabulary` must be a checkpoint with an item vocabulary, got {str(path)!r} without. Fit the "
             "model with a `SessionDataModule`, or pass `ItemVocabulary(ids)` in the order of training."
         )
-    return GivenVocabulary(ItemVocabulary.from_state_dict(state["vocabulary"]), state["max_length"])
+    vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
+    return GivenVocabulary(vocabulary, state["max_length"], _to_context(state.get("context")))
+
+
+def _to_context(state: Mapping[str, Any] | None) -> ContextEncoder | None:
+    return None if state is None else ContextEncoder(state)

@@ -1,14 +1,21 @@
 """Session stores on disk: prepare one from a log of any size, and open it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
-from skipcl_lightning.data.prepare.given_vocabulary import NewItems, VocabularySource, resolve_vocabulary
+from skipcl_lightning.data.prepare.given_vocabulary import (
+    NewItems,
+    VocabularySource,
+    choose_context,
+    resolve_vocabulary,
+)
 from skipcl_lightning.data.prepare.parts import Progress, no_progress
 from skipcl_lightning.data.prepare.preparation import HistoryRules
 from skipcl_lightning.data.prepare.prepared_data import (
@@ -56,6 +63,7 @@ def prepare_store(
     new_items: NewItems | None = None,
     gap_minutes: float | None = None,
     skip_seconds: float | None = None,
+    context: Sequence[str] | ContextEncoder = (),
     rows_in_memory: int = 5_000_000,
     rebuild: bool = False,
     on_progress: Progress = no_progress,
@@ -87,6 +95,9 @@ def prepare_store(
             must fit into memory. None if the log has sessions.
         skip_seconds: With `gap_minutes`, for a log without feedback: a play that is followed by another
             within this time was skipped.
+        context: The inputs of a play's context: `gap`, `hour`, `weekday`, `place` and names of columns of the
+            log, whose categories come from the training set (`ContextEncoder`); or a trained model's
+            `encoder.context`. Empty for those of the `vocabulary`'s model.
         rows_in_memory: The approximate number of rows in memory, at least 1.
         rebuild: Whether to prepare it again even if the store is there.
         on_progress: Called with the name of the step, the amount done, and the total (None if unknown).
@@ -117,8 +128,16 @@ def prepare_store(
         )
     history = None if gap_minutes is None else HistoryRules(gap_minutes, skip_seconds)
     split = LeaveOneOut() if split is None else split
-    given = None if vocabulary is None else resolve_vocabulary(vocabulary).vocabulary
-    settings = PreparationSettings(session_filter, split, cold_targets, history, given, new_items)
+    known = None if vocabulary is None else resolve_vocabulary(vocabulary)
+    settings = PreparationSettings(
+        session_filter,
+        split,
+        cold_targets,
+        history,
+        None if known is None else known.vocabulary,
+        new_items,
+        choose_context(context, known),
+    )
     log = settings.check(log)
     if not isinstance(rebuild, bool):
         raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
@@ -147,6 +166,7 @@ def prepare_store(
             "longest_input": data.longest_input,
             "caution": data.caution,
             "known_items": data.num_known_items,
+            "context": None if data.context is None else data.context.state_dict(),
         }
         on_progress("Taking checksums", 0, 1)
         replace(manifest, counts=counts, files=describe_files(store_folder)).write(store_folder)
@@ -200,6 +220,7 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
     manifest = Manifest.read(folder)
     manifest.check_files(folder, contents=verify)
     store = SessionStore.open(folder, digest)
+    context = manifest.counts.get("context")
     return PreparedData(
         vocabulary=ItemVocabulary(read_column(folder / "item_id.arrow")),
         store=store,
@@ -215,6 +236,7 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         scores_cold=manifest.settings["cold_targets"] == "score",
         listeners=Listeners.open(folder),
         num_known_items=manifest.counts.get("known_items", 0),
+        context=None if context is None else ContextEncoder(context),
     )
 
 

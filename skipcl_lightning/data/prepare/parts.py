@@ -10,12 +10,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.data.schema import name_unreadable
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS, name_unreadable
 
 __all__ = [
     "Progress",
     "TableParts",
     "arrange_parts",
+    "drop_copies",
     "drop_repeated",
     "in_listening_order",
     "no_progress",
@@ -185,16 +186,20 @@ def order_rows(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
     return table
 
 
+def drop_copies(plays: pl.DataFrame) -> pl.DataFrame:
+    """Drop rows that repeat another in every canonical column; its context may differ."""
+    compared = [name for name in plays.columns if name in CANONICAL_COLUMNS]
+    return plays.unique(compared, keep="first", maintain_order=True)
+
+
 def drop_repeated(table: pl.DataFrame, key: str, order: str) -> pl.DataFrame:
-    """Drop rows that repeat another in every column, of rows that `order_rows` has sorted."""
+    """Drop rows that repeat another in every canonical column, of rows that `order_rows` has sorted."""
     follows = (table[key] == table[key].shift(1)) & (table[order] == table[order].shift(1))
     follows = follows.fill_null(False)
     if not follows.any():
         return table
     # Repeated rows are equal in both columns, so only such rows are compared in all columns.
     tied = follows | follows.shift(-1, fill_value=False)
-    first = (
-        table.with_row_index("_place").filter(tied).unique(table.columns, keep="first", maintain_order=True)
-    )["_place"]
+    first = drop_copies(table.with_row_index("_place").filter(tied))["_place"]
     kept = ~tied
     return table.filter(kept.scatter(first, True))

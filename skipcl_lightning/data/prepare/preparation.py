@@ -1,7 +1,7 @@
 """From a canonical table to checked, sorted and filtered sessions."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from skipcl_lightning.data.prepare.parts import (
     Progress,
     TableParts,
     arrange_parts,
+    drop_copies,
     drop_repeated,
     in_listening_order,
     no_progress,
@@ -102,6 +103,7 @@ def prepare_parts(
     history: HistoryRules | None = None,
     known: ItemVocabulary | None = None,
     new_items: NewItems | None = None,
+    context: Iterable[str] = (),
     rows_in_memory: int | None = None,
     folder: Path | None = None,
     on_progress: Progress = no_progress,
@@ -111,9 +113,10 @@ def prepare_parts(
     Unless `new_items` is `append`, rows of items outside `known` are dropped, after skips are derived from
     the next play and before the filter, which counts what a model sees. Parts are kept in `folder`. The
     result does not depend on `rows_in_memory`: sessions are ordered by their ids, those of a history by user
-    and time.
+    and time. The columns that `context` names are kept too.
     """
     columns = check_log_columns(log, history=history is not None)
+    columns += [column for column in context if column not in columns]
     if history is not None and history.skip_seconds is not None and "feedback" in columns:
         raise ValueError(
             f"`skip_seconds` must be None where the log has feedback of its own, got {history.skip_seconds}. "
@@ -180,7 +183,7 @@ def _clean_part(
         _check_order(kept)
     else:
         # Before sessions are cut, because a repeated row would seem to end its own play at once.
-        read = history.apply(part.unique(maintain_order=True).drop("copy_key", strict=False))
+        read = history.apply(drop_copies(part).drop("copy_key", strict=False))
         kept = read.filter(pl.col("item_id").is_not_null())
         repeated = part.height - read.height
     sessions = len(run_lengths(read["session_id"]))

@@ -1,6 +1,6 @@
 """Prepared data: items, sessions, splits and counts of the training set, and how they are written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -11,6 +11,7 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from skipcl_lightning._checks import check_choice
+from skipcl_lightning.data.prepare.context import ContextEncoder, check_context, context_columns
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
 from skipcl_lightning.data.prepare.given_vocabulary import NewItems
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
@@ -48,6 +49,7 @@ class PreparationSettings:
     history: HistoryRules | None = None
     vocabulary: ItemVocabulary | None = None
     new_items: NewItems | None = None
+    context: Sequence[str] | ContextEncoder = ()
 
     def check(self, log: Table) -> pl.LazyFrame | pl.DataFrame:
         """Return a log as a frame, after a check of its columns and of these settings for it."""
@@ -55,7 +57,9 @@ class PreparationSettings:
         columns = check_log_columns(frame, history=self.history is not None)
         check_split(self.split, self.session_filter.min_session_length, columns)
         check_choice("cold_targets", self.cold_targets, get_args(ColdTargets))
-        self._check_vocabulary(resolve_schema("log", frame)["item_id"])
+        schema = resolve_schema("log", frame)
+        self._check_vocabulary(schema["item_id"])
+        check_context(self.context, schema)
         return frame
 
     def _check_vocabulary(self, dtype: pl.DataType) -> None:
@@ -73,6 +77,12 @@ class PreparationSettings:
                 f"the log: `log.with_columns(pl.col('item_id').cast(pl.{self.vocabulary.dtype}))`."
             )
 
+    @property
+    def context_columns(self) -> list[str]:
+        """The columns of the log that the context needs."""
+        context = self.context
+        return context.columns if isinstance(context, ContextEncoder) else context_columns(context)
+
     def describe(self) -> dict[str, Any]:
         """Return plain values that are equal for equal settings only."""
         split = {"name": type(self.split).__name__} | {
@@ -83,6 +93,9 @@ class PreparationSettings:
             "split": split,
             "cold_targets": self.cold_targets,
             "history": None if self.history is None else asdict(self.history),
+            "context": (
+                self.context.state_dict() if isinstance(self.context, ContextEncoder) else list(self.context)
+            ),
         }
         if self.vocabulary is not None:
             described["vocabulary"] = fingerprint_vocabulary(self.vocabulary)
@@ -108,6 +121,7 @@ class PreparedData:
         listeners: The listener and the time of each session; None if the log lacks `user_id` or `timestamp`.
         num_known_items: The number of items of a given vocabulary, which have the indices 1 to this. Their
             model may have learned them elsewhere, so they are never cold.
+        context: What turned the context of plays into codes; None without it.
     """
 
     vocabulary: ItemVocabulary
@@ -121,6 +135,7 @@ class PreparedData:
     scores_cold: bool = False
     listeners: Listeners | None = None
     num_known_items: int = 0
+    context: ContextEncoder | None = None
 
     @classmethod
     def from_log(
@@ -272,8 +287,11 @@ GrowingColumn = _ColumnList | _ColumnFile
 class StoreWriter:
     """Writes tables as flat arrays, one after the other, to a storage."""
 
-    def __init__(self, storage: Storage, vocabulary: ItemVocabulary) -> None:
+    def __init__(
+        self, storage: Storage, vocabulary: ItemVocabulary, context: ContextEncoder | None = None
+    ) -> None:
         self.vocabulary = vocabulary
+        self.context = context
         self._storage = storage
         self._items = storage.array("items", np.int32)
         self._feedback = storage.array("feedback", np.float32)
@@ -281,6 +299,7 @@ class StoreWriter:
         self._offsets.append(np.zeros(1, dtype=np.int64))
         self._session_ids = storage.column("session_id")
         self._explicit: GrowingArray | None = None
+        self._codes = None if context is None else storage.array("context", np.int16)
         self._tracks = 0
 
     def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
@@ -301,6 +320,9 @@ class StoreWriter:
             if self._explicit is None:
                 self._explicit = self._storage.array("explicit_feedback", np.float32)
             self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
+        if self.context is not None and self._codes is not None:
+            # Flat, as the files of a store are.
+            self._codes.append(self.context.encode(table).ravel())
         self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
         self._session_ids.append(runs["value"].alias("session_id"))
         self._tracks += table.height
@@ -308,12 +330,14 @@ class StoreWriter:
 
     def finish(self) -> SessionStore:
         """Return the store of all added sessions."""
+        items = self._items.finish()
         return SessionStore(
-            items=self._items.finish(),
+            items=items,
             feedback=self._feedback.finish(),
             offsets=self._offsets.finish(),
             session_ids=self._session_ids.finish(),
             explicit_feedback=None if self._explicit is None else self._explicit.finish(),
+            context=None if self._codes is None else self._codes.finish().reshape(len(items), -1),
             folder=self._storage.folder,
         )
 
@@ -375,6 +399,7 @@ def prepare_into(
         history=settings.history,
         known=settings.vocabulary,
         new_items=settings.new_items,
+        context=settings.context_columns,
         rows_in_memory=rows_in_memory,
         folder=folder,
         on_progress=on_progress,
@@ -385,8 +410,9 @@ def prepare_into(
     training_counts = np.zeros(len(vocabulary) + 1, dtype=np.int64)
     training_counts[vocabulary.encode(counts["item_id"])] = counts["count"].to_numpy()
     num_warm = _count_warm(training_counts, num_known)
-    writer = StoreWriter(storage, vocabulary)
     listeners: ListenerWriter | None = None
+    context = _learn_context(settings.context, parts, report, split)
+    writer = StoreWriter(storage, vocabulary, context)
     growing = {
         name: (storage.array(f"{name}_rows", np.int64), storage.array(f"{name}_ends", np.int64))
         for name in (*SPLIT_NAMES, "predict")
@@ -442,6 +468,7 @@ def prepare_into(
         scores_cold=settings.cold_targets == "score",
         num_known_items=num_known,
         listeners=None if listeners is None else listeners.finish(),
+        context=context,
     )
 
 
@@ -479,16 +506,29 @@ def _to_times(part: pl.DataFrame) -> NDArray[np.int64]:
 
 def _count_training(parts: TableParts, report: DropReport, split: Split) -> pl.DataFrame:
     """Return all items, with their `count` in the training set."""
+    return sum_counts(
+        part.select("item_id", _in_training(block, split).cast(pl.Int64).alias("count"))
+        for part, block in _blocks(parts, report, split)
+    )
 
-    def count(part: pl.DataFrame, block: SessionBlock) -> pl.DataFrame:
-        rows, ends = split.cut(block)["train"]
-        seen = np.zeros(len(block.lengths), dtype=np.int64)
-        seen[rows - block.first_row] = ends
-        place = np.arange(part.height) - np.repeat(block.starts, block.lengths)
-        in_training = pl.Series("count", place < np.repeat(seen, block.lengths))
-        return part.select("item_id", in_training.cast(pl.Int64))
 
-    return sum_counts(count(part, block) for part, block in _blocks(parts, report, split))
+def _in_training(block: SessionBlock, split: Split) -> pl.Series:
+    """[items] bool, which plays are in the training set."""
+    rows, ends = split.cut(block)["train"]
+    seen = np.zeros(len(block.lengths), dtype=np.int64)
+    seen[rows - block.first_row] = ends
+    place = np.arange(block.lengths.sum()) - np.repeat(block.starts, block.lengths)
+    return pl.Series(place < np.repeat(seen, block.lengths))
+
+
+def _learn_context(
+    context: Sequence[str] | ContextEncoder, parts: TableParts, report: DropReport, split: Split
+) -> ContextEncoder | None:
+    """Return the encoder of the context, with categories of the training set unless they are given."""
+    if isinstance(context, ContextEncoder):
+        return context
+    training = (part.filter(_in_training(block, split)) for part, block in _blocks(parts, report, split))
+    return ContextEncoder.fit(context, training) if context else None
 
 
 def _check_parts(

@@ -33,6 +33,16 @@ _RULE_FIELDS: Mapping[str, tuple[str, type[pl.DataType]]] = {
     "skipped": ("skipped", pl.Boolean),
     "fwdbtn": ("reason_end", pl.String),
 }
+# Other fields of the extended export.
+_CONTEXT: Mapping[str, type[pl.DataType]] = {
+    "shuffle": pl.Boolean,
+    "offline": pl.Boolean,
+    "incognito_mode": pl.Boolean,
+    "platform": pl.String,
+    "conn_country": pl.String,
+    "reason_start": pl.String,
+    "reason_end": pl.String,
+}
 _BASIC: Mapping[str, type[pl.DataType]] = {
     "endTime": pl.String,
     "artistName": pl.String,
@@ -60,6 +70,7 @@ def read_streaming_history(
     skip_rule: str = "skipped",
     skip_seconds: float = 30.0,
     gap_minutes: float = 20.0,
+    columns: Sequence[str] = (),
 ) -> pl.LazyFrame:
     """Read one listener's extended or basic streaming history and cut it into sessions.
 
@@ -88,16 +99,19 @@ def read_streaming_history(
             -1, all else +1.
         skip_seconds: The length of a play in seconds below which `ms_played` counts it as skipped, above 0.
         gap_minutes: The longest pause within a session, above 0.
+        columns: Other fields of the extended export to keep, for `SessionDataModule(context=...)`: `shuffle`,
+            `offline`, `incognito_mode`, `platform`, `conn_country`, `reason_start`, `reason_end`.
 
     Returns:
         A canonical table, in the order of time: `session_id` (Int64), `item_id` (String: the track's uri, or
         artist and track with an en dash between), `feedback`, `timestamp` (Datetime in UTC), `copy_key`
-        (UInt64).
+        (UInt64); then `columns`.
 
     Raises:
         TypeError: A setting is no number.
         ValueError: A file is no JSON list of plays, lacks a needed field or has it in another type, both
-            exports are mixed, there are no plays, or the rule needs a field that the basic export lacks.
+            exports are mixed, there are no plays, the rule or `columns` needs a field that the basic export
+            lacks, or one of `columns` is unknown.
 
     Examples:
         >>> import tempfile
@@ -111,7 +125,14 @@ def read_streaming_history(
     check_choice("skip_rule", skip_rule, SKIP_RULES)
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     files = list_files(folder_or_paths, _PATTERNS, name="folder_or_paths", archives=True)
-    plays, extended = _read_plays(files, skip_rule)
+    for name in columns:
+        check_choice("columns", name, tuple(_CONTEXT))
+    plays, extended = _read_plays(files, skip_rule, columns)
+    if not extended and columns:
+        raise ValueError(
+            f"`columns` must be empty for the basic export, got {list(columns)}. Only the extended export "
+            "has these fields."
+        )
     if not extended and skip_rule != "ms_played":
         raise ValueError(
             f"`skip_rule` must be 'ms_played' for the basic export, got {skip_rule!r}. "
@@ -129,10 +150,11 @@ def read_streaming_history(
         flag_to_feedback(_is_skipped(skip_rule, skip_seconds)).alias("feedback"),
         "timestamp",
         "copy_key",
+        *columns,
     )
 
 
-def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bool]:
+def _read_plays(files: Sequence[Path], skip_rule: str, columns: Sequence[str]) -> tuple[pl.DataFrame, bool]:
     """Return all files' plays in one table, and whether they are of the extended export."""
     tables: dict[bool, list[pl.DataFrame]] = {}
     for name, content in (
@@ -144,6 +166,8 @@ def _read_plays(files: Sequence[Path], skip_rule: str) -> tuple[pl.DataFrame, bo
             fields = dict(_EXTENDED if extended else _BASIC)
             if extended and skip_rule in _RULE_FIELDS:
                 fields |= [_RULE_FIELDS[skip_rule]]
+            if extended:
+                fields |= {field: _CONTEXT[field] for field in columns}
             table = _to_table(records, fields, name)
             # Equal times stay in the order of listening, for either direction of the file.
             backwards = times_fall(table["ts" if extended else "endTime"])

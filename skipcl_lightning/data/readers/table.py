@@ -60,6 +60,7 @@ def read_table(
     user: str | None = None,
     separator: str = ",",
     gap_minutes: float | None = None,
+    columns: Sequence[str] = (),
 ) -> pl.LazyFrame:
     r"""Return any log as a canonical table: map its columns, and cut sessions if it has none.
 
@@ -95,6 +96,8 @@ def read_table(
         separator: The character between the columns of a CSV file; `"\t"` is a tab, also as the two
             characters that a shell may pass.
         gap_minutes: The longest pause within a session, if sessions are cut here.
+        columns: Other columns to keep under their names, for `SessionDataModule(context=...)`; those of a CSV
+            file are texts.
 
     Raises:
         TypeError: `source` is neither paths nor a table, or a number is none.
@@ -128,6 +131,12 @@ def read_table(
         "user_id": user,
     }
     given = {role: name for role, name in roles.items() if name is not None}
+    for column in columns:
+        if column in (*roles, *CANONICAL_COLUMNS):
+            raise ValueError(
+                f"`columns` must not name a column like one of the table's own, got {column!r}. Rename it."
+            )
+        given[column] = column
     _check_order(given, gap_minutes)
     _check_time_format(given, time_format)
     _check_signals(given, unit, skip_ratio, skip_seconds)
@@ -143,7 +152,8 @@ def read_table(
     if gap_minutes is not None:
         mapped = sessionise(in_listening_order(mapped), gap_minutes=gap_minutes)
     made = {*signals, "session_id", "tie_order"} & set(mapped.collect_schema())
-    return mapped.select(name for name in CANONICAL_COLUMNS if name in given or name in made)
+    kept = [name for name in CANONICAL_COLUMNS if name in given or name in made]
+    return mapped.select(*kept, *columns)
 
 
 def _feedback(

@@ -137,7 +137,7 @@ STORE_FILES = frozenset(
     {
         MANIFEST,
         *(f"{name}.npy" for name in ("items", "feedback", "explicit_feedback", "offsets", "item_counts")),
-        *(f"{name}.npy" for name in ("listener", "began", "ended", "shown")),
+        *(f"{name}.npy" for name in ("context", "listener", "began", "ended", "shown")),
         *(f"{name}.arrow" for name in ("item_id", "session_id")),
         *(f"{name}_{part}.npy" for name in (*SPLIT_NAMES, "predict") for part in ("rows", "ends")),
     }

@@ -32,6 +32,8 @@ class SessionStore:
         offsets: [sessions + 1] int64, rising from 0 to the number of items; no session is empty.
         session_ids: The external id of each session, or the file with them, which is read at the first use.
         explicit_feedback: [items] float32 in [-1, 1], below 0 disliked, above 0 liked; None if there is none.
+        context: [items, C] int16, the codes of the context of each play (`ContextEncoder`); None if there is
+            none.
         folder: The folder of mapped arrays; None for arrays in memory.
         version: The version of a mapped store (`read_version`), which detects a replaced one.
 
@@ -57,6 +59,7 @@ class SessionStore:
     offsets: NDArray[np.int64]
     session_ids: pl.Series | Path
     explicit_feedback: NDArray[np.float32] | None = None
+    context: NDArray[np.int16] | None = None
     folder: Path | None = None
     version: str | None = None
 
@@ -72,6 +75,12 @@ class SessionStore:
                 f"{len(explicit)} for {len(self.items)}. Take both from one table."
             )
         tracks = len(self.items)
+        context = self.context
+        if context is not None and (context.dtype != np.int16 or context.shape[:1] != (tracks,)):
+            raise ValueError(
+                f"`context` must be int16 and as long as `items`, got {context.dtype} of shape "
+                f"{context.shape} for {tracks}. Take both from one table."
+            )
         num_ids = len(self) if isinstance(self.session_ids, Path) else len(self.session_ids)
         if len(self.feedback) != tracks or num_ids != len(self):
             raise ValueError(
@@ -99,13 +108,15 @@ class SessionStore:
                 f"`folder` must hold the store that was opened, got {str(folder)!r} with version {found} in "
                 f"place of {version}. Do not replace a store that a run uses: start the run again."
             )
-        explicit = folder / "explicit_feedback.npy"
+        explicit, context = folder / "explicit_feedback.npy", folder / "context.npy"
+        items = map_array(folder / "items.npy")
         return cls(
-            items=map_array(folder / "items.npy"),
+            items=items,
             feedback=map_array(folder / "feedback.npy"),
             offsets=map_array(folder / "offsets.npy"),
             session_ids=folder / "session_id.arrow",
             explicit_feedback=map_array(explicit) if explicit.exists() else None,
+            context=map_array(context).reshape(len(items), -1) if context.exists() else None,
             folder=folder,
             version=version,
         )
@@ -193,6 +204,29 @@ class SessionStore:
             return None
         places, valid = self._places(rows, ends, max_length)
         return torch.from_numpy(_take(self.explicit_feedback, places, valid))
+
+    def gather_context(
+        self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
+    ) -> Tensor | None:
+        """Return the context of the items of `gather`, with the same arguments and errors.
+
+        Returns:
+            [B, L, C] int64 codes, 0 at padding; None if the store has none.
+
+        Examples:
+            >>> store = SessionStore(
+            ...     items=np.array([5, 3], dtype=np.int32), feedback=np.ones(2, dtype=np.float32),
+            ...     offsets=np.array([0, 2]), session_ids=pl.Series(["a"]),
+            ...     context=np.array([[9, 1], [9, 2]], dtype=np.int16),
+            ... )
+            >>> store.gather_context(np.array([0]), np.array([2]), max_length=1)
+            tensor([[[9, 2]]])
+        """
+        if self.context is None:
+            return None
+        places, valid = self._places(rows, ends, max_length)
+        taken = self.context.take(places, axis=0, mode="clip").astype(np.int64)
+        return torch.from_numpy(taken * valid[..., None])
 
     def _places(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], max_length: int

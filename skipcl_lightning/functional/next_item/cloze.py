@@ -1,6 +1,7 @@
 """The cloze task of bidirectional backbones: hide items and predict them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_number, check_shape
@@ -60,7 +61,10 @@ def draw_cloze_mask(
 
 
 def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
-    """Return the batch as the backbone may see it, without hidden items and their feedback.
+    """Return the batch as the backbone may see it, without hidden items, their feedback and their context.
+
+    The context of the play after a hidden one is hidden too: its gap, for one, tells how long the hidden item
+    was played.
 
     Args:
         batch: B sessions.
@@ -68,7 +72,7 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
 
     Returns:
         The batch itself if nothing is hidden; otherwise one with the mask token and feedback 0 at hidden
-        positions.
+        positions, and context 0 there and at the position after.
 
     Examples:
         >>> mask = torch.tensor([[False, True]])
@@ -86,7 +90,14 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
             if batch.explicit_feedback is None
             else torch.where(batch.cloze_mask, 0, batch.explicit_feedback)
         ),
+        context=None if batch.context is None else _hide_context(batch.context, batch.cloze_mask),
     )
+
+
+def _hide_context(context: Tensor, cloze_mask: Tensor) -> Tensor:
+    """[B, L, C] the context, 0 at hidden positions and at those after them."""
+    hidden = cloze_mask | F.pad(cloze_mask, (1, -1))
+    return context.masked_fill(hidden[..., None], 0)
 
 
 def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
@@ -97,7 +108,7 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
         mask_index: The item index of the mask token, V + 1.
 
     Returns:
-        A batch of L + 1 positions; the token's feedback is 0, unknown.
+        A batch of L + 1 positions; the token's feedback and context are 0, unknown.
 
     Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3], [2, 0]]), torch.ones(2, 2))
@@ -115,6 +126,7 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
         items=items,
         feedback=feedback,
         explicit_feedback=None if explicit is None else torch.cat([explicit, unknown], dim=1),
+        context=None if batch.context is None else F.pad(batch.context, (0, 0, 0, 1)),
         cloze_mask=None,
         mined_negatives=None,
         mined_positives=None,

@@ -1,0 +1,251 @@
+"""The context of a play: its time, its place in the session and columns of the log, as integer codes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from skipcl_lightning.data.prepare.parts import run_lengths
+from skipcl_lightning.data.prepare.sessions import to_microseconds
+from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns
+
+__all__ = ["BUILT_IN", "MOST_CATEGORIES", "ContextEncoder", "check_context", "context_columns"]
+
+# The number of codes of each input that is no column of the log.
+BUILT_IN: Mapping[str, int] = {"gap": 40, "hour": 24, "weekday": 7, "place": 64}
+MOST_CATEGORIES = 1000
+_TIMED = ("gap", "hour", "weekday")
+_HOUR = 3_600_000_000
+_DAY = 24 * _HOUR
+# 1970-01-01 was a Thursday.
+_THURSDAY = 3
+# In seconds, two for each doubling of 1 + seconds: 0, 0.4, 1, 1.8, 3, … up to 8.6 days.
+_GAP_BOUNDS = 2.0 ** (np.arange(BUILT_IN["gap"]) / 2) - 1
+_NAMES = ", ".join(BUILT_IN)
+
+Category = str | int | bool
+
+
+class ContextEncoder:
+    """Turns the context of plays into integer codes; 0 is unknown.
+
+    | input | code |
+    |---|---|
+    | `gap` | 1 to 40: the time since the session's last play, two codes for each doubling of 1 + seconds |
+    | `hour` | 1 to 24: the hour of the day in UTC, from 0 to 23 |
+    | `weekday` | 1 to 7: Monday to Sunday in UTC |
+    | `place` | 1 to 64: the place in the session, counted from its first play; 64 also for later ones |
+    | a column of the log | 1 to n: the categories of the training set in ascending order |
+
+    The first play of a session has no gap. A value that the training set does not have is unknown.
+
+    Args:
+        categories: By input, the categories of a column of the log, at most 1,000 texts, integers or
+            booleans; None for `gap`, `hour`, `weekday` and `place`.
+
+    Raises:
+        TypeError: The categories of an input have several types.
+        ValueError: There are none, or too many.
+
+    Examples:
+        >>> context = ContextEncoder({"place": None, "gap": None, "shuffle": [False, True]})
+        >>> plays = {"session_id": [1, 1, 2], "timestamp": [0, 7, 0], "shuffle": [True, None, False]}
+        >>> context.encode(pl.DataFrame(plays)).tolist()
+        [[1, 0, 2], [2, 7, 0], [1, 0, 1]]
+    """
+
+    def __init__(self, categories: Mapping[str, Sequence[Category] | None]) -> None:
+        self.categories: Mapping[str, tuple[Category, ...] | None] = {
+            name: _check_categories(name, values) for name, values in categories.items()
+        }
+
+    @classmethod
+    def fit(cls, names: Sequence[str], tables: Iterable[pl.DataFrame]) -> "ContextEncoder":
+        """Learn the categories from the rows of the training set.
+
+        Args:
+            names: The inputs.
+            tables: Tables with the columns of the log, one after the other.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: A column has no value, or too many different ones.
+
+        Examples:
+            >>> ContextEncoder.fit(["device"], [pl.DataFrame({"device": ["tv", "phone", None]})]).sizes
+            {'device': 2}
+        """
+        own = [name for name in names if name not in BUILT_IN]
+        found: dict[str, pl.Series] = {}
+        for table in tables if own else ():
+            for name in own:
+                values = _as_category(table[name]).drop_nulls().unique()
+                found[name] = values if name not in found else found[name].append(values).unique()
+                if len(found[name]) > MOST_CATEGORIES:
+                    _refuse_many(name, len(found[name]))
+        return cls({name: found[name].sort().to_list() if name in own else None for name in names})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of codes of each input, without 0, in the order of the codes."""
+        return {
+            name: BUILT_IN[name] if values is None else len(values)
+            for name, values in self.categories.items()
+        }
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the log from which the codes are made."""
+        return context_columns(self.categories)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ContextEncoder) and list(self.categories.items()) == list(
+            other.categories.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it holds a dictionary
+
+    def __repr__(self) -> str:
+        return f"ContextEncoder({', '.join(f'{name}: {size}' for name, size in self.sizes.items())})"
+
+    def encode(self, table: pl.DataFrame) -> NDArray[np.int16]:
+        """Return the codes of plays.
+
+        Args:
+            table: The rows of each session together, in the order of listening: `session_id` and `columns`.
+
+        Returns:
+            [rows, C] int16 codes, 0 where a value is null or unknown.
+
+        Raises:
+            ValueError: A column has another type than in training.
+        """
+        codes = np.zeros((table.height, len(self.categories)), dtype=np.int16)
+        lengths = run_lengths(table["session_id"])
+        place = np.arange(table.height) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        known, moments = _read_times(table) if "timestamp" in self.columns else (place >= 0, place)
+        for number, (name, values) in enumerate(self.categories.items()):
+            if values is not None:
+                codes[:, number] = _category_codes(table[name], values)
+            elif name == "place":
+                codes[:, number] = np.minimum(place + 1, BUILT_IN["place"])
+            elif name == "hour":
+                codes[:, number] = np.where(known, moments // _HOUR % 24 + 1, 0)
+            elif name == "weekday":
+                codes[:, number] = np.where(known, (moments // _DAY + _THURSDAY) % 7 + 1, 0)
+            else:
+                both = (place[1:] > 0) & known[1:] & known[:-1]
+                codes[1:, number] = np.where(both, _gap_codes(np.diff(moments)), 0)
+        return codes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the categories by input as plain values."""
+        return {name: None if values is None else list(values) for name, values in self.categories.items()}
+
+
+def context_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns of a log that context inputs need."""
+    names = list(names)
+    timed = ["timestamp"] if any(name in _TIMED for name in names) else []
+    return [*timed, *(name for name in names if name not in BUILT_IN)]
+
+
+def check_context(context: Sequence[str] | ContextEncoder, schema: pl.Schema) -> None:
+    """Raise unless a log with these columns has the inputs."""
+    names = list(context.categories) if isinstance(context, ContextEncoder) else context
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`context` must be a list of names, got {names!r}. Write it as in ['gap', 'hour'].")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`context` must name each input once, got {list(names)}. Remove the repetition.")
+    for name in names:
+        if name not in BUILT_IN:
+            _check_column(name, schema)
+        elif name in _TIMED and "timestamp" not in schema:
+            raise ValueError(
+                f"`context` must not have {name!r} for a log without a column 'timestamp', got "
+                f"{describe_columns(schema)}. Read the time of the plays, or leave {name!r} out. A column of "
+                "your own needs another name."
+            )
+
+
+def _check_column(name: str, schema: pl.Schema) -> None:
+    """Raise unless a log has a column that can be an input."""
+    if name in CANONICAL_COLUMNS:
+        raise ValueError(
+            f"`context` must name {_NAMES} or other columns of the log, got {name!r}, which the log uses "
+            "already. Copy the column under another name, if you mean its values."
+        )
+    dtype = schema.get(name)
+    if dtype is None:
+        raise ValueError(
+            f"`context` must name {_NAMES} or columns of the log, got {name!r} for a log with "
+            f"{describe_columns(schema)}. A reader keeps the columns that its `columns` name."
+        )
+    if not (dtype in (pl.String, pl.Boolean, pl.Categorical, pl.Enum) or dtype.is_integer()):
+        raise ValueError(
+            f"`context` must name columns of texts, integers or booleans, got {name!r} of {dtype}. Put "
+            f'numbers into ranges: `log.with_columns(pl.col("{name}").cut([...]))`.'
+        )
+
+
+def _check_categories(name: str, values: Sequence[Category] | None) -> tuple[Category, ...] | None:
+    if values is None:
+        if name not in BUILT_IN:
+            raise ValueError(
+                f"`categories` must list the values of {name!r}, got None. Only {_NAMES} have their own."
+            )
+        return None
+    if not values:
+        raise ValueError(
+            f"`context` must name columns with a value in the training set, got {name!r}, which is null in "
+            "every row. Leave it out."
+        )
+    if len(values) > MOST_CATEGORIES:
+        _refuse_many(name, len(values))
+    if len({type(value) for value in values}) > 1:
+        raise TypeError(f"`categories` must have one type, got {list(values)[:5]} … of {name!r}.")
+    return tuple(values)
+
+
+def _refuse_many(name: str, count: int) -> None:
+    raise ValueError(
+        f"`context` must name columns of at most {MOST_CATEGORIES:,} categories in the training set, got "
+        f"{count:,} or more of {name!r}. Group them, or leave the column out."
+    )
+
+
+def _as_category(values: pl.Series) -> pl.Series:
+    """Return texts, Int64 or booleans."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64, strict=False)
+    return values if values.dtype in (pl.Boolean, pl.Null) else values.cast(pl.String)
+
+
+def _category_codes(values: pl.Series, categories: tuple[Category, ...]) -> NDArray[np.int16]:
+    known = pl.Series(categories)
+    found = _as_category(values)
+    if found.dtype not in (known.dtype, pl.Null):
+        raise ValueError(
+            f"`context` must have {known.dtype} in {values.name!r}, as in training, got {values.dtype}. "
+            "Convert it."
+        )
+    codes = pl.int_range(1, len(known) + 1, dtype=pl.Int16, eager=True)
+    return found.cast(known.dtype).replace_strict(known, codes, default=0, return_dtype=pl.Int16).to_numpy()
+
+
+def _read_times(table: pl.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """[rows] which times are known, and the times in microseconds since 1970."""
+    dtype = table.schema["timestamp"]
+    if dtype == pl.Null:
+        return np.zeros(table.height, dtype=np.bool_), np.zeros(table.height, dtype=np.int64)
+    times = table.select(to_microseconds(pl.col("timestamp"), dtype)).to_series()
+    return times.is_not_null().to_numpy(), times.fill_null(0).to_numpy()
+
+
+def _gap_codes(microseconds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the codes of gaps; 0 for a negative one, of a log in another order than time."""
+    return np.searchsorted(_GAP_BOUNDS, microseconds / 1e6, side="right")
