@@ -4,18 +4,18 @@ It needs only torch, so it can be exported, served or used in any other module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer, check_shape
+from skipcl_lightning._checks import check_integer, check_number, check_shape
 from skipcl_lightning.backbones import check_backbone, is_causal
 from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import SparseScores, append_mask_token, hide_masked, last_position
-from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up
+from skipcl_lightning.functional.next_item.look_up import add_content, gather_gradients, look_up
 from skipcl_lightning.functional.positions import history_places
 from skipcl_lightning.functional.ranking.sparse_scores import add_scores
 
@@ -51,7 +51,7 @@ class ItemEmbedding(nn.Embedding):
 
     @property
     def table(self) -> Tensor:
-        """[V + 1, D]; inside `gathered_gradients`, a view for `look_up`."""
+        """[V + 1, D]; inside `gathered_gradients` or `sharing`, the table of the step."""
         return self.weight if self._gathered is None else self._gathered
 
     @contextmanager
@@ -70,11 +70,35 @@ class ItemEmbedding(nn.Embedding):
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.num_embeddings = len(weight)
 
+    @contextmanager
+    def sharing(self, table: Tensor, num_rows: int, *, gathers: bool) -> Iterator[Tensor]:
+        """Let all lookups in a context use another table [V + 1, D], with gathered gradients if these help.
+
+        Yields:
+            The first rows of the table.
+        """
+        gathers = gathers and table.device.type == "cpu"
+        self._gathered = gather_gradients(table) if gathers and not self.sparse else table
+        try:
+            if num_rows == len(table):
+                yield self._gathered
+            elif gathers or self.sparse:
+                yield gather_gradients(table, num_rows, sparse=self.sparse)
+            else:
+                yield table[:num_rows]
+        finally:
+            self._gathered = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether lookups use the table of a step."""
+        return self._gathered is not None
+
     def forward(self, items: Tensor) -> Tensor:
         """[...] int64 in 0..V to [..., D]."""
         if self._gathered is None:
             return super().forward(items)
-        return look_up(items, self._gathered, padding_index=PADDING_INDEX)
+        return look_up(items, self._gathered, sparse=self.sparse, padding_index=PADDING_INDEX)
 
 
 class Transitions(nn.Module):
@@ -214,6 +238,11 @@ class SessionModel(nn.Module):
             order. One embedding for each code, zero at first, is added to the item's own; code 0 adds
             nothing.
         sparse_item_table: Whether the gradients of the table are sparse tensors of the used rows.
+        item_tower: Any module `forward(items [...] or None) -> [..., D] or [V + 1, D]` that makes embeddings
+            of items from their content, zero for padding, such as `ItemTower`. They are added to the rows of
+            the table, which are zero at first.
+        id_dropout: Probability in [0, 1] that the table's row of an item is left out in a training step,
+            where the tower alone must do. With 1 there are only the tower's embeddings.
 
     Raises:
         TypeError: A part or setting has the wrong type.
@@ -238,12 +267,15 @@ class SessionModel(nn.Module):
         feedback_input: bool = True,
         context_sizes: Mapping[str, int] | None = None,
         sparse_item_table: bool = False,
+        item_tower: nn.Module | None = None,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_integer("num_items", num_items, minimum=2)
         context_sizes = dict(context_sizes or {})
         for name, codes in context_sizes.items():
             check_integer(f"context_sizes[{name!r}]", codes)
+        _check_id_dropout(id_dropout, item_tower, sparse=sparse_item_table)
         size = _embedding_size(backbone, embedding_size)
         check_backbone(backbone, size)
         self.num_items = num_items
@@ -252,6 +284,14 @@ class SessionModel(nn.Module):
         self.causal = is_causal(backbone)
         self.item_embedding = ItemEmbedding(num_items, size, sparse=sparse_item_table)
         self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=size**-0.5)
+        self.item_tower = item_tower
+        self.id_dropout = id_dropout
+        # The items after these, of which training has no plays, are no candidates in training. None for all.
+        self.num_trained: int | None = None
+        if item_tower is not None:
+            # So that an item without plays has the tower's embedding alone, and the tower learns the most.
+            nn.init.zeros_(self.item_embedding.weight)
+            self.item_embedding.weight.requires_grad_(id_dropout < 1)
         self.mask_embedding = None if self.causal else nn.Parameter(torch.randn(size) * size**-0.5)
         self.feedback_embedding = nn.Linear(4, size, bias=False) if feedback_input else None
         if self.feedback_embedding is not None:
@@ -286,8 +326,38 @@ class SessionModel(nn.Module):
 
     @property
     def item_table(self) -> Tensor:
-        """[V + 1, D], the candidates: row 0 is padding."""
-        return self.item_embedding.table
+        """[V + 1, D], the candidates: row 0 is padding. With an item tower, it is computed at each use."""
+        if self.item_tower is None or self.item_embedding.is_shared:
+            return self.item_embedding.table
+        table: Tensor = self.item_embedding.weight + self.item_tower()
+        return table
+
+    @contextmanager
+    def training_table(self, *, gathers: bool) -> Iterator[Tensor]:
+        """Let all uses of the item table in a context, a training step, share one.
+
+        With an item tower, the table is computed once, without the rows that `id_dropout` leaves out in this
+        step. Items without plays are no candidates then: every one would be wrong, so the model would learn
+        to rank new items last.
+
+        Args:
+            gathers: Whether the table is only looked up, so that its gradients may be gathered.
+
+        Yields:
+            The candidates, [V + 1, D] or, with a tower and `num_trained`, [num_trained + 1, D].
+        """
+        if self.item_tower is None:
+            with self.item_embedding.gathered_gradients() if gathers else nullcontext():
+                yield self.item_table
+            return
+        weight = self.item_embedding.weight
+        num_rows = len(weight) if self.num_trained is None else self.num_trained + 1
+        keep = torch.arange(len(weight), device=weight.device) < num_rows
+        if self.training and 0 < self.id_dropout < 1:
+            keep = keep & (torch.rand(len(weight), device=weight.device) >= self.id_dropout)
+        table = add_content(weight, self.item_tower(), keep)
+        with self.item_embedding.sharing(table, num_rows, gathers=gathers) as candidates:
+            yield candidates
 
     def use_history(self) -> None:
         """Let the backbone see the `history` of batches, which it ignores otherwise.
@@ -309,10 +379,9 @@ class SessionModel(nn.Module):
             [B, L, D].
         """
         if self.mask_embedding is None:
-            embedded: Tensor = self.item_embedding(items)
-            return embedded
+            return self._look_up(items)
         hidden = items == self.mask_index
-        keys = self.item_embedding(items.masked_fill(hidden, PADDING_INDEX))
+        keys = self._look_up(items.masked_fill(hidden, PADDING_INDEX))
         return torch.where(hidden[..., None], self.mask_embedding, keys)
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
@@ -507,6 +576,13 @@ class SessionModel(nn.Module):
             )
         return batch if self.max_length is None else batch.latest(self.max_length + more)
 
+    def _look_up(self, items: Tensor) -> Tensor:
+        embedded: Tensor = self.item_embedding(items)
+        if self.item_tower is None or self.item_embedding.is_shared:
+            return embedded
+        content: Tensor = self.item_tower(items)
+        return embedded + content
+
     def _hide(self, batch: SessionBatch) -> tuple[SessionBatch, Tensor]:
         """Return the batch as a bidirectional backbone may see it, and the embeddings of its items."""
         if self.causal:
@@ -520,6 +596,18 @@ class SessionModel(nn.Module):
 def _take_places(x: Tensor, places: Tensor) -> Tensor:
     """[B, W, D] the vectors of [B, L, D] at the places [B, W]."""
     return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _check_id_dropout(value: float, tower: nn.Module | None, *, sparse: bool) -> None:
+    check_number("id_dropout", value, minimum=0, maximum=1)
+    if value > 0 and tower is None:
+        raise ValueError(
+            f"`id_dropout` must be 0 without content of the items, got {value!r}. Pass `item_features`."
+        )
+    if value == 1 and sparse:
+        raise ValueError(
+            "`id_dropout` must be below 1 beside `sparse_item_table`, got 1. It leaves the table out."
+        )
 
 
 def _embedding_size(backbone: nn.Module, given: int | None) -> int:

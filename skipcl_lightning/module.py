@@ -32,7 +32,7 @@ from skipcl_lightning.checkpoint import (
     num_stored_items,
     save_encoder,
 )
-from skipcl_lightning.data import SessionDataModule, SessionEncoder, recommendation_frame
+from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
 from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
@@ -46,6 +46,7 @@ from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, first_rows,
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
 from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
+from skipcl_lightning.item_tower import ItemTower
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import SessionModel, Transitions
@@ -120,6 +121,12 @@ class SkipCLModule(LightningModule):
         sparse_item_table: Whether a step updates only the rows of the item table that it uses
             (`SparseAdamW`), so its cost does not grow with V. Needs a loss that looks up rows, such as
             `SampledSoftmax`.
+        item_features: The content of the items, `SessionDataModule.item_features`. An `ItemTower` makes
+            embeddings of it, which are added to those of the item table. Items without plays in the training
+            set have the tower's embedding alone, so new tracks can be recommended.
+        id_dropout: Probability in [0, 1] that an item's row of the table is left out in a training step, so
+            that the tower learns to do without. With 1 the content takes the place of the table. Above 0
+            only with `item_features`.
         transition_weight: At least 0. Above 0, an item's score is its inner product plus `transition_weight`
             times (log(1 + c₁) + 3 log(1 + c₂)). c₁ and c₂ count how often the item followed the session's
             last item, and its last two, in the training set, by the `target_rule`; only the 100 most
@@ -171,6 +178,8 @@ class SkipCLModule(LightningModule):
         mask_probability: float | None = None,
         last_mask_probability: float | None = None,
         sparse_item_table: bool = False,
+        item_features: ItemFeatures | Sequence[Mapping[str, Any]] | None = None,
+        id_dropout: float = 0.0,
         transition_weight: float = 0.0,
         skip_penalty: float = 0.0,
         exclude_seen: bool = False,
@@ -190,16 +199,22 @@ class SkipCLModule(LightningModule):
         if backbone is None and embedding_size is None:
             embedding_size = _DEFAULT_SIZE
         # First, because `build_backbone` reads a subclass's settings from them.
-        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss"])
+        self.save_hyperparameters(ignore=["backbone", "skip_head", "next_item_loss", "item_features"])
         self.save_hyperparameters({"embedding_size": embedding_size})
         self.builds_backbone = backbone is None
+        built = self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES)
+        size = getattr(built, "embedding_size", None) if embedding_size is None else embedding_size
+        # Not a hyperparameter for loggers: it holds the names of all categories.
+        self._item_columns: list[dict[str, Any]] | None = None
         self.model = SessionModel(
-            self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES),
+            built,
             num_items=num_items,
             embedding_size=embedding_size,
             feedback_input=feedback_input,
             context_sizes=context_sizes,
             sparse_item_table=sparse_item_table,
+            item_tower=self._build_tower(item_features, num_items, size),
+            id_dropout=id_dropout,
         )
         self.save_hyperparameters({"embedding_size": self.model.embedding_size})
         if type(self).embed is not SkipCLModule.embed:
@@ -525,12 +540,11 @@ class SkipCLModule(LightningModule):
         """
         batch = self.prepare_training(batch)
         # A compiler fuses the gradients itself.
-        if torch.compiler.is_compiling() or not self._looks_rows_up:
-            return self._part_losses(batch)
-        with self.model.item_embedding.gathered_gradients():
-            return self._part_losses(batch)
+        gathers = self._looks_rows_up and not torch.compiler.is_compiling()
+        with self.model.training_table(gathers=gathers) as candidates:
+            return self._part_losses(batch, candidates)
 
-    def _part_losses(self, batch: SessionBatch) -> TrainingStates:
+    def _part_losses(self, batch: SessionBatch, candidates: Tensor) -> TrainingStates:
         table = self.model.item_table
         keys = self.model.embed_items(batch.items)
         query = self.model.encode(batch, keys)
@@ -540,7 +554,7 @@ class SkipCLModule(LightningModule):
         takes_most = getattr(self.next_item_loss, "takes_most_targets", False)
         known = {"most_targets": batch.num_tracks} if takes_most else {}
         parts: dict[str, Tensor] = {
-            "next_item_loss": self.next_item_loss(query, table, target, *weights, **known)
+            "next_item_loss": self.next_item_loss(query, candidates, target, *weights, **known)
         }
         if isinstance(self.skip_head, CombinedHead):
             parts |= self.skip_head.losses(query, keys, batch, table)
@@ -585,6 +599,8 @@ class SkipCLModule(LightningModule):
             ValueError: The data has another catalogue, or transitions are counted without a data module.
         """
         data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, SessionDataModule):
+            self._check_item_features(data)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             match_context(self.encoder, encoder)
@@ -601,7 +617,7 @@ class SkipCLModule(LightningModule):
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
         # Not the modules that a subclass's own arguments may hold.
         settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
-        settings.update(self._describe_parts())
+        settings.update(self._describe_parts(), item_features=self._item_columns)
         for name in ("transition_weight", "skip_penalty"):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
@@ -689,7 +705,7 @@ class SkipCLModule(LightningModule):
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
     def on_fit_start(self) -> None:
-        """Warn if there is a skip head but the data has no rejected item.
+        """Warn if there is a skip head but no rejected item, and tell the model which items have plays.
 
         If the checkpoint of a resumed run has fewer items, let the optimizers append zeros to its moments.
         """
@@ -699,8 +715,11 @@ class SkipCLModule(LightningModule):
                 optimizer.register_load_state_dict_pre_hook(append)
             self._grown_from = None
         data = getattr(self.trainer, "datamodule", None)
-        if self.skip_head is not None and isinstance(data, SessionDataModule):
+        if not isinstance(data, SessionDataModule):
+            return
+        if self.skip_head is not None:
             data.warn_without_rejected()
+        self.model.num_trained = int(data.item_counts.nonzero().max())
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """Return the loss of a batch, and log its parts.
@@ -904,6 +923,37 @@ class SkipCLModule(LightningModule):
                 "data has none. Give `SessionDataModule` a `history_length`, if the log names listeners."
             )
 
+    @property
+    def item_features(self) -> ItemFeatures | None:
+        """The content of the items, as its table was encoded; None without."""
+        tower = self.model.item_tower
+        if self._item_columns is None or not isinstance(tower, ItemTower):
+            return None
+        return ItemFeatures.from_rows(self._item_columns, *tower.rows())
+
+    def _check_item_features(self, data: SessionDataModule) -> None:
+        if data.item_features is not None and self.model.item_tower is None:
+            raise ValueError(
+                "`item_features` must be given to the module too where the data has them, got None. Build it "
+                "with `SkipCLModule(..., item_features=datamodule.item_features)`."
+            )
+
+    def _build_tower(
+        self, features: ItemFeatures | Sequence[Mapping[str, Any]] | None, num_items: int, size: int | None
+    ) -> ItemTower | None:
+        """Return the tower of some features, or one of the same sizes for a checkpoint to load into."""
+        if features is None or size is None:
+            return None  # without a size, `SessionModel` raises
+        if not isinstance(features, ItemFeatures):
+            features = ItemFeatures.from_description(features, num_items)
+        if len(features.numbers) != num_items + 1:
+            raise ValueError(
+                f"`item_features` must be those of the {num_items} items, got {len(features.numbers) - 1}. "
+                "Take `SessionDataModule.item_features`, or encode the table for the data's vocabulary."
+            )
+        self._item_columns = features.describe()
+        return ItemTower(features.numbers, features.categories, features.num_categories, size)
+
     def _describe_parts(self) -> dict[str, Any]:
         backbone = None if self.builds_backbone else self.model.backbone
         return describe_parts(backbone, self.skip_head, self.next_item_loss)
@@ -936,8 +986,8 @@ class SkipCLModule(LightningModule):
             rank_zero_info(left_out)
 
     def _epoch_table(self) -> Tensor:
-        """Return `item_table`; with a penalty, compute it once for all batches of an epoch."""
-        if self.skip_penalty == 0:
+        """Return `item_table`; with a penalty or a tower, compute it once for all batches of an epoch."""
+        if self.skip_penalty == 0 and self.model.item_tower is None:
             return self.item_table
         if self._candidates is None:
             self._candidates = self.item_table.detach()

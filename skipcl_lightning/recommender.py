@@ -151,6 +151,8 @@ class Recommender:
         # Exclusions cover the whole session, even if the model sees only its latest items.
         longest = int(lengths.max())
         whole = self.encoder.replace(max_length=longest)
+        with self.module.at_skip_penalty(skip_penalty):
+            table = self.module.item_table
         frames = []
         for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
@@ -166,13 +168,32 @@ class Recommender:
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
             with evaluation_mode(self.module), self.module.at_skip_penalty(skip_penalty):
                 query, added = self.module.session_query(latest), self.module.added_scores(latest)
-                table = self.module.item_table
                 items, scores = top_k_items(
                     query, table, top_k, exclude=exclude, added=added, retired=self.module.retired
                 )
                 skips = self.module.skip_probability(latest, items) if self.module.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
+
+    @torch.inference_mode()
+    def embed_items(self) -> pl.DataFrame:
+        """Return the embedding of each item, for another search index, clustering or similar items.
+
+        Returns:
+            `item_id` and `embedding` (Array of D Float32), in the order of the vocabulary. With
+            `item_features`, embeddings include the content. Inner products with queries are the scores,
+            without a `skip_penalty` and transitions.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+            >>> module = SkipCLModule(SASRec(8), num_items=2)
+            >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+            >>> Recommender(module).embed_items().columns
+            ['item_id', 'embedding']
+        """
+        table = self.module.model.item_table[PADDING_INDEX + 1 :].float().cpu().numpy()
+        return pl.DataFrame({"item_id": self.encoder.vocabulary.to_series(), "embedding": table})
 
 
 def _take_sessions(context: Context, rows: slice) -> Context:

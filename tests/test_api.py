@@ -45,6 +45,7 @@ PUBLIC = {
         "ContextEncoder",
         "DropReport",
         "EvaluationSampler",
+        "ItemFeatures",
         "ItemVocabulary",
         "LeaveOneOut",
         "MinedItems",

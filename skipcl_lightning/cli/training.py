@@ -173,7 +173,7 @@ class TrainingCLI(LightningCLI):
         """Set the default model and data, and link what the data know from the data to the model."""
         parser.set_defaults({"model": MODEL, "data": DATA})
         # jsonargparse omits a link if the data or the model does not have it.
-        for name in ("num_items", "context_sizes"):
+        for name in ("num_items", "context_sizes", "item_features"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
@@ -275,6 +275,7 @@ class TrainingCLI(LightningCLI):
         if settings["class_path"] != MODEL["class_path"]:
             return
         settings["init_args"]["num_items"] = FEW_ITEMS
+        settings["init_args"]["id_dropout"] = 0.0  # it needs the content from the data
         parser = TrainingParser()
         parser.add_lightning_class_args(SkipCLModule, "model", subclass_mode=True)
         with torch.random.fork_rng():

@@ -4,6 +4,7 @@ from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
 from skipcl_lightning.data.datamodule import SessionDataModule
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
+from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
 from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
@@ -31,6 +32,7 @@ __all__ = [
     "ContextEncoder",
     "DropReport",
     "EvaluationSampler",
+    "ItemFeatures",
     "ItemVocabulary",
     "LeaveOneOut",
     "MinedItems",

@@ -21,6 +21,7 @@ from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
+from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
@@ -119,6 +120,8 @@ class SessionDataModule(LightningDataModule):
         num_workers: Processes that prepare batches. 0 is fast: a batch is one gather from memory, which costs
             less than passing it between processes.
         pin_memory: Whether batches are put into page-locked memory; only with an accelerator.
+        item_features: A table with the content of the items, or the path of a Parquet file, as for
+            `ItemFeatures.from_table`; `item_features` then encodes it for this data's items and training set.
 
     Raises:
         TypeError: `log` is neither a table nor a path, or a setting has the wrong type.
@@ -163,6 +166,7 @@ class SessionDataModule(LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        item_features: Table | str | Path | None = None,
     ) -> None:
         super().__init__()
         check_integer("batch_size", batch_size)
@@ -207,6 +211,7 @@ class SessionDataModule(LightningDataModule):
         self.bucket_batches = bucket_batches
         self.seed = seed
         self.num_workers = num_workers
+        self._features_table = item_features
         self.pin_memory = pin_memory
 
     @cached_property
@@ -270,6 +275,17 @@ class SessionDataModule(LightningDataModule):
             min_count=self.mining_min_count,
             skip_threshold=self.skip_threshold,
         )
+
+    @cached_property
+    def item_features(self) -> ItemFeatures | None:
+        """The content of the items, for `SkipCLModule(item_features=…)`; None if no table was given."""
+        if self._features_table is None:
+            return None
+        features = ItemFeatures.from_table(
+            self._features_table, self.vocabulary, item_counts=self.item_counts
+        )
+        rank_zero_info(str(features))
+        return features
 
     def training_sessions(self) -> Iterator[SessionBatch]:
         """Yield every training session whole, without the limit of `max_length`, for models that count.
