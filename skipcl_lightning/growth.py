@@ -16,7 +16,7 @@ from skipcl_lightning.functional.positions import TargetRule
 __all__ = ["Ids", "NewRows", "extend_vocabulary", "first_rows", "known_indices", "new_rows"]
 
 Ids = Sequence[str] | Sequence[int] | pl.Series
-NewRows = Literal["mean", "nearest"]
+NewRows = Literal["mean", "nearest", "content"]
 
 
 def extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: bool) -> ItemVocabulary:
@@ -103,6 +103,8 @@ def new_rows(
         )
     if isinstance(init, Tensor):
         return init.to(table)
+    if init == "content":
+        return table.new_zeros(added, table.shape[1])
     mean = table[PADDING_INDEX + 1 :].mean(dim=0).expand(added, -1)
     if data is None:
         return mean.clone()

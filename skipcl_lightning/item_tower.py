@@ -72,9 +72,10 @@ class ItemTower(nn.Module):
             numbers: [V + 1, F], as for the class.
             categories: By column, [V + 1, M], as for the class.
         """
-        self.register_buffer("numbers", numbers)
+        weight = next(self.parameters())
+        self.register_buffer("numbers", numbers.to(weight))
         for place, name in enumerate(self.columns):
-            self.register_buffer(f"codes_{place}", categories[name])
+            self.register_buffer(f"codes_{place}", categories[name].to(weight.device))
 
     def rows(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the content of the catalogue, as `set_rows` takes it."""

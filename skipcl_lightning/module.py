@@ -34,6 +34,7 @@ from skipcl_lightning.checkpoint import (
 )
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
 from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
+from skipcl_lightning.data.schema import Table
 from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
     TargetRule,
@@ -329,6 +330,7 @@ class SkipCLModule(LightningModule):
         init: NewRows | Tensor = "mean",
         *,
         data: SessionDataModule | None = None,
+        content: Table | str | Path | None = None,
     ) -> None:
         """Append items to the vocabulary and to all weights that have a row for each item.
 
@@ -342,14 +344,17 @@ class SkipCLModule(LightningModule):
                 weighted mean of the known items beside the new one in the training set of `data`. A known
                 item's weight is how often it is the new item's predecessor or follower
                 (`SessionDataModule.transition_counts`, with this module's `target_rule`); an item without
-                such neighbours gets the mean. Or a tensor [N, D] with a row for each of N new ids.
+                such neighbours gets the mean. `content`: zero, so that an item is what its content says; for
+                a module with `item_features`. Or a tensor [N, D] with a row for each of N new ids.
             data: Sessions with the new items, for `nearest` alone.
+            content: The content of the new items, a table or Parquet file as for `ItemFeatures.extended`; for
+                a module with `item_features`. None if nothing is known of them.
 
         Raises:
             TypeError: Ids or the tensor have another type, or a head has weights for each item but no method
                 `extend_items(num_new)`.
             ValueError: The module has no vocabulary, is being trained or is sharded, the tensor has another
-                shape or is not finite, or `data` is given or missing against `init`.
+                shape or is not finite, or `data` or `content` is given or missing against `init`.
 
         Examples:
             >>> from skipcl_lightning.backbones import SASRec
@@ -363,12 +368,22 @@ class SkipCLModule(LightningModule):
         encoder = self._require_encoder()
         self._refuse_while_running("extend_items")
         vocabulary = extend_vocabulary(encoder.vocabulary, new_items, one_each=isinstance(init, Tensor))
+        features = self.item_features
+        if features is None and (content is not None or (isinstance(init, str) and init == "content")):
+            raise ValueError(
+                "`content` must be None, and `init` another than 'content', for a module without "
+                f"`item_features`, got {init!r}. Train it with `SkipCLModule(..., item_features=…)`."
+            )
+        features = None if features is None else features.extended(content, vocabulary)
         rows = new_rows(self.model.item_embedding.weight, vocabulary, init, data, self.target_rule)
         if not len(rows):
             return
         for part in (self.skip_head, self.next_item_loss):
             extend_part(part, len(rows))
         self.model.extend_items(rows)
+        if features is not None and isinstance(self.model.item_tower, ItemTower):
+            self.model.item_tower.set_rows(features.numbers, features.categories)
+            self._item_columns = features.describe()
         self.encoder = encoder.replace(vocabulary=vocabulary)
         self.growth.append(self.num_items)
         self.save_hyperparameters({"num_items": self.num_items})
@@ -715,6 +730,7 @@ class SkipCLModule(LightningModule):
                 optimizer.register_load_state_dict_pre_hook(append)
             self._grown_from = None
         data = getattr(self.trainer, "datamodule", None)
+        self.model.num_trained = None
         if not isinstance(data, SessionDataModule):
             return
         if self.skip_head is not None:

@@ -231,6 +231,31 @@ def test_a_checkpoint_has_the_content_and_what_encodes_new_items(trained, tmp_pa
     assert one == other
 
 
+def test_new_items_are_what_their_content_says(trained, tmp_path):
+    found, data, trainer = copy.deepcopy(trained[0]), trained[1], trained[2]
+    mood = data.item_features.categories["mood"]
+    like, other = int((mood == 2).nonzero()[0, 0]), int((mood == 3).nonzero()[0, 0])
+    content = [{"item_id": "new", "mood": "1"}]
+    assert [one["values"][1] for one in found.item_features.describe()] == ["1"]
+    before = found.item_table.detach().clone()
+    found.extend_items(["new", "unknown"], "content", content=content)
+    after = found.item_table.detach()
+    assert torch.equal(after[:-2], before)
+    torch.testing.assert_close(after[-2], found.model.item_tower()[like])
+    assert not torch.equal(after[-2], found.model.item_tower()[other])
+    assert not after[-1].any()
+    # It is trained and saved as it is.
+    trainer.strategy.connect(found)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    loaded = SkipCLModule.load_from_checkpoint(tmp_path / "grown.ckpt", weights_only=True)
+    assert torch.equal(loaded.item_table, found.item_table)
+    bare = module()
+    bare.encoder = found.encoder
+    for wrong in ({"init": "content"}, {"content": content}):
+        with pytest.raises(ValueError, match="for a module without `item_features`"):
+            bare.extend_items(["x"], **wrong)
+
+
 def test_embeddings_come_out_with_ids(trained):
     found, data, _ = trained
     frame = Recommender(found).embed_items()

@@ -161,14 +161,15 @@ class ItemFeatures:
         """Return how each column is encoded, as plain values for a checkpoint."""
         return [asdict(column) for column in self.columns]
 
-    def extended(self, table: Table | str | Path, vocabulary: ItemVocabulary) -> "ItemFeatures":
+    def extended(self, table: Table | str | Path | None, vocabulary: ItemVocabulary) -> "ItemFeatures":
         """Return the features of an extended vocabulary, in which the known items keep their rows.
 
         The new items are encoded as the table of the training was: by its means and its categories. A column
         that the table lacks is missing for all of them.
 
         Args:
-            table: A table with the new items, as for `from_table`; rows of other items are ignored.
+            table: A table with the new items, as for `from_table`; rows of other items are ignored. None if
+                nothing is known of them.
             vocabulary: The result of `ItemVocabulary.extended`.
 
         Raises:
@@ -188,7 +189,9 @@ class ItemFeatures:
                 f"`vocabulary` must hold the {known} items of the features, got {len(vocabulary)}. Pass the "
                 "result of `ItemVocabulary.extended`."
             )
-        rows, _ = _align(table, vocabulary, "ignore")
+        rows = vocabulary.to_series().alias(_ID).to_frame()
+        if table is not None:
+            rows, _ = _align(table, vocabulary, "ignore")
         absent = [column.name for column in self.columns if column.name not in rows.columns]
         for column in self.columns:
             if column.name in absent or rows[column.name].dtype == pl.Null:

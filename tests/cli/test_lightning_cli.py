@@ -123,6 +123,21 @@ def test_a_ready_configuration_trains_without_validation_and_keeps_the_latest_ch
     assert checkpoint["global_step"] > 0
 
 
+def test_the_content_of_tracks_comes_from_a_file_and_then_from_the_checkpoint(skipcl, capsys):
+    log = simulate_sessions(60, num_items=40).collect()
+    log.select("item_id", mood="item_mood").unique("item_id").write_parquet("content.parquet")
+    skipcl("fit", *SMALL, "--data.item_features", "content.parquet", "--model.id_dropout", 0.2)
+    module = SkipCLModule.load_from_checkpoint(f"{RUN}/checkpoints/best.ckpt", weights_only=True)
+    assert [one["name"] for one in module.item_features.describe()] == ["mood"]
+    capsys.readouterr()
+    results = []
+    for arguments in ([], ["--data.item_features", "content.parquet"]):
+        skipcl("test", *SMALL, "--ckpt_path", f"{RUN}/checkpoints/best.ckpt", *arguments)
+        results.append(capsys.readouterr().out)
+    assert "test/hit_rate@10" in results[0]
+    assert results[0] == results[1]
+
+
 def test_a_checkpoint_of_the_command_line_is_whole(of_trained):
     checkpoint = torch.load(of_trained[-1], weights_only=True)
     settings = checkpoint["hyper_parameters"]
