@@ -23,7 +23,14 @@ from transitions import read
 from skipcl_lightning import SessionBatch, SkipCLModule, evaluate
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.heads import SampledSoftmax, SkipMargin, SkipPrediction, SkipSoftmax, SkipUnlikelihood
+from skipcl_lightning.heads import (
+    CombinedHead,
+    SampledSoftmax,
+    SkipMargin,
+    SkipPrediction,
+    SkipSoftmax,
+    SkipUnlikelihood,
+)
 
 METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10", "skip_hit_rate@10", "skip_mrr@10")
 LENGTH = 50
@@ -171,6 +178,8 @@ def choose_models(data: SessionDataModule, only: tuple[str, ...]) -> dict[str, C
             # The order within a run of skips is not known in this log.
             made = head(weight=weight, negatives="session")
             models[f"feedback input, {name}, weight {weight:g}"] = partial(build, data, head=made)
+    both = CombinedHead([SkipMargin(weight=0.3, negatives="session"), SkipPrediction()])
+    models["feedback input, SkipMargin 0.3 and SkipPrediction"] = partial(build, data, head=both)
     return {name: make for name, make in models.items() if not only or name in only}
 
 
