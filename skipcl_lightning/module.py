@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -666,12 +666,7 @@ class SkipCLModule(LightningModule):
             FileNotFoundError: There is no such file.
             ValueError: The items of the data are others, or the weights do not fit.
         """
-        self._refuse_while_running("init_from")
-        _check_context_sizes(self.model.context_sizes, data.encoder)
-        self.encoder = match_encoder(data.encoder, self.encoder, self.num_items)
-        checkpoint = open_checkpoint(path)
-        self._restore(checkpoint, data, fits=True)
-        self._grown_from = None
+        checkpoint = self._read(path, data, "init_from")
         try:
             self.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
@@ -679,6 +674,33 @@ class SkipCLModule(LightningModule):
                 f"`path` must be a checkpoint of a model with the same parts and sizes, got {str(path)!r}. "
                 f"Take its settings: {error}"
             ) from error
+
+    def extend_checkpoint(self, path: str | Path, extended: str | Path, data: SessionDataModule) -> None:
+        """Write a checkpoint of a sharded run with the new items of `data`, from which this module resumes.
+
+        Without shards, `Trainer.fit(ckpt_path=path)` appends new items by itself. Under Lightning's
+        `ModelParallelStrategy`, call this first, in each process, and resume from `extended`. Moments of new
+        items are zero, and their rows as of `init_from`.
+
+        Args:
+            path: A checkpoint, one file, of a run with `ModelParallelStrategy`.
+            extended: The new file; process 0 writes it.
+            data: The sessions to train on, with the checkpoint's vocabulary and more items behind it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The items of the data are others.
+        """
+        checkpoint = self._read(path, data, "extend_checkpoint")
+        old_items = self.growth[-2] if len(self.growth) > 1 else self.num_items
+        checkpoint["optimizer_states"] = [
+            append_moments(self, state, old_items=old_items, num_items=self.num_items)
+            for state in checkpoint["optimizer_states"]
+        ]
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["num_items"] = self.num_items
+        self.on_save_checkpoint(checkpoint)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            torch.save(checkpoint, extended)
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.
@@ -832,6 +854,18 @@ class SkipCLModule(LightningModule):
         metrics = session_metrics(self.num_items, top_k=top_k, ties=self.ties).to(self.device)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
 
+    def _read(self, path: str | Path, data: SessionDataModule, method: str) -> dict[str, Any]:
+        """Return a checkpoint that fits this module and the data, before a training."""
+        self._refuse_while_running(method)
+        _check_context_sizes(self.model.context_sizes, data.encoder)
+        self.encoder = match_encoder(data.encoder, self.encoder, self.num_items)
+        checkpoint = open_checkpoint(path)
+        self._restore(checkpoint, data, fits=True)
+        self._grown_from = None
+        self._count_transitions(data)
+        checkpoint["state_dict"].update(self._transition_state())
+        return checkpoint
+
     def _restore(self, checkpoint: dict[str, Any], data: object, *, fits: bool) -> None:
         """Fit a checkpoint and this module to each other, before the state dict is loaded.
 
@@ -907,7 +941,11 @@ class SkipCLModule(LightningModule):
             logs += new_logs
         self._set_transitions(tables)
         self.counted_logs = logs
-        state.update({start + name: value for name, value in nn.ModuleList(tables).state_dict().items()})
+        state.update(self._transition_state())
+
+    def _transition_state(self) -> dict[str, Tensor]:
+        transitions = self.model.transitions
+        return {} if transitions is None else transitions.state_dict(prefix="model.transitions.")
 
     def _set_transitions(self, tables: Iterable[Any]) -> None:
         self.model.transitions = nn.ModuleList(tables).to(self.device)

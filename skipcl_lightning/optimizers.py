@@ -149,18 +149,19 @@ def make_adamw(
 
 
 def append_moments(
-    optimizer: Optimizer, state_dict: Mapping[str, Any], *, old_items: int, num_items: int
+    owner: Optimizer | nn.Module, state_dict: Mapping[str, Any], *, old_items: int, num_items: int
 ) -> dict[str, Any]:
     """Return the state of an optimizer with zeros for new items, for parameters with a row for each item.
 
     Args:
-        optimizer: Of parameters with `num_items` + 1 rows.
-        state_dict: Of the same optimizer when there were `old_items` + 1 rows.
+        owner: The optimizer, of parameters with `num_items` + 1 rows; or the module with these parameters,
+            for a state of `ModelParallelStrategy`, which numbers the parameters in the order of the module.
+        state_dict: Of the optimizer when there were `old_items` + 1 rows.
         old_items: The old V.
         num_items: The new V.
 
     Returns:
-        The state dict for `optimizer`; all other values are the same.
+        The state dict; all other values are the same.
 
     Examples:
         >>> old, new = (AdamW([nn.Parameter(torch.ones(rows, 2))]) for rows in (3, 4))
@@ -169,10 +170,16 @@ def append_moments(
         >>> append_moments(new, old.state_dict(), old_items=2, num_items=3)["state"][0]["exp_avg"].shape
         torch.Size([4, 2])
     """
-    numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    numbered: Iterable[tuple[int, Tensor]]
+    if isinstance(owner, Optimizer):
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        numbered = zip(
+            numbers, chain.from_iterable(group["params"] for group in owner.param_groups), strict=False
+        )
+    else:
+        numbered = enumerate(owner.parameters())
     states = dict(state_dict["state"])
-    for number, parameter in zip(numbers, parameters, strict=False):
+    for number, parameter in numbered:
         if len(parameter.shape) and len(parameter) == num_items + 1:
             states[number] = {
                 name: torch.cat([value, value.new_zeros(num_items - old_items, *value.shape[1:])])

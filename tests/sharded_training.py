@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -24,17 +25,24 @@ def sharing(processes: int) -> ModelParallelStrategy:
     )
 
 
+def prepare(num_items: int, batch_size: int, **settings: Any) -> SessionDataModule:
+    number = pl.col("session_id").rank("dense").cast(pl.Int64)
+    log = simulate_sessions(64, num_items=num_items, num_moods=4).with_columns(
+        user_id=number % 8, timestamp=number * 1000 + pl.col("position")
+    )
+    return SessionDataModule(log, batch_size=batch_size, max_length=20, seed=0, history_length=5, **settings)
+
+
+def build(num_items: int, **settings: Any) -> SkipCLModule:
+    backbone = SASRec(16, max_length=20, dropout=0.0)
+    return SkipCLModule(backbone, SkipInfoNCE(), num_items=num_items, embedding_size=16, **settings)
+
+
 def train(folder: Path, processes: int) -> None:
     seed_everything(0, verbose=False)
     # Eight listeners, whose sessions follow each other.
-    number = pl.col("session_id").rank("dense").cast(pl.Int64)
-    log = simulate_sessions(64, num_items=40, num_moods=4).with_columns(
-        user_id=number % 8, timestamp=number * 1000 + pl.col("position")
-    )
-    data = SessionDataModule(log, batch_size=64 // processes, max_length=20, seed=0, history_length=5)
-    module = SkipCLModule(
-        SASRec(16, max_length=20, dropout=0.0), SkipInfoNCE(), num_items=40, embedding_size=16
-    )
+    data = prepare(40, 64 // processes)
+    module = build(40)
     strategy = sharing(processes) if processes > 1 else "auto"
     trainer = quiet_trainer(max_epochs=3, strategy=strategy, devices=processes)
     trainer.fit(module, data)
@@ -55,29 +63,36 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 
 
 def train_on(path: Path) -> None:
-    """Resume a sharded run, and begin another one with its weights and three more items."""
-    log = simulate_sessions(64, num_items=43, num_moods=4, seed=1)
-    old = SkipCLModule.load_from_checkpoint(path, weights_only=True)
-    for new_items, num_items in (("drop", 40), ("append", 43)):
-        data = SessionDataModule(
-            log, batch_size=32, max_length=20, seed=0, vocabulary=path, new_items=new_items
-        )
+    """Resume a sharded run, with more items too, and begin another one with its weights."""
+    saved = torch.load(path, weights_only=True)
+    for way, num_items in (("resume", 40), ("extend", 43), ("begin", 43)):
+        new_items = "drop" if way == "resume" else "append"
+        data = prepare(43, 32, vocabulary=path, new_items=new_items)
         assert data.num_items == num_items
-        backbone = SASRec(16, max_length=20, dropout=0.0)
         # With such a learning rate, weights stay what they were.
-        module = SkipCLModule(backbone, SkipInfoNCE(), num_items=num_items, learning_rate=1e-9)
-        trainer = quiet_trainer(max_epochs=4, strategy=sharing(2), devices=2, limit_val_batches=0)
-        if new_items == "drop":
-            trainer.fit(module, data, ckpt_path=path, weights_only=True)
-        else:
+        module = build(num_items, learning_rate=1e-9)
+        source = path.with_name("extended.ckpt") if way == "extend" else path
+        if way == "begin":
             module.init_from(path, data)
-            trainer.fit(module, data)
-            torch.testing.assert_close(
-                whole(module.model.item_embedding.weight)[:41], old.item_table.detach(), rtol=0, atol=1e-6
-            )
-            assert module.growth == [40, 43]
-        # An epoch is a step. A resumed run has done three epochs.
-        assert (trainer.current_epoch, trainer.global_step) == (4, 4)
+        elif way == "extend":
+            module.extend_checkpoint(path, source, data)
+        # An epoch is a step. The old run has done three epochs; without one more, its moments are unchanged.
+        epochs = 3 if way == "extend" else 4
+        trainer = quiet_trainer(max_epochs=epochs, strategy=sharing(2), devices=2, limit_val_batches=0)
+        trainer.fit(module, data, **({} if way == "begin" else {"ckpt_path": source, "weights_only": True}))
+        assert (trainer.current_epoch, trainer.global_step) == (epochs, epochs)
+        table = module.model.item_embedding.weight
+        assert whole(table).shape[0] == num_items + 1
+        old = saved["state_dict"]["model.item_embedding.weight"]
+        if way != "resume":  # with the learning rate of the old optimizer
+            torch.testing.assert_close(whole(table)[:41], old, rtol=0, atol=1e-6)
+        assert module.growth == ([40] if way == "resume" else [40, 43])
+        if way == "extend":
+            number = [name for name, _ in module.named_parameters()].index("model.item_embedding.weight")
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments = whole(trainer.optimizers[0].state[table][name])
+                assert torch.equal(moments[:41], saved["optimizer_states"][0]["state"][number][name])
+                assert not moments[41:].any()
 
 
 def table_after_lookups(

@@ -196,6 +196,22 @@ def test_weights_of_a_checkpoint_begin_another_run(old, old_data, new_data):
     assert stored_counts(module, 1) == counts_by_hand(old_data, new_data, 1)
 
 
+@pytest.mark.parametrize("weight", [0.0, WEIGHT])
+def test_a_checkpoint_is_extended_for_a_sharded_run(old, old_data, new_data, tmp_path, weight):
+    # The moments of such a run are in the test of sharding.
+    module = build(new_data, transition_weight=weight)
+    module.extend_checkpoint(old[2], tmp_path / "extended.ckpt", new_data)
+    begun = build(new_data, transition_weight=weight)
+    begun.init_from(old[2], new_data)
+    loaded = SkipCLModule.load_from_checkpoint(tmp_path / "extended.ckpt", weights_only=True)
+    assert loaded.state_dict().keys() == begun.state_dict().keys() == module.state_dict().keys()
+    for name, value in begun.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+        assert value.shape == module.state_dict()[name].shape, name
+    assert loaded.growth == [old_data.num_items, new_data.num_items]
+    assert stored_counts(loaded, 2) == counts_by_hand(old_data, new_data, 2)
+
+
 def test_weights_of_another_model_are_refused(old, old_data, new_data):
     with pytest.raises(
         ValueError, match="`path` must be a checkpoint of a model with the same parts and sizes"
