@@ -885,6 +885,12 @@ class SkipCLModule(LightningModule):
             self.model.retired = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
         if "model.history_embedding" in state:
             self.model.use_history()
+        columns = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("item_features")
+        if columns is not None and columns != self._item_columns:
+            # The data's features may be encoded otherwise, or not given.
+            tower = self._build_tower(columns, self.num_items, self.model.embedding_size)
+            assert tower is not None  # noqa: S101 - for mypy: there are columns
+            self.model.item_tower = tower.to(self.device)
         self._load_transitions(checkpoint, state, old_items, fits=fits)
         if old_items == self.num_items:
             return
