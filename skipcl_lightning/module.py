@@ -885,12 +885,7 @@ class SkipCLModule(LightningModule):
             self.model.retired = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
         if "model.history_embedding" in state:
             self.model.use_history()
-        columns = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("item_features")
-        if columns is not None and columns != self._item_columns:
-            # The data's features may be encoded otherwise, or not given.
-            tower = self._build_tower(columns, self.num_items, self.model.embedding_size)
-            assert tower is not None  # noqa: S101 - for mypy: there are columns
-            self.model.item_tower = tower.to(self.device)
+        self._load_content(checkpoint, state, data)
         self._load_transitions(checkpoint, state, old_items, fits=fits)
         if old_items == self.num_items:
             return
@@ -898,9 +893,29 @@ class SkipCLModule(LightningModule):
         table, own = state["model.item_embedding.weight"], self.model.item_embedding.weight
         # Not those of `extend_items`; and torch has an error for another size.
         if not extended and table.shape[1:] == own.shape[1:]:
-            rows = first_rows(table, self.encoder, data, self.target_rule)
-            own.data[old_items + 1 :] = rows.to(own)
+            has_tower = self.model.item_tower is not None  # then a new item is what its content says
+            rows = 0 if has_tower else first_rows(table, self.encoder, data, self.target_rule).to(own)
+            own.data[old_items + 1 :] = rows
         grow_state(state, self.state_dict(), old_items, self.num_items)
+
+    def _load_content(self, checkpoint: dict[str, Any], state: dict[str, Tensor], data: object) -> None:
+        """Make a tower for the content that a checkpoint holds; the data has that of new items."""
+        columns = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("item_features")
+        if columns is None:
+            return
+        start = "model.item_tower."
+        names = [one["name"] for one in columns if "values" in one]
+        codes = {name: state[f"{start}codes_{place}"] for place, name in enumerate(names)}
+        features = ItemFeatures.from_rows(columns, state[f"{start}numbers"], codes)
+        grows = len(features.numbers) <= self.num_items
+        if not grows and columns == self._item_columns:
+            return
+        if grows and self.encoder is not None:
+            features = features.extended(getattr(data, "content_table", None), self.encoder.vocabulary)
+        tower = self._build_tower(features, self.num_items, self.model.embedding_size)
+        assert tower is not None  # noqa: S101 - for mypy
+        self.model.item_tower = tower.to(self.device)
+        state.update({start + name: buffer for name, buffer in tower.named_buffers()})
 
     def _count_transitions(self, data: object) -> None:
         """Count those of the data's training set, unless they are not wanted or counted already."""

@@ -232,7 +232,7 @@ def test_a_checkpoint_has_the_content_and_what_encodes_new_items(trained, tmp_pa
 
 
 def test_new_items_are_what_their_content_says(trained, tmp_path):
-    found, data, trainer = copy.deepcopy(trained[0]), trained[1], trained[2]
+    found, data, trainer = copy.deepcopy(trained[0]), trained[1], quiet_trainer()
     mood = data.item_features.categories["mood"]
     like, other = int((mood == 2).nonzero()[0, 0]), int((mood == 3).nonzero()[0, 0])
     content = [{"item_id": "new", "mood": "1"}]
@@ -254,6 +254,40 @@ def test_new_items_are_what_their_content_says(trained, tmp_path):
     for wrong in ({"init": "content"}, {"content": content}):
         with pytest.raises(ValueError, match="for a module without `item_features`"):
             bare.extend_items(["x"], **wrong)
+
+
+def test_training_goes_on_with_new_tracks_and_their_content(trained, tmp_path):
+    found, data, trainer = trained
+    trainer.save_checkpoint(path := tmp_path / "old.ckpt")
+    more = data.log.with_columns(
+        pl.col("item_id").replace({data.vocabulary.ids[0]: "new", data.vocabulary.ids[1]: "odd"})
+    )
+    content = pl.DataFrame({"item_id": ["new", "another"], "mood": ["1", "9"]})
+    newer = SessionDataModule(
+        more, batch_size=64, vocabulary=path, new_items="append", item_features=content, seed=0
+    )
+    for resumes in (False, True):
+        one = SkipCLModule(
+            SASRec(16, dropout=0.0),
+            num_items=newer.num_items,
+            item_features=newer.item_features,
+            id_dropout=0.2,
+        )
+        going_on = quiet_trainer(max_epochs=13 if resumes else 1, limit_val_batches=0, limit_train_batches=1)
+        if not resumes:
+            one.init_from(path, newer)
+            known = data.num_items + 1
+            assert torch.equal(one.item_table[:known], found.item_table)
+            new, odd = (int(newer.vocabulary.encode([name])[0]) for name in ("new", "odd"))
+            assert sorted((new, odd)) == [known, known + 1]
+            like = int((data.item_features.categories["mood"] == 2).nonzero()[0, 0])
+            torch.testing.assert_close(one.item_table[new], found.model.item_tower()[like])
+            assert not one.item_table[odd].any()
+        going_on.fit(one, newer, ckpt_path=path if resumes else None, weights_only=True if resumes else None)
+        before, after = found.item_features, one.item_features
+        assert after.describe() == before.describe()
+        assert torch.equal(after.categories["mood"][:known], before.categories["mood"])
+        assert after.categories["mood"][[new, odd], 0].tolist() == [2, 0]
 
 
 def test_embeddings_come_out_with_ids(trained):

@@ -211,7 +211,7 @@ class SessionDataModule(LightningDataModule):
         self.bucket_batches = bucket_batches
         self.seed = seed
         self.num_workers = num_workers
-        self._features_table = item_features
+        self.content_table = item_features
         self.pin_memory = pin_memory
 
     @cached_property
@@ -279,11 +279,9 @@ class SessionDataModule(LightningDataModule):
     @cached_property
     def item_features(self) -> ItemFeatures | None:
         """The content of the items, for `SkipCLModule(item_features=…)`; None if no table was given."""
-        if self._features_table is None:
+        if self.content_table is None:
             return None
-        features = ItemFeatures.from_table(
-            self._features_table, self.vocabulary, item_counts=self.item_counts
-        )
+        features = ItemFeatures.from_table(self.content_table, self.vocabulary, item_counts=self.item_counts)
         rank_zero_info(str(features))
         return features
 

@@ -147,7 +147,7 @@ def skip_alternatives(sessions: Path, seed: int = 0, epochs: int = 8, only: tupl
             module.skip_penalty = penalty
             show(f"{name}, penalty {penalty:g}", module, data)
     if trained is not None:
-        for strength in (0.1, 1.0):
+        for strength in (0.0, 0.1, 1.0):  # 0: two more epochs alone
             seed_everything(seed, verbose=False)
             module = build(data, Preference, learning_rate=0.001)
             module.load_state_dict(trained.state_dict())
