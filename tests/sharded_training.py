@@ -30,7 +30,16 @@ def prepare(num_items: int, batch_size: int, **settings: Any) -> SessionDataModu
     log = simulate_sessions(64, num_items=num_items, num_moods=4).with_columns(
         user_id=number % 8, timestamp=number * 1000 + pl.col("position")
     )
-    return SessionDataModule(log, batch_size=batch_size, max_length=20, seed=0, history_length=5, **settings)
+    content = log.select("item_id", mood=pl.col("item_mood").cast(pl.String), number="item_mood")
+    return SessionDataModule(
+        log,
+        batch_size=batch_size,
+        max_length=20,
+        seed=0,
+        history_length=5,
+        item_features=content.unique("item_id"),
+        **settings,
+    )
 
 
 def build(num_items: int, **settings: Any) -> SkipCLModule:
@@ -42,7 +51,7 @@ def train(folder: Path, processes: int) -> None:
     seed_everything(0, verbose=False)
     # Eight listeners, whose sessions follow each other.
     data = prepare(40, 64 // processes)
-    module = build(40)
+    module = build(40, item_features=data.item_features)
     strategy = sharing(processes) if processes > 1 else "auto"
     trainer = quiet_trainer(max_epochs=3, strategy=strategy, devices=processes)
     trainer.fit(module, data)
@@ -70,7 +79,7 @@ def train_on(path: Path) -> None:
         data = prepare(43, 32, vocabulary=path, new_items=new_items)
         assert data.num_items == num_items
         # With such a learning rate, weights stay what they were.
-        module = build(num_items, learning_rate=1e-9)
+        module = build(num_items, learning_rate=1e-9, item_features=data.item_features)
         source = path.with_name("extended.ckpt") if way == "extend" else path
         if way == "begin":
             module.init_from(path, data)
