@@ -28,10 +28,12 @@ def build(backbone, sessions):
     log = simulate_sessions(sessions, num_items=30, num_moods=3).with_columns(
         user_id=number % 3, timestamp=number * 1000 + pl.col("position")
     )
-    data = SessionDataModule(log, batch_size=3, max_length=20, history_length=4)
+    context = ["gap", "place", "item_mood"]
+    data = SessionDataModule(log, batch_size=3, max_length=20, history_length=4, context=context)
     head = CombinedHead([SkipInfoNCE(weight=0.3, learn_temperature=True), SkipPrediction()])
     backbone = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}[backbone](8, max_length=20)
-    return data, SkipCLModule(backbone, head, num_items=data.num_items, embedding_size=8)
+    settings = {"num_items": data.num_items, "context_sizes": data.context_sizes}
+    return data, SkipCLModule(backbone, head, embedding_size=8, **settings)
 
 
 def train_and_test(backbone, devices, sessions, folder):

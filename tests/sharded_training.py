@@ -37,21 +37,28 @@ def prepare(num_items: int, batch_size: int, **settings: Any) -> SessionDataModu
         max_length=20,
         seed=0,
         history_length=5,
+        context=["place"],
         item_features=content.unique("item_id"),
         **settings,
     )
 
 
-def build(num_items: int, **settings: Any) -> SkipCLModule:
-    backbone = SASRec(16, max_length=20, dropout=0.0)
-    return SkipCLModule(backbone, SkipInfoNCE(), num_items=num_items, embedding_size=16, **settings)
+def build(data: SessionDataModule, **settings: Any) -> SkipCLModule:
+    return SkipCLModule(
+        SASRec(16, max_length=20, dropout=0.0),
+        SkipInfoNCE(),
+        num_items=data.num_items,
+        context_sizes=data.context_sizes,
+        item_features=data.item_features,
+        **settings,
+    )
 
 
 def train(folder: Path, processes: int) -> None:
     seed_everything(0, verbose=False)
     # Eight listeners, whose sessions follow each other.
     data = prepare(40, 64 // processes)
-    module = build(40, item_features=data.item_features)
+    module = build(data)
     strategy = sharing(processes) if processes > 1 else "auto"
     trainer = quiet_trainer(max_epochs=3, strategy=strategy, devices=processes)
     trainer.fit(module, data)
@@ -79,7 +86,7 @@ def train_on(path: Path) -> None:
         data = prepare(43, 32, vocabulary=path, new_items=new_items)
         assert data.num_items == num_items
         # With such a learning rate, weights stay what they were.
-        module = build(num_items, learning_rate=1e-9, item_features=data.item_features)
+        module = build(data, learning_rate=1e-9)
         source = path.with_name("extended.ckpt") if way == "extend" else path
         if way == "begin":
             module.init_from(path, data)
