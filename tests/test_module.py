@@ -1,10 +1,11 @@
+import math
 import warnings
 
 import lightning
 import polars as pl
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 from skipcl_lightning import SkipCLModule
@@ -226,6 +227,37 @@ def test_warm_up_and_decay_touch_what_they_should(data):
     assert id(module.model.backbone.blocks[0].attention.query_key_value.weight) in decayed
     covered = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(covered) == len(list(module.parameters()))
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 5}])
+def test_a_cosine_schedule_falls_to_zero_at_the_end_of_the_run(data, limit):
+    module = small_module(data, learning_rate=0.01, warmup_steps=2, schedule="cosine")
+    rates = Rates()
+    quiet_trainer(limit_val_batches=0, callbacks=[rates], **limit).fit(module, data)
+    steps = len(rates.seen)
+    expected = [
+        0.01 * min(1, (step + 1) / 2) * math.cos(math.pi / 2 * step / steps) ** 2 for step in range(steps)
+    ]
+    assert rates.seen == pytest.approx(expected)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_schedule_that_is_unknown_or_has_no_end_is_an_error(data):
+    with pytest.raises(ValueError, match=r"`schedule` must be one of .*got 'linear'"):
+        small_module(data, schedule="linear")
+    module = small_module(data, schedule="cosine")
+    with pytest.raises(ValueError, match="`schedule` must be 'constant' in a run without an end"):
+        module.configure_optimizers()
+    with pytest.raises(ValueError, match="`schedule` must be 'constant' in a run without an end"):
+        quiet_trainer(limit_val_batches=0, max_epochs=-1).fit(module, data)
 
 
 def test_the_padding_row_stays_zero(data):
