@@ -144,7 +144,7 @@ def draw(table: pl.DataFrame, path: Path) -> None:
     for update, rows in table.group_by("update", maintain_order=True):
         rates.plot(rows["day"], rows["found@10"], marker="o", label=update[0])
         seconds.plot(rows["day"], rows["seconds"].cum_sum(), marker="o", label=update[0])
-    rates.set(xlabel="day", ylabel="share of listened plays found in the first ten")
+    rates.set(xlabel="day", ylabel="found@10 on that day")
     seconds.set(xlabel="day", ylabel="training so far, seconds of CPU time")
     seconds.legend()
     figure.savefig(path, dpi=150)

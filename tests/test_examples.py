@@ -110,6 +110,14 @@ def test_a_skip_penalty_is_chosen_on_the_validation_set(tmp_path, monkeypatch, c
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_model_is_trained_on_night_by_night(tmp_path, monkeypatch, capsys):
+    run_here("nightly.py", "--smoke", "true", "--plot", "week.png", monkeypatch=monkeypatch, folder=tmp_path)
+    rows = re.findall(r"│ 3 +┆ ([a-z ]+?) +┆ (\d+)", capsys.readouterr().out)
+    known = {update: int(tracks) for update, tracks in rows}
+    assert known["train on"] == known["from scratch"] > known["no update"]
+    assert (tmp_path / "week.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_metrics_alone_serve_a_foreign_project(tmp_path, monkeypatch, capsys, examples):
     run_here("metrics_only.py", "--smoke", "true", monkeypatch=monkeypatch, folder=tmp_path)
     assert "test/skip_rank_percentile" in capsys.readouterr().out
