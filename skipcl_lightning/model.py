@@ -229,7 +229,8 @@ class SessionModel(nn.Module):
 
     Args:
         backbone: Any module `forward(x [B, L, D], valid_mask [B, L]) -> [B, L, D]`; `causal = False` if it
-            sees later items, and optionally a `max_length`.
+            sees later items, and optionally a `max_length`, and an `item_scale` s (1 without it): item
+            embeddings are drawn with the standard deviation s / √D.
         num_items: V, at least 2.
         embedding_size: D; None for the backbone's own `embedding_size`.
         feedback_input: Whether the backbone sees the feedback of each item. One embedding each for listening,
@@ -283,7 +284,8 @@ class SessionModel(nn.Module):
         self.backbone = backbone
         self.causal = is_causal(backbone)
         self.item_embedding = ItemEmbedding(num_items, size, sparse=sparse_item_table)
-        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=size**-0.5)
+        scale = getattr(backbone, "item_scale", 1.0)
+        self.item_embedding.weight.data[PADDING_INDEX + 1 :].normal_(std=scale * size**-0.5)
         self.item_tower = item_tower
         self.id_dropout = id_dropout
         # The items after these, of which training has no plays, are no candidates in training. None for all.

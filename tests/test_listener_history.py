@@ -114,7 +114,7 @@ def trained(tmp_path_factory):
     seed_everything(0, verbose=False)
     data = SessionDataModule(tastes(), history_length=4, batch_size=32, split=SPLIT, seed=0)
     one = SkipCLModule(SASRec(16, dropout=0.0), num_items=data.num_items, learning_rate=0.01)
-    trainer = quiet_trainer(max_epochs=15, limit_val_batches=0)
+    trainer = quiet_trainer(max_epochs=20, limit_val_batches=0)
     trainer.fit(one, data)
     path = tmp_path_factory.mktemp("history") / "model.ckpt"
     trainer.save_checkpoint(path)

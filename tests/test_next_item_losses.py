@@ -65,7 +65,7 @@ def test_a_loss_learns_which_item_is_next(loss, sparse):
         learning_rate=0.02,
     )
     optimizer = one.configure_optimizers()["optimizer"]
-    for _ in range(200):
+    for _ in range(300):
         optimizer.zero_grad()
         one.losses(one.part_losses(cyclic_sessions()))["loss"].backward()
         optimizer.step()
