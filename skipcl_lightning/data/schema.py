@@ -70,7 +70,7 @@ GRADE_FLAG = (
 )
 
 
-def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool = False) -> list[str]:
+def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool) -> list[str]:
     """Check the columns of a canonical table, not its rows, and return them in the canonical order.
 
     A listening `history` needs `timestamp`, has no `session_id`, and may have no `feedback`; without

@@ -172,6 +172,7 @@ def test_the_same_seed_gives_the_same_batches_and_the_next_epoch_others(log):
 
     first = batches(1)
     assert batches(1) == first
+    assert SessionDataModule(log, seed=0).seed == 0
     assert first[0] != first[1]
     assert batches(2) != first
 

@@ -58,6 +58,7 @@ def test_an_ordinary_loader_gets_every_session_once_in_whole_batches(make_store,
 
 def test_a_view_of_some_sessions_tells_their_place_in_the_store(make_store):
     view = SessionView(make_store(SESSIONS), np.array([3, 1]), np.array([2, 1]), with_target=True)
+    assert view in {view}  # compared as an object, because arrays have no hash
     batch = SessionDataset(view, max_length=50).__getitems__([1, 0])
     assert batch.session_index.tolist() == [1, 3]
     assert batch.items.tolist() == [[4, 0], [7, 8]]

@@ -129,6 +129,10 @@ def test_lines_that_are_no_json_are_dropped_and_named_in_one_warning(tmp_path):
         assert read_listenbrainz(tmp_path).collect().height == 4
     with pytest.raises(ValueError, match=r"must hold lines.* in row 3 of .*1\.jsonl.*Unterminated"):
         read_listenbrainz(tmp_path, max_damaged=0).collect()
+    # More than ten damaged lines are too many in a short file.
+    (tmp_path / "1.jsonl").write_text("\n".join([listens[0], *["{"] * 11, *listens[:2] * 10]))
+    with pytest.raises(ValueError, match=r"raise `max_damaged`, 0\.001 now"):
+        read_listenbrainz(tmp_path).collect()
     (tmp_path / "1.jsonl").write_text("{\n" + listens[0])
     with pytest.raises(ValueError, match=r"must hold lines.* in row 1 of .*1\.jsonl.*Expecting"):
         read_listenbrainz(tmp_path)

@@ -242,6 +242,14 @@ def test_an_older_format_is_refused_as_well(tmp_path, log):
         Manifest.read(tmp_path / "store")
 
 
+def test_the_checksum_of_a_manifest_does_not_depend_on_the_order_of_its_keys(tmp_path, log):
+    prepare_store(log, tmp_path / "store")
+    file = tmp_path / "store" / "manifest.json"
+    written = Manifest.read(tmp_path / "store")
+    file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
+    assert Manifest.read(tmp_path / "store") == written
+
+
 @pytest.mark.parametrize("folder", [".", "", "file/store"])
 def test_where_no_store_can_be_is_said_before_anything_is_read(tmp_path, log, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)

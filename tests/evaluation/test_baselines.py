@@ -156,6 +156,11 @@ def test_factors_of_a_session_solve_the_weighted_least_squares(data):
         torch.testing.assert_close(scores[b].double(), expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("factorisation", [WRMF, BPR])
+def test_factorisations_have_64_factors_by_default(data, factorisation):
+    assert factorisation(data, num_iterations=1).model.factors == 64
+
+
 def test_factorisations_find_the_two_halves_of_a_catalogue():
     generator = torch.Generator().manual_seed(0)
     items = torch.randint(1, 6, (40, 4), generator=generator)

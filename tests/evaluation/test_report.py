@@ -1,9 +1,12 @@
+from contextlib import nullcontext
+
 import polars as pl
 import pytest
 from small_evaluation import make_data, module
 
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import LastItemMarkov, Popularity, compare, evaluate, save_rank_plot
+from skipcl_lightning.evaluation import report as report_room
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,19 @@ def test_a_report_is_written_whole_and_reads_back(data, tmp_path):
     assert f"| hit_rate@10 ↑ | {report['hit_rate@10']:.4f} |" in markdown
     assert "| skip_mrr@10 ↓ |" in markdown
     assert report.table().row_count == report.metrics.height
+
+
+@pytest.mark.parametrize("num_candidates", [None, 10])
+def test_the_plot_of_a_report_says_whether_candidates_were_sampled(
+    data, tmp_path, monkeypatch, num_candidates
+):
+    said = []
+    monkeypatch.setattr(report_room, "save_rank_plot", lambda *_, sampled, **__: said.append(sampled))
+    monkeypatch.setattr(report_room, "save_segment_plot", lambda *_, **__: None)
+    with nullcontext() if num_candidates is None else pytest.warns(UserWarning, match="sampled candidates"):
+        report = evaluate(Popularity(data.item_counts), data, num_candidates=num_candidates, num_resamples=0)
+    report.save(tmp_path)
+    assert said == [num_candidates is not None]
 
 
 def test_a_report_names_its_main_metrics_and_the_one_that_was_meant(data):

@@ -5,6 +5,7 @@ from skipcl_lightning.functional import Candidates, session_contrast
 from skipcl_lightning.functional.next_item.full_softmax import log_partition, normalised_weights
 from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up, require_table
 from skipcl_lightning.functional.skip_losses.candidates import (
+    _fill,
     candidate_similarity,
     gather_candidates,
     unkept_mask,
@@ -38,6 +39,8 @@ def test_one_process_gathers_its_own_candidates():
     assert not is_distributed()
     one = Candidates(torch.tensor([3]), torch.ones(1, 2), torch.zeros(1))
     assert gather_candidates(one).items.tolist() == [3]
+    assert _fill(torch.ones(1, 2), 3).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert _fill(torch.tensor([3]), 2).tolist() == [3, 0]
 
 
 def test_means_are_weighted_and_exactly_0_without_weights():

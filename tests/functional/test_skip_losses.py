@@ -204,6 +204,16 @@ def test_a_probability_of_one_has_a_finite_unlikelihood():
     assert query.grad.isfinite().all()
 
 
+def test_a_compiled_unlikelihood_has_the_values_of_a_plain_one(monkeypatch):
+    query, table, items, feedback, _ = random_sessions(0)
+    arguments = query, table[items], (items, feedback), table
+    plain = skip_unlikelihood(*arguments, negatives="session", reduction="none")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert plain.any()
+    compiled = skip_unlikelihood(*arguments, negatives="session", reduction="none")
+    assert torch.allclose(compiled, plain)
+
+
 def test_samples_need_the_item_table():
     query, table, items, feedback, _ = random_sessions(0)
     with pytest.raises(ValueError, match="`item_embeddings` must be given for sampled items"):

@@ -222,6 +222,20 @@ def test_a_compiled_step_keeps_all_positions_and_weighs_those_without_a_target_w
     assert found[2].tolist() == [2.0, 0.0, 0.5]
 
 
+class OnGPU(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_a_gpu_returns_few_positions_and_all_that_have_a_target(monkeypatch):
+    monkeypatch.setattr(next_item, "_ROUND", 1)
+    query = torch.tensor([[[1.0], [math.nan], [3.0], [math.nan]]]).as_subclass(OnGPU)
+    target, weight = torch.tensor([[4, 0, 2, 0]]), torch.tensor([[2.0, 3.0, 0.5, 1.0]])
+    found = next_item.real_positions(query, target, weight, most_targets=3)
+    assert [tensor.tolist() for tensor in found] == [[[1.0], [3.0], [0.0]], [4, 2, 4], [2.0, 0.5, 0.0]]
+
+
 def test_a_head_gets_the_item_table_only_if_it_says_so():
     assert not WeightedHead(weight=1.0).uses_item_table
     assert not SkipMargin().uses_item_table

@@ -294,6 +294,18 @@ def test_processes_with_uneven_shards_equal_one(two_processes):
                 assert torch.equal(value, expected[name]), name
 
 
+def test_errors_are_better_lower_and_the_others_higher():
+    better = {type(metric): metric.higher_is_better for metric in skip_prediction_metrics().values()}
+    errors = {SkipBrierScore, SkipCalibrationError}
+    assert errors < better.keys()
+    assert better == {kind: kind not in errors for kind in better}
+
+
+def test_predictions_that_are_no_floating_point_numbers_are_refused():
+    with pytest.raises(TypeError, match="`skip_predictions` must be of a floating-point dtype"):
+        SkipAUC()(torch.ones(2, dtype=torch.int64), torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

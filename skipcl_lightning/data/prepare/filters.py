@@ -269,7 +269,7 @@ class FeedbackWarning(UserWarning):
     """The feedback of a log has no skip, although it seems to record skips."""
 
 
-def warn_without_sign(lowest: float, highest: float, skip_threshold: float = 0.0) -> None:
+def warn_without_sign(lowest: float, highest: float, skip_threshold: float) -> None:
     """Warn if feedback varies within [0, 1], like a flag or a share, so nothing is a skip."""
     if max(0, skip_threshold) <= lowest < highest:
         rank_zero_warn(
