@@ -2,17 +2,21 @@
 
 python tests/benchmarks/item_features.py         # about three minutes on one core
 python tests/benchmarks/item_features.py --cost  # a training step at 50,000 items, about a minute
+python tests/benchmarks/item_features.py --movielens ml-100k   # genres: the folder of u.data and u.item
 
 A tenth of the tracks of a simulated log are played only as the last track of sessions. All tracks are equally
 popular. The content of a track is a vector of 8 numbers, as of an audio model: its mood on a circle,
 projected, with noise. In one log the next track has the mood of the last one; in the other it is often its
-one successor, which no content tells.
+one successor, which no content tells. Of MovieLens-100K, a tenth of the movies are new: each user's ratings
+end with the first of them after ten others.
 """
 
 import argparse
 import logging
 import time
 import warnings
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -21,7 +25,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from skipcl_lightning import SessionBatch, SessionDataModule, SkipCLModule, evaluate
 from skipcl_lightning.backbones import SASRec
-from skipcl_lightning.data import ItemFeatures, ItemVocabulary, simulate_sessions
+from skipcl_lightning.data import ItemFeatures, ItemVocabulary, read_movielens, simulate_sessions
 from skipcl_lightning.heads import SampledSoftmax
 
 NUM_ITEMS, NUM_MOODS, EPOCHS, SEEDS = 1000, 20, 10, 2
@@ -59,9 +63,28 @@ def simulate(follow: float, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return log, tracks.select("item_id", audio=pl.Series(audio))
 
 
-def measure(follow: float, seed: int, *, has_content: bool, id_dropout: float) -> dict[str, float]:
+def read_movielens_genres(folder: Path, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the ratings, of which a tenth of the movies are new at the end, and the genres of all movies."""
+    log = read_movielens(folder / "u.data").collect().sort("session_id", "timestamp", maintain_order=True)
+    lines = (folder / "u.item").read_text(encoding="latin-1").splitlines()
+    genres = [[number for number, has in enumerate(line.split("|")[-19:]) if has == "1"] for line in lines]
+    ids = pl.Series([line.split("|")[0] for line in lines]).cast(log["item_id"].dtype)
+    content = pl.DataFrame({"item_id": ids, "genres": genres}, schema_overrides={"genres": pl.List(pl.Int64)})
+    content = content.with_columns(pl.col("genres").cast(pl.List(pl.String)))
+    new = content["item_id"].sample(content.height // 10, seed=seed)
+    is_new = pl.col("item_id").is_in(new.implode())
+    known = (~is_new).cum_sum().over("session_id")
+    first = (is_new & (known > 10)).cum_sum().over("session_id")
+    # Up to the first new movie after ten others, without earlier ones.
+    log = log.with_columns(first=first, known=known, is_new=is_new)
+    ends = (pl.col("first") == 1) & pl.col("is_new") & (pl.col("known") > 10)
+    return log.filter(((pl.col("first") == 0) & ~pl.col("is_new")) | ends), content
+
+
+def measure(
+    log: pl.DataFrame, content: pl.DataFrame, seed: int, *, has_content: bool, id_dropout: float
+) -> dict[str, float]:
     """Return HitRate@10 of all listened targets, of new and of known tracks."""
-    log, content = simulate(follow, seed)
     seed_everything(seed, verbose=False)
     data = SessionDataModule(
         log, cold_targets="score", batch_size=128, seed=seed, item_features=content if has_content else None
@@ -120,7 +143,9 @@ def main() -> None:
     """Print a table of hit rates, or of the cost."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cost", action="store_true", help="measure a training step")
-    if parser.parse_args().cost:
+    parser.add_argument("--movielens", type=Path, help="the folder of u.data and u.item")
+    arguments = parser.parse_args()
+    if arguments.cost:
         rows = [
             {
                 "sparse table": sparse,
@@ -132,15 +157,18 @@ def main() -> None:
         ]
         print(pl.DataFrame(rows))
         return
-    for log, follow in LOGS.items():
+    logs = {name: partial(simulate, follow) for name, follow in LOGS.items()}
+    if arguments.movielens is not None:
+        logs = {"MovieLens-100K": partial(read_movielens_genres, arguments.movielens)}
+    for name, make in logs.items():
         for model, (has_content, id_dropout) in MODELS.items():
             found = pl.DataFrame(
                 [
-                    measure(follow, seed, has_content=has_content, id_dropout=id_dropout)
+                    measure(*make(seed), seed, has_content=has_content, id_dropout=id_dropout)
                     for seed in range(SEEDS)
                 ]
             )
-            print(log, "|", model, "|", found.to_dicts(), "| mean", found.mean().row(0), flush=True)
+            print(name, "|", model, "|", found.to_dicts(), "| mean", found.mean().row(0), flush=True)
 
 
 if __name__ == "__main__":
