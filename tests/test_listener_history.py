@@ -71,6 +71,7 @@ def test_a_step_learns_from_the_items_of_a_history(sparse):
     assert gradient.to_dense()[8].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_step_is_one_graph_for_any_batch():
     one = with_history(module(SASRec(8, max_length=6, dropout=0.0), SkipInfoNCE()))
     compiled = copy.deepcopy(one)

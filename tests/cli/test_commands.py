@@ -1,6 +1,7 @@
 """What a user meets on the command line: help, names, checkpoints, summaries, recommendations."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -162,7 +163,7 @@ assert not {"torch", "polars", "lightning", "jsonargparse"} & set(sys.modules), 
     assert "skipcl 0." in run(tmp_path, "--version").stdout
 
 
-def test_an_interrupted_run_says_how_to_resume(skipcl, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_says_how_to_resume(skipcl, tmp_path, monkeypatch, capsys, request):
     (tmp_path / "interrupting.py").write_text(
         """
 import signal
@@ -175,6 +176,9 @@ class Interrupt(Callback):
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
+    # A shell lets the jobs in its background ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(SystemExit):
         skipcl("fit", *SASREC, "--trainer.max_epochs", 9, "--trainer.callbacks+=interrupting.Interrupt")
     resume = f"skipcl fit --config {RUN}/config.yaml --ckpt_path {RUN}/checkpoints/last.ckpt"

@@ -266,9 +266,8 @@ def test_a_threshold_between_two_floats_means_what_it_means_to_torch():
     assert tables_of(mined) == ([[0], [0], [0]], [[0], [2], [0]])
 
 
-@pytest.mark.parametrize(
-    "score", [pytest.param(score, marks=[pytest.mark.slow] * (score != "wilson")) for score in SCORES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("score", SCORES)
 def test_a_million_items_can_be_mined(score):
     generator = np.random.default_rng(0)
     sessions, length, num_items = 200_000, 10, 1_000_000

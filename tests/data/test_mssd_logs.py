@@ -294,6 +294,7 @@ def test_a_block_is_made_once_however_many_files_it_fills(tmp_path, monkeypatch)
     assert made == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_memory_does_not_grow_with_the_log(tmp_path):
     def peak(num_sessions):
         tracemalloc.start()

@@ -28,7 +28,9 @@ def test_another_seed_or_epoch_gives_another_order_and_the_same_one_the_same():
     assert order(0, 1) == orders[1]
 
 
-@pytest.mark.parametrize("stored", [1 << 16, 0], ids=["drawn", "computed"])
+@pytest.mark.parametrize(
+    "stored", [1 << 16, pytest.param(0, marks=pytest.mark.slow)], ids=["drawn", "computed"]
+)
 def test_rows_land_anywhere_with_about_the_same_chance(monkeypatch, stored):
     monkeypatch.setattr(permutation, "_STORED", stored)
     counts = np.zeros((20, 20))

@@ -57,7 +57,9 @@ def test_values_and_gradients_equal_torch_pair_by_pair(kind, cached, monkeypatch
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["session", *(pytest.param(k, marks=pytest.mark.slow) for k in ("shared", "own"))]
+)
 def test_the_formula_that_compilers_get_is_the_same(kind):
     query, keys, query_mask, keys_mask = make(kind)
     compiled = torch.compile(cosine, backend="eager", fullgraph=True)
