@@ -298,7 +298,7 @@ def _fit(rows: pl.DataFrame, name: str, trained: NDArray[np.bool_]) -> NumberCol
     series = rows[name].filter(pl.Series(trained)).drop_nulls()
     has_categories = len(series) > 0 and _holds_categories(series)
     if has_categories:
-        series = _to_sets(series).explode().drop_nulls().unique().sort()
+        series = _to_sets(series).explode(empty_as_null=False).drop_nulls().unique().sort()
     if not len(series):
         raise ValueError(
             f"`item_features` must have a value for an item of the training set in column {name!r}, got none."
@@ -345,7 +345,7 @@ def _to_numbers(rows: pl.DataFrame, name: str, size: int | None) -> NDArray[np.f
             f"{lengths.filter(wrong)[0]} for {rows[_ID].filter(wrong)[0]!r}. Give each item as many, or null."
         )
     values = np.full((rows.height, size), np.nan)
-    given = series.drop_nulls().explode().cast(pl.Float64).to_numpy().reshape(-1, size)
+    given = series.drop_nulls().explode(empty_as_null=False).cast(pl.Float64).to_numpy().reshape(-1, size)
     finite = np.isfinite(given).all(axis=1)
     if not finite.all():
         item = rows[_ID].filter(present).filter(pl.Series(~finite))[0]
@@ -377,7 +377,7 @@ def _to_codes(sets: pl.Series, values: Sequence[str]) -> NDArray[np.int32]:
     codes = pl.DataFrame({"value": values, "code": range(1, len(values) + 1)})
     pairs = (
         pl.DataFrame({"row": pl.int_range(len(sets), eager=True), "value": sets})
-        .explode("value")
+        .explode("value", empty_as_null=False)
         .join(codes, on="value")
         .unique(["row", "code"])
         .sort("row", "code")
