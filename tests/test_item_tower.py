@@ -338,7 +338,9 @@ def test_a_step_with_a_tower_is_one_graph():
 
 def test_a_step_with_a_tower_asks_the_device_for_nothing():
     one = with_tower(id_dropout=0.5, next_item_loss=SampledSoftmax(4)).to("meta")
-    one.losses(one.part_losses(batch().to("meta")))["loss"].backward()
+    loss = one.losses(one.part_losses(batch().to("meta")))["loss"]
+    loss.backward()
+    assert loss.device.type == "meta"
 
 
 def test_the_tower_is_dense_beside_a_sparse_table_in_bfloat16(trained):
