@@ -10,12 +10,12 @@ import torch
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.checkpoint import require_own_class
 from skipcl_lightning.data import recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.module import SkipCLModule
+from skipcl_lightning.module.checkpoint import require_own_class
 
 __all__ = ["Recommender"]
 

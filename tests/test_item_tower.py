@@ -12,8 +12,7 @@ from skipcl_lightning import Recommender, SkipCLModule, evaluate
 from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import ItemFeatures, ItemVocabulary, SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
-from skipcl_lightning.item_tower import ItemTower
-from skipcl_lightning.model import SessionModel
+from skipcl_lightning.model import ItemTower, SessionModel
 
 TABLE = pl.DataFrame(
     {

@@ -21,7 +21,7 @@ from skipcl_lightning.heads import (
     SkipInfoNCE,
     SkipUnlikelihood,
 )
-from skipcl_lightning.optimizers import SparseAdamW, clip_gradients_by_norm
+from skipcl_lightning.module.optimizers import SparseAdamW, clip_gradients_by_norm
 
 
 def model(sparse, head=None, backbone=None, **settings):

@@ -27,12 +27,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from skipcl_lightning.backbones import BACKBONES
-from skipcl_lightning.checkpoint import holds_vocabulary, read_setting
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
+from skipcl_lightning.module.checkpoint import holds_vocabulary, read_setting
 
 __all__ = ["ShortProgressBar", "TrainingCLI", "run_training"]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
-from skipcl_lightning.checkpoint import match_context, refuse_other_items
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.baselines import LastItemMarkov
 from skipcl_lightning.evaluation.report import EvaluationReport
@@ -31,6 +30,7 @@ from skipcl_lightning.functional.ranking.diversity import (
     self_information,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
+from skipcl_lightning.module.checkpoint import match_context, refuse_other_items
 
 __all__ = ["Split", "evaluate"]
 

@@ -22,17 +22,6 @@ from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.checkpoint import (
-    describe_parts,
-    fingerprint_counts,
-    grow_state,
-    load_encoder,
-    load_list,
-    match_context,
-    match_encoder,
-    num_stored_items,
-    save_encoder,
-)
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
 from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.data.schema import Table
@@ -44,15 +33,32 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
-from skipcl_lightning.growth import Ids, NewRows, extend_vocabulary, first_rows, known_indices, new_rows
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
 from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
-from skipcl_lightning.item_tower import ItemTower
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
-from skipcl_lightning.model import SessionModel, Transitions
-from skipcl_lightning.optimizers import append_moments, clip_gradients, make_adamw, may_fuse
+from skipcl_lightning.model import ItemTower, SessionModel, Transitions
+from skipcl_lightning.module.checkpoint import (
+    describe_parts,
+    fingerprint_counts,
+    grow_state,
+    load_encoder,
+    load_list,
+    match_context,
+    match_encoder,
+    num_stored_items,
+    save_encoder,
+)
+from skipcl_lightning.module.growth import (
+    Ids,
+    NewRows,
+    extend_vocabulary,
+    first_rows,
+    known_indices,
+    new_rows,
+)
+from skipcl_lightning.module.optimizers import append_moments, clip_gradients, make_adamw, may_fuse
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
@@ -718,7 +724,7 @@ class SkipCLModule(LightningModule):
         Each step gathers the weights while it runs.
         """
         if self.device_mesh is not None:
-            from skipcl_lightning.optimizers import shard
+            from skipcl_lightning.module.optimizers import shard
 
             shard(self, self.device_mesh["data_parallel"])
 
