@@ -1,6 +1,6 @@
 """Next-item recommendations from a trained model, with external ids."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.data import recommendation_frame
+from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
+from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY, open_checkpoint
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional import top_k_items
-from skipcl_lightning.module import SkipCLModule
-from skipcl_lightning.module.checkpoint import require_own_class
+from skipcl_lightning.model import Scorer, Scoring
 
 __all__ = ["Recommender"]
 
@@ -28,8 +28,9 @@ class Recommender:
     The module is in evaluation mode only during a search, so its training can continue afterwards.
 
     Args:
-        module: A trained module with its item vocabulary: loaded from a checkpoint, or fitted with a
-            `SessionDataModule`.
+        module: A trained `SkipCLModule`, or a `Scorer`. Recommendations follow its later changes.
+        encoder: The item vocabulary and the longest session; None for that of the module, which has one if it
+            was loaded from a checkpoint or fitted with a `SessionDataModule`.
 
     Raises:
         ValueError: The module has no vocabulary, or its embeddings are not finite.
@@ -37,35 +38,56 @@ class Recommender:
     Examples:
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
-        >>> module = SkipCLModule(SASRec(8), None, num_items=3, embedding_size=8)
-        >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune", "air"]), max_length=50)
-        >>> Recommender(module).recommend([["song", "tune"]], top_k=2).columns
+        >>> from skipcl_lightning.model import Scorer, SessionModel
+        >>> encoder = SessionEncoder(ItemVocabulary(["song", "tune", "air"]), max_length=50)
+        >>> scorer = Scorer(SessionModel(SASRec(8), num_items=3))
+        >>> Recommender(scorer, encoder).recommend([["song", "tune"]], top_k=2).columns
         ['session_id', 'rank', 'item_id', 'score']
     """
 
-    def __init__(self, module: SkipCLModule) -> None:
-        if module.encoder is None:
+    def __init__(self, module: Scoring, encoder: SessionEncoder | None = None) -> None:
+        encoder = getattr(module, "encoder", None) if encoder is None else encoder
+        if encoder is None:
             raise ValueError(
                 "`module` must have its item vocabulary, got one without. Fit it with a `SessionDataModule`, "
-                "or set `module.encoder`."
+                "or pass an `encoder`."
             )
         if not module.item_table.isfinite().all():
             raise ValueError(
                 "`module` must have finite item embeddings, got NaN or infinity. Its training diverged: "
                 "lower the learning rate, or clip gradients."
             )
-        self.module = module
-        self.encoder = module.encoder
+        self.scorer = module
+        self.encoder: SessionEncoder = encoder
 
     def __repr__(self) -> str:
-        backbone = type(self.module.model.backbone).__name__
-        return f"Recommender({backbone}, {self.module.num_items:,} items, {self.module.device})"
+        backbone = type(self.scorer.model.backbone).__name__
+        return f"Recommender({backbone}, {self.scorer.num_items:,} items, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.scorer.model.item_embedding.weight.device
+
+    def to(self, device: torch.device | str) -> "Recommender":
+        """Move the weights to a device.
+
+        Args:
+            device: Such as `cuda`.
+
+        Returns:
+            The recommender itself.
+        """
+        self.scorer.to(device)
+        return self
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, module_class: type[SkipCLModule] | None = None, **parts: Any
+        cls, path: str | Path, *, module_class: type[Scoring] | None = None, **parts: Any
     ) -> "Recommender":
         """Load a trained model, without data or settings.
+
+        Lightning is imported only for a class or part of your own.
 
         Args:
             path: A checkpoint that Lightning wrote.
@@ -74,18 +96,21 @@ class Recommender:
                 weights come from the checkpoint.
 
         Returns:
-            The recommender, on the CPU; `recommender.module.to(device)` moves it.
+            The recommender, on the CPU.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The checkpoint has no vocabulary, or needs a class of your own, which the message
                 names.
         """
-        if module_class is None:
-            require_own_class(path, SkipCLModule)
-            module_class = SkipCLModule
-        module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
-        return cls(module)
+        if module_class is not None or parts:
+            return cls(_load_module(path, module_class, parts))
+        checkpoint = open_checkpoint(path)
+        own = checkpoint.get(CHECKPOINT_KEY, {})
+        _refuse_own_class(own)
+        scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
+        encoder = own.get("encoder")
+        return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))
 
     @torch.inference_mode()
     def recommend(
@@ -139,7 +164,7 @@ class Recommender:
                 context is missing, or `top_k` is above the catalogue's size.
         """
         check_integer(
-            "top_k", top_k, maximum=self.module.num_items, cure="The catalogue holds no more than that."
+            "top_k", top_k, maximum=self.scorer.num_items, cure="The catalogue holds no more than that."
         )
         check_integer("batch_size", batch_size)
         lengths = session_lengths(sessions)
@@ -151,8 +176,8 @@ class Recommender:
         # Exclusions cover the whole session, even if the model sees only its latest items.
         longest = int(lengths.max())
         whole = self.encoder.replace(max_length=longest)
-        with self.module.at_skip_penalty(skip_penalty):
-            table = self.module.item_table
+        with self.scorer.at_skip_penalty(skip_penalty):
+            table = self.scorer.item_table
         frames = []
         for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
@@ -163,15 +188,15 @@ class Recommender:
                 histories=None if histories is None else histories[rows],
                 context=None if context is None else _take_sessions(context, rows),
                 unknown=unknown,
-            ).to(self.module.device)
+            ).to(self.device)
             latest = batch.latest(self.encoder.max_length)
             exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
-            with evaluation_mode(self.module), self.module.at_skip_penalty(skip_penalty):
-                query, added = self.module.session_query(latest), self.module.added_scores(latest)
+            with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
+                query, added = self.scorer.session_query(latest), self.scorer.added_scores(latest)
                 items, scores = top_k_items(
-                    query, table, top_k, exclude=exclude, added=added, retired=self.module.retired
+                    query, table, top_k, exclude=exclude, added=added, retired=self.scorer.retired
                 )
-                skips = self.module.skip_probability(latest, items) if self.module.predicts_skips else None
+                skips = self.scorer.skip_probability(latest, items) if self.scorer.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
 
@@ -187,13 +212,34 @@ class Recommender:
         Examples:
             >>> from skipcl_lightning.backbones import SASRec
             >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
-            >>> module = SkipCLModule(SASRec(8), num_items=2)
-            >>> module.encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
-            >>> Recommender(module).embed_items().columns
+            >>> from skipcl_lightning.model import Scorer, SessionModel
+            >>> encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+            >>> Recommender(Scorer(SessionModel(SASRec(8), num_items=2)), encoder).embed_items().columns
             ['item_id', 'embedding']
         """
-        table = self.module.model.item_table[PADDING_INDEX + 1 :].float().cpu().numpy()
+        table = self.scorer.model.item_table[PADDING_INDEX + 1 :].float().cpu().numpy()
         return pl.DataFrame({"item_id": self.encoder.vocabulary.to_series(), "embedding": table})
+
+
+def _load_module(path: str | Path, module_class: Any, parts: dict[str, Any]) -> Scoring:
+    """Return a module with parts of its own classes."""
+    from skipcl_lightning.module import SkipCLModule  # here, because Lightning takes seconds to import
+
+    if module_class is None:
+        _refuse_own_class(open_checkpoint(path).get(CHECKPOINT_KEY, {}))
+        module_class = SkipCLModule
+    module: Scoring = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
+    return module
+
+
+def _refuse_own_class(values: Mapping[str, Any]) -> None:
+    """Raise if a checkpoint was written by a subclass, whose code `SkipCLModule` does not know."""
+    trained = values.get("module_class", "SkipCLModule")
+    if trained != "SkipCLModule":
+        raise ValueError(
+            f"`module_class` must be the class that was trained, got none for {trained!r}. Pass "
+            f"`module_class={trained}`, or `module_class=SkipCLModule` if it changes only the training."
+        )
 
 
 def _take_sessions(context: Context, rows: slice) -> Context:

@@ -137,8 +137,10 @@ def test_the_context_is_learned_and_kept_in_the_checkpoint(trained, tmp_path):
         assert not embedding.weight[0].any()
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     recommender = Recommender.from_checkpoint(tmp_path / "model.ckpt")
-    recommender.module.extend_items([99])
-    recommender = Recommender(recommender.module)
+    assert recommender.encoder.context == data.encoder.context
+    module = SkipCLModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    module.extend_items([99])
+    recommender = Recommender(module)
     assert recommender.encoder.context == data.encoder.context
     sessions = [[3, 4, 5], [1]]
     found = recommender.recommend(

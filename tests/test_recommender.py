@@ -72,8 +72,8 @@ def test_recommendations_are_the_highest_inner_products():
     frame = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, exclude_skipped=False)
     batch = recommend.encoder.encode(SESSIONS, FEEDBACK)
     for number, length in enumerate([3, 1, 4]):
-        query = recommend.module(batch)[number, length - 1]
-        scores = recommend.module.model.item_embedding.weight[1:] @ query
+        query = recommend.scorer(batch)[number, length - 1]
+        scores = recommend.scorer.model.item_embedding.weight[1:] @ query
         expected = ["abcde"[i] for i in scores.argsort(descending=True)]
         rows = frame.filter(pl.col("session_id") == number)
         assert rows["item_id"].to_list() == expected
@@ -167,7 +167,7 @@ def test_requests_of_another_type_are_named(arguments, message):
 
 
 def test_embeddings_that_are_not_finite_are_refused():
-    module = recommender().module
+    module = recommender().scorer
     module.model.item_embedding.weight.data[2, 1] = torch.nan
     with pytest.raises(ValueError, match="`module` must have finite item embeddings, got NaN"):
         Recommender(module)
@@ -185,6 +185,7 @@ from skipcl_lightning import Recommender
 recommender = Recommender.from_checkpoint(sys.argv[1])
 sessions = [sys.argv[2].split(",")]
 print(recommender.recommend(sessions, top_k=10).write_csv())
+assert not {"lightning", "torchmetrics"} & set(sys.modules)
 """
 
 
@@ -226,7 +227,7 @@ def test_a_backbone_of_ones_own_is_named_in_the_error_and_passed_again(tmp_path)
 def test_a_subclass_that_builds_its_backbone_loads_without_arguments(tmp_path):
     path, _ = save(tmp_path, lambda n: BuildsItsOwn(num_items=n, embedding_size=8, layers=3))
     loaded = Recommender.from_checkpoint(path, module_class=BuildsItsOwn)
-    assert len(loaded.module.model.backbone.blocks) == 3
+    assert len(loaded.scorer.model.backbone.blocks) == 3
     with pytest.raises(ValueError, match=r"got none for 'BuildsItsOwn'\. Pass `module_class=BuildsItsOwn`"):
         Recommender.from_checkpoint(path)
 

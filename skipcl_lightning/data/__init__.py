@@ -1,8 +1,10 @@
 """From logs of listening to batches: readers, sessions, item numbers, splits and the data module."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
-from skipcl_lightning.data.datamodule import SessionDataModule
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
@@ -27,6 +29,9 @@ from skipcl_lightning.data.simulate import simulate_sessions
 from skipcl_lightning.data.splits import LeaveOneOut, SplitBySession, SplitByTime, leave_one_out
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
+
+if TYPE_CHECKING:
+    from skipcl_lightning.data.datamodule import SessionDataModule
 
 __all__ = [
     "ContextEncoder",
@@ -67,3 +72,12 @@ __all__ = [
     "sessionise",
     "simulate_sessions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use: it needs Lightning, and recommendations do not.
+    if name != "SessionDataModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = import_module("skipcl_lightning.data.datamodule").SessionDataModule
+    globals()[name] = value
+    return value

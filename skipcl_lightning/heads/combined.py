@@ -10,8 +10,9 @@ from skipcl_lightning._checks import check_choice
 from skipcl_lightning._settings import Part, build_part, describe_part
 from skipcl_lightning.batch import Sessions
 from skipcl_lightning.heads.session_head import extend_part
+from skipcl_lightning.heads.skip_prediction import SkipPrediction
 
-__all__ = ["CombinedHead", "Weighting"]
+__all__ = ["CombinedHead", "Weighting", "find_skip_prediction"]
 
 Weighting = Literal["fixed", "uncertainty"]
 
@@ -193,3 +194,9 @@ def _registry() -> Any:
     from skipcl_lightning.heads import SKIP_HEADS
 
     return SKIP_HEADS
+
+
+def find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:
+    """Return a head that predicts skips, itself or as part of a `CombinedHead`; None if there is none."""
+    heads = head.heads if isinstance(head, CombinedHead) else [head]
+    return next((one for one in heads if isinstance(one, SkipPrediction)), None)

@@ -3,7 +3,7 @@
 It needs only torch, so it can be exported, served or used in any other module.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -244,6 +244,20 @@ class SessionModel(nn.Module):
         table = add_content(weight, self.item_tower(), keep)
         with self.item_embedding.sharing(table, num_rows, gathers=gathers) as candidates:
             yield candidates
+
+    def make_room(self, names: Iterable[str]) -> None:
+        """Make the weights that only some models have, before a state dict is loaded.
+
+        Args:
+            names: The keys of the state dict. Without `retired`, all items are recommended.
+        """
+        known = set(names)
+        self.retired = None
+        if "retired" in known:
+            weight = self.item_embedding.weight
+            self.retired = torch.zeros(self.num_items + 1, dtype=torch.bool, device=weight.device)
+        if "history_embedding" in known:
+            self.use_history()
 
     def use_history(self) -> None:
         """Let the backbone see the `history` of batches, which it ignores otherwise.

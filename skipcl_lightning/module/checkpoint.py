@@ -30,7 +30,6 @@ __all__ = [
     "num_stored_items",
     "read_setting",
     "refuse_other_items",
-    "require_own_class",
     "save_encoder",
 ]
 
@@ -106,26 +105,6 @@ def holds_vocabulary(path: str | Path) -> bool:
         FileNotFoundError: There is no such file.
     """
     return open_checkpoint(path).get(CHECKPOINT_KEY, {}).get("encoder") is not None
-
-
-def require_own_class(path: str | Path, module_class: type) -> None:
-    """Raise if a checkpoint was written by a subclass, whose code the base class does not know.
-
-    Args:
-        path: The checkpoint.
-        module_class: The class that is about to load it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Another class was trained.
-    """
-    trained = open_checkpoint(path).get(CHECKPOINT_KEY, {}).get("module_class", module_class.__qualname__)
-    if trained != module_class.__qualname__:
-        raise ValueError(
-            f"`module_class` must be the class that was trained, got none for {trained!r}. Pass "
-            f"`module_class={trained}`, or `module_class={module_class.__qualname__}` if it changes only the "
-            "training."
-        )
 
 
 def load_encoder(

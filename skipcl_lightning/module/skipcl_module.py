@@ -1,8 +1,7 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from operator import add
 from pathlib import Path
@@ -25,7 +24,7 @@ from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
 from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.data.schema import Table
-from skipcl_lightning.functional import SparseScores, draw_cloze_mask, rank_batch, top_k_items
+from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
     TargetRule,
     possible_targets,
@@ -33,12 +32,12 @@ from skipcl_lightning.functional.positions import (
     training_targets,
 )
 from skipcl_lightning.functional.ranking.ranks import TieRule
-from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax, SkipPrediction
+from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
 from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
-from skipcl_lightning.model import ItemTower, SessionModel, Transitions
+from skipcl_lightning.model import ItemTower, Scoring, SessionModel, Transitions, read_transitions
 from skipcl_lightning.module.checkpoint import (
     describe_parts,
     fingerprint_counts,
@@ -84,7 +83,7 @@ class TrainingStates(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class SkipCLModule(LightningModule):
+class SkipCLModule(Scoring, LightningModule):
     """LightningModule that learns the next item, and which items to avoid, from sessions with skips.
 
     The loss is L = L_next + λ · L_skip. Validation and test rank each held-out target in the whole catalogue,
@@ -263,6 +262,7 @@ class SkipCLModule(LightningModule):
         if materialise is not None:
             materialise(self.model.item_table)
         self.skip_penalty = skip_penalty
+        self._candidates: tuple[float, Tensor] | None = None
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
         self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
@@ -280,64 +280,6 @@ class SkipCLModule(LightningModule):
             ValueError: It is not overridden.
         """
         raise ValueError("`backbone` must be given, got None. Pass a module, or override `build_backbone`.")
-
-    @property
-    def num_items(self) -> int:
-        """V, the number of items."""
-        return self.model.num_items
-
-    @property
-    def retired(self) -> Tensor | None:
-        """[V + 1] bool, the items that are not recommended (`retire_items`); None for none."""
-        return self.model.retired
-
-    @property
-    def item_table(self) -> Tensor:
-        """The candidates [V + 1, D], row 0 is padding; with a `skip_penalty`, [V + 1, D + M + 1]."""
-        table = self.model.item_table
-        return table if self.skip_penalty == 0 else self.skip_prediction.extended_table(table)
-
-    @property
-    def skip_penalty(self) -> float:
-        """The weight of skip prediction in the scores, at least 0; it needs a `SkipPrediction` head."""
-        return self._skip_penalty
-
-    @skip_penalty.setter
-    def skip_penalty(self, value: float) -> None:
-        check_number("skip_penalty", value, minimum=0)
-        if value > 0:
-            _ = self.skip_prediction  # raises without one
-        self._skip_penalty = float(value)
-        self._candidates: Tensor | None = None
-
-    @contextmanager
-    def at_skip_penalty(self, value: float | None) -> Iterator[None]:
-        """Let the scores have another `skip_penalty` within a context; None for the module's own."""
-        before = self.skip_penalty
-        try:
-            self.skip_penalty = before if value is None else value
-            yield
-        finally:
-            self._skip_penalty = before
-
-    @property
-    def skip_prediction(self) -> SkipPrediction:
-        """The head that predicts skips; a `ValueError` if there is none."""
-        heads = self.skip_head.heads if isinstance(self.skip_head, CombinedHead) else [self.skip_head]
-        for head in heads:
-            if isinstance(head, SkipPrediction):
-                return head
-        raise ValueError(
-            "`skip_head` must be or contain a `SkipPrediction` for skip probabilities and a `skip_penalty` "
-            f"above 0, got {'None' if self.skip_head is None else type(self.skip_head).__name__}. Train with "
-            "`SkipCLModule(..., SkipPrediction())`, or leave the penalty at 0."
-        )
-
-    @property
-    def predicts_skips(self) -> bool:
-        """Whether the module has a `SkipPrediction` head."""
-        heads = self.skip_head.heads if isinstance(self.skip_head, CombinedHead) else [self.skip_head]
-        return any(isinstance(head, SkipPrediction) for head in heads)
 
     def extend_items(
         self,
@@ -476,63 +418,6 @@ class SkipCLModule(LightningModule):
         """Return the backbone's output at each position: `SessionModel.forward`."""
         output: Tensor = self.model(batch)
         return output
-
-    def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the query of each session after all of its items, whose scores are inner products.
-
-        Args:
-            batch: B sessions.
-
-        Returns:
-            [B, D], as `SessionModel.session_query`; with a `skip_penalty`, [B, D + M + 1].
-        """
-        return self.extend_query(self.model.session_query(batch))
-
-    def extend_query(self, query: Tensor) -> Tensor:
-        """Return the queries of `SessionModel.session_query` with what the `skip_penalty` adds to them."""
-        if self.skip_penalty == 0:
-            return query
-        return self.skip_prediction.extended_query(query, self.skip_penalty)
-
-    def skip_probability(self, batch: SessionBatch, items: Tensor | None = None) -> Tensor:
-        """Return the probability that items are skipped after the sessions.
-
-        Args:
-            batch: B sessions.
-            items: [B, K] int64 in 0..V; None for the batch's targets.
-
-        Returns:
-            [B, K] in [0, 1], or [B] for the targets.
-
-        Raises:
-            ValueError: There is no `SkipPrediction` head, or the batch has no targets.
-        """
-        if items is None and batch.target is None:
-            raise ValueError("`items` must be given for a batch without targets, got None.")
-        wanted = items if items is not None else batch.target[:, None]  # type: ignore[index]
-        query, head = self.model.session_query(batch), self.skip_prediction
-        probability = head.skip_probability(query, wanted, self.model.item_table)
-        return probability if items is not None else probability.squeeze(1)
-
-    def added_scores(self, batch: SessionBatch) -> SparseScores | None:
-        """Return what the transitions of the training set add to the inner products.
-
-        Args:
-            batch: B sessions.
-
-        Returns:
-            The additional scores of the last item's followers; None without a `transition_weight`.
-
-        Raises:
-            ValueError: There is a weight, but no transitions were counted.
-        """
-        if self.transition_weight > 0 and self.model.transitions is None:
-            raise ValueError(
-                f"`transition_weight` must be 0 in a module without counted transitions, got "
-                f"{self.transition_weight!r}. Train with `SkipCLModule(..., transition_weight=…)` and a "
-                "`SessionDataModule`."
-            )
-        return self.model.added_scores(batch, self.transition_weight)
 
     def prepare_training(self, batch: SessionBatch) -> SessionBatch:
         """Return the batch on which a step is trained.
@@ -910,12 +795,7 @@ class SkipCLModule(LightningModule):
         state: dict[str, Tensor] | None = checkpoint.get("state_dict")
         if state is None:  # Lightning has loaded sharded weights already.
             return
-        # Room for what was retired.
-        self.model.retired = None
-        if "model.retired" in state:
-            self.model.retired = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
-        if "model.history_embedding" in state:
-            self.model.use_history()
+        self.model.make_room(name.removeprefix("model.") for name in state)
         self._load_content(checkpoint, state, data)
         self._load_transitions(checkpoint, state, old_items, fits=fits)
         if old_items == self.num_items:
@@ -975,14 +855,9 @@ class SkipCLModule(LightningModule):
         self, checkpoint: dict[str, Any], state: dict[str, Tensor], old_items: int, *, fits: bool
     ) -> None:
         """Make room for the transitions of a checkpoint; add those of a new log to it."""
-        start = "model.transitions."
-        stored = [
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            for prefix in (f"{start}0.", f"{start}1.")
-        ]
-        if not stored[0]:
+        tables: list[Any] = read_transitions(state, "model.transitions.")
+        if not tables:
             return
-        tables: list[Any] = [Transitions.from_state_dict(values) for values in stored]
         own = self.model.transitions
         tables[1].recode_pairs(old_items, self.num_items)
         logs = load_list(checkpoint, "counted_logs")
@@ -1095,9 +970,9 @@ class SkipCLModule(LightningModule):
         """Return `item_table`; with a penalty or a tower, compute it once for all batches of an epoch."""
         if self.skip_penalty == 0 and self.model.item_tower is None:
             return self.item_table
-        if self._candidates is None:
-            self._candidates = self.item_table.detach()
-        return self._candidates
+        if self._candidates is None or self._candidates[0] != self.skip_penalty:
+            self._candidates = self.skip_penalty, self.item_table.detach()
+        return self._candidates[1]
 
     def _evaluate(self, batch: SessionBatch, metrics: MetricCollection) -> Tensor:
         query = self.session_query(batch)

@@ -31,7 +31,7 @@ def test_the_inputs_of_the_data_suffice_for_training(skipcl, tmp_path):
     )  # fmt: skip
     (checkpoint,) = tmp_path.glob("checkpoints/*.ckpt")
     recommender = Recommender.from_checkpoint(checkpoint)
-    assert list(recommender.module.hparams["context_sizes"]) == ["place", "item_mood"]
+    assert list(recommender.scorer.model.context_sizes) == ["place", "item_mood"]
     assert recommender.encoder.context.columns == ["item_mood"]
 
 

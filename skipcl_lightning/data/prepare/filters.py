@@ -6,7 +6,6 @@ from itertools import count
 
 import numpy as np
 import polars as pl
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
@@ -272,6 +271,8 @@ class FeedbackWarning(UserWarning):
 def warn_without_sign(lowest: float, highest: float, skip_threshold: float) -> None:
     """Warn if feedback varies within [0, 1], like a flag or a share, so nothing is a skip."""
     if max(0, skip_threshold) <= lowest < highest:
+        from lightning.pytorch.utilities import rank_zero_warn  # slow to import, and seldom needed
+
         rank_zero_warn(
             f"The column 'feedback' lies in [{lowest:g}, {highest:g}], so it has no skip: "
             f"only feedback below {skip_threshold:g} is one. Map a flag with `read_table(..., skipped=...)`, "
