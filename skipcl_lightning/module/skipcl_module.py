@@ -1,9 +1,8 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,7 +21,6 @@ from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
-from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.data.schema import Table
 from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.positions import (
@@ -37,27 +35,28 @@ from skipcl_lightning.heads.session_head import extend_part
 from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
-from skipcl_lightning.model import ItemTower, Scoring, SessionModel, Transitions, read_transitions
+from skipcl_lightning.model import ItemTower, Scoring, SessionModel
 from skipcl_lightning.module.checkpoint import (
     describe_parts,
-    fingerprint_counts,
-    grow_state,
-    load_encoder,
-    load_list,
     match_context,
     match_encoder,
-    num_stored_items,
     save_encoder,
 )
 from skipcl_lightning.module.growth import (
     Ids,
     NewRows,
     extend_vocabulary,
-    first_rows,
     known_indices,
     new_rows,
 )
 from skipcl_lightning.module.optimizers import append_moments, clip_gradients, make_adamw, may_fuse
+from skipcl_lightning.module.restoring import (
+    build_tower,
+    check_context_sizes,
+    count_transitions,
+    read_for_training,
+    restore,
+)
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
@@ -218,8 +217,13 @@ class SkipCLModule(Scoring, LightningModule):
         self.builds_backbone = backbone is None
         built = self.build_backbone() if backbone is None else build_part("backbone", backbone, BACKBONES)
         size = getattr(built, "embedding_size", None) if embedding_size is None else embedding_size
+        if item_features is not None and not isinstance(item_features, ItemFeatures):
+            item_features = ItemFeatures.from_description(item_features, num_items)
         # Not a hyperparameter for loggers: it holds the names of all categories.
-        self._item_columns: list[dict[str, Any]] | None = None
+        self.item_columns = None if item_features is None else item_features.describe()
+        tower = None
+        if item_features is not None and size is not None:  # without a size, `SessionModel` raises
+            tower = build_tower(item_features, num_items, size)
         self.model = SessionModel(
             built,
             num_items=num_items,
@@ -227,7 +231,7 @@ class SkipCLModule(Scoring, LightningModule):
             feedback_input=feedback_input,
             context_sizes=context_sizes,
             sparse_item_table=sparse_item_table,
-            item_tower=self._build_tower(item_features, num_items, size),
+            item_tower=tower,
             id_dropout=id_dropout,
         )
         self.save_hyperparameters({"embedding_size": self.model.embedding_size})
@@ -236,7 +240,7 @@ class SkipCLModule(Scoring, LightningModule):
         self.encoder: SessionEncoder | None = None
         self.growth = [num_items]
         self.counted_logs: list[str] = []
-        self._grown_from: int | None = None
+        self.grown_from: int | None = None
         self.target_rule: TargetRule = target_rule
         self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
         self.last_mask_probability = self._cloze_setting(
@@ -340,7 +344,7 @@ class SkipCLModule(Scoring, LightningModule):
         self.model.extend_items(rows)
         if features is not None and isinstance(self.model.item_tower, ItemTower):
             self.model.item_tower.set_rows(features.numbers, features.categories)
-            self._item_columns = features.describe()
+            self.item_columns = features.describe()
         self.encoder = encoder.replace(vocabulary=vocabulary)
         self.growth.append(self.num_items)
         self.save_hyperparameters({"num_items": self.num_items})
@@ -520,19 +524,19 @@ class SkipCLModule(Scoring, LightningModule):
         if isinstance(encoder, SessionEncoder):
             match_context(self.encoder, encoder)
             if stage == "fit":
-                _check_context_sizes(self.model.context_sizes, encoder)
+                check_context_sizes(self.model.context_sizes, encoder)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
             if stage == "fit" and encoder.history_length:
                 self.model.use_history()
                 self.encoder.history_length = encoder.history_length
         if stage == "fit":
-            self._count_transitions(data)
+            count_transitions(self, data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
         # Not the modules that a subclass's own arguments may hold.
         settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
-        settings.update(self._describe_parts(), item_features=self._item_columns)
+        settings.update(self._describe_parts(), item_features=self.item_columns)
         for name in ("transition_weight", "skip_penalty"):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
@@ -547,7 +551,7 @@ class SkipCLModule(Scoring, LightningModule):
         """
         trainer = self._trainer
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        self._restore(checkpoint, getattr(trainer, "datamodule", None), fits=fits)
+        restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
@@ -566,7 +570,8 @@ class SkipCLModule(Scoring, LightningModule):
             FileNotFoundError: There is no such file.
             ValueError: The items of the data are others, or the weights do not fit.
         """
-        checkpoint = self._read(path, data, "init_from")
+        self._refuse_while_running("init_from")
+        checkpoint = read_for_training(self, path, data)
         try:
             self.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
@@ -591,7 +596,8 @@ class SkipCLModule(Scoring, LightningModule):
             FileNotFoundError: There is no such file.
             ValueError: The items of the data are others.
         """
-        checkpoint = self._read(path, data, "extend_checkpoint")
+        self._refuse_while_running("extend_checkpoint")
+        checkpoint = read_for_training(self, path, data)
         old_items = self.growth[-2] if len(self.growth) > 1 else self.num_items
         checkpoint["optimizer_states"] = [
             append_moments(self, state, old_items=old_items, num_items=self.num_items)
@@ -662,11 +668,11 @@ class SkipCLModule(Scoring, LightningModule):
 
         If the checkpoint of a resumed run has fewer items, let the optimizers append zeros to its moments.
         """
-        if self._grown_from is not None:
-            append = partial(append_moments, old_items=self._grown_from, num_items=self.num_items)
+        if self.grown_from is not None:
+            append = partial(append_moments, old_items=self.grown_from, num_items=self.num_items)
             for optimizer in self.trainer.optimizers:
                 optimizer.register_load_state_dict_pre_hook(append)
-            self._grown_from = None
+            self.grown_from = None
         data = getattr(self.trainer, "datamodule", None)
         self.model.num_trained = None
         if not isinstance(data, SessionDataModule):
@@ -770,113 +776,6 @@ class SkipCLModule(Scoring, LightningModule):
         metrics = session_metrics(self.num_items, top_k=top_k, ties=self.ties).to(self.device)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
 
-    def _read(self, path: str | Path, data: SessionDataModule, method: str) -> dict[str, Any]:
-        """Return a checkpoint that fits this module and the data, before a training."""
-        self._refuse_while_running(method)
-        _check_context_sizes(self.model.context_sizes, data.encoder)
-        self.encoder = match_encoder(data.encoder, self.encoder, self.num_items)
-        checkpoint = open_checkpoint(path)
-        self._restore(checkpoint, data, fits=True)
-        self._grown_from = None
-        self._count_transitions(data)
-        checkpoint["state_dict"].update(self._transition_state())
-        return checkpoint
-
-    def _restore(self, checkpoint: dict[str, Any], data: object, *, fits: bool) -> None:
-        """Fit a checkpoint and this module to each other, before the state dict is loaded.
-
-        Before a training, a module with more items appends their rows to the checkpoint.
-        """
-        self.encoder = load_encoder(checkpoint, self.encoder, self.num_items, may_grow=fits)
-        old_items = num_stored_items(checkpoint) or self.num_items
-        growth = load_list(checkpoint, "growth") or [old_items]
-        extended = old_items in self.growth
-        self.growth = growth if old_items == self.num_items else [*growth, self.num_items]
-        state: dict[str, Tensor] | None = checkpoint.get("state_dict")
-        if state is None:  # Lightning has loaded sharded weights already.
-            return
-        self.model.make_room(name.removeprefix("model.") for name in state)
-        self._load_content(checkpoint, state, data)
-        self._load_transitions(checkpoint, state, old_items, fits=fits)
-        if old_items == self.num_items:
-            return
-        self._grown_from = old_items
-        table, own = state["model.item_embedding.weight"], self.model.item_embedding.weight
-        # Not those of `extend_items`; and torch has an error for another size.
-        if not extended and table.shape[1:] == own.shape[1:]:
-            has_tower = self.model.item_tower is not None  # then a new item is what its content says
-            rows = 0 if has_tower else first_rows(table, self.encoder, data, self.target_rule).to(own)
-            own.data[old_items + 1 :] = rows
-        grow_state(state, self.state_dict(), old_items, self.num_items)
-
-    def _load_content(self, checkpoint: dict[str, Any], state: dict[str, Tensor], data: object) -> None:
-        """Make a tower for the content that a checkpoint holds; the data has that of new items."""
-        columns = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("item_features")
-        if columns is None:
-            return
-        start = "model.item_tower."
-        names = [one["name"] for one in columns if "values" in one]
-        codes = {name: state[f"{start}codes_{place}"] for place, name in enumerate(names)}
-        features = ItemFeatures.from_rows(columns, state[f"{start}numbers"], codes)
-        grows = len(features.numbers) <= self.num_items
-        if not grows and columns == self._item_columns:
-            return
-        if grows and self.encoder is not None:
-            features = features.extended(getattr(data, "content_table", None), self.encoder.vocabulary)
-        tower = self._build_tower(features, self.num_items, self.model.embedding_size)
-        assert tower is not None  # noqa: S101 - for mypy
-        self.model.item_tower = tower.to(self.device)
-        state.update({start + name: buffer for name, buffer in tower.named_buffers()})
-
-    def _count_transitions(self, data: object) -> None:
-        """Count those of the data's training set, unless they are not wanted or counted already."""
-        known = self.model.transitions
-        if known is None and self.transition_weight == 0:
-            return
-        if not isinstance(data, SessionDataModule):
-            if known is not None:
-                return
-            raise ValueError(
-                f"`transition_weight` must be 0 without a `SessionDataModule`, got "
-                f"{self.transition_weight!r}. Its training set is counted."
-            )
-        log = fingerprint_counts(data.item_counts)
-        # Transitions of unknown origin may be of this log.
-        if known is not None and (log in self.counted_logs or not self.counted_logs):
-            return
-        tables = [
-            Transitions.from_counts(*data.transition_counts(self.target_rule, order=order))
-            for order in (1, 2)
-        ]
-        self._set_transitions(tables if known is None else map(add, known, tables))
-        self.counted_logs.append(log)
-
-    def _load_transitions(
-        self, checkpoint: dict[str, Any], state: dict[str, Tensor], old_items: int, *, fits: bool
-    ) -> None:
-        """Make room for the transitions of a checkpoint; add those of a new log to it."""
-        tables: list[Any] = read_transitions(state, "model.transitions.")
-        if not tables:
-            return
-        own = self.model.transitions
-        tables[1].recode_pairs(old_items, self.num_items)
-        logs = load_list(checkpoint, "counted_logs")
-        new_logs = [log for log in self.counted_logs if log not in logs]
-        if fits and logs and new_logs and own is not None:
-            # `setup` has counted the new log, in a module with the old counts or without.
-            tables = [*own] if set(logs) <= set(self.counted_logs) else list(map(add, tables, own))
-            logs += new_logs
-        self._set_transitions(tables)
-        self.counted_logs = logs
-        state.update(self._transition_state())
-
-    def _transition_state(self) -> dict[str, Tensor]:
-        transitions = self.model.transitions
-        return {} if transitions is None else transitions.state_dict(prefix="model.transitions.")
-
-    def _set_transitions(self, tables: Iterable[Any]) -> None:
-        self.model.transitions = nn.ModuleList(tables).to(self.device)
-
     def _require_encoder(self) -> SessionEncoder:
         if self.encoder is None:
             raise ValueError(
@@ -908,9 +807,9 @@ class SkipCLModule(Scoring, LightningModule):
     def item_features(self) -> ItemFeatures | None:
         """The content of the items, as its table was encoded; None without."""
         tower = self.model.item_tower
-        if self._item_columns is None or not isinstance(tower, ItemTower):
+        if self.item_columns is None or not isinstance(tower, ItemTower):
             return None
-        return ItemFeatures.from_rows(self._item_columns, *tower.rows())
+        return ItemFeatures.from_rows(self.item_columns, *tower.rows())
 
     def _check_item_features(self, data: SessionDataModule) -> None:
         if data.item_features is not None and self.model.item_tower is None:
@@ -918,22 +817,6 @@ class SkipCLModule(Scoring, LightningModule):
                 "`item_features` must be given to the module too where the data has them, got None. Build it "
                 "with `SkipCLModule(..., item_features=datamodule.item_features)`."
             )
-
-    def _build_tower(
-        self, features: ItemFeatures | Sequence[Mapping[str, Any]] | None, num_items: int, size: int | None
-    ) -> ItemTower | None:
-        """Return the tower of some features, or one of the same sizes for a checkpoint to load into."""
-        if features is None or size is None:
-            return None  # without a size, `SessionModel` raises
-        if not isinstance(features, ItemFeatures):
-            features = ItemFeatures.from_description(features, num_items)
-        if len(features.numbers) != num_items + 1:
-            raise ValueError(
-                f"`item_features` must be those of the {num_items} items, got {len(features.numbers) - 1}. "
-                "Take `SessionDataModule.item_features`, or encode the table for the data's vocabulary."
-            )
-        self._item_columns = features.describe()
-        return ItemTower(features.numbers, features.categories, features.num_categories, size)
 
     def _describe_parts(self) -> dict[str, Any]:
         backbone = None if self.builds_backbone else self.model.backbone
@@ -993,16 +876,6 @@ def _rate_factor(step: int, *, warmup_steps: int, steps: int | None) -> float:
     """Return the factor of the learning rate at a step; a module-level function, so it can be pickled."""
     warm_up = min(1.0, (step + 1) / max(1, warmup_steps))
     return warm_up if steps is None else warm_up * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-
-
-def _check_context_sizes(given: Mapping[str, int], encoder: SessionEncoder) -> None:
-    """Raise unless a module that is about to be trained has exactly the inputs of its data."""
-    found = {} if encoder.context is None else encoder.context.sizes
-    if list(given.items()) != list(found.items()):
-        raise ValueError(
-            f"`context_sizes` must be the data's {found or None}, got {given or None}. Build the module with "
-            "`context_sizes=datamodule.context_sizes`, or leave `context` out of the data module."
-        )
 
 
 def _check_cloze(head: nn.Module) -> None:
