@@ -1,19 +1,18 @@
 """Metrics of what listeners heard and of what they skipped, for torchmetrics and Lightning."""
 
-from skipcl_lightning.metrics.delta_hit_rate import DeltaHitRate
 from skipcl_lightning.metrics.diversity import CatalogueCoverage, Novelty
-from skipcl_lightning.metrics.pairwise_skip_accuracy import PairwiseSkipAccuracy
-from skipcl_lightning.metrics.prediction_accuracy import (
+from skipcl_lightning.metrics.rank_metrics import MAP, MRR, NDCG, HitRate, SkipHitRate, SkipMRR, TargetCount
+from skipcl_lightning.metrics.session_metrics import RankingMetrics, SkipRankMetrics, session_metrics
+from skipcl_lightning.metrics.skip_metrics import DeltaHitRate, PairwiseSkipAccuracy, SkipRankPercentile
+from skipcl_lightning.metrics.skip_prediction_metrics import (
     FirstPredictionAccuracy,
     MeanAverageAccuracy,
     SkipAccuracyByPlace,
+    SkipAUC,
+    SkipBrierScore,
+    SkipCalibrationError,
+    skip_prediction_metrics,
 )
-from skipcl_lightning.metrics.prediction_calibration import SkipBrierScore, SkipCalibrationError
-from skipcl_lightning.metrics.session_metrics import RankingMetrics, SkipRankMetrics, session_metrics
-from skipcl_lightning.metrics.skip_prediction_metrics import SkipAUC, skip_prediction_metrics
-from skipcl_lightning.metrics.skip_rank_percentile import SkipRankPercentile
-from skipcl_lightning.metrics.target_count import TargetCount
-from skipcl_lightning.metrics.top_k import MAP, MRR, NDCG, HitRate, SkipHitRate, SkipMRR
 
 __all__ = [
     "MAP",

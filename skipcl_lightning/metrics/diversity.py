@@ -12,7 +12,7 @@ from skipcl_lightning.functional.ranking.diversity import (
     mean_self_information,
     self_information,
 )
-from skipcl_lightning.metrics.count_metric import CountMetric
+from skipcl_lightning.metrics.rank_metrics import CountMetric
 
 __all__ = ["CatalogueCoverage", "Novelty", "RecommendationMetric"]
 

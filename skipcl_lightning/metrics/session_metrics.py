@@ -8,11 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from skipcl_lightning.functional.ranking.ranks import TieRule, score_ranks
-from skipcl_lightning.metrics.delta_hit_rate import DeltaHitRate
-from skipcl_lightning.metrics.pairwise_skip_accuracy import PairwiseSkipAccuracy
-from skipcl_lightning.metrics.skip_rank_percentile import SkipRankPercentile
-from skipcl_lightning.metrics.target_count import TargetCount
-from skipcl_lightning.metrics.top_k import MRR, NDCG, HitRate, SkipHitRate, SkipMRR
+from skipcl_lightning.metrics.rank_metrics import MRR, NDCG, HitRate, SkipHitRate, SkipMRR, TargetCount
+from skipcl_lightning.metrics.skip_metrics import DeltaHitRate, PairwiseSkipAccuracy, SkipRankPercentile
 
 __all__ = ["RankingMetrics", "SkipRankMetrics", "describe_left_out", "session_metrics"]
 

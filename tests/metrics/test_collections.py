@@ -27,7 +27,7 @@ def test_collections_rank_a_batch_once_for_all_their_metrics(ties, monkeypatch):
         calls.append(1)
         return plain(*arguments, **settings)
 
-    for name in ("session_metrics", "rank_metric"):
+    for name in ("session_metrics", "rank_metrics"):
         # By its full name: `session_metrics` is also the name of a function.
         module = sys.modules[f"skipcl_lightning.metrics.{name}"]
         monkeypatch.setattr(module, "score_ranks", counted)
