@@ -21,18 +21,16 @@ from skipcl_lightning.functional.positions import (
     next_listened,
     target_positions,
 )
-from skipcl_lightning.functional.predictions.accuracy import (
-    SessionAccuracy,
-    correct_predictions,
-    session_accuracy,
-)
-from skipcl_lightning.functional.predictions.calibration import (
+from skipcl_lightning.functional.predictions import (
     CalibrationBins,
+    SessionAccuracy,
     brier_score,
     calibration_bins,
     calibration_error,
+    correct_predictions,
+    fit_temperature,
+    session_accuracy,
 )
-from skipcl_lightning.functional.predictions.temperature import fit_temperature
 from skipcl_lightning.functional.ranking.candidates import candidate_ranks, sample_candidates
 from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,
@@ -54,22 +52,25 @@ from skipcl_lightning.functional.ranking.ranks import score_ranks, target_ranks
 from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
 from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, look_up_scores
 from skipcl_lightning.functional.ranking.top_k import top_k_items
-from skipcl_lightning.functional.skip_losses.candidates import Candidates, rejected_candidates
-from skipcl_lightning.functional.skip_losses.contrast import Contrast, ContrastSettings, session_contrast
+from skipcl_lightning.functional.skip_losses.contrast import (
+    Candidates,
+    Contrast,
+    ContrastSettings,
+    rejected_candidates,
+    session_contrast,
+    skip_info_nce,
+)
 from skipcl_lightning.functional.skip_losses.opposing import (
     RejectedSequence,
     opposing_contrast,
     rejected_sequence,
 )
-from skipcl_lightning.functional.skip_losses.skip_info_nce import skip_info_nce
-from skipcl_lightning.functional.skip_losses.skip_margin import skip_margin
+from skipcl_lightning.functional.skip_losses.score_losses import skip_margin, skip_softmax, skip_unlikelihood
 from skipcl_lightning.functional.skip_losses.skip_prediction import (
     PredictionTargets,
     prediction_targets,
     skip_prediction_loss,
 )
-from skipcl_lightning.functional.skip_losses.skip_softmax import skip_softmax
-from skipcl_lightning.functional.skip_losses.skip_unlikelihood import skip_unlikelihood
 
 __all__ = [
     "CalibrationBins",

@@ -10,9 +10,13 @@ from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning._settings import records_settings_and
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch
 from skipcl_lightning.functional.next_item.look_up import look_up, require_table
-from skipcl_lightning.functional.skip_losses.candidates import Candidates
-from skipcl_lightning.functional.skip_losses.contrast import ContrastOptions, ContrastSettings
-from skipcl_lightning.functional.skip_losses.skip_info_nce import check_info_nce_settings, skip_info_nce
+from skipcl_lightning.functional.skip_losses.contrast import (
+    Candidates,
+    ContrastOptions,
+    ContrastSettings,
+    check_info_nce_settings,
+    skip_info_nce,
+)
 from skipcl_lightning.heads.session_head import SessionHead
 
 __all__ = ["Query", "SkipInfoNCE"]

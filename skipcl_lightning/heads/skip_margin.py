@@ -11,7 +11,7 @@ from skipcl_lightning.functional.skip_losses.contrast import (
     ContrastSettings,
     settings_within_session,
 )
-from skipcl_lightning.functional.skip_losses.skip_margin import MarginLoss, check_margin, skip_margin
+from skipcl_lightning.functional.skip_losses.score_losses import MarginLoss, check_margin, skip_margin
 from skipcl_lightning.heads.session_head import SessionHead
 
 __all__ = ["SkipMargin"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from skipcl_lightning._checks import check_integer, check_number, check_shape
 from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import Sessions, as_batch
-from skipcl_lightning.functional.precision import at_least_float32, without_autocast
+from skipcl_lightning.functional.products import at_least_float32, without_autocast
 from skipcl_lightning.functional.skip_losses.skip_prediction import skip_prediction_loss
 from skipcl_lightning.heads.session_head import WeightedHead
 

@@ -14,7 +14,7 @@ from skipcl_lightning.functional.skip_losses.contrast import (
     ContrastSettings,
     settings_within_session,
 )
-from skipcl_lightning.functional.skip_losses.skip_softmax import skip_softmax
+from skipcl_lightning.functional.skip_losses.score_losses import skip_softmax
 from skipcl_lightning.heads.session_head import SessionHead
 
 __all__ = ["SkipSoftmax"]

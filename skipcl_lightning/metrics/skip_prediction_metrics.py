@@ -9,16 +9,14 @@ from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities import dim_zero_cat
 
 from skipcl_lightning._checks import check_integer, check_number, check_shape
-from skipcl_lightning.functional.predictions.accuracy import (
-    SessionAccuracy,
-    correct_predictions,
-    session_accuracy,
-)
-from skipcl_lightning.functional.predictions.calibration import (
+from skipcl_lightning.functional.predictions import (
     CalibrationBins,
+    SessionAccuracy,
     brier_score,
     calibration_bins,
     calibration_error,
+    correct_predictions,
+    session_accuracy,
 )
 from skipcl_lightning.metrics.rank_metrics import CountMetric
 

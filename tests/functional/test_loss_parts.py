@@ -4,20 +4,18 @@ import torch
 from skipcl_lightning.functional import Candidates, session_contrast
 from skipcl_lightning.functional.next_item.full_softmax import log_partition, normalised_weights
 from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up, require_table
-from skipcl_lightning.functional.skip_losses.candidates import (
+from skipcl_lightning.functional.products import cosine
+from skipcl_lightning.functional.skip_losses.contrast import (
     _fill,
     candidate_similarity,
     gather_candidates,
-    unkept_mask,
-)
-from skipcl_lightning.functional.skip_losses.contrast import (
     is_distributed,
     reduce_anchors,
     settings_within_session,
+    unkept_mask,
     weighted_mean,
 )
-from skipcl_lightning.functional.skip_losses.similarity import cosine
-from skipcl_lightning.functional.skip_losses.skip_margin import mean_over_negatives, session_scores
+from skipcl_lightning.functional.skip_losses.score_losses import mean_over_negatives, session_scores
 
 SESSIONS = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, -1.0, 1.0]])
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skipcl_lightning.functional.skip_losses import similarity
-from skipcl_lightning.functional.skip_losses.similarity import cosine
+from skipcl_lightning.functional import products
+from skipcl_lightning.functional.products import cosine
 
 KINDS = {"session": (3, 5, 4), "shared": (7, 4), "own": (3, 6, 5, 4)}
 
@@ -43,7 +43,7 @@ def plain(query, keys, query_mask, keys_mask):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cached", [1, 1 << 18])
 def test_values_and_gradients_equal_torch_pair_by_pair(kind, cached, monkeypatch):
-    monkeypatch.setattr(similarity, "_CACHED", cached)  # one group at a time, and all at once
+    monkeypatch.setattr(products, "_CACHED", cached)  # one group at a time, and all at once
     query, keys, query_mask, keys_mask = make(kind)
     found = cosine(query, keys, 0.5, query_mask=query_mask, keys_mask=keys_mask)
     expected = plain(query, keys, query_mask, keys_mask) / 0.5
@@ -131,4 +131,4 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 def test_other_devices_take_all_groups_at_once():
     query = torch.empty(1000, 50, 64, device="meta")
-    assert similarity._pieces(query, query) == [slice(0, 1000)]
+    assert products._pieces(query, query) == [slice(0, 1000)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.functional.next_item.shared_negatives import chunked_mean, shared_logits
-from skipcl_lightning.functional.precision import at_least_float32, autocast_dtype
+from skipcl_lightning.functional.products import at_least_float32, autocast_dtype
 
 __all__ = ["bpr_max_loss", "chunked_bpr_max_loss"]
 

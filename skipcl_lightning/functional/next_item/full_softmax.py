@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from skipcl_lightning._checks import check_indices, check_integer, check_shape
-from skipcl_lightning.functional.precision import autocast_dtype, without_autocast
+from skipcl_lightning.functional.products import autocast_dtype, without_autocast
 
 __all__ = [
     "check_softmax_arguments",

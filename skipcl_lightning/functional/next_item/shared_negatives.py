@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.next_item.full_softmax import check_softmax_arguments, normalised_weights
 from skipcl_lightning.functional.next_item.look_up import look_up
-from skipcl_lightning.functional.precision import autocast_dtype, softmax_scales, without_autocast
+from skipcl_lightning.functional.products import autocast_dtype, softmax_scales, without_autocast
 
 __all__ = ["Formula", "Slopes", "chunked_mean", "shared_logits"]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.functional.products import cosine
 from skipcl_lightning.functional.skip_losses.contrast import Contrast
-from skipcl_lightning.functional.skip_losses.similarity import cosine
 
 __all__ = ["RejectedSequence", "opposing_contrast", "rejected_sequence"]
 

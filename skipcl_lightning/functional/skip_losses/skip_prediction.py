@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_number, check_shape
 from skipcl_lightning.batch import SessionBatch, Sessions, as_batch
-from skipcl_lightning.functional.precision import at_least_float32, without_autocast
+from skipcl_lightning.functional.products import at_least_float32, without_autocast
 from skipcl_lightning.functional.skip_losses.contrast import Reduction, reduce_anchors
 
 __all__ = ["PredictionTargets", "prediction_targets", "skip_prediction_loss"]

@@ -1,1 +1,0 @@
-"""Formulas that compare predicted probabilities of skips with what listeners did."""
