@@ -4,14 +4,25 @@ They check shapes, dtypes and Python values. Only `check_indices` reads a tensor
 CPU, because on other devices the host would have to wait in every step.
 """
 
+import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_indices", "check_integer", "check_number", "check_shape"]
+__all__ = [
+    "check_choice",
+    "check_indices",
+    "check_integer",
+    "check_number",
+    "check_shape",
+    "clean_input",
+    "requires_mask",
+]
 
+Arguments = ParamSpec("Arguments")
 _INDEX_CURE = "Use 0 for positions without one where the argument allows it, and check `num_items`."
 
 
@@ -188,3 +199,50 @@ def check_shape(
     if floating and not tensor.is_floating_point():
         raise TypeError(f"`{name}` must be of a floating-point dtype, got {tensor.dtype}.")
     return bound
+
+
+def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:
+    """Return a checked backbone input with zeros at padding.
+
+    Padding may hold anything, NaN included, and must not reach attention or a gradient.
+
+    Args:
+        x: [B, L, D] floating point, the embedded items.
+        valid_mask: [B, L] bool, True at items.
+        max_length: The largest number of positions of the backbone; None for no limit.
+
+    Returns:
+        [B, L, D].
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The shapes disagree, or L is more than `max_length`.
+
+    Examples:
+        >>> clean_input(torch.ones(1, 2, 1), torch.tensor([[True, False]])).flatten()
+        tensor([1., 0.])
+    """
+    sizes = check_shape("x", x, "B L D", floating=True)
+    check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
+    if max_length is not None and sizes["L"] > max_length:
+        raise ValueError(
+            f"`x` must have at most `max_length` = {max_length} positions, got {sizes['L']}. "
+            "Keep the latest tracks with `batch.latest(max_length)`, or build the backbone with a larger "
+            "`max_length`."
+        )
+    return torch.where(valid_mask[..., None], x, 0)
+
+
+def requires_mask(forward: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Decorate `forward(self, x, valid_mask)` so that a call without the mask says what to pass."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        if len(args) < 3 and "valid_mask" not in kwargs:  # self, x, valid_mask
+            raise TypeError(
+                "`valid_mask` must be a bool tensor [B, L], True at items, got none in the call of "
+                f"{type(args[0]).__name__}. Call `backbone(x, batch.valid_mask)`."
+            )
+        return forward(*args, **kwargs)
+
+    return wrapper

@@ -10,10 +10,9 @@ from torch import nn
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import SessionBatch, training_targets
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.functional import cloze_positives, full_softmax_loss, skip_info_nce
-from skipcl_lightning.functional.positions import training_targets
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
 
 

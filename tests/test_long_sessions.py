@@ -6,10 +6,9 @@ from small_models import module, quiet_trainer
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, GRU4Rec, SASRec
-from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.batch import SessionBatch, training_targets
 from skipcl_lightning.data import SessionDataModule, SessionDataset, simulate_sessions
 from skipcl_lightning.functional import full_softmax_loss, skip_info_nce
-from skipcl_lightning.functional.positions import training_targets
 from skipcl_lightning.heads import SkipInfoNCE
 
 

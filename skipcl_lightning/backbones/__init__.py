@@ -2,14 +2,13 @@
 
 from types import MappingProxyType
 
-from skipcl_lightning.backbones.bert4rec import BERT4Rec
+from skipcl_lightning._checks import clean_input
 from skipcl_lightning.backbones.caser import Caser
-from skipcl_lightning.backbones.contract import check_backbone, clean_input, is_causal
-from skipcl_lightning.backbones.esasrec import ESASRec
+from skipcl_lightning.backbones.contract import check_backbone, is_causal
 from skipcl_lightning.backbones.gru4rec import GRU4Rec
 from skipcl_lightning.backbones.hugging_face import HFBackbone
 from skipcl_lightning.backbones.nextitnet import NextItNet
-from skipcl_lightning.backbones.sasrec import SASRec
+from skipcl_lightning.backbones.transformer import BERT4Rec, ESASRec, SASRec
 
 __all__ = [
     "BACKBONES",

@@ -1,27 +1,20 @@
 """The contract of backbones, checked on a small input before training."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_shape
-
 __all__ = [
     "check_backbone",
-    "clean_input",
     "evaluation_mode",
     "is_causal",
-    "requires_mask",
     "takes_argument",
 ]
 
 _LENGTH = 4
-Arguments = ParamSpec("Arguments")
 
 
 def is_causal(backbone: nn.Module) -> bool:
@@ -46,53 +39,6 @@ def takes_argument(name: str, *functions: Callable[..., object]) -> bool:
         return all(name in inspect.signature(function).parameters for function in functions)
     except ValueError:  # scripted and traced modules have no signature
         return False
-
-
-def requires_mask(forward: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-    """Decorate `forward(self, x, valid_mask)` so that a call without the mask says what to pass."""
-
-    @functools.wraps(forward)
-    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
-        if len(args) < 3 and "valid_mask" not in kwargs:  # self, x, valid_mask
-            raise TypeError(
-                "`valid_mask` must be a bool tensor [B, L], True at items, got none in the call of "
-                f"{type(args[0]).__name__}. Call `backbone(x, batch.valid_mask)`."
-            )
-        return forward(*args, **kwargs)
-
-    return wrapper
-
-
-def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:
-    """Return a checked backbone input with zeros at padding.
-
-    Padding may hold anything, NaN included, and must not reach attention or a gradient.
-
-    Args:
-        x: [B, L, D] floating point, the embedded items.
-        valid_mask: [B, L] bool, True at items.
-        max_length: The largest number of positions of the backbone; None for no limit.
-
-    Returns:
-        [B, L, D].
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: The shapes disagree, or L is more than `max_length`.
-
-    Examples:
-        >>> clean_input(torch.ones(1, 2, 1), torch.tensor([[True, False]])).flatten()
-        tensor([1., 0.])
-    """
-    sizes = check_shape("x", x, "B L D", floating=True)
-    check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
-    if max_length is not None and sizes["L"] > max_length:
-        raise ValueError(
-            f"`x` must have at most `max_length` = {max_length} positions, got {sizes['L']}. "
-            "Keep the latest tracks with `batch.latest(max_length)`, or build the backbone with a larger "
-            "`max_length`."
-        )
-    return torch.where(valid_mask[..., None], x, 0)
 
 
 def check_backbone(backbone: nn.Module, embedding_size: int) -> None:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_integer, check_number, clean_input, requires_mask
 from skipcl_lightning._settings import records_settings
-from skipcl_lightning.backbones.contract import clean_input, requires_mask
 
 __all__ = ["GRU4Rec"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer
-from skipcl_lightning.backbones.attention import key_mask
-from skipcl_lightning.backbones.contract import clean_input, evaluation_mode, requires_mask
+from skipcl_lightning._checks import check_integer, clean_input, requires_mask
+from skipcl_lightning.backbones.contract import evaluation_mode
+from skipcl_lightning.backbones.transformer import key_mask
 
 __all__ = ["HFBackbone"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
 from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
 from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from skipcl_lightning.data.encoder import SessionEncoder
@@ -48,7 +48,6 @@ from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 from skipcl_lightning.functional import next_item_targets
-from skipcl_lightning.functional.positions import TargetRule
 
 __all__ = ["SessionDataModule"]
 

@@ -1,5 +1,11 @@
 """Pure tensor functions: the formulas, without state, and without any knowledge of Lightning."""
 
+from skipcl_lightning.batch import (
+    last_position,
+    next_item_targets,
+    next_listened,
+    target_positions,
+)
 from skipcl_lightning.functional.next_item.bpr_max import bpr_max_loss, chunked_bpr_max_loss
 from skipcl_lightning.functional.next_item.cloze import (
     append_mask_token,
@@ -14,12 +20,6 @@ from skipcl_lightning.functional.next_item.sampled_softmax import (
     sample_items,
     sampled_softmax_loss,
     sampling_log_probability,
-)
-from skipcl_lightning.functional.positions import (
-    last_position,
-    next_item_targets,
-    next_listened,
-    target_positions,
 )
 from skipcl_lightning.functional.predictions import (
     CalibrationBins,

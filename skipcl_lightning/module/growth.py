@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_shape
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, TargetRule
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
 from skipcl_lightning.data.vocabulary import to_ids
-from skipcl_lightning.functional.positions import TargetRule
 
 __all__ = ["Ids", "NewRows", "extend_vocabulary", "first_rows", "known_indices", "new_rows"]
 

@@ -19,16 +19,17 @@ from torchmetrics import MetricCollection
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
-from skipcl_lightning.data.schema import Table
-from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
-from skipcl_lightning.functional.positions import (
+from skipcl_lightning.batch import (
+    PADDING_INDEX,
+    SessionBatch,
     TargetRule,
     possible_targets,
     target_weights,
     training_targets,
 )
+from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
+from skipcl_lightning.data.schema import Table
+from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
 from skipcl_lightning.heads.session_head import extend_part

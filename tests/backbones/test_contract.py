@@ -17,8 +17,8 @@ from skipcl_lightning.backbones import (
     SASRec,
     check_backbone,
 )
-from skipcl_lightning.backbones.attention import at_position, feed_forward, key_mask
 from skipcl_lightning.backbones.contract import evaluation_mode, takes_argument
+from skipcl_lightning.backbones.transformer import at_position, feed_forward, key_mask
 
 
 @pytest.fixture(scope="module", params=CAUSAL)

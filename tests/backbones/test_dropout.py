@@ -5,7 +5,7 @@ import torch
 from samples import EVERY, all_valid, build, random_sessions
 from torch import nn
 
-from skipcl_lightning.backbones.attention import SelfAttention
+from skipcl_lightning.backbones.transformer import SelfAttention
 
 
 def dropouts_of(backbone):

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.functional import last_position
-from skipcl_lightning.functional.positions import TargetRule
 
 __all__ = ["LastItemMarkov"]
 
