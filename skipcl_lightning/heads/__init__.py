@@ -2,15 +2,12 @@
 
 from types import MappingProxyType
 
-from skipcl_lightning.heads.combined import CombinedHead
 from skipcl_lightning.heads.next_item import GBCE, BPRMax, FullSoftmax, SampledSoftmax
 from skipcl_lightning.heads.opposing_sequences import OpposingSequences
-from skipcl_lightning.heads.session_head import SessionHead, WeightedHead
+from skipcl_lightning.heads.score_heads import SkipMargin, SkipSoftmax, SkipUnlikelihood
+from skipcl_lightning.heads.session_head import CombinedHead, SessionHead, WeightedHead
 from skipcl_lightning.heads.skip_info_nce import SkipInfoNCE
-from skipcl_lightning.heads.skip_margin import SkipMargin
 from skipcl_lightning.heads.skip_prediction import SkipPrediction
-from skipcl_lightning.heads.skip_softmax import SkipSoftmax
-from skipcl_lightning.heads.skip_unlikelihood import SkipUnlikelihood
 
 __all__ = [
     "GBCE",

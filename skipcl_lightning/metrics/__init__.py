@@ -2,8 +2,14 @@
 
 from skipcl_lightning.metrics.diversity import CatalogueCoverage, Novelty
 from skipcl_lightning.metrics.rank_metrics import MAP, MRR, NDCG, HitRate, SkipHitRate, SkipMRR, TargetCount
-from skipcl_lightning.metrics.session_metrics import RankingMetrics, SkipRankMetrics, session_metrics
-from skipcl_lightning.metrics.skip_metrics import DeltaHitRate, PairwiseSkipAccuracy, SkipRankPercentile
+from skipcl_lightning.metrics.session_metrics import (
+    DeltaHitRate,
+    PairwiseSkipAccuracy,
+    RankingMetrics,
+    SkipRankMetrics,
+    SkipRankPercentile,
+    session_metrics,
+)
 from skipcl_lightning.metrics.skip_prediction_metrics import (
     FirstPredictionAccuracy,
     MeanAverageAccuracy,

@@ -12,7 +12,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import SparseScores
 from skipcl_lightning.heads import SKIP_HEADS, SkipPrediction
-from skipcl_lightning.heads.combined import find_skip_prediction
+from skipcl_lightning.heads.skip_prediction import find_skip_prediction
 from skipcl_lightning.model.item_tower import ItemTower
 from skipcl_lightning.model.session_model import SessionModel
 from skipcl_lightning.model.transitions import read_transitions

@@ -32,8 +32,7 @@ from skipcl_lightning.data.schema import Table
 from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
-from skipcl_lightning.heads.session_head import extend_part
-from skipcl_lightning.heads.sparse import only_looks_up, use_sparse_gradients
+from skipcl_lightning.heads.session_head import extend_part, only_looks_up, use_sparse_gradients
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import ItemTower, Scoring, SessionModel

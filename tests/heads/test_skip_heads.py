@@ -391,7 +391,7 @@ def test_a_softmax_draws_at_most_all_other_items():
         return sample_items(num, num_items, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skipcl_lightning.heads.skip_softmax.sample_items", keep)
+        patch.setattr("skipcl_lightning.heads.score_heads.sample_items", keep)
         items = torch.tensor([[1, 2, 3]])
         head(table[items], table[items], (items, torch.tensor([[1.0, -1.0, 1.0]])), table)
     assert drawn == [(4, 5)]  # of 5 items, all but the target
