@@ -31,25 +31,29 @@ from skipcl_lightning.functional.predictions import (
     fit_temperature,
     session_accuracy,
 )
-from skipcl_lightning.functional.ranking.candidates import candidate_ranks, sample_candidates
-from skipcl_lightning.functional.ranking.diversity import (
-    catalogue_coverage,
-    count_recommendations,
-    mean_self_information,
-    self_information,
-)
 from skipcl_lightning.functional.ranking.geometry import alignment, effective_rank, uniformity
 from skipcl_lightning.functional.ranking.metrics import (
     average_precision,
+    catalogue_coverage,
+    count_recommendations,
     hit_rate,
+    mean_self_information,
     mrr,
     ndcg,
     pairwise_wins,
     rank_percentile,
+    self_information,
 )
-from skipcl_lightning.functional.ranking.ranked_batch import RankedBatch, rank_batch, rank_scored_batch
+from skipcl_lightning.functional.ranking.ranked_batch import (
+    RankedBatch,
+    candidate_ranks,
+    rank_batch,
+    rank_scored_batch,
+    sample_candidates,
+    skip_pair_mask,
+    skip_pair_scores,
+)
 from skipcl_lightning.functional.ranking.ranks import score_ranks, target_ranks
-from skipcl_lightning.functional.ranking.skip_pairs import skip_pair_mask, skip_pair_scores
 from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, look_up_scores
 from skipcl_lightning.functional.ranking.top_k import top_k_items
 from skipcl_lightning.functional.skip_losses.contrast import (
