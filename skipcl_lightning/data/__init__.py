@@ -3,8 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
-from skipcl_lightning.data.batches.sampler import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data.batches import EvaluationSampler, SessionDataset, TrainingSampler, keep_batch
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined

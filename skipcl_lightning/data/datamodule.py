@@ -18,8 +18,13 @@ from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
-from skipcl_lightning.data.batches.dataset import SessionDataset, keep_batch
-from skipcl_lightning.data.batches.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
+from skipcl_lightning.data.batches import (
+    EvaluationSampler,
+    ResumableLoader,
+    SessionDataset,
+    TrainingSampler,
+    keep_batch,
+)
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions

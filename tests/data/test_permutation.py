@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import permutation
-from skipcl_lightning.data.permutation import shuffled_rows
+from skipcl_lightning.data import splits
+from skipcl_lightning.data.splits import shuffled_rows
 
 
 @given(
@@ -32,7 +32,7 @@ def test_another_seed_or_epoch_gives_another_order_and_the_same_one_the_same():
     "stored", [1 << 16, pytest.param(0, marks=pytest.mark.slow)], ids=["drawn", "computed"]
 )
 def test_rows_land_anywhere_with_about_the_same_chance(monkeypatch, stored):
-    monkeypatch.setattr(permutation, "_STORED", stored)
+    monkeypatch.setattr(splits, "_STORED", stored)
     counts = np.zeros((20, 20))
     for seed in range(4000):
         counts[np.arange(20), shuffled_rows(np.arange(20), 20, seed=(seed,))] += 1

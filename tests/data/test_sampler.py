@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import EvaluationSampler, TrainingSampler
-from skipcl_lightning.data.batches import sampler as sampler_room
+from skipcl_lightning.data import batches as batches_room
 
 
 @given(rows=st.integers(1, 40), processes=st.integers(1, 8))
@@ -75,7 +75,7 @@ def test_from_any_batch_on_the_order_is_the_same_and_only_once(setting, part):
 def test_the_order_depends_on_seed_and_epoch_alone_and_not_on_the_block_it_is_computed_in(monkeypatch):
     setting = {"rows": 100, "batch_size": 8, "bucket_batches": 0, "processes": 1, "lengths": None}
     first = list(make(**setting, epoch=0))
-    monkeypatch.setattr(sampler_room, "_BLOCK", 16)
+    monkeypatch.setattr(batches_room, "_BLOCK", 16)
     assert list(make(**setting, epoch=0)) == first
     assert list(make(**setting, epoch=1)) != first
     assert list(make(**setting, epoch=0, seed=1)) != first

@@ -1,1 +1,0 @@
-"""Sampler, dataset and loader: which sessions make a batch, and how it is gathered."""
