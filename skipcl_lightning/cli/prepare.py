@@ -29,7 +29,7 @@ from skipcl_lightning.data import (
     read_yambda,
 )
 from skipcl_lightning.data.prepare.context import BUILT_IN
-from skipcl_lightning.data.prepare.filters import FeedbackWarning
+from skipcl_lightning.data.prepare.preparation import FeedbackWarning
 from skipcl_lightning.data.splits import Split, Targets
 
 __all__ = ["make_parser", "make_split", "run_prepare"]

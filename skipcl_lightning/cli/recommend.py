@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from skipcl_lightning.data import ContextEncoder, SessionEncoder
-from skipcl_lightning.data.readers.columns import (
+from skipcl_lightning.data.readers.parsing import (
+    ROW,
     Column,
     flag_column,
     integer_column,
@@ -17,7 +18,6 @@ from skipcl_lightning.data.readers.columns import (
     text_column,
     time_column,
 )
-from skipcl_lightning.data.readers.files import ROW
 from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.recommender import Recommender
 

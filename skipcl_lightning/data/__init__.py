@@ -8,9 +8,8 @@ from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
 from skipcl_lightning.data.prepare.context import ContextEncoder
-from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.on_disk import open_store, prepare_store
-from skipcl_lightning.data.prepare.preparation import prepare_sessions
+from skipcl_lightning.data.prepare.preparation import DropReport, SessionFilter, prepare_sessions
 from skipcl_lightning.data.prepare.prepared_data import PreparedData
 from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.readers import (

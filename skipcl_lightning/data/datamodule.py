@@ -29,7 +29,6 @@ from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
 from skipcl_lightning.data.prepare.context import ContextEncoder
-from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.given_vocabulary import (
     GivenVocabulary,
     NewItems,
@@ -38,6 +37,7 @@ from skipcl_lightning.data.prepare.given_vocabulary import (
     resolve_vocabulary,
 )
 from skipcl_lightning.data.prepare.on_disk import open_store
+from skipcl_lightning.data.prepare.preparation import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.prepared_data import (
     UNKNOWN_LISTENERS,
     ColdTargets,

@@ -13,7 +13,7 @@ from skipcl_lightning.data import (
     read_lfm1k,
     sessionise,
 )
-from skipcl_lightning.data.readers.files import DamagedLinesWarning
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 START = datetime(2009, 5, 4, 23, 8, 57, tzinfo=UTC)
 DASH = " \N{EN DASH} "

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import prepare_sessions, read_listenbrainz
-from skipcl_lightning.data.readers.files import DamagedLinesWarning
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 NOON = 1_714_560_000
 DASH = " \N{EN DASH} "

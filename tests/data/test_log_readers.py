@@ -16,7 +16,7 @@ from skipcl_lightning.data import (
     read_listenbrainz,
     read_movielens,
 )
-from skipcl_lightning.data.readers.files import DamagedLinesWarning
+from skipcl_lightning.data.readers.parsing import DamagedLinesWarning
 
 # The few plays of these logs hold no skip, which is a warning of the preparation.
 pytestmark = pytest.mark.filterwarnings("ignore:The column 'feedback' lies in")
@@ -67,7 +67,7 @@ def text_of(header, row, rows=9):
     return header + "".join(f"{row(n)}\n" for n in range(rows))
 
 
-@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.filters.FeedbackWarning")
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.preparation.FeedbackWarning")
 def test_a_folder_is_searched_with_its_sub_folders_and_gzipped_files_are_read(log, tmp_path):
     read, name, header, row = log
     (tmp_path / "sub").mkdir()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import DropReport, SessionFilter, prepare_sessions, prepare_store
-from skipcl_lightning.data.prepare.filters import FeedbackWarning
+from skipcl_lightning.data.prepare.preparation import FeedbackWarning
 
 ROW = st.tuples(st.integers(0, 5), st.integers(0, 6), st.sampled_from([-1.0, -0.5, 0.0, 1.0]))
 
@@ -47,7 +47,7 @@ def filter_by_hand(
         rows = [row for row in rows if row[0] != bad[-1]]
 
 
-@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.filters.FeedbackWarning")
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.preparation.FeedbackWarning")
 @given(
     rows=st.lists(ROW, max_size=60),
     rarest=st.integers(1, 4),

@@ -105,7 +105,7 @@ def test_a_store_holds_what_preparation_in_memory_gives_however_little_memory_it
     assert nothing_beside(folder)
 
 
-@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.filters.FeedbackWarning")
+@pytest.mark.filterwarnings("ignore::skipcl_lightning.data.prepare.preparation.FeedbackWarning")
 @given(
     plays=st.lists(
         st.tuples(

@@ -256,7 +256,7 @@ def test_archives_without_plays_too_large_or_damaged_are_refused(tmp_path, monke
     file = tmp_path / "data.zip"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("endsong_0.json", b" " * 10_000)
-    monkeypatch.setattr("skipcl_lightning.data.readers.files._MOST_UNPACKED", 9_999)
+    monkeypatch.setattr("skipcl_lightning.data.readers.parsing._MOST_UNPACKED", 9_999)
     with pytest.raises(ValueError, match=r"`folder_or_paths` must unpack to at most .*data\.zip"):
         read_streaming_history(file)
     (tmp_path / "endsong_1.json.gz").write_bytes(gzip.compress(b" " * 10_000))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.prepare.context import ContextEncoder
-from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter
 from skipcl_lightning.data.prepare.given_vocabulary import (
     NewItems,
     VocabularySource,
@@ -17,7 +16,7 @@ from skipcl_lightning.data.prepare.given_vocabulary import (
     resolve_vocabulary,
 )
 from skipcl_lightning.data.prepare.parts import Progress, no_progress
-from skipcl_lightning.data.prepare.preparation import HistoryRules
+from skipcl_lightning.data.prepare.preparation import DropReport, HistoryRules, SessionFilter
 from skipcl_lightning.data.prepare.prepared_data import (
     ColdTargets,
     PreparationSettings,

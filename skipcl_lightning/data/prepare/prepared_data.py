@@ -12,10 +12,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.prepare.context import ContextEncoder, check_context, context_columns
-from skipcl_lightning.data.prepare.filters import DropReport, SessionFilter, find_rejected
 from skipcl_lightning.data.prepare.given_vocabulary import NewItems
 from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
-from skipcl_lightning.data.prepare.preparation import HistoryRules, prepare_parts
+from skipcl_lightning.data.prepare.preparation import (
+    DropReport,
+    HistoryRules,
+    SessionFilter,
+    find_rejected,
+    prepare_parts,
+)
 from skipcl_lightning.data.prepare.sessions import to_microseconds
 from skipcl_lightning.data.schema import Table, check_log_columns, resolve_schema, to_frame
 from skipcl_lightning.data.splits import SessionBlock, Split, check_split

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from skipcl_lightning._checks import check_number
+from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.prepare.parts import in_listening_order
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_columns, resolve_schema, to_frame
 
 __all__ = [
     "cut_at_gaps",
+    "feedback_from_ratio",
     "flag_to_feedback",
     "join_histories",
     "label_and_cut",
@@ -20,6 +21,7 @@ __all__ = [
     "to_microseconds",
 ]
 
+PLAY_RATIO_LABELS = ("binary", "ratio")
 _MICROSECONDS = 1_000_000
 _PLACE = "(place)"
 # More than the rows of any file, so that the next file's come after them.
@@ -103,6 +105,24 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
 def flag_to_feedback(skipped: pl.Expr) -> pl.Expr:
     """Return a flag as Float32 feedback: -1 for true, +1 for false, 0 (unknown) for null."""
     return pl.when(skipped).then(-1.0).when(~skipped).then(1.0).otherwise(0.0).cast(pl.Float32)
+
+
+def feedback_from_ratio(ratio: pl.Expr, *, label: str, skip_ratio: float) -> pl.Expr:
+    """Return the share of an item that was played as Float32 feedback in [-1, 1].
+
+    Null, NaN, infinite or negative shares are unknown and give 0. `binary` gives -1 up to `skip_ratio` and +1
+    above. `ratio` gives the distance from `skip_ratio`, scaled so that 0 gives -1 and 1 or more gives +1.
+    """
+    check_choice("label", label, PLAY_RATIO_LABELS)
+    check_number("skip_ratio", skip_ratio, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    part = ratio.cast(pl.Float64)
+    if label == "binary":
+        known = pl.when(part <= skip_ratio).then(-1.0).otherwise(1.0)
+    else:
+        scale = pl.when(part <= skip_ratio).then(skip_ratio).otherwise(1 - skip_ratio)
+        known = ((part - skip_ratio) / scale).clip(-1, 1)
+    told = part.is_finite() & (part >= 0)
+    return pl.when(told).then(known).otherwise(0.0).cast(pl.Float32).name.keep()
 
 
 def label_and_cut(

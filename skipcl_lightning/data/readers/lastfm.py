@@ -6,18 +6,21 @@ import polars as pl
 
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.prepare.sessions import label_and_cut
-from skipcl_lightning.data.readers.columns import (
+from skipcl_lightning.data.readers.parsing import (
     ARTIST_TRACK_DASH,
     PLACEHOLDER_IDS,
     PLACEHOLDER_NAMES,
+    Paths,
     integer_column,
     known,
+    list_files,
     parse_columns,
+    read_first_line,
     scan_csv_text,
+    scan_fields,
     text_column,
     time_column,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_fields
 
 __all__ = ["read_lfm1k", "read_lfm2b"]
 

@@ -12,15 +12,13 @@ import polars as pl
 
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.data.prepare.sessions import label_and_cut
-from skipcl_lightning.data.readers.columns import (
+from skipcl_lightning.data.readers.parsing import (
     ARTIST_TRACK_DASH,
     PLACEHOLDER_IDS,
     PLACEHOLDER_NAMES,
-    is_placeholder,
-)
-from skipcl_lightning.data.readers.files import (
     ROW,
     Paths,
+    is_placeholder,
     list_files,
     parse_frame,
     parse_lines,

@@ -8,14 +8,18 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.readers.columns import (
+from skipcl_lightning.data.readers.parsing import (
     Column,
+    Paths,
     integer_column,
+    list_files,
     number_column,
     parse_columns,
+    read_first_line,
     scan_csv_text,
+    scan_fields,
+    scan_parquet,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files, read_first_line, scan_fields, scan_parquet
 
 __all__ = ["RATING_LABELS", "read_movielens"]
 

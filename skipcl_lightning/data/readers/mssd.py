@@ -6,15 +6,16 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice
-from skipcl_lightning.data.readers.columns import (
+from skipcl_lightning.data.readers.parsing import (
     Column,
+    Paths,
     flag_column,
     integer_column,
+    list_files,
     parse_columns,
     scan_csv_text,
     text_column,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files
 
 __all__ = ["MSSD_LABELS", "read_mssd"]
 

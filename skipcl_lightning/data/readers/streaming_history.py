@@ -9,8 +9,14 @@ import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.prepare.sessions import cut_at_gaps, flag_to_feedback, times_fall, to_microseconds
-from skipcl_lightning.data.readers.columns import ARTIST_TRACK_DASH, PLACEHOLDER_NAMES, known
-from skipcl_lightning.data.readers.files import Paths, list_files, read_bytes
+from skipcl_lightning.data.readers.parsing import (
+    ARTIST_TRACK_DASH,
+    PLACEHOLDER_NAMES,
+    Paths,
+    known,
+    list_files,
+    read_bytes,
+)
 from skipcl_lightning.data.schema import describe_polars_error
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]

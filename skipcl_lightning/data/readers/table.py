@@ -10,20 +10,25 @@ import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.prepare.parts import in_listening_order
-from skipcl_lightning.data.prepare.sessions import flag_to_feedback, join_histories, sessionise
-from skipcl_lightning.data.readers.columns import (
-    Column,
-    cast_column,
+from skipcl_lightning.data.prepare.sessions import (
     feedback_from_ratio,
+    flag_to_feedback,
+    join_histories,
+    sessionise,
+)
+from skipcl_lightning.data.readers.parsing import (
+    Column,
+    Paths,
+    cast_column,
     flag_column,
     integer_column,
+    list_files,
     number_column,
     parse_columns,
     scan_csv_text,
     text_column,
     time_column,
 )
-from skipcl_lightning.data.readers.files import Paths, list_files
 from skipcl_lightning.data.schema import (
     CANONICAL_COLUMNS,
     Table,

@@ -8,8 +8,14 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning.data.readers.columns import feedback_from_ratio
-from skipcl_lightning.data.readers.files import Paths, list_files, parse_lines, require, scan_parquet
+from skipcl_lightning.data.prepare.sessions import feedback_from_ratio
+from skipcl_lightning.data.readers.parsing import (
+    Paths,
+    list_files,
+    parse_lines,
+    require,
+    scan_parquet,
+)
 
 __all__ = ["read_30music"]
 

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.prepare.sessions import sessionise
-from skipcl_lightning.data.readers.columns import Column, cast_column, feedback_from_ratio, parse_columns
-from skipcl_lightning.data.readers.files import Paths, list_files, scan_parquet
+from skipcl_lightning.data.prepare.sessions import feedback_from_ratio, sessionise
+from skipcl_lightning.data.readers.parsing import (
+    Column,
+    Paths,
+    cast_column,
+    list_files,
+    parse_columns,
+    scan_parquet,
+)
 from skipcl_lightning.data.schema import CANONICAL_COLUMNS
 
 __all__ = ["read_yambda"]
