@@ -25,6 +25,7 @@ from skipcl_lightning.data.batches import (
     TrainingSampler,
     keep_batch,
 )
+from skipcl_lightning.data.canonical_table import Table, resolve_schema
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
@@ -46,7 +47,6 @@ from skipcl_lightning.data.prepare.prepared_data import (
     Storage,
     prepare_into,
 )
-from skipcl_lightning.data.schema import Table, resolve_schema
 from skipcl_lightning.data.splits import LeaveOneOut, Split
 from skipcl_lightning.data.store.folder import Manifest
 from skipcl_lightning.data.store.listeners import ListenerHistories

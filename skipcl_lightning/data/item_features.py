@@ -13,7 +13,7 @@ from polars import selectors
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_shape
-from skipcl_lightning.data.schema import Table, describe_columns, resolve_schema, to_frame
+from skipcl_lightning.data.canonical_table import Table, describe_columns, resolve_schema, to_frame
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["ItemFeatures"]

@@ -28,7 +28,7 @@ from skipcl_lightning.batch import (
     training_targets,
 )
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder, recommendation_frame
-from skipcl_lightning.data.schema import Table
+from skipcl_lightning.data.canonical_table import Table
 from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax

@@ -1,6 +1,6 @@
 import polars as pl
 
-from skipcl_lightning.data.prepare.parts import arrange_parts, drop_repeated, order_rows, read_chunks
+from skipcl_lightning.data.canonical_table import arrange_parts, drop_repeated, order_rows, read_chunks
 
 
 def test_rows_are_sorted_by_key_and_order_and_equal_ones_stay():

@@ -12,7 +12,7 @@ from skipcl_lightning.data import (
     prepare_store,
     sessionise,
 )
-from skipcl_lightning.data.schema import describe_polars_error, resolve_schema, to_frame
+from skipcl_lightning.data.canonical_table import describe_polars_error, resolve_schema, to_frame
 
 ROWS = [
     {"session_id": session, "item_id": item, "feedback": feedback, "position": position}

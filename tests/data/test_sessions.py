@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipcl_lightning.data import label_by_next_play, sessionise
-from skipcl_lightning.data.prepare.parts import in_listening_order
+from skipcl_lightning.data.canonical_table import in_listening_order
 from skipcl_lightning.data.prepare.sessions import join_histories, times_fall
 
 START = datetime(2024, 5, 1)

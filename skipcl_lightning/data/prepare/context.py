@@ -7,9 +7,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.data.prepare.parts import run_lengths
+from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS, describe_columns, run_lengths
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.schema import CANONICAL_COLUMNS, describe_columns
 
 __all__ = ["BUILT_IN", "MOST_CATEGORIES", "ContextEncoder", "check_context", "context_columns"]
 

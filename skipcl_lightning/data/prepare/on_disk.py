@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning.data.canonical_table import Progress, Table, no_progress
 from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.prepare.given_vocabulary import (
     NewItems,
@@ -15,7 +16,6 @@ from skipcl_lightning.data.prepare.given_vocabulary import (
     choose_context,
     resolve_vocabulary,
 )
-from skipcl_lightning.data.prepare.parts import Progress, no_progress
 from skipcl_lightning.data.prepare.preparation import DropReport, HistoryRules, SessionFilter
 from skipcl_lightning.data.prepare.prepared_data import (
     ColdTargets,
@@ -24,7 +24,6 @@ from skipcl_lightning.data.prepare.prepared_data import (
     Storage,
     prepare_into,
 )
-from skipcl_lightning.data.schema import Table
 from skipcl_lightning.data.splits import LeaveOneOut, Split
 from skipcl_lightning.data.store.folder import (
     MANIFEST,

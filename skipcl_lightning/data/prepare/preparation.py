@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, is_rejected
-from skipcl_lightning.data.prepare.given_vocabulary import NewItems
-from skipcl_lightning.data.prepare.parts import (
+from skipcl_lightning.data.canonical_table import (
     Progress,
+    Table,
     TableParts,
     arrange_parts,
+    check_log_columns,
     drop_copies,
     drop_repeated,
     in_listening_order,
@@ -27,9 +28,10 @@ from skipcl_lightning.data.prepare.parts import (
     read_chunks,
     run_lengths,
     sum_counts,
+    to_frame,
 )
+from skipcl_lightning.data.prepare.given_vocabulary import NewItems
 from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
-from skipcl_lightning.data.schema import Table, check_log_columns, to_frame
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = [

@@ -11,9 +11,19 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from skipcl_lightning._checks import check_choice
+from skipcl_lightning.data.canonical_table import (
+    Progress,
+    Table,
+    TableParts,
+    check_log_columns,
+    no_progress,
+    resolve_schema,
+    run_lengths,
+    sum_counts,
+    to_frame,
+)
 from skipcl_lightning.data.prepare.context import ContextEncoder, check_context, context_columns
 from skipcl_lightning.data.prepare.given_vocabulary import NewItems
-from skipcl_lightning.data.prepare.parts import Progress, TableParts, no_progress, run_lengths, sum_counts
 from skipcl_lightning.data.prepare.preparation import (
     DropReport,
     HistoryRules,
@@ -22,7 +32,6 @@ from skipcl_lightning.data.prepare.preparation import (
     prepare_parts,
 )
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.schema import Table, check_log_columns, resolve_schema, to_frame
 from skipcl_lightning.data.splits import SessionBlock, Split, check_split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES, map_array
 from skipcl_lightning.data.store.listeners import ListenerHistories, Listeners

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.prepare.parts import in_listening_order
-from skipcl_lightning.data.schema import CANONICAL_COLUMNS, Table, describe_columns, resolve_schema, to_frame
+from skipcl_lightning.data.canonical_table import (
+    CANONICAL_COLUMNS,
+    Table,
+    describe_columns,
+    in_listening_order,
+    resolve_schema,
+    to_frame,
+)
 
 __all__ = [
     "cut_at_gaps",

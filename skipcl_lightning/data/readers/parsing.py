@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 import polars as pl
 
-from skipcl_lightning.data.schema import describe_columns, resolve_schema
+from skipcl_lightning.data.canonical_table import describe_columns, resolve_schema
 
 __all__ = [
     "ARTIST_TRACK_DASH",

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
+from skipcl_lightning.data.canonical_table import describe_polars_error
 from skipcl_lightning.data.prepare.sessions import cut_at_gaps, flag_to_feedback, times_fall, to_microseconds
 from skipcl_lightning.data.readers.parsing import (
     ARTIST_TRACK_DASH,
@@ -17,7 +18,6 @@ from skipcl_lightning.data.readers.parsing import (
     list_files,
     read_bytes,
 )
-from skipcl_lightning.data.schema import describe_polars_error
 
 __all__ = ["SKIP_RULES", "read_streaming_history"]
 

@@ -9,7 +9,14 @@ from typing import Literal, cast
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.prepare.parts import in_listening_order
+from skipcl_lightning.data.canonical_table import (
+    CANONICAL_COLUMNS,
+    Table,
+    describe_columns,
+    in_listening_order,
+    resolve_schema,
+    to_frame,
+)
 from skipcl_lightning.data.prepare.sessions import (
     feedback_from_ratio,
     flag_to_feedback,
@@ -28,13 +35,6 @@ from skipcl_lightning.data.readers.parsing import (
     scan_csv_text,
     text_column,
     time_column,
-)
-from skipcl_lightning.data.schema import (
-    CANONICAL_COLUMNS,
-    Table,
-    describe_columns,
-    resolve_schema,
-    to_frame,
 )
 
 __all__ = ["read_table"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
+from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS
 from skipcl_lightning.data.prepare.sessions import feedback_from_ratio, sessionise
 from skipcl_lightning.data.readers.parsing import (
     Column,
@@ -14,7 +15,6 @@ from skipcl_lightning.data.readers.parsing import (
     parse_columns,
     scan_parquet,
 )
-from skipcl_lightning.data.schema import CANONICAL_COLUMNS
 
 __all__ = ["read_yambda"]
 
