@@ -9,9 +9,9 @@ from skipcl_lightning._settings import records_settings
 from skipcl_lightning.batch import Sessions, as_batch
 from skipcl_lightning.functional.products import at_least_float32, without_autocast
 from skipcl_lightning.functional.skip_losses.skip_prediction import skip_prediction_loss
-from skipcl_lightning.heads.session_head import CombinedHead, WeightedHead
+from skipcl_lightning.heads.session_head import WeightedHead
 
-__all__ = ["SkipPrediction", "find_skip_prediction"]
+__all__ = ["SkipPrediction"]
 
 
 class SkipPrediction(WeightedHead):
@@ -348,9 +348,3 @@ class SkipPrediction(WeightedHead):
 def _project(inputs: Tensor, projection: Tensor) -> Tensor:
     with without_autocast(inputs.device):
         return F.linear(at_least_float32(inputs), at_least_float32(projection))
-
-
-def find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:
-    """Return a head that predicts skips, itself or as part of a `CombinedHead`; None if there is none."""
-    heads = head.heads if isinstance(head, CombinedHead) else [head]
-    return next((one for one in heads if isinstance(one, SkipPrediction)), None)

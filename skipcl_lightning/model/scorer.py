@@ -11,8 +11,7 @@ from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import SparseScores
-from skipcl_lightning.heads import SKIP_HEADS, SkipPrediction
-from skipcl_lightning.heads.skip_prediction import find_skip_prediction
+from skipcl_lightning.heads import SKIP_HEADS, CombinedHead, SkipPrediction
 from skipcl_lightning.model.item_tower import ItemTower
 from skipcl_lightning.model.session_model import SessionModel
 from skipcl_lightning.model.transitions import read_transitions
@@ -81,7 +80,7 @@ class Scoring(nn.Module):
     @property
     def skip_prediction(self) -> SkipPrediction:
         """The head that predicts skips; a `ValueError` if there is none."""
-        head = find_skip_prediction(self.skip_head)
+        head = _find_skip_prediction(self.skip_head)
         if head is not None:
             return head
         raise ValueError(
@@ -93,7 +92,7 @@ class Scoring(nn.Module):
     @property
     def predicts_skips(self) -> bool:
         """Whether there is a `SkipPrediction` head."""
-        return find_skip_prediction(self.skip_head) is not None
+        return _find_skip_prediction(self.skip_head) is not None
 
     def session_query(self, batch: SessionBatch) -> Tensor:
         """Return the query of each session after all of its items, whose scores are inner products.
@@ -251,3 +250,9 @@ def _tower(columns: list[dict[str, Any]] | None, state: Mapping[str, Tensor]) ->
     codes = {name: state[f"item_tower.codes_{place}"] for place, name in enumerate(sizes)}
     size = state["item_embedding.weight"].shape[1]
     return ItemTower(state["item_tower.numbers"], codes, sizes, size)
+
+
+def _find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:
+    """Return a head that predicts skips, itself or as part of a `CombinedHead`; None if there is none."""
+    heads = head.heads if isinstance(head, CombinedHead) else [head]
+    return next((one for one in heads if isinstance(one, SkipPrediction)), None)
