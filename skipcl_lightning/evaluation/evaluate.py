@@ -23,12 +23,12 @@ from skipcl_lightning.evaluation.target_rows import (
     is_query_model,
     measure_batch,
 )
-from skipcl_lightning.functional.ranking.metrics import (
+from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,
     count_recommendations,
     self_information,
 )
-from skipcl_lightning.functional.ranking.ranked_batch import CandidateSampler
+from skipcl_lightning.functional.ranking.metrics import CandidateSampler
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.module.checkpoint import match_context, refuse_other_items
 

@@ -17,7 +17,7 @@ from skipcl_lightning.functional import (
     sample_candidates,
     top_k_items,
 )
-from skipcl_lightning.functional.ranking.ranked_batch import CandidateSampler
+from skipcl_lightning.functional.ranking.metrics import CandidateSampler
 from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items
 
 if TYPE_CHECKING:

@@ -31,23 +31,25 @@ from skipcl_lightning.functional.predictions import (
     fit_temperature,
     session_accuracy,
 )
-from skipcl_lightning.functional.ranking.geometry import alignment, effective_rank, uniformity
-from skipcl_lightning.functional.ranking.metrics import (
-    average_precision,
+from skipcl_lightning.functional.ranking.diversity import (
+    alignment,
     catalogue_coverage,
     count_recommendations,
-    hit_rate,
+    effective_rank,
     mean_self_information,
+    self_information,
+    uniformity,
+)
+from skipcl_lightning.functional.ranking.metrics import (
+    RankedBatch,
+    average_precision,
+    candidate_ranks,
+    hit_rate,
     mrr,
     ndcg,
     pairwise_wins,
-    rank_percentile,
-    self_information,
-)
-from skipcl_lightning.functional.ranking.ranked_batch import (
-    RankedBatch,
-    candidate_ranks,
     rank_batch,
+    rank_percentile,
     rank_scored_batch,
     sample_candidates,
     skip_pair_mask,

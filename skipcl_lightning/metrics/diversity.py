@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, check_shape
-from skipcl_lightning.functional.ranking.metrics import (
+from skipcl_lightning.functional.ranking.diversity import (
     catalogue_coverage,
     count_recommendations,
     mean_self_information,

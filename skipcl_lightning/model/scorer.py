@@ -14,9 +14,9 @@ from skipcl_lightning.functional import SparseScores
 from skipcl_lightning.heads import SKIP_HEADS, CombinedHead, SkipPrediction
 from skipcl_lightning.model.item_tower import ItemTower
 from skipcl_lightning.model.session_model import SessionModel
-from skipcl_lightning.model.transitions import read_transitions
+from skipcl_lightning.model.transitions import Transitions
 
-__all__ = ["Scorer", "Scoring"]
+__all__ = ["Scorer", "Scoring", "read_transitions"]
 
 # What `Scorer.from_settings` takes from the settings of a `SkipCLModule`, as they are.
 _MODEL_SETTINGS = ("num_items", "embedding_size", "feedback_input", "context_sizes", "sparse_item_table")
@@ -256,3 +256,12 @@ def _find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:
     """Return a head that predicts skips, itself or as part of a `CombinedHead`; None if there is none."""
     heads = head.heads if isinstance(head, CombinedHead) else [head]
     return next((one for one in heads if isinstance(one, SkipPrediction)), None)
+
+
+def read_transitions(state: Mapping[str, Tensor], prefix: str) -> list[Transitions]:
+    """Return the tables after one item and after two that a state dict holds under a prefix; none without."""
+    stored = [
+        {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+        for start in (f"{prefix}0.", f"{prefix}1.")
+    ]
+    return [Transitions.from_state_dict(values) for values in stored] if stored[0] else []

@@ -1,14 +1,12 @@
 """How often an item followed another one in the training set, as scores."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.functional import SparseScores
 
-__all__ = ["Transitions", "read_transitions"]
+__all__ = ["Transitions"]
 
 # Followers that are kept for each context.
 _MOST_FOLLOWERS = 100
@@ -127,12 +125,3 @@ class Transitions(nn.Module):
             torch.where(real, self.followers[places], PADDING_INDEX),
             torch.where(real, self.values[places], 0),
         )
-
-
-def read_transitions(state: Mapping[str, Tensor], prefix: str) -> list[Transitions]:
-    """Return the tables after one item and after two that a state dict holds under a prefix; none without."""
-    stored = [
-        {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-        for start in (f"{prefix}0.", f"{prefix}1.")
-    ]
-    return [Transitions.from_state_dict(values) for values in stored] if stored[0] else []

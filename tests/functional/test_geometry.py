@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 
 from skipcl_lightning.functional import alignment, effective_rank, uniformity
-from skipcl_lightning.functional.ranking import geometry
+from skipcl_lightning.functional.ranking import diversity
 
 
 def unit(row):
@@ -44,7 +44,7 @@ def test_uniformity_is_the_logarithm_of_the_mean_potential_of_all_pairs(seed, ro
 def test_uniformity_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     points = drawn(0, 50, 4)
     whole = uniformity(points)
-    monkeypatch.setattr(geometry, "_MOST_PAIRS", 60)
+    monkeypatch.setattr(diversity, "_MOST_PAIRS", 60)
     assert float(uniformity(points)) == pytest.approx(float(whole), abs=1e-6)
 
 

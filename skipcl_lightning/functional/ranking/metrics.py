@@ -1,25 +1,37 @@
-"""Formulas on ranks, and of how often items are recommended."""
+"""The evaluation of one batch: formulas on ranks, pairs with skipped items, and ranks of the targets."""
 
-from typing import get_args
+import warnings
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
-from skipcl_lightning.batch import PADDING_INDEX
-from skipcl_lightning.functional.ranking.ranks import TieRule
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.functional.ranking.ranks import (
+    TieRule,
+    exclude_items,
+    multiply_pairs,
+    score_ranks,
+    target_ranks,
+)
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, look_up_scores
 
 __all__ = [
+    "CandidateSampler",
+    "RankedBatch",
     "average_precision",
-    "catalogue_coverage",
-    "count_recommendations",
+    "candidate_ranks",
     "hit_rate",
-    "mean_self_information",
     "mrr",
     "ndcg",
     "pairwise_wins",
+    "rank_batch",
     "rank_percentile",
-    "self_information",
+    "rank_scored_batch",
+    "sample_candidates",
+    "skip_pair_mask",
+    "skip_pair_scores",
 ]
 
 
@@ -205,103 +217,334 @@ def _within(ranks: Tensor, top_k: int, gain: Tensor) -> Tensor:
     return torch.where(ranks <= top_k, gain, 0)
 
 
-def count_recommendations(recommended: Tensor, num_items: int) -> Tensor:
-    """Return how often each item is recommended.
+CandidateSampler = Literal["uniform", "popularity"]
+
+_WARNING = (
+    "Ranks among sampled candidates order models differently from ranks among the whole catalogue, even in "
+    "expectation (Krichene and Rendle: On Sampled Metrics for Item Recommendation, KDD 2020, "
+    "doi 10.1145/3394486.3403226). Use them only to compare with a paper that reports them."
+)
+
+
+def sample_candidates(
+    target: Tensor,
+    num_candidates: int,
+    num_items: int,
+    *,
+    sampler: CandidateSampler = "uniform",
+    item_counts: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the items among which each target is ranked, and warn that such ranks mislead.
 
     Args:
-        recommended: [N, K] int64 in 0..V; 0 fills shorter lists.
-        num_items: V.
+        target: [N] int64 in 1..V.
+        num_candidates: n, items drawn for each target, with replacement.
+        num_items: V, at least 2.
+        sampler: `uniform`, or in proportion to `popularity`.
+        item_counts: [V + 1] int64, the count of each item in the training set; for `popularity` only.
+        generator: The source of randomness; None for torch's global generator.
 
     Returns:
-        [V + 1] int64; index 0, padding, has none.
+        [N, n] int64 in 0..V, never a row's target; by popularity, 0 where the target was drawn.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
-        ValueError: A shape or a setting is wrong.
-
-    Examples:
-        >>> count_recommendations(torch.tensor([[2, 3], [2, 0]]), num_items=3)
-        tensor([0, 0, 2, 1])
-    """
-    check_shape("recommended", recommended, "N K", dtype=torch.int64)
-    check_integer("num_items", num_items)
-    flat = recommended.flatten()
-    # Not `bincount`, for whose size the host would wait on a GPU.
-    counts = torch.zeros(num_items + 1, dtype=torch.int64, device=flat.device)
-    return counts.index_add_(0, flat, (flat != PADDING_INDEX).long())
-
-
-def catalogue_coverage(counts: Tensor) -> Tensor:
-    """Return the share of the catalogue that is recommended at all.
-
-    coverage = #{i: c_i > 0} / V; NaN without recommendations.
-
-    Args:
-        counts: [V + 1] int64, the number of recommendations of each item; index 0 is padding.
-
-    Returns:
-        A float32 scalar in (0, 1].
+        ValueError: A setting is out of range, or `item_counts` is given or missing against the sampler.
 
     Reference:
-        Herlocker, Konstan, Terveen, Riedl: Evaluating Collaborative Filtering Recommender Systems, ACM TOIS
-        22(1), 2004, doi 10.1145/963770.963772, section 4.2.2.
+        Krichene and Rendle: On Sampled Metrics for Item Recommendation, KDD 2020, doi
+        10.1145/3394486.3403226.
 
     Examples:
-        >>> catalogue_coverage(torch.tensor([0, 0, 2, 1]))
-        tensor(0.6667)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     sample_candidates(torch.tensor([2, 1]), 3, num_items=2)
+        tensor([[1, 1, 1],
+                [2, 2, 2]])
     """
-    items = counts[PADDING_INDEX + 1 :]
-    covered = (items > 0).sum()
-    return torch.where(covered > 0, covered / len(items), torch.nan)
+    sizes = check_shape("target", target, "N", dtype=torch.int64)
+    check_integer("num_candidates", num_candidates)
+    check_integer("num_items", num_items, minimum=2)
+    check_choice("sampler", sampler, get_args(CandidateSampler))
+    if (item_counts is None) == (sampler == "popularity"):
+        raise ValueError(
+            f"`item_counts` must be given for the sampler 'popularity' and no other, got {sampler!r} "
+            f"{'without' if item_counts is None else 'with'} them. `datamodule.item_counts` are such counts."
+        )
+    warnings.warn(_WARNING, stacklevel=2)
+    shape = (sizes["N"], num_candidates)
+    if item_counts is None:
+        drawn = torch.randint(1, num_items, shape, device=target.device, generator=generator)
+        # Drawn from V - 1 numbers; those from the target on move up by one.
+        return drawn + (drawn >= target[:, None])
+    check_shape("item_counts", item_counts, "V+1", {"V+1": num_items + 1}, dtype=torch.int64)
+    weights = item_counts.to(target.device, torch.float64)
+    weights[PADDING_INDEX] = 0
+    # Not `multinomial`, which is limited to 2^24 categories.
+    ends = weights.cumsum(0)
+    if item_counts.device.type == "cpu" and not ends[-1] > 0:
+        raise ValueError(
+            "`item_counts` must have a count above 0, got none. Count the plays of the training set."
+        )
+    places = torch.rand(shape, device=target.device, generator=generator, dtype=torch.float64) * ends[-1]
+    drawn = torch.searchsorted(ends, places, right=True).clamp(max=num_items)
+    return torch.where(drawn == target[:, None], PADDING_INDEX, drawn)
 
 
-def self_information(item_counts: Tensor) -> Tensor:
-    """Return the self-information of each item in bits; rare items have more.
-
-    I(i) = -log2((n_i + 1) / (sum of n + V)). One is added to each count, so an item without a count has a
-    finite value.
+def candidate_ranks(
+    target_scores: Tensor, scores: Tensor, candidates: Tensor, *, ties: TieRule = "pessimistic"
+) -> Tensor:
+    """Return the rank of each target among its own candidates.
 
     Args:
-        item_counts: [V + 1] int64, the count of each item in the training set; index 0 is padding.
+        target_scores: [N] floating point.
+        scores: [N, n] floating point, of the candidates.
+        candidates: [N, n] int64; 0 is no candidate.
+        ties: The rule for equal scores; see `score_ranks`.
 
     Returns:
-        [V + 1] float32, above 0; 0 at padding.
+        [N] ranks in 1..n + 1: int64, or float32 for `mean`. A target whose score is NaN ranks n + 1.
 
     Raises:
-        TypeError: The counts are no integers.
-        ValueError: They are not one-dimensional.
-
-    Reference:
-        Zhou, Kuscsik, Liu, Medo, Wakeling, Zhang: Solving the Apparent Diversity-Accuracy Dilemma of
-        Recommender Systems, PNAS 107(10), 2010, doi 10.1073/pnas.1000488107 (without the added one).
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree or the rule is unknown.
 
     Examples:
-        >>> self_information(torch.tensor([0, 1, 0, 1, 3]))
-        tensor([0.0000, 2.1699, 3.1699, 2.1699, 1.1699])
+        >>> scores, candidates = torch.tensor([[0.9, 0.1, 0.7]]), torch.tensor([[4, 7, 0]])
+        >>> candidate_ranks(torch.tensor([0.5]), scores, candidates)
+        tensor([2])
     """
-    check_shape("item_counts", item_counts, "V+1", dtype=torch.int64)
-    items = item_counts.double()
-    information = (items[PADDING_INDEX + 1 :].sum() + len(items) - 1).log2() - (items + 1).log2()
-    information[PADDING_INDEX] = 0
-    return information.float()
+    sizes = check_shape("target_scores", target_scores, "N", floating=True)
+    sizes = check_shape("scores", scores, "N n", sizes, floating=True)
+    check_shape("candidates", candidates, "N n", sizes, dtype=torch.int64)
+    scores = torch.where(candidates == PADDING_INDEX, -torch.inf, scores)
+    together = torch.cat([target_scores[:, None], scores], dim=1)  # [N, 1 + n]
+    return score_ranks(together, torch.zeros_like(candidates[:, 0]), ties=ties)
 
 
-def mean_self_information(counts: Tensor, information: Tensor) -> Tensor:
-    """Return the mean self-information of the recommendations.
+def skip_pair_mask(target: Tensor, items: Tensor, skip_mask: Tensor) -> Tensor:
+    """Return which skipped items are paired with the target after them.
 
-    novelty = sum of c_i · I(i) / sum of c_i; NaN without recommendations.
+    A skipped item that is the target, or that the session also listens to, has no pair.
 
     Args:
-        counts: [V + 1] int64, the number of recommendations of each item; index 0 is padding.
-        information: [V + 1] floating point, of `self_information`.
+        target: [N] int64 in 1..V.
+        items: [N, L] int64, the items before the target; 0 is padding.
+        skip_mask: [N, L] bool, True at skipped items.
 
     Returns:
-        A scalar of `information`'s dtype, in bits.
+        [N, L] bool.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
 
     Examples:
-        >>> mean_self_information(torch.tensor([0, 1, 3]), torch.tensor([0.0, 1.0, 2.0]))
-        tensor(1.7500)
+        >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
+        >>> skip_pair_mask(torch.tensor([2]), items, skipped)
+        tensor([[ True, False, False]])
     """
-    sizes = check_shape("counts", counts, "V+1", dtype=torch.int64)
-    check_shape("information", information, "V+1", sizes, floating=True)
-    return (counts * information).sum() / counts.sum()
+    sizes = check_shape("target", target, "N", dtype=torch.int64)
+    sizes = check_shape("items", items, "N L", sizes, dtype=torch.int64)
+    check_shape("skip_mask", skip_mask, "N L", sizes, dtype=torch.bool)
+    listened = torch.where(skip_mask, PADDING_INDEX, items)
+    also_listened = (items[:, :, None] == listened[:, None, :]).any(dim=2)
+    return skip_mask & ~also_listened & (items != target[:, None])
+
+
+@torch.no_grad()
+def skip_pair_scores(
+    query: Tensor,
+    item_embeddings: Tensor,
+    target: Tensor,
+    items: Tensor,
+    skip_mask: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores of each target and of its session's items, for `PairwiseSkipAccuracy`.
+
+    Scores are float32, also under autocast.
+
+    Args:
+        query: [N, D] floating point, the sessions before the target.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        target: [N] int64 in 1..V.
+        items: [N, L] int64, the items before the target; 0 is padding.
+        skip_mask: [N, L] bool, True at skipped items.
+
+    Returns:
+        The scores of the targets [N] and of the items [N, L], and [N, L] bool: the pairs.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Shapes disagree.
+
+    Examples:
+        >>> table = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> items, skipped = torch.tensor([[1, 3, 3]]), torch.tensor([[True, True, False]])
+        >>> scores = skip_pair_scores(torch.ones(1, 1), table, torch.tensor([2]), items, skipped)
+        >>> scores[0], scores[1], scores[2]
+        (tensor([2.]), tensor([[1., 3., 3.]]), tensor([[ True, False, False]]))
+    """
+    sizes = check_shape("query", query, "N D", floating=True)
+    check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
+    check_shape("target", target, "N", sizes, dtype=torch.int64)
+    pairs = skip_pair_mask(target, items, skip_mask)
+    candidates = item_embeddings[torch.cat([target[:, None], items], dim=1)]  # [N, 1 + L, D]
+    # Not a matrix product, which may round equal rows differently and so change ties.
+    scores = (candidates.float() * query[:, None].float()).sum(dim=2)
+    return scores[:, 0], scores[:, 1:], pairs
+
+
+class RankedBatch(NamedTuple):
+    """The arguments of the metrics' `update` for a batch of B sessions.
+
+    A cold target, which training never saw, and a retired one have the worst rank and the score -inf.
+
+    Attributes:
+        ranks: [B] int64, or float32 for the tie rule `mean`; 1 is the best.
+        target_feedback: [B] float32, feedback minus the threshold: below 0 the target was rejected.
+        target_seen: [B] bool, the session already held the target.
+        target_scores: [B] floating point.
+        skip_scores: [B, L] floating point, the scores of the sessions' items.
+        skip_mask: [B, L] bool, which of them are compared with the target (`skip_pair_mask`).
+    """
+
+    ranks: Tensor
+    target_feedback: Tensor
+    target_seen: Tensor
+    target_scores: Tensor
+    skip_scores: Tensor
+    skip_mask: Tensor
+
+
+@torch.no_grad()
+def rank_batch(
+    query: Tensor,
+    item_embeddings: Tensor,
+    batch: SessionBatch,
+    *,
+    exclude_seen: bool = False,
+    ties: TieRule = "pessimistic",
+    candidates: Tensor | None = None,
+    added: SparseScores | None = None,
+    retired: Tensor | None = None,
+) -> RankedBatch:
+    """Rank the targets of a batch by inner products.
+
+    Args:
+        query: [B, D] floating point, the sessions before their targets.
+        item_embeddings: [V + 1, D] floating point; row 0 is padding.
+        batch: B sessions with targets.
+        exclude_seen: Whether the items of a session, except the target, are left out of the candidates.
+        ties: The tie rule of `target_ranks`.
+        candidates: [B, n] int64, rank each target among these items (0 is none) instead of the catalogue.
+        added: Scores of some items, added to their inner products.
+        retired: [V + 1] bool, items that are no candidates of any query; None for none.
+
+    Returns:
+        The ranks and scores.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The batch has no targets, or shapes disagree.
+
+    Examples:
+        >>> items, feedback = torch.tensor([[1, 3]]), torch.tensor([[1.0, -1.0]])
+        >>> batch = SessionBatch(items, feedback, target=torch.tensor([2]), target_feedback=torch.ones(1))
+        >>> found = rank_batch(torch.ones(1, 1), torch.tensor([[0.0], [1.0], [2.0], [3.0]]), batch)
+        >>> found.ranks, found.skip_mask
+        (tensor([2]), tensor([[False,  True]]))
+    """
+    target, feedback = _targets(batch)
+    if retired is not None:
+        cold = retired[target] if batch.cold_target is None else retired[target] | batch.cold_target
+        batch = batch.replace(cold_target=cold)
+    own, others, pairs = skip_pair_scores(query, item_embeddings, target, batch.items, batch.rejected_mask)
+    if added is not None:
+        own = own + look_up_scores(added, target[:, None]).squeeze(1)
+        others = others + look_up_scores(added, batch.items)
+    if candidates is None:
+        exclude = batch.seen_items if exclude_seen else None
+        ranks = target_ranks(
+            query, item_embeddings, target, exclude=exclude, added=added, retired=retired, ties=ties
+        )
+        worst = len(item_embeddings) - 1
+    else:
+        if retired is not None:
+            candidates = candidates.masked_fill(retired[candidates], PADDING_INDEX)
+        # Products pair by pair: equal rows of the table give equal scores, so a collapsed table ranks last.
+        ranked = torch.cat([target[:, None], candidates], dim=1)
+        products, _ = multiply_pairs(query, item_embeddings, ranked)
+        values = (products if added is None else products + look_up_scores(added, ranked)).float()
+        ranks = candidate_ranks(values[:, 0], values[:, 1:], candidates, ties=ties)
+        worst = candidates.shape[1] + 1
+    return _assemble(batch, target, feedback, ranks, worst, (own, others, pairs))
+
+
+@torch.no_grad()
+def rank_scored_batch(
+    scores: Tensor,
+    batch: SessionBatch,
+    *,
+    exclude_seen: bool = False,
+    ties: TieRule = "pessimistic",
+    candidates: Tensor | None = None,
+) -> RankedBatch:
+    """Rank the targets of a batch by given scores.
+
+    Args:
+        scores: [B, V + 1] floating point; column 0, padding, is ignored.
+        batch: B sessions with targets.
+        exclude_seen: As in `rank_batch`.
+        ties: As in `rank_batch`.
+        candidates: As in `rank_batch`.
+
+    Returns:
+        The ranks and scores.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The batch has no targets, or shapes disagree.
+
+    Examples:
+        >>> items, feedback = torch.tensor([[1, 3]]), torch.tensor([[1.0, -1.0]])
+        >>> batch = SessionBatch(items, feedback, target=torch.tensor([2]), target_feedback=torch.ones(1))
+        >>> rank_scored_batch(torch.tensor([[9.0, 1.0, 2.0, 3.0]]), batch).ranks
+        tensor([2])
+    """
+    target, feedback = _targets(batch)
+    own = scores.gather(1, target[:, None]).squeeze(1)
+    if candidates is None:
+        ranked = exclude_items(scores, batch.seen_items, keep=target) if exclude_seen else scores
+        ranks, worst = score_ranks(ranked[:, 1:], target - 1, ties=ties), scores.shape[1] - 1
+    else:
+        ranks = candidate_ranks(own, scores.gather(1, candidates), candidates, ties=ties)
+        worst = candidates.shape[1] + 1
+    pairs = skip_pair_mask(target, batch.items, batch.rejected_mask)
+    return _assemble(batch, target, feedback, ranks, worst, (own, scores.gather(1, batch.items), pairs))
+
+
+def _targets(batch: SessionBatch) -> tuple[Tensor, Tensor]:
+    if batch.target is None or batch.target_feedback is None:
+        raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+    return batch.target, batch.target_feedback
+
+
+def _assemble(
+    batch: SessionBatch,
+    target: Tensor,
+    feedback: Tensor,
+    ranks: Tensor,
+    worst: int,
+    scores: tuple[Tensor, Tensor, Tensor],
+) -> RankedBatch:
+    return RankedBatch(
+        ranks=batch.worst_if_cold(ranks, worst),
+        # The threshold of the metrics is 0.
+        target_feedback=feedback - batch.skip_threshold,
+        target_seen=(batch.seen_items == target[:, None]).any(dim=1),
+        target_scores=batch.worst_if_cold(scores[0], -torch.inf),
+        skip_scores=scores[1],
+        skip_mask=scores[2],
+    )
