@@ -8,11 +8,12 @@ import polars as pl
 import torch
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning._files import named_in_errors, open_checkpoint
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
-from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY, open_checkpoint
+from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.model import Scorer, Scoring
@@ -100,17 +101,18 @@ class Recommender:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The checkpoint has no vocabulary, or needs a class of your own, which the message
-                names.
+            ValueError: The file is damaged or another program's, the checkpoint has no vocabulary, or it
+                needs a class of your own, which the message names.
         """
         if module_class is not None or parts:
             return cls(_load_module(path, module_class, parts))
-        checkpoint = open_checkpoint(path)
-        own = checkpoint.get(CHECKPOINT_KEY, {})
-        _refuse_own_class(own)
-        scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
-        encoder = own.get("encoder")
-        return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))
+        with named_in_errors(path):
+            checkpoint = open_checkpoint(path)
+            own = checkpoint.get(CHECKPOINT_KEY, {})
+            _refuse_own_class(own)
+            scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
+            encoder = own.get("encoder")
+            return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))
 
     @torch.inference_mode()
     def recommend(
@@ -226,7 +228,7 @@ def _load_module(path: str | Path, module_class: Any, parts: dict[str, Any]) -> 
     from skipcl_lightning.module import SkipCLModule  # here, because Lightning takes seconds to import
 
     if module_class is None:
-        _refuse_own_class(open_checkpoint(path).get(CHECKPOINT_KEY, {}))
+        _refuse_own_class(open_checkpoint(path, records="settings").get(CHECKPOINT_KEY, {}))
         module_class = SkipCLModule
     module: Scoring = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
     return module

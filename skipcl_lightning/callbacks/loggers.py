@@ -7,7 +7,7 @@ import polars as pl
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning._files import write_whole
 
 __all__ = ["publish_picture", "publish_table"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import SessionDataModule
-from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["RecommendationWriter", "SessionTrainer"]
@@ -90,14 +90,13 @@ class RecommendationWriter(Callback):
 class SessionTrainer(Trainer):
     """Customize every aspect of training."""  # Lightning's own line, the heading of the settings.
 
-    def fit(  # type: ignore[override]  # one more setting, and no dataloaders
+    def fit(  # type: ignore[override]  # `init_from` in place of dataloaders and `weights_only`
         self,
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         *,
         init_from: str | Path | None = None,
         ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
     ) -> None:
         """Train, from random weights or from those of a checkpoint.
 
@@ -108,7 +107,6 @@ class SessionTrainer(Trainer):
                 start anew. Tracks of the log that it does not know are appended.
             ckpt_path: The checkpoint of a run that goes on, with its optimizer and epochs. Tracks of the log
                 that it does not know are appended.
-            weights_only: Whether to load only plain tensors and values from the checkpoint.
         """
         if init_from is not None:
             if not isinstance(model, SkipCLModule) or not isinstance(datamodule, SessionDataModule):
@@ -117,16 +115,15 @@ class SessionTrainer(Trainer):
                     f"{type(model).__name__} and {type(datamodule).__name__}. Load your own model's weights."
                 )
             model.init_from(init_from, datamodule)
-        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
 
-    def predict(  # type: ignore[override]  # one more setting, and no dataloaders
+    def predict(  # type: ignore[override]  # `output` in place of dataloaders and `weights_only`
         self,
         model: LightningModule | None = None,
         datamodule: LightningDataModule | None = None,
         *,
         output: Path | None = Path("recommendations.parquet"),
         ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
     ) -> Any:
         """Write the top next items of every session, with external ids, to a file.
 
@@ -136,7 +133,6 @@ class SessionTrainer(Trainer):
             output: The file, .parquet or .csv, with the columns session_id, rank, item_id and score; it
                 appears only when complete. Use null if your own model writes its predictions elsewhere.
             ckpt_path: The checkpoint of a trained model.
-            weights_only: Whether to load only plain tensors and values from the checkpoint.
 
         Returns:
             None; without `output`, the predictions as Lightning returns them.
@@ -149,5 +145,5 @@ class SessionTrainer(Trainer):
             datamodule=datamodule,
             return_predictions=None if output is None else False,
             ckpt_path=ckpt_path,
-            weights_only=weights_only,
+            weights_only=True,
         )

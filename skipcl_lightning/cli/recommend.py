@@ -7,6 +7,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import ContextEncoder, SessionEncoder
 from skipcl_lightning.data.readers.parsing import (
     ROW,
@@ -18,7 +19,6 @@ from skipcl_lightning.data.readers.parsing import (
     text_column,
     time_column,
 )
-from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.recommender import Recommender
 
 __all__ = ["parse_session", "recommend"]

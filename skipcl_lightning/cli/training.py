@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from skipcl_lightning._files import open_checkpoint
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
@@ -33,6 +34,7 @@ from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTraine
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.module.checkpoint import holds_vocabulary, read_setting
+from skipcl_lightning.module.checkpoint_io import keep_checkpoints_whole
 
 __all__ = ["ShortProgressBar", "TrainingCLI", "run_training"]
 
@@ -162,7 +164,7 @@ class TrainingCLI(LightningCLI):
 
         The parser of each further command would take as long as that of this one.
         """
-        given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+        given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
         return {self.arguments[0]: given}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:  # noqa: ARG002
@@ -205,18 +207,16 @@ class TrainingCLI(LightningCLI):
                     "a run, and `--init_from` begins another one with its weights."
                 )
             self._find_newest("init_from")
-            if not Path(self._get(self.config, "init_from")).is_file():
-                raise ValueError(f"`--init_from` must be a file that exists, got {str(first)!r}.")
+            _check_checkpoint("init_from", self._get(self.config, "init_from"))
+        self._find_newest("ckpt_path")
         path = self._get(self.config, "ckpt_path")
-        if path in ("last", "best"):
-            self._find_newest("ckpt_path")
-        elif path is None and self.subcommand != "fit" and self._trains_skipcl():
+        if path is None and self.subcommand != "fit" and self._trains_skipcl():
             raise ValueError(
                 f"`--ckpt_path` must be the checkpoint of a trained model for {self.subcommand}, got none. "
                 "Give a file, or `best` for the newest one of `skipcl fit`."
             )
-        elif path is not None and "://" not in str(path) and not Path(path).exists():
-            raise ValueError(f"`--ckpt_path` must be a file that exists, got {str(path)!r}.")
+        if path is not None:
+            _check_checkpoint("ckpt_path", path)
 
     def _find_newest(self, name: str) -> None:
         """Replace `last` and `best` by the path of the newest such checkpoint."""
@@ -281,6 +281,11 @@ class TrainingCLI(LightningCLI):
         with torch.random.fork_rng():
             parser.instantiate(Namespace(model=settings))  # type: ignore[no-untyped-call]
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        given = super()._prepare_subcommand_kwargs(subcommand)
+        # Always in `SessionTrainer`'s own methods; no setting lets a command run the code of a checkpoint.
+        return given | ({"weights_only": True} if subcommand in ("validate", "test") else {})
+
     def after_fit(self) -> None:
         """Print the result of training, and the commands that use it."""
         if self.trainer.is_global_zero:
@@ -321,7 +326,9 @@ class TrainingCLI(LightningCLI):
             isinstance(one, ProgressBar) for one in callbacks
         ):
             kwargs["callbacks"] = [*callbacks, ShortProgressBar()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        keep_checkpoints_whole(trainer)  # for models of the user's own too
+        return trainer
 
     def _check_num_items(self) -> None:
         given = self._get(self.config, "model").get("init_args", {}).get("num_items")
@@ -336,6 +343,15 @@ class TrainingCLI(LightningCLI):
         # Lightning would override the configuration with the checkpoint's hyperparameters, in a format that
         # only `load_from_checkpoint_support` writes. The weights are still loaded.
         pass
+
+
+def _check_checkpoint(name: str, path: str | Path) -> None:
+    """Raise unless a checkpoint is whole, before the data take their time."""
+    if "://" not in str(path) and not Path(path).exists():
+        raise ValueError(f"`--{name}` must be a file that exists, got {str(path)!r}.")
+    # A folder of shards is the strategy's own.
+    if not Path(path, "meta.pt").is_file():
+        open_checkpoint(path)
 
 
 def _set_weight(weight: float) -> LambdaCallback:

@@ -1,16 +1,16 @@
 """Plots of an evaluation: cumulative ranks, and metrics by segment."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.evaluation.segments import SEGMENTS
 
-__all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis", "write_whole"]
+__all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis"]
 
 # Distinct for colour-blind readers, and in black-and-white print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
@@ -134,26 +134,6 @@ def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric:
             *axes[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(reports)
         )
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name and rename it, so no incomplete file is left.
-
-    Args:
-        path: The file.
-        write: Function that writes to a given path.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    # Not from `tempfile`, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def make_figure(width: float, height: float) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot, write_whole
+from skipcl_lightning._files import write_whole
+from skipcl_lightning.evaluation.plots import save_rank_plot, save_segment_plot
 from skipcl_lightning.evaluation.report_metrics import is_higher_better, session_ratios
 from skipcl_lightning.evaluation.segments import SEGMENTS
 from skipcl_lightning.evaluation.statistics import Ratio, bootstrap, ratio_values

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from skipcl_lightning._checks import check_number
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import Split, evaluate
-from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.module import SkipCLModule
 

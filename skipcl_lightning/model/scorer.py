@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_number
+from skipcl_lightning._files import check_weights
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
@@ -210,7 +211,8 @@ class Scorer(Scoring):
             The scorer in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: A part is of your own class and was not passed, or the weights do not fit.
+            ValueError: A part is of your own class and was not passed, or the weights do not fit or
+                are not finite.
         """
         given: Part = settings["backbone"] if backbone is None else backbone
         head: Part | None = settings.get("skip_head") if skip_head is None else skip_head
@@ -232,12 +234,8 @@ class Scorer(Scoring):
             materialise(model.item_table)
         scorer = cls(model, built, transition_weight=settings.get("transition_weight", 0.0))
         wanted = {key: value for key, value in state.items() if key.startswith(("model.", "skip_head."))}
-        try:
-            scorer.load_state_dict(wanted)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`state` must be the weights of the model of `settings`, got another's. {error}"
-            ) from error
+        check_weights(wanted, scorer)
+        scorer.load_state_dict(wanted)
         scorer.skip_penalty = settings.get("skip_penalty", 0.0)
         return scorer.eval()
 

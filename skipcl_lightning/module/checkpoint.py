@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipcl_lightning._files import open_checkpoint
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
-from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY, open_checkpoint
+from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = [
@@ -89,7 +90,7 @@ def read_setting(path: str | Path, name: str, default: Any) -> Any:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return open_checkpoint(path).get("hyper_parameters", {}).get(name, default)
+    return open_checkpoint(path, records="settings").get("hyper_parameters", {}).get(name, default)
 
 
 def holds_vocabulary(path: str | Path) -> bool:
@@ -104,7 +105,7 @@ def holds_vocabulary(path: str | Path) -> bool:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return open_checkpoint(path).get(CHECKPOINT_KEY, {}).get("encoder") is not None
+    return open_checkpoint(path, records="settings").get(CHECKPOINT_KEY, {}).get("encoder") is not None
 
 
 def load_encoder(

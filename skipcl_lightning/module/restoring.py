@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from skipcl_lightning._files import check_weights, named_in_errors, open_checkpoint
 from skipcl_lightning.data import ItemFeatures, SessionDataModule, SessionEncoder
-from skipcl_lightning.data.prepare.given_vocabulary import open_checkpoint
 from skipcl_lightning.model import ItemTower, Transitions, read_transitions
 from skipcl_lightning.module.checkpoint import (
     fingerprint_counts,
@@ -36,15 +36,18 @@ def read_for_training(module: "SkipCLModule", path: str | Path, data: SessionDat
 
     Raises:
         OSError: There is no such file.
-        ValueError: The checkpoint has other items than the data, or another context.
+        ValueError: The file is damaged or another program's, or the checkpoint has other items than the data,
+            another context or other weights than the module.
     """
     check_context_sizes(module.model.context_sizes, data.encoder)
     module.encoder = match_encoder(data.encoder, module.encoder, module.num_items)
-    checkpoint = open_checkpoint(path)
-    restore(module, checkpoint, data, fits=True)
-    module.grown_from = None
-    count_transitions(module, data)
-    checkpoint["state_dict"].update(_transition_state(module))
+    with named_in_errors(path):
+        checkpoint = open_checkpoint(path)
+        restore(module, checkpoint, data, fits=True)
+        module.grown_from = None
+        count_transitions(module, data)
+        checkpoint["state_dict"].update(_transition_state(module))
+        check_weights(checkpoint["state_dict"], module)
     return checkpoint
 
 

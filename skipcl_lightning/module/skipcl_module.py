@@ -4,19 +4,27 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._files import (
+    check_weights,
+    check_weights_only,
+    named_in_errors,
+    open_checkpoint,
+    save_checkpoint,
+)
 from skipcl_lightning._settings import Part, build_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import (
@@ -42,6 +50,7 @@ from skipcl_lightning.module.checkpoint import (
     match_encoder,
     save_encoder,
 )
+from skipcl_lightning.module.checkpoint_io import keep_checkpoints_whole
 from skipcl_lightning.module.growth import (
     Ids,
     NewRows,
@@ -509,7 +518,7 @@ class SkipCLModule(Scoring, LightningModule):
 
         Before training with a `transition_weight`, count the transitions; those of another log are added to
         the ones that the module has. With a `history_length` of the data module, let the model use the
-        histories.
+        histories. The trainer gets a `WholeCheckpointIO`, unless it has another plugin for checkpoints.
 
         Args:
             stage: Lightning's stage.
@@ -517,6 +526,7 @@ class SkipCLModule(Scoring, LightningModule):
         Raises:
             ValueError: The data has another catalogue, or transitions are counted without a data module.
         """
+        keep_checkpoints_whole(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, SessionDataModule):
             self._check_item_features(data)
@@ -551,10 +561,53 @@ class SkipCLModule(Scoring, LightningModule):
         """
         trainer = self._trainer
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
+        with named_in_errors(None if trainer is None else trainer.ckpt_path):
+            restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
+            if "state_dict" in checkpoint:
+                check_weights(checkpoint["state_dict"], self, strict=self.strict_loading)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # a path alone: the file is read twice
+        cls,  # noqa: N805 - a class method that an instance cannot call
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **parts: Any,
+    ) -> Self:
+        """Load a trained module, without data or settings; no code of the file runs.
+
+        Args:
+            checkpoint_path: A file on this machine.
+            map_location: Where tensors go, as for `torch.load`.
+            hparams_file: Settings in place of those of the checkpoint, as for Lightning.
+            strict: Whether the checkpoint must have exactly the module's weights; None for the module's own.
+            weights_only: True.
+            parts: Instances of your own classes by argument name, and other settings.
+
+        Returns:
+            The module.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is damaged, is another program's, or does not fit this class.
+        """
+        check_weights_only(weights_only)
+        with named_in_errors(checkpoint_path):
+            open_checkpoint(checkpoint_path)
+            loaded: Self = super().load_from_checkpoint(
+                checkpoint_path,
+                map_location=map_location,
+                hparams_file=hparams_file,
+                strict=strict,
+                weights_only=True,
+                **parts,
+            )
+        return loaded
 
     def init_from(self, path: str | Path, data: SessionDataModule) -> None:
         """Take weights, vocabulary, transitions and retired items from a checkpoint, before a training.
@@ -572,13 +625,7 @@ class SkipCLModule(Scoring, LightningModule):
         """
         self._refuse_while_running("init_from")
         checkpoint = read_for_training(self, path, data)
-        try:
-            self.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"`path` must be a checkpoint of a model with the same parts and sizes, got {str(path)!r}. "
-                f"Take its settings: {error}"
-            ) from error
+        self.load_state_dict(checkpoint["state_dict"])
 
     def extend_checkpoint(self, path: str | Path, extended: str | Path, data: SessionDataModule) -> None:
         """Write a checkpoint of a sharded run with the new items of `data`, from which this module resumes.
@@ -606,7 +653,7 @@ class SkipCLModule(Scoring, LightningModule):
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["num_items"] = self.num_items
         self.on_save_checkpoint(checkpoint)
         if getattr(rank_zero_only, "rank", 0) == 0:
-            torch.save(checkpoint, extended)
+            save_checkpoint(checkpoint, Path(extended))
 
     def configure_model(self) -> None:
         """Shard all weights under Lightning's `ModelParallelStrategy`; do nothing under other strategies.

@@ -8,7 +8,7 @@ import polars as pl
 from rich.console import Console
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning.evaluation.plots import write_whole
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.study.choices import BASELINES, PLAIN, VARIANTS, find_recipe, find_variant
 from skipcl_lightning.study.pictures import save_skip_rate_plot, save_trade_off_plot
 from skipcl_lightning.study.results import (

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis, write_whole
+from skipcl_lightning._files import write_whole
+from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis
 from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.study.choices import BASELINES, INPUT_SUFFIX, PLAIN, VARIANTS
 

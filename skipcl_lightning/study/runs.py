@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from skipcl_lightning._files import write_whole
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionDataModule
@@ -29,7 +30,6 @@ from skipcl_lightning.evaluation import (
     evaluate,
     skip_trade_off,
 )
-from skipcl_lightning.evaluation.plots import write_whole
 from skipcl_lightning.heads import SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.study.choices import (

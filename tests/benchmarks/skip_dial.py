@@ -20,6 +20,7 @@ from torch import nn
 from transitions import make_backbone, read
 
 from skipcl_lightning import SkipCLModule, evaluate
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import (
     EvaluationReport,
@@ -34,7 +35,7 @@ from skipcl_lightning.evaluation import (
     compare_skip_predictions,
     skip_trade_off,
 )
-from skipcl_lightning.evaluation.plots import make_figure, write_whole
+from skipcl_lightning.evaluation.plots import make_figure
 from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
 

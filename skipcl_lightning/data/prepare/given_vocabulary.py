@@ -1,13 +1,11 @@
 """The vocabulary that a log is prepared with: from a module, a checkpoint or a store."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-
+from skipcl_lightning._files import open_checkpoint
 from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column
 from skipcl_lightning.data.vocabulary import ItemVocabulary
@@ -19,7 +17,6 @@ __all__ = [
     "NewItems",
     "VocabularySource",
     "choose_context",
-    "open_checkpoint",
     "resolve_vocabulary",
 ]
 
@@ -96,28 +93,6 @@ def resolve_vocabulary(source: object) -> GivenVocabulary:
     return GivenVocabulary(encoder.vocabulary, encoder.max_length, encoder.context)
 
 
-def open_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the values of a checkpoint; its tensors stay on the disk.
-
-    Raises:
-        OSError: There is no such file.
-        ValueError: The file is no checkpoint.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"`path` must be a checkpoint of Lightning, got {str(path)!r}, which torch cannot load with "
-            "`weights_only=True`. `skipcl fit` writes one."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(  # noqa: TRY004 - the argument is a path
-            f"`path` must be a checkpoint of Lightning, got {str(path)!r} with a "
-            f"{type(checkpoint).__name__}. `skipcl fit` writes one."
-        )
-    return checkpoint
-
-
 def _read(path: Path) -> GivenVocabulary:
     if (path / MANIFEST).is_file():
         manifest = Manifest.read(path)
@@ -125,7 +100,7 @@ def _read(path: Path) -> GivenVocabulary:
         vocabulary = ItemVocabulary(read_column(path / "item_id.arrow"))
         return GivenVocabulary(vocabulary, context=_to_context(manifest.counts.get("context")))
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, records="settings")
     except (OSError, ValueError) as error:
         why = "which does not exist" if not path.exists() else "which is neither"
         raise ValueError(

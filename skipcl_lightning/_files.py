@@ -1,0 +1,274 @@
+"""Files that are whole or absent, and checkpoints that are checked before they are used.
+
+torch writes a checkpoint as a zip archive with a CRC-32 of each record, but does not compare them when it
+loads. We do, so a flipped bit is an error.
+"""
+
+import errno
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "check_weights",
+    "check_weights_only",
+    "is_full_disk",
+    "named_in_errors",
+    "open_checkpoint",
+    "save_checkpoint",
+    "write_whole",
+]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BLOCK = 1 << 20
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file so that it appears complete or not at all, also if the process is killed.
+
+    The bytes go to the file system of `path`, not to a folder of temporary files; they are on the disk before
+    the file gets its name. On Linux the new file has no name until then, so a kill leaves nothing behind.
+
+    Args:
+        path: The file; an existing one is replaced.
+        write: Function that writes to a given path, without an ending.
+
+    Raises:
+        OSError: The file cannot be written; the message names `path`.
+    """
+    # Not from `tempfile`, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor, place = _create(temporary)
+        try:
+            write(place)
+            os.fsync(descriptor)
+            if place != temporary:
+                temporary.unlink(missing_ok=True)
+                folder = os.open(temporary.parent, os.O_RDONLY)
+                try:
+                    # `dir_fd` makes Python call `linkat`, which follows the link in /proc.
+                    os.link(place, temporary.name, dst_dir_fd=folder, follow_symlinks=True)
+                finally:
+                    os.close(folder)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if is_full_disk(error):
+            raise OSError(
+                errno.ENOSPC,
+                "`path` must be on a disk with room for the file, got a full one. No part of it was left. "
+                "Free some room, or name another place",
+                str(path),
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _create(temporary: Path) -> tuple[int, Path]:
+    """Return an open new file and the path for writing to it: one without a name, where the system has it."""
+    unnamed = getattr(os, "O_TMPFILE", None)
+    if unnamed is not None:
+        # Some network file systems cannot.
+        with suppress(OSError):
+            descriptor = os.open(temporary.parent, unnamed | os.O_WRONLY, 0o666)
+            place = Path(f"/proc/self/fd/{descriptor}")
+            if place.exists():
+                return descriptor, place
+            os.close(descriptor)
+    return os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666), temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on the disk; Windows has no such call."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether an error, or what it was raised from, is that of a full disk."""
+    if getattr(error, "errno", None) in _FULL:
+        return True
+    # polars and torch have the number only in the text, or in the error before.
+    if any(f"(os error {number})" in str(error) for number in _FULL):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and is_full_disk(before)
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that it appears complete or not at all.
+
+    Args:
+        checkpoint: Tensors and plain values.
+        path: The file; an existing one is replaced.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def write(place: Path) -> None:
+        # Not by the path, for which torch hides the error of a full disk.
+        with place.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+    write_whole(path, write)
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    records: Literal["all", "settings"] = "all",
+    map_location: Any = "cpu",
+    mmap: bool = True,
+) -> dict[str, Any]:
+    """Return the values of a checkpoint, after a comparison of its checksums; no code of the file runs.
+
+    Args:
+        path: A file on this machine.
+        records: The records whose checksums are compared: `all`, or `settings` for those without tensors,
+            which takes no time.
+        map_location: Where tensors go, as for `torch.load`.
+        mmap: Whether tensors stay on the disk until they are used.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: `path` is a URL, or the file is no checkpoint, is damaged, or holds objects other than
+            tensors and plain values.
+    """
+    if "://" in str(path):
+        raise ValueError(
+            f"`path` must be a file on this machine, got {str(path)!r}. Download it first, and give the file."
+        )
+    if Path(path).is_dir():
+        raise _refuse(path, "which is a folder. Give a file in it")
+    _check_records(path, with_tensors=records == "all")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        # Without torch's own message, which advises to run the code.
+        raise _refuse(
+            path,
+            "with objects other than tensors and plain values; loading them could run code. If one is of a "
+            "class of your own, allow that class with `torch.serialization.add_safe_globals`",
+        ) from error
+    except Exception as error:
+        raise _refuse(path, f"which torch cannot read ({type(error).__name__}). {_CURE}") from error
+    if not isinstance(checkpoint, dict):
+        raise _refuse(path, f"with a {type(checkpoint).__name__}. {_CURE}")
+    return checkpoint
+
+
+def check_weights_only(value: bool | None) -> None:
+    """Raise for Lightning's `weights_only=False`, by which the code of a checkpoint would run."""
+    if value is False:
+        raise ValueError(
+            "`weights_only` must be True or None, got False. If a checkpoint holds a class of your own, "
+            "allow that class with `torch.serialization.add_safe_globals`."
+        )
+
+
+@contextmanager
+def named_in_errors(path: str | Path | None) -> Iterator[None]:
+    """Turn each error of a checkpoint that does not fit into a `ValueError` that names the file.
+
+    Args:
+        path: The checkpoint; None if an outer context names it.
+
+    Raises:
+        ValueError: There was an error other than an `OSError`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if path is None or isinstance(error, OSError) or repr(str(path)) in str(error):
+            raise
+        why = str(error)
+        if not isinstance(error, ValueError):
+            why = f"{type(error).__name__}: {why}. Load it with the class and settings that were trained."
+        raise ValueError(
+            f"`path` must be a checkpoint that fits the model, got {str(path)!r}, which does not. {why}"
+        ) from error
+
+
+def check_weights(state: Mapping[str, Any], own: nn.Module, *, strict: bool = True) -> None:
+    """Raise unless a state dict has the weights of a module, with their shapes and finite.
+
+    Args:
+        state: The state dict of a checkpoint.
+        own: The module that is about to load it.
+        strict: Whether each weight must be in both.
+
+    Raises:
+        ValueError: A weight is missing, unknown, of another shape, or not finite.
+    """
+    known, weights = own.state_dict(), dict(own.named_parameters())
+    cure = "Load it with the class and settings that were trained."
+    if strict and known.keys() != state.keys():
+        odd = {"missing": known.keys() - state.keys(), "unknown": state.keys() - known.keys()}
+        found = [f"{len(names)} {kind} such as {min(names)!r}" for kind, names in odd.items() if names]
+        raise ValueError(f"`state` must be the weights of the model, got {' and '.join(found)}. {cure}")
+    for name in known.keys() & state.keys():
+        value, shape = state[name], list(known[name].shape)
+        if not isinstance(value, Tensor) or list(value.shape) != shape:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"`{name}` must be of shape {shape}, got {found}. {cure}")
+        # In one pass: both ends of values with a NaN are NaN.
+        numbers = name in weights and value.is_floating_point() and value.numel() > 0
+        if numbers and not all(end.isfinite() for end in value.aminmax()):
+            raise ValueError(
+                f"`{name}` must be finite, got NaN or infinity. The training diverged: take an earlier "
+                "checkpoint, and lower the learning rate or clip gradients."
+            )
+
+
+_CURE = "Copy it again, or take another checkpoint of the run; `skipcl fit` writes them"
+
+
+def _refuse(path: str | Path, what: str) -> ValueError:
+    return ValueError(f"`path` must be a checkpoint of Lightning, got {str(path)!r}, {what}.")
+
+
+def _check_records(path: str | Path, *, with_tensors: bool) -> None:
+    """Raise unless a file is an archive as torch writes it and its records have their checksums."""
+    with Path(path).open("rb") as stream:
+        start = stream.read(2)
+        if start != b"PK":
+            what = "is no archive that torch writes" if start else "is empty"
+            raise _refuse(path, f"which {what}. {_CURE}")
+        try:
+            _read_records(stream, with_tensors=with_tensors)
+        except Exception as error:
+            raise _refuse(path, f"which is cut or damaged: {error}. {_CURE}") from error
+
+
+def _read_records(stream: IO[bytes], *, with_tensors: bool) -> None:
+    size = stream.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(stream) as archive:
+        records = archive.infolist()
+        # A compressed or overlapping record may fill the memory.
+        packed = any(one.compress_type != zipfile.ZIP_STORED for one in records)
+        if packed or sum(one.file_size for one in records) > size:
+            raise ValueError("it has compressed records, which torch never writes")
+        for one in records:
+            if with_tensors or Path(one.filename).parent.name != "data":
+                with archive.open(one) as record:
+                    # Its end raises an error for another checksum.
+                    while record.read(_BLOCK):
+                        pass
