@@ -7,8 +7,9 @@ loads. We do, so a flipped bit is an error.
 import errno
 import os
 import pickle
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +22,8 @@ __all__ = [
     "check_weights_only",
     "is_full_disk",
     "named_in_errors",
+    "newest_first",
+    "newest_whole",
     "open_checkpoint",
     "save_checkpoint",
     "write_whole",
@@ -175,6 +178,30 @@ def open_checkpoint(
     return checkpoint
 
 
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Return files in the order of their last change, the newest first."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def newest_whole(paths: Iterable[Path]) -> Path | None:
+    """Return the first whole checkpoint of several, and warn of damaged ones before it; None without one.
+
+    Args:
+        paths: Files, the preferred one first.
+    """
+    skipped = []
+    for path in paths:
+        try:
+            open_checkpoint(path)
+        except (OSError, ValueError) as error:
+            skipped.append(str(error))
+            continue
+        if skipped:
+            warnings.warn(f"Took {str(path)!r} for the last checkpoint: {' '.join(skipped)}", stacklevel=2)
+        return path
+    return None
+
+
 def check_weights_only(value: bool | None) -> None:
     """Raise for Lightning's `weights_only=False`, by which the code of a checkpoint would run."""
     if value is False:
@@ -222,8 +249,8 @@ def check_weights(state: Mapping[str, Any], own: nn.Module, *, strict: bool = Tr
     cure = "Load it with the class and settings that were trained."
     if strict and known.keys() != state.keys():
         odd = {"missing": known.keys() - state.keys(), "unknown": state.keys() - known.keys()}
-        found = [f"{len(names)} {kind} such as {min(names)!r}" for kind, names in odd.items() if names]
-        raise ValueError(f"`state` must be the weights of the model, got {' and '.join(found)}. {cure}")
+        counts = [f"{len(names)} {kind} such as {min(names)!r}" for kind, names in odd.items() if names]
+        raise ValueError(f"`state` must be the weights of the model, got {' and '.join(counts)}. {cure}")
     for name in known.keys() & state.keys():
         value, shape = state[name], list(known[name].shape)
         if not isinstance(value, Tensor) or list(value.shape) != shape:

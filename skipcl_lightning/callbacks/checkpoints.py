@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from skipcl_lightning._files import newest_first, newest_whole
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.vocabulary import fingerprint_vocabulary
 
@@ -21,6 +22,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     `ModelCheckpoint` raises an error if its metric is missing, for example because `max_steps` ends a run
     before its first validation, or `limit_val_batches` leaves no target for the metric.
+
+    `Trainer.fit(ckpt_path="last")` skips a damaged file, takes the newest whole one of the folder, and warns.
 
     The arguments are those of `ModelCheckpoint`.
 
@@ -38,6 +41,15 @@ class BestCheckpoint(ModelCheckpoint):
         """Save if this is the moment; see `ModelCheckpoint`."""
         with self._known_metric_only(trainer):
             super().on_validation_end(trainer, pl_module)
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Return the newest whole one of the files that Lightning finds, or else of their folder."""
+        found = [Path(path) for path in super()._find_last_checkpoints(trainer)]
+        newest = newest_first(found)
+        others = {path for folder in {path.parent for path in found} for path in folder.glob("*.ckpt")}
+        whole = newest_whole([*newest, *newest_first(others.difference(found))])
+        # Without a whole one, reading the newest tells what is wrong with it.
+        return {str(path) for path in (newest[:1] if whole is None else [whole])}
 
     @contextmanager
     def _known_metric_only(self, trainer: Trainer) -> Iterator[None]:

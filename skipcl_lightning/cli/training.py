@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from skipcl_lightning._files import open_checkpoint
+from skipcl_lightning._files import newest_first, newest_whole, open_checkpoint
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
@@ -224,13 +224,18 @@ class TrainingCLI(LightningCLI):
         if path not in ("last", "best"):
             return
         root = Path(self._get(self.config, "trainer").get("default_root_dir") or ".")
-        found = sorted(root.glob(f"**/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
+        found = newest_first(root.glob(f"**/checkpoints/{path}.ckpt"))
         if not found:
             raise ValueError(
                 f"`--{name}` must be a checkpoint, got {path!r}, but there is no "
                 f"checkpoints/{path}.ckpt below {str(root)!r}. Train with `skipcl fit`, or give the file."
             )
-        self.config[self.subcommand][name] = str(found[-1])
+        taken = found[0]
+        if path == "last":
+            others = newest_first(found[0].parent.glob("*.ckpt"))
+            # Without a whole one, reading the newest tells what is wrong with it.
+            taken = newest_whole([taken, *(other for other in others if other != taken)]) or taken
+        self.config[self.subcommand][name] = str(taken)
 
     def _take_penalty(self) -> None:
         """Take the checkpoint's skip penalty, unless the command line or the configuration sets one."""
