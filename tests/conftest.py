@@ -22,12 +22,38 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 
+# What the tests of reliability have counted.
+COUNTS = []
+
+
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory):
     """A session store that is prepared once."""
     folder = tmp_path_factory.mktemp("stores") / "store"
     prepare_store(simulate_sessions(60, num_items=500), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A small module, its data and its checkpoint: trained once for all that is damaged."""
+    from small_run import train  # beside the tests of reliability, whose folder is on the path by then
+
+    path = tmp_path_factory.mktemp("trained") / "model.ckpt"
+    return *train(path), path
+
+
+@pytest.fixture
+def record():
+    """Keep a line for the end of the run: what was counted."""
+    return COUNTS.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if COUNTS:
+        terminalreporter.section("what was counted")
+        for line in COUNTS:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")
