@@ -46,6 +46,7 @@ from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import ItemTower, Scoring, SessionModel
 from skipcl_lightning.module.checkpoint import (
     describe_parts,
+    load_list,
     match_context,
     match_encoder,
     save_encoder,
@@ -66,6 +67,7 @@ from skipcl_lightning.module.restoring import (
     read_for_training,
     restore,
 )
+from skipcl_lightning.module.resuming import correct_progress, draw_seed, seed_batch
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
@@ -249,6 +251,7 @@ class SkipCLModule(Scoring, LightningModule):
         self.encoder: SessionEncoder | None = None
         self.growth = [num_items]
         self.counted_logs: list[str] = []
+        self.batch_seed: int | None = None
         self.grown_from: int | None = None
         self.target_rule: TargetRule = target_rule
         self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
@@ -541,6 +544,7 @@ class SkipCLModule(Scoring, LightningModule):
                 self.encoder.history_length = encoder.history_length
         if stage == "fit":
             count_transitions(self, data)
+            self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
@@ -551,6 +555,8 @@ class SkipCLModule(Scoring, LightningModule):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
         history: dict[str, list[Any]] = {"growth": self.growth, "counted_logs": self.counted_logs}
+        if self.batch_seed is not None:
+            history["batch_seed"] = [self.batch_seed]
         save_encoder(checkpoint, self.encoder, type(self), history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -565,6 +571,9 @@ class SkipCLModule(Scoring, LightningModule):
             restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
             if "state_dict" in checkpoint:
                 check_weights(checkpoint["state_dict"], self, strict=self.strict_loading)
+        if fits:
+            correct_progress(checkpoint)
+            self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
@@ -727,6 +736,17 @@ class SkipCLModule(Scoring, LightningModule):
         if self.skip_head is not None:
             data.warn_without_rejected()
         self.model.num_trained = int(data.item_counts.nonzero().max())
+
+    def on_train_start(self) -> None:
+        """Draw the seed of the batches, unless the run resumes; an override must call it."""
+        if self.batch_seed is None:
+            self.batch_seed = self.trainer.strategy.broadcast(draw_seed())
+
+    def on_train_batch_start(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
+        """Seed the batch's random numbers, so that a resumed run has the same; an override must call it."""
+        if self.batch_seed is not None:
+            rank = self.trainer.global_rank
+            seed_batch(self.batch_seed, self.trainer.current_epoch, batch_idx, rank, self.device)
 
     def training_step(self, batch: SessionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's
         """Return the loss of a batch, and log its parts.
