@@ -1,0 +1,101 @@
+"""Requests per second and latencies of `examples/serve_http.py` over the loopback address.
+
+python tests/benchmarks/http_service.py                    # a minute on 2 cores
+
+The service runs in a process of its own, the clients in this one: on a machine of two cores each has one.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import socket
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import uvicorn
+from jsonargparse import auto_cli
+
+from skipcl_lightning import Recommender
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.heads import SkipPrediction
+from skipcl_lightning.model import Scorer, SessionModel
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+
+
+def serve(port: int, items: int, size: int) -> None:
+    """Serve an untrained model."""
+    from serve_http import make_app
+
+    torch.set_num_threads(1)
+    model, head = SessionModel(SASRec(size, max_length=50), num_items=items), SkipPrediction()
+    head.materialise(model.item_table)
+    encoder = SessionEncoder(ItemVocabulary([f"track {n}" for n in range(items)]), max_length=50)
+    uvicorn.run(
+        make_app(Recommender(Scorer(model, head), encoder)), port=port, log_level="error", access_log=False
+    )
+
+
+async def client(port: int, bodies: list[bytes], seconds: list[float]) -> None:
+    """Send requests one after the other over one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for body in bodies:
+        start = time.perf_counter()
+        head = f"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(answer.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        seconds.append(time.perf_counter() - start)
+        if b" 200 " not in answer.split(b"\r\n")[0]:
+            raise RuntimeError(answer.decode())
+    writer.close()
+
+
+async def load(port: int, clients: int, requests: int, items: int) -> None:
+    """Print a row for a number of clients."""
+    draws = torch.randint(items, (requests, 20), generator=torch.Generator().manual_seed(0)).tolist()
+    signals = [1.0, -1.0] * 10
+    bodies = [
+        json.dumps({"sessions": [[f"track {n}" for n in draw]], "feedback": [signals]}).encode()
+        for draw in draws
+    ]
+    seconds: list[float] = []
+    start = time.perf_counter()
+    await asyncio.gather(*(client(port, bodies[number::clients], seconds) for number in range(clients)))
+    wall = time.perf_counter() - start
+    cuts = statistics.quantiles(seconds, n=100)
+    print(f"{clients:7d} {requests / wall:12.0f} {1000 * cuts[49]:7.1f} {1000 * cuts[98]:7.1f}")
+
+
+def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000) -> None:
+    """Print requests per second, the median and the 99th percentile of the latency by number of clients.
+
+    Args:
+        items: V.
+        size: D.
+        requests: Requests for each number of clients, each with one session of 20 tracks.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, items, size))
+    process.start()
+    try:
+        with socket.socket() as probe:
+            while process.is_alive() and probe.connect_ex(("127.0.0.1", port)):
+                time.sleep(0.1)
+        asyncio.run(load(port, 8, 200, items))  # warms up
+        print(f"{items:,} tracks, D {size}\nclients  requests/s  p50 ms  p99 ms")
+        for clients in (1, 8, 64):
+            asyncio.run(load(port, clients, requests, items))
+    finally:
+        process.terminate()
+        process.join()
+
+
+if __name__ == "__main__":
+    auto_cli(benchmark, as_positional=False)
