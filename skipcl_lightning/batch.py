@@ -598,5 +598,5 @@ def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:
     sizes = check_shape("sequence", sequence, "B L D")
     check_shape("valid_mask", valid_mask, "B L", sizes, dtype=torch.bool)
     lengths = valid_mask.sum(dim=1)
-    rows = torch.arange(len(sequence), device=sequence.device)
+    rows = torch.arange(sequence.shape[0], device=sequence.device)  # `len` would be fixed by an export
     return torch.where((lengths > 0)[:, None], sequence[rows, (lengths - 1).clamp(min=0)], 0)

@@ -91,7 +91,10 @@ class Caser(nn.Module):
         """[B, L, filters · window]: the largest value of each filter in the window."""
         maxima = [
             # A filter of height h has window - h + 1 places in a window.
-            F.max_pool1d(F.relu(convolution(x)), self.window - height + 1, stride=1)
+            # In two dimensions, because an export would fix the length in one.
+            F.max_pool2d(F.relu(convolution(x))[:, :, None], (1, self.window - height + 1), stride=1).squeeze(
+                2
+            )
             for height, convolution in enumerate(self.horizontal, start=1)
         ]
         return torch.cat(maxima, dim=1).transpose(1, 2)
@@ -100,4 +103,4 @@ class Caser(nn.Module):
         """[B, L, D · filters]: weighted sums of the window's tracks."""
         sums: Tensor = self.vertical(x.flatten(0, 1)[:, None, :])  # [B · D, filters, L]
         filters = x.shape[1] * sums.shape[1]
-        return sums.reshape(len(x), filters, sums.shape[2]).transpose(1, 2)
+        return sums.reshape(x.shape[0], filters, sums.shape[2]).transpose(1, 2)

@@ -203,7 +203,7 @@ def at_position(x: Tensor, position: Tensor | None) -> Tensor:
     """Return one position of each session, [B, 1, ...] of [B, L, ...], or all if `position` is None."""
     if position is None:
         return x
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device)  # `len` would be fixed by an export
     return x[rows[:, None], position[:, None]]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_number
 from skipcl_lightning._files import check_weights
-from skipcl_lightning._settings import Part, build_part
+from skipcl_lightning._settings import Part, build_part, describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import SparseScores
@@ -20,7 +20,7 @@ from skipcl_lightning.model.transitions import Transitions
 __all__ = ["Scorer", "Scoring", "read_transitions"]
 
 # What `Scorer.from_settings` takes from the settings of a `SkipCLModule`, as they are.
-_MODEL_SETTINGS = ("num_items", "embedding_size", "feedback_input", "context_sizes", "sparse_item_table")
+_MODEL_SETTINGS = ("num_items", "embedding_size", "feedback_input", "context_sizes")
 
 
 class Scoring(nn.Module):
@@ -190,6 +190,34 @@ class Scorer(Scoring):
         self.transition_weight = transition_weight
         self.skip_penalty = skip_penalty
 
+    def settings(self) -> dict[str, Any]:
+        """Return what `from_settings` needs beside the weights, as plain values.
+
+        Returns:
+            The names and settings of the parts, sizes, and both weights of the scores. A part of your own
+            class has a name alone.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> scorer = Scorer(SessionModel(SASRec(16), num_items=100))
+            >>> scorer.settings()["num_items"]
+            100
+            >>> Scorer.from_settings(scorer.settings(), scorer.state_dict()).num_items
+            100
+        """
+        model, head = self.model, self.skip_head
+        return {
+            "backbone": describe_part(model.backbone, BACKBONES),
+            "skip_head": None if head is None else describe_part(head, SKIP_HEADS),
+            "num_items": model.num_items,
+            "embedding_size": model.embedding_size,
+            "feedback_input": model.feedback_embedding is not None,
+            "context_sizes": dict(model.context_sizes),
+            "id_dropout": model.id_dropout,
+            "transition_weight": self.transition_weight,
+            "skip_penalty": self.skip_penalty,
+        }
+
     @classmethod
     def from_settings(
         cls,
@@ -202,7 +230,7 @@ class Scorer(Scoring):
         """Build a scorer again from the settings and weights of a `SkipCLModule` or another scorer.
 
         Args:
-            settings: The arguments of `SkipCLModule`, as its checkpoint holds them.
+            settings: The result of `settings`, or the arguments of `SkipCLModule` as its checkpoint has them.
             state: The state dict; weights of anything but `model` and `skip_head` are ignored.
             backbone: An instance of your own class; None for a built-in backbone.
             skip_head: An instance of your own class; None for a built-in head, or none.
@@ -222,7 +250,7 @@ class Scorer(Scoring):
         model = SessionModel(
             build_part("backbone", given, BACKBONES),
             **{name: settings[name] for name in _MODEL_SETTINGS if name in settings},
-            item_tower=_tower(settings.get("item_features"), of_model),
+            item_tower=_tower(of_model),
             id_dropout=settings.get("id_dropout", 0.0),
         )
         model.make_room(of_model)
@@ -240,14 +268,16 @@ class Scorer(Scoring):
         return scorer.eval()
 
 
-def _tower(columns: list[dict[str, Any]] | None, state: Mapping[str, Tensor]) -> ItemTower | None:
-    """Return a tower for the content in a state dict of the model."""
-    if columns is None:
+def _tower(state: Mapping[str, Tensor]) -> ItemTower | None:
+    """Return a tower for the content in a state dict of the model; None without."""
+    numbers = state.get("item_tower.numbers")
+    if numbers is None:
         return None
-    sizes = {one["name"]: len(one["values"]) for one in columns if "values" in one}
-    codes = {name: state[f"item_tower.codes_{place}"] for place, name in enumerate(sizes)}
-    size = state["item_embedding.weight"].shape[1]
-    return ItemTower(state["item_tower.numbers"], codes, sizes, size)
+    codes: dict[str, Tensor] = {}
+    while (name := f"item_tower.codes_{len(codes)}") in state:
+        codes[str(len(codes))] = state[name]
+    sizes = {place: len(state[f"item_tower.tables.{place}.weight"]) - 1 for place in codes}
+    return ItemTower(numbers, codes, sizes, state["item_embedding.weight"].shape[1])
 
 
 def _find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:

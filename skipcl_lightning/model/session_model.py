@@ -402,7 +402,8 @@ class SessionModel(nn.Module):
             batch, keys = self._hide(batch)
         embed = self.embed if self.embed_override is None else self.embed_override
         length = batch.items.shape[1]
-        taken = min(length, self.max_length or length)
+        limit = self.max_length
+        taken = length if limit is None or length <= limit else limit
         x, valid_mask = embed(batch, keys)[:, :taken], batch.valid_mask[:, :taken]
         if self.history_embedding is not None and batch.history is not None:
             before = self.embed_items(batch.history) + self.history_embedding  # [B, H, D]

@@ -116,7 +116,7 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
         tensor([[5, 3, 9],
                 [2, 9, 0]])
     """
-    wider = batch.items.new_full((len(batch), 1), PADDING_INDEX)
+    wider = batch.items.new_full((batch.items.shape[0], 1), PADDING_INDEX)
     end = batch.lengths[:, None]
     items = torch.cat([batch.items, wider], dim=1).scatter(1, end, mask_index)  # [B, L + 1]
     unknown = wider.to(batch.feedback.dtype)
