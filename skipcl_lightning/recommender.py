@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch import nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import named_in_errors, open_checkpoint
@@ -15,6 +16,7 @@ from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
 from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
+from skipcl_lightning.export import load_export
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.model import Scorer, Scoring
 
@@ -113,6 +115,24 @@ class Recommender:
             scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
             encoder = own.get("encoder")
             return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))
+
+    @classmethod
+    def from_export(cls, folder: str | Path, *, backbone: nn.Module | None = None) -> "Recommender":
+        """Load a model from a folder that `skipcl export` wrote.
+
+        Args:
+            folder: The folder.
+            backbone: An instance of your own class, if the model has one.
+
+        Returns:
+            The recommender, on the CPU.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or a file is missing.
+            ImportError: A package of the extra `export` is not installed.
+            ValueError: A file is damaged or of another model, or the backbone must be passed.
+        """
+        return cls(*load_export(folder, backbone=backbone))
 
     @torch.inference_mode()
     def recommend(

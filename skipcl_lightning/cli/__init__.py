@@ -17,12 +17,14 @@ COMMANDS = {
     "test": "Evaluate a trained model on the test set.",
     "predict": "Write the best next items of every session to a file.",
     "recommend": "Show the best next items after given sessions.",
+    "export": "Write a trained model to a folder: weights, items, ONNX and torch.export.",
     "study": "Compare skip heads over backbones, weights, seeds and data sets.",
 }
 # The functions whose arguments are the settings of a command.
 FUNCTIONS = {
     "demo": "skipcl_lightning.cli.demo",
     "recommend": "skipcl_lightning.cli.recommend",
+    "export": "skipcl_lightning.cli.export",
     "study": "skipcl_lightning.study",
 }
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")

@@ -226,6 +226,18 @@ def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained_
     assert written["session_id"].to_list() == ["0"] * 3 + ["1"] * 3
 
 
+def test_a_checkpoint_is_exported(trained_in_terminal, skipcl, capsys):
+    folder, _ = trained_in_terminal
+    checkpoint = folder / RUN / "checkpoints/best.ckpt"
+    skipcl("export", checkpoint, "model", "--onnx", "false", "--pt2", "false")
+    assert "items.parquet: " in capsys.readouterr().out
+    sessions = [Recommender.from_checkpoint(checkpoint).encoder.vocabulary.ids[:3]]
+    again, expected = Recommender.from_export("model"), Recommender.from_checkpoint(checkpoint)
+    assert again.recommend(sessions).equals(expected.recommend(sessions))
+    with pytest.raises(SystemExit, match="skipcl export: `folder` must be new"):
+        skipcl("export", checkpoint, "model")
+
+
 def test_wrong_sessions_are_named(skipcl, trained_in_terminal):
     checkpoint = trained_in_terminal[0] / RUN / "checkpoints/best.ckpt"
     for arguments, message in [
