@@ -6,13 +6,13 @@ from skipcl_lightning.batch import (
     next_listened,
     target_positions,
 )
-from skipcl_lightning.functional.next_item.bpr_max import bpr_max_loss, chunked_bpr_max_loss
-from skipcl_lightning.functional.next_item.cloze import (
+from skipcl_lightning.functional.backbone_input import (
     append_mask_token,
     cloze_positives,
     draw_cloze_mask,
     hide_masked,
 )
+from skipcl_lightning.functional.next_item.bpr_max import bpr_max_loss, chunked_bpr_max_loss
 from skipcl_lightning.functional.next_item.full_softmax import chunked_softmax_loss, full_softmax_loss
 from skipcl_lightning.functional.next_item.gbce import chunked_gbce_loss, gbce_loss
 from skipcl_lightning.functional.next_item.sampled_softmax import (

@@ -15,7 +15,7 @@ from skipcl_lightning.backbones import check_backbone, is_causal
 from skipcl_lightning.backbones.contract import takes_argument
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional import SparseScores, append_mask_token, hide_masked, last_position
-from skipcl_lightning.functional.history import history_places
+from skipcl_lightning.functional.backbone_input import history_places
 from skipcl_lightning.functional.next_item.look_up import add_content, gather_gradients, look_up
 from skipcl_lightning.functional.ranking.sparse_scores import add_scores
 from skipcl_lightning.model.transitions import Transitions

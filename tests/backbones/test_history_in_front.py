@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from samples import BIDIRECTIONAL, EVERY, SIZE, build
 
 from skipcl_lightning.batch import SessionBatch
-from skipcl_lightning.functional.history import history_places
+from skipcl_lightning.functional.backbone_input import history_places
 from skipcl_lightning.model import SessionModel
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch, next_listened
-from skipcl_lightning.functional.next_item.cloze import cloze_positives
+from skipcl_lightning.functional.backbone_input import cloze_positives
 from skipcl_lightning.functional.next_item.look_up import look_up, require_table
 from skipcl_lightning.functional.products import at_least_float32, cosine
 
