@@ -14,7 +14,7 @@ from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
-from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY
+from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.export import load_export
 from skipcl_lightning.functional import top_k_items

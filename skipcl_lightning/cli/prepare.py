@@ -28,7 +28,7 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
-from skipcl_lightning.data.prepare.context import BUILT_IN
+from skipcl_lightning.data.prepare.inputs import BUILT_IN
 from skipcl_lightning.data.prepare.preparation import FeedbackWarning
 from skipcl_lightning.data.splits import Split, Targets
 

@@ -7,7 +7,7 @@ from skipcl_lightning.data.batches import EvaluationSampler, SessionDataset, Tra
 from skipcl_lightning.data.encoder import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, mine_transitions, sample_mined
-from skipcl_lightning.data.prepare.context import ContextEncoder
+from skipcl_lightning.data.prepare.inputs import ContextEncoder
 from skipcl_lightning.data.prepare.on_disk import open_store, prepare_store
 from skipcl_lightning.data.prepare.preparation import DropReport, SessionFilter, prepare_sessions
 from skipcl_lightning.data.prepare.prepared_data import PreparedData

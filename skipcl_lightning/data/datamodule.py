@@ -29,8 +29,8 @@ from skipcl_lightning.data.canonical_table import Table, resolve_schema
 from skipcl_lightning.data.encoder import SessionEncoder
 from skipcl_lightning.data.item_features import ItemFeatures
 from skipcl_lightning.data.mining import MinedItems, MiningScore, mine_transitions
-from skipcl_lightning.data.prepare.context import ContextEncoder
-from skipcl_lightning.data.prepare.given_vocabulary import (
+from skipcl_lightning.data.prepare.inputs import (
+    ContextEncoder,
     GivenVocabulary,
     NewItems,
     VocabularySource,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
-from skipcl_lightning.data.prepare.context import ContextEncoder
+from skipcl_lightning.data.prepare.inputs import ContextEncoder
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary

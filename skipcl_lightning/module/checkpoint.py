@@ -16,7 +16,7 @@ from skipcl_lightning._files import open_checkpoint
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
-from skipcl_lightning.data.prepare.given_vocabulary import CHECKPOINT_KEY
+from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 
 __all__ = [

@@ -18,7 +18,7 @@ from skipcl_lightning.data import (
     open_store,
     prepare_store,
 )
-from skipcl_lightning.data.prepare.context import MOST_CATEGORIES
+from skipcl_lightning.data.prepare.inputs import MOST_CATEGORIES
 
 INPUTS = ["gap", "device", "place", "shuffle", "hour", "level", "weekday"]
 START = datetime(2024, 5, 1, 22, 30, tzinfo=UTC)

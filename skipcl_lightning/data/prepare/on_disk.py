@@ -9,8 +9,8 @@ from pathlib import Path
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.canonical_table import Progress, Table, no_progress
-from skipcl_lightning.data.prepare.context import ContextEncoder
-from skipcl_lightning.data.prepare.given_vocabulary import (
+from skipcl_lightning.data.prepare.inputs import (
+    ContextEncoder,
     NewItems,
     VocabularySource,
     choose_context,

@@ -30,7 +30,7 @@ from skipcl_lightning.data.canonical_table import (
     sum_counts,
     to_frame,
 )
-from skipcl_lightning.data.prepare.given_vocabulary import NewItems
+from skipcl_lightning.data.prepare.inputs import NewItems
 from skipcl_lightning.data.prepare.sessions import label_by_next_play, sessionise
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 

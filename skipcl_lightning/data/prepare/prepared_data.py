@@ -22,8 +22,7 @@ from skipcl_lightning.data.canonical_table import (
     sum_counts,
     to_frame,
 )
-from skipcl_lightning.data.prepare.context import ContextEncoder, check_context, context_columns
-from skipcl_lightning.data.prepare.given_vocabulary import NewItems
+from skipcl_lightning.data.prepare.inputs import ContextEncoder, NewItems, check_context, context_columns
 from skipcl_lightning.data.prepare.preparation import (
     DropReport,
     HistoryRules,
