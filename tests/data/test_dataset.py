@@ -105,14 +105,6 @@ def test_a_view_beyond_its_sessions_is_an_error(make_store, rows, ends, with_tar
         SessionView(make_store(SESSIONS), np.array(rows), np.array(ends), with_target=with_target)
 
 
-def test_settings_out_of_range_are_errors(make_store):
-    view = leave_one_out(make_store(SESSIONS))["train"]
-    with pytest.raises(ValueError, match="`max_length`"):
-        SessionDataset(view, max_length=0)
-    with pytest.raises(ValueError, match="`skip_threshold`"):
-        SessionDataset(view, max_length=1, skip_threshold=2.0)
-
-
 def test_what_is_drawn_depends_on_the_seed_and_on_the_rows(make_store):
     view = leave_one_out(make_store([[n, n + 1, n + 2, n + 3, n + 4] for n in range(1, 40)]))["train"]
     table = np.tile(np.arange(1, 9, dtype=np.int32), (60, 1))
@@ -125,3 +117,15 @@ def test_what_is_drawn_depends_on_the_seed_and_on_the_rows(make_store):
     assert draw([1, 2, 3], 0) == draw([1, 2, 3], 0)
     draws = [draw([1, 2, 3], 0), draw([1, 2, 3], 1), draw([1, 2, 3], 2**32 - 1), draw([4, 5, 6], 0)]
     assert len({str(one) for one in draws}) == 4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_length": 0}, {"mined_negatives": -1}, {"mined_positives": -1}, {"history_length": -1},
+        {"skip_threshold": -1.0}, {"seed": -1}, {"seed": 2**32},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_errors(make_store, setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must be"):
+        SessionDataset(leave_one_out(make_store(SESSIONS))["train"], **{"max_length": 5} | setting)

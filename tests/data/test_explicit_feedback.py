@@ -69,7 +69,7 @@ def test_a_table_maps_its_column():
         table, item="item_id", session="session_id", position="position", explicit_feedback="stars"
     ).collect()
     assert log["explicit_feedback"].to_list() == [0.0, 0.5, -1.0, 0.0, -0.25]
-    with pytest.raises(ValueError, match="`source` must have the column 'thumbs'"):
+    with pytest.raises(ValueError, match=r"`source` must have the column 'thumbs', got .* in `source`"):
         read_table(
             table, item="item_id", session="session_id", position="position", explicit_feedback="thumbs"
         )

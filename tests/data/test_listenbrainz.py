@@ -95,6 +95,12 @@ def test_the_plain_history_keeps_the_order_of_the_file_and_streams(tmp_path):
     assert read_listenbrainz(file, gap_minutes=None).collect().columns == ["user_id", "item_id", "timestamp"]
 
 
+def test_by_default_a_pause_of_more_than_20_minutes_starts_a_session(tmp_path):
+    times = [NOON, NOON + 1200, NOON + 2401]
+    file = write(tmp_path, *(listen(time) for time in times))
+    assert read_listenbrainz(file).collect()["session_id"].to_list() == [0, 0, 1]
+
+
 def test_files_with_and_without_users_do_not_go_together(tmp_path):
     write(tmp_path, listen(user_name="u"), name="1.jsonl")
     write(tmp_path, listen(), name="2.jsonl")

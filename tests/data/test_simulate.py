@@ -124,9 +124,10 @@ def test_the_preparation_drops_nothing_but_the_few_sessions_that_only_skip(log):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"num_sessions": 0}, {"num_moods": 1}, {"num_items": 5}, {"max_length": 5}, {"seed": -1},
-        {"popularity_exponent": -1.0}, {"explore_probability": 1.1}, {"follow_probability": 0.9},
-        {"drift_probability": 2.0}, {"response_probability": -0.1}, {"skip_bias": float("nan")},
+        {"num_sessions": 0}, {"num_moods": 1}, {"num_items": 5}, {"min_length": 0}, {"max_length": 5},
+        {"seed": -1}, {"popularity_exponent": -1.0}, {"explore_probability": 1.1},
+        {"follow_probability": 0.9}, {"drift_probability": 2.0}, {"response_probability": -0.1},
+        {"skip_bias": float("nan")},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_errors(setting):

@@ -62,6 +62,8 @@ def test_parquet_files_are_read_one_after_the_other(tmp_path):
     for name, item in [("b", 2), ("a", 1)]:
         pl.DataFrame({"t": [item], "s": [1], "n": [item]}).write_parquet(tmp_path / f"{name}.parquet")
     assert read_table(tmp_path, item="t", session="s", position="n").collect()["item_id"].to_list() == [1, 2]
+    with pytest.raises(ValueError, match=r"`source` must have the column 'when', got .* in '.*parquet'"):
+        read_table(tmp_path, item="t", session="s", position="when")
 
 
 def test_sessions_are_cut_within_users_where_none_are_given():

@@ -112,6 +112,8 @@ def test_a_segment_plot_shows_the_chosen_metric_of_each_report(figures, tmp_path
         assert ticks == [
             f"{name}  ({count:,})" for name, count in zip(rows["segment"].to_list(), counts, strict=True)
         ]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.texts] == [report.name for report in reports]
     with pytest.raises(ValueError, match=r"`metric` must be one of the reports', got 'hits'\."):
         save_segment_plot(tmp_path / "other.png", reports, metric="hits")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

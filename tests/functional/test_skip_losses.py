@@ -222,6 +222,15 @@ def test_samples_need_the_item_table():
         skip_unlikelihood(query, table[items], (items, feedback))
 
 
+@pytest.mark.parametrize("name", ["query", "keys", "opposing", "items"])
+def test_opposing_sequences_name_the_tensor_that_does_not_fit(name):
+    query, table, items, feedback, _ = random_sessions(0)
+    tensors = {"query": query, "keys": table[items], "opposing": query, "items": items}
+    tensors[name] = tensors[name][:, :, None]
+    with pytest.raises(ValueError, match=f"`{name}` must have"):
+        opposing_contrast(**tensors, contrast=session_contrast((items, feedback)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -278,6 +278,8 @@ def test_a_head_is_made_once_and_for_one_catalogue():
         with pytest.raises(ValueError, match=message):
             use()
     head.materialise(table)
+    with pytest.raises(ValueError, match="`items` must have shape"):
+        head.listen_logits(table, torch.arange(len(table)), table)
     weights = copy.deepcopy(head.state_dict())
     head.materialise(table)
     assert all(torch.equal(value, weights[name]) for name, value in head.state_dict().items())

@@ -15,7 +15,7 @@ def equal(left, right):
 
 SCORES = torch.tensor([[0.3, 0.1, 0.7], [0.5, 0.5, 0.5], [0.2, 0.9, 0.4], [float("nan"), 0.1, 0.3]])
 TARGETS = torch.tensor([0, 1, 1, 0])
-HEARD = torch.tensor([1.0, -1.0, 0.5, -0.2])
+HEARD = torch.tensor([1.0, -1.0, 0.1, -0.1])
 
 
 @pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"])
