@@ -220,6 +220,9 @@ def test_what_cannot_be_is_named(data, trained, tmp_path):
         skip_trade_off(plain, data, num_resamples=10)
     with pytest.raises(ValueError, match=r"`skip_penalty` must be None for a model .* for Popularity"):
         evaluate(Popularity(data.item_counts), data, skip_penalty=0.1)
+    for wrong in (0.5, "0.5"):
+        with pytest.raises(TypeError, match=r"`penalties` must be a sequence of numbers, got .?0.5"):
+            skip_trade_off(module, data, penalties=wrong, num_resamples=10)
     heard = data.log.with_columns(feedback=pl.lit(1.0))
     without = SessionDataModule(heard, max_length=12, split=SplitBySession(0.2, 0.2, targets="every"))
     fresh = build(without)

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_integer
 from skipcl_lightning.callbacks.loggers import publish_picture, publish_table
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import SkipTradeOff, skip_trade_off
-from skipcl_lightning.evaluation.skip_trade_off import PENALTIES
+from skipcl_lightning.evaluation.skip_trade_off import PENALTIES, check_penalties
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["SkipTradeOffTable"]
@@ -65,8 +65,7 @@ class SkipTradeOffTable(Callback):
         num_resamples: int = 200,
         every_n_epochs: int = 1,
     ) -> None:
-        for penalty in penalties:
-            check_number("penalties", penalty, minimum=0)
+        check_penalties(penalties)
         check_integer("cut_off", cut_off)
         check_integer("num_resamples", num_resamples)
         check_integer("every_n_epochs", every_n_epochs)

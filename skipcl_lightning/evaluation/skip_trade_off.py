@@ -1,9 +1,9 @@
 """The trade-off between listened and skipped tracks in the ranking, and the penalty that it suggests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["SkipTradeOff", "skip_trade_off"]
 
 PENALTIES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+def check_penalties(penalties: Any) -> None:
+    """Raise unless these are several numbers of at least 0."""
+    if isinstance(penalties, str) or not isinstance(penalties, Iterable):
+        raise TypeError(
+            f"`penalties` must be a sequence of numbers, got {penalties!r}. Write one as `[0.5]`."
+        )
+    for penalty in penalties:
+        check_number("penalties", penalty, minimum=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +158,7 @@ def skip_trade_off(
         >>> front.table.height, front.penalty in (0.0, 0.5)
         (2, True)
     """
-    for penalty in penalties:
-        check_number("penalties", penalty, minimum=0)
+    check_penalties(penalties)
     if not num_resamples:
         raise ValueError("`num_resamples` must be at least 1, got 0. The choice needs intervals.")
     reports = {

@@ -88,7 +88,7 @@ def study(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     # The tables are wider than the default width of a pipe.
-    console = Console(width=max(100, Console().width))
+    console = Console(width=max(120, Console().width))
     tracking = None if wandb == "none" else Tracking(wandb, group, output)
     do_missing(runs, output, jobs=jobs, tracking=tracking, console=console)
     for table in _write_results(runs, output):

@@ -163,7 +163,7 @@ def test_the_markdown_holds_the_figures_and_makes_bold_what_is_told_from_noise()
 def test_a_metric_without_a_population_in_any_run_is_one_line():
     frame = full_metrics().filter(pl.col("metric") != "skip_mrr@10")
     text = make_markdown(compare_all(frame), gains_by_skip_rate("none", hit_rows()), [{"runs": 6}])
-    assert "SkipMRR@10" not in text
+    assert text.count("SkipMRR@10") == 1  # in the paper's columns, which are whole
     assert text.count("Left out, as their population is empty: skip_mrr.") == 1
     (table,) = make_terminal_tables(compare_all(frame))
     assert [column.header for column in table.columns][2:4] == ["HR@10 ↑", "MRR@10 ↑"]
@@ -198,6 +198,13 @@ def test_the_papers_columns_stand_in_one_table_for_each_data_set():
     (table,) = make_paper_tables(summary)
     assert [str(column.header) for column in table.columns] == head.strip("| ").split(" | ")
     assert table.row_count == 4
+
+
+def test_the_papers_columns_are_whole_without_a_skipped_target():
+    # As in a Last.fm log, where the last track of a session is never a skip.
+    frame = full_metrics().filter(pl.col("metric") != "skip_mrr@10")
+    text = make_markdown(compare_all(frame), gains_by_skip_rate("none", hit_rows()), [{"runs": 6}])
+    assert "| SASRec | none |  | .5000 | .5000 | .5000 | .5000 | .5000 | – |" in text  # noqa: RUF001
 
 
 def test_the_terminal_is_shown_one_table_a_data_set():
