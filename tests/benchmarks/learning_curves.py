@@ -1,15 +1,17 @@
 """How initialisation, optimizer and dropout change the validation curve, one line for each run.
 
-python tests/benchmarks/learning_curves.py sessions.parquet SASRec --setting initial_std=0.02
-python tests/benchmarks/learning_curves.py ml-100k/u.data NextItNet --setting dropout=0 --epochs 20 --seeds 2
+python tests/benchmarks/learning_curves.py sessions.parquet SASRec --settings "['',initial_std=0.02]"
+python tests/benchmarks/learning_curves.py ml-100k/u.data NextItNet --settings "[dropout=0]" --epochs 20
+python tests/benchmarks/learning_curves.py ml-100k/u.data BERT --settings "[learning_rate=0.001]"
 
 The Parquet file is that of transitions.py. Prints the validation metrics after a few epochs, the training
-loss at the end, and the seconds.
+loss at the end, and the seconds. `BERT` is Hugging Face's, in the configuration of `examples/reproduce.py`.
 """
 
 import logging
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,20 @@ from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
 
 METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10")
-SETTINGS = ("initial_std", "beta2", "warmup_steps", "learning_rate", "dropout", "num_layers")
+SETTINGS = (
+    "initial_std",  # of the items
+    "linear_std",  # of all linear maps
+    "position_std",
+    "scale",  # of the items at the input; the square root of D by default
+    "post_norm",
+    "cosine",  # falls to 0 at the last epoch
+    "beta2",
+    "warmup_steps",
+    "learning_rate",
+    "dropout",
+    "num_layers",
+    "bucket_batches",
+)
 
 
 class Curve(Callback):
@@ -44,24 +59,28 @@ class Curve(Callback):
             pl_module.train()
 
 
-def learning_curves(log: Path, backbone: str, setting: str = "", epochs: int = 8, seeds: int = 1) -> None:
-    """Train a backbone with one setting changed, and print a line for each seed.
+def learning_curves(
+    log: Path, backbone: str, settings: tuple[str, ...] = ("",), epochs: int = 8, seeds: int = 1
+) -> None:
+    """Train a backbone with one setting changed, and print a line for each seed and setting.
 
     Args:
         log: The Parquet file of transitions.py, or MovieLens-100K's `u.data`.
         backbone: The class of a built-in backbone.
-        setting: `name=value` of one of SETTINGS; empty for none.
+        settings: Each `name=value` of one of SETTINGS, or empty for no change.
         epochs: The epochs.
-        seeds: The number of trainings.
+        seeds: The number of trainings with each.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data = read(log) if log.suffix == ".parquet" else read_ratings(log)
-    name, _, value = setting.partition("=")
-    if setting and name not in SETTINGS:
-        raise SystemExit(f"`setting` must begin with one of {', '.join(SETTINGS)}, got {setting!r}.")
-    for seed in range(seeds):
+    for setting in filter(None, settings):
+        if setting.partition("=")[0] not in SETTINGS:
+            raise SystemExit(f"`settings` must begin with one of {', '.join(SETTINGS)}, got {setting!r}.")
+    for seed, setting in product(range(seeds), settings):
+        name, _, value = setting.partition("=")
         seed_everything(seed, verbose=False)
         started = time.time()
+        data.bucket_batches = int(value) if name == "bucket_batches" else 0
         module = build(log, backbone, data, {name: float(value)} if setting else {})
         curve = Curve(data, epochs)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -85,7 +104,9 @@ def read_ratings(log: Path) -> SessionDataModule:
 def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, float]) -> SkipCLModule:
     """Return an untrained module of D 64."""
     sessions = log.suffix == ".parquet"
-    parts = {name: setting[name] for name in ("dropout", "num_layers") if name in setting}
+    parts: dict[str, Any] = {name: setting[name] for name in ("dropout", "num_layers") if name in setting}
+    if "post_norm" in setting:
+        parts["norm"] = "post"
     part = make_part(backbone, parts, max_length=data.max_length) if parts or not sessions else None
     module = SkipCLModule(
         make_backbone(backbone) if part is None else part,
@@ -95,9 +116,9 @@ def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, 
         exclude_seen=not sessions,
         learning_rate=setting.get("learning_rate", 0.003),
         warmup_steps=int(setting.get("warmup_steps", 0)),
+        schedule="cosine" if "cosine" in setting else "constant",
     )
-    if "initial_std" in setting:
-        module.model.item_embedding.weight.data[1:].normal_(std=setting["initial_std"])
+    initialise(module, setting)
     if "beta2" in setting:
         make = module.configure_optimizers
 
@@ -111,9 +132,27 @@ def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, 
     return module
 
 
-def make_part(backbone: str, settings: dict[str, float], *, max_length: int) -> nn.Module:
+def initialise(module: SkipCLModule, setting: dict[str, float]) -> None:
+    """Draw weights with another standard deviation, or set the scale of the input."""
+    if "initial_std" in setting:
+        module.model.item_embedding.weight.data[1:].normal_(std=setting["initial_std"])
+    if "linear_std" in setting:
+        for part in module.model.backbone.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.data.normal_(std=setting["linear_std"])
+    if "position_std" in setting:
+        module.model.backbone.positions.weight.data.normal_(std=setting["position_std"])
+    if "scale" in setting:
+        module.model.backbone.scale = setting["scale"]
+
+
+def make_part(backbone: str, settings: dict[str, Any], *, max_length: int) -> nn.Module:
     """Return a backbone with these settings and, where it has one, a length."""
     whole = {name: int(value) if name == "num_layers" else value for name, value in settings.items()}
+    if backbone == "BERT":
+        from helpers.configurations import CONFIGURATIONS
+
+        return CONFIGURATIONS["BERT"].backbone(max_length)
     try:
         return BACKBONES[backbone](64, max_length=max_length, **whole)
     except TypeError:
