@@ -5,7 +5,8 @@ python tests/benchmarks/learning_curves.py ml-100k/u.data NextItNet --settings "
 python tests/benchmarks/learning_curves.py ml-100k/u.data BERT --settings "[learning_rate=0.001]"
 
 The Parquet file is that of transitions.py. Prints the validation metrics after a few epochs, the training
-loss at the end, and the seconds. `BERT` is Hugging Face's, in the configuration of `examples/reproduce.py`.
+loss at the end, and the seconds. `BERT` and `GPT-2` are Hugging Face's, with the settings of
+`examples/reproduce.py`.
 """
 
 import logging
@@ -66,7 +67,7 @@ def learning_curves(
 
     Args:
         log: The Parquet file of transitions.py, or MovieLens-100K's `u.data`.
-        backbone: The class of a built-in backbone.
+        backbone: The class of a built-in backbone, `BERT` or `GPT-2`.
         settings: Each `name=value` of one of SETTINGS, or empty for no change.
         epochs: The epochs.
         seeds: The number of trainings with each.
@@ -149,10 +150,10 @@ def initialise(module: SkipCLModule, setting: dict[str, float]) -> None:
 def make_part(backbone: str, settings: dict[str, Any], *, max_length: int) -> nn.Module:
     """Return a backbone with these settings and, where it has one, a length."""
     whole = {name: int(value) if name == "num_layers" else value for name, value in settings.items()}
-    if backbone == "BERT":
+    if backbone in ("BERT", "GPT-2"):
         from helpers.configurations import CONFIGURATIONS
 
-        return CONFIGURATIONS["BERT"].backbone(max_length)
+        return CONFIGURATIONS[backbone].backbone(max_length)
     try:
         return BACKBONES[backbone](64, max_length=max_length, **whole)
     except TypeError:
