@@ -133,6 +133,9 @@ def make_data(
         seed: Seed of a simulated log; a real one is equal for all seeds.
         sessions: Sessions of a simulated log; None for the recipe's number.
         settings: Settings of the data module beside the recipe's.
+
+    Raises:
+        ValueError: The name is unknown, or the recipe's filters leave fewer than two items.
     """
     recipe = find_recipe(name)
     if recipe.simulation:
@@ -141,7 +144,7 @@ def make_data(
     else:
         title, _, source = name.partition("=")
         log = _READERS[title](_paths(source))
-    return SessionDataModule(
+    data = SessionDataModule(
         log,
         batch_size=recipe.batch_size,
         max_length=recipe.max_length,
@@ -149,6 +152,13 @@ def make_data(
         min_item_count=recipe.min_item_count,
         **(settings or {}),
     )
+    if data.num_items < 2:
+        raise ValueError(
+            f"`datasets` must hold logs with at least 2 items of {recipe.min_item_count} or more plays, in "
+            f"sessions of {recipe.min_session_length} or more, got {data.num_items} in {name!r}. Give a "
+            "larger part of the log."
+        )
+    return data
 
 
 def _paths(source: str) -> list[Path]:

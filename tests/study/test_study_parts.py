@@ -209,10 +209,20 @@ def test_low_ratings_are_skips_and_users_are_sessions(tmp_path):
 def test_several_paths_are_separated_as_in_path(tmp_path):
     header = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,not_skipped"
     for name in ("a", "b"):
-        rows = [f"{name},{position},t,false,false,false,true" for position in range(1, 7)]
+        rows = [f"{name},{position},t{position % 2},false,false,false,true" for position in range(1, 7)]
         (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
     paths = os.pathsep.join(str(tmp_path / f"{name}.csv") for name in ("a", "b"))
     assert make_data(f"mssd={paths}", seed=0).session_ids.to_list() == ["a", "b"]
+
+
+def test_a_part_of_a_log_that_is_too_small_is_named(tmp_path):
+    rows = [f"a,{position},t,false,false,false,true" for position in range(1, 7)]
+    header = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,not_skipped"
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"at least 2 items of 5 or more plays, .* got 1 in 'mssd=.*larger part"
+    ):
+        make_data(f"mssd={tmp_path / 'a.csv'}", seed=0)
 
 
 def test_plays_of_lastfm_become_sessions_with_the_filters_of_the_configurations(tmp_path):
