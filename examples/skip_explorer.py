@@ -253,9 +253,13 @@ def serve(blocks: Any, port: int | None, *, open_browser: bool) -> None:
         footer_links=[],
         max_file_size=0,
         enable_monitoring=False,
+        quiet=True,  # it advertises a public link
+        prevent_thread_lock=True,
         theme=make_theme(gr),
         css_paths=page.STYLE,
     )
+    print(f"Skip explorer: {blocks.local_url} (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
 
 
 def explore(
@@ -283,6 +287,8 @@ def explore(
         seed: Random seed of simulation and training.
         smoke: Quick check that everything works: train for one epoch, build the page, and serve nothing.
     """
+    if not 1 <= top_k <= LARGEST_LIST:
+        raise ValueError(f"`top_k` must be from 1 to {LARGEST_LIST}, got {top_k}.")
     if smoke:
         simulated, epochs, embedding_size = simulate_log(100, 40, seed), 1, 8
     else:

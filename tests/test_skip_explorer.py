@@ -1,7 +1,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from browser import CHROMIUM, Browser
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder, simulate_sessions
+from skipcl_lightning.data.prepare.context import ContextEncoder
 from skipcl_lightning.heads import SkipPrediction
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -36,12 +36,13 @@ NAMES = pl.DataFrame({"item_id": IDS[: len(HOSTILE)], "name": HOSTILE})
 DIAL = {"penalty": 0.5, "leave_out_played": False}
 
 
-def module(head, ids=IDS):
+def module(head, ids=IDS, context=None):
     torch.manual_seed(0)
-    module = SkipCLModule(SASRec(8, max_length=8), head, num_items=len(ids))
+    sizes = {} if context is None else context.sizes
+    module = SkipCLModule(SASRec(8, max_length=8), head, num_items=len(ids), context_sizes=sizes)
     for parameter in module.skip_head.parameters() if head is not None else ():
         torch.nn.init.normal_(parameter)  # it begins with equal probabilities
-    module.encoder = SessionEncoder(ItemVocabulary(ids), max_length=8)
+    module.encoder = SessionEncoder(ItemVocabulary(ids), max_length=8, context=context)
     return module.eval()
 
 
@@ -158,6 +159,7 @@ def test_moves_of_the_dial_are_counted_from_before_it_was_touched(explorer, part
     turned = turn(turn(turn(start, 1.0), 1.5), 2.0)
     assert turned.before == start.ranks != turned.ranks
     assert {move.text for move in turn(turned, 0.5).moves(24)} == {"="}
+    assert explorer.step(turned, plays, "", kind="open", **DIAL).before == {}
     after = explorer.step(turned, (*plays, *listen(parts, 8)), "", kind="play", **DIAL)
     assert after.before == turned.ranks
 
@@ -179,6 +181,17 @@ def test_a_model_without_a_skip_head_has_no_skip_probabilities(parts, page):
     moment = explorer.step(parts.Moment(), listen(parts, 3), "", kind="open", **DIAL)
     assert {move.skip_probability for move in moment.moves(24)} == {None}
     assert "P(skip)" not in page.make_list(explorer, moment, 5)
+
+
+def test_a_model_with_context_and_numbers_for_ids_sees_no_context(parts):
+    context = ContextEncoder({"hour": None, "shuffle": [False, True]})
+    model = module(SkipPrediction(), list(range(100, 124)), context)
+    explorer = parts.Explorer(Recommender(model))
+    moment = explorer.step(parts.Moment(), listen(parts, 3, -5), "", kind="open", **DIAL)
+    given = {"timestamp": None, "shuffle": None}
+    frame = explorer.recommender.recommend([[103, 105]], [[1, -1]], context=given, top_k=24, skip_penalty=0.5)
+    assert [explorer.ids[track] for track in moment.ranks] == frame["item_id"].to_list()
+    assert explorer.search("123") == [23]
 
 
 def test_the_map_is_a_projection_on_the_two_axes_of_most_variance(parts):
@@ -277,10 +290,6 @@ def test_the_map_has_a_mark_for_each_track_and_names_that_do_not_collide(explore
     # Without colour they differ by shape.
     assert '<circle class="listened"' in html
     assert '<path class="skipped"' in html
-    points = page.fit(explorer.points, [play.track for play in plays] + list(moment.ranks)[:10])
-    assert len(points) == 24
-    marked = points[[8, 9, 10, 11, 12]]
-    assert ((marked > 0) & (marked < (page.WIDTH, page.HEIGHT))).all()
     texts = page.label([("one", 50, 50), ("two", 55, 52), ("three", 395, 50)], np.empty((0, 2)))
     assert [text[text.index(">") + 1 : -7] for text in texts] == ["one", "two", "three"]
     places = [float(text.split('x="')[1].split('"')[0]) for text in texts]
@@ -289,6 +298,26 @@ def test_the_map_has_a_mark_for_each_track_and_names_that_do_not_collide(explore
     assert places[2] < 395
     crowd = [(f"name {number}", 200.0, 100.0) for number in range(9)]
     assert len(page.label(crowd, np.empty((0, 2)))) == 2
+
+
+def test_the_map_has_one_scale_for_both_axes_and_holds_all_that_is_marked(page):
+    random = np.random.default_rng(1)
+    points = random.normal(size=(30, 2)) * [4, 1]
+    marked = [2, 5, 7, 11]
+    placed = page.fit(points, marked)
+    scale = (placed[3] - placed[0]) / (points[3] - points[0])
+    assert scale[0] == pytest.approx(-scale[1])  # upwards is less in a picture
+    assert (placed[marked] > page.MARGIN - 1e-6).all()
+    assert (placed[marked] < np.array([page.WIDTH, page.HEIGHT]) - page.MARGIN + 1e-6).all()
+    # One mark alone is no reason to look at nothing else.
+    near = page.fit(points, [2])
+    assert near[2].tolist() == [page.WIDTH / 2, page.HEIGHT / 2]
+    assert np.ptp(near, axis=0).max() == pytest.approx(4 * (page.HEIGHT - 2 * page.MARGIN))
+
+
+def test_names_are_escaped_and_keep_their_direction_of_writing(page):
+    assert page.write("a<b>&") == "<bdi>a&lt;b&gt;&amp;</bdi>"
+    assert "&lt;img src" in page.label([(HOSTILE[0], 50, 50)], np.empty((0, 2)))[0]
 
 
 def test_an_empty_session_has_hints_instead_of_tables(explorer, parts, page):
@@ -309,6 +338,15 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "\.\[app\]"'):
         skip_explorer.import_gradio()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+@pytest.mark.parametrize("top_k", [0, 51])
+def test_the_length_of_the_list_is_checked_before_a_model_is_trained(monkeypatch, top_k):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import skip_explorer
+
+    with pytest.raises(ValueError, match=f"`top_k` must be from 1 to 50, got {top_k}"):
+        skip_explorer.explore(top_k=top_k)
 
 
 def wait_for(address, process):
@@ -361,7 +399,7 @@ def served(tmp_path_factory):
             wait_for(f"http://127.0.0.1:{port}", process)
             yield f"http://127.0.0.1:{port}", folder
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(30)
 
 

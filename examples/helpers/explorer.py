@@ -125,6 +125,9 @@ class Explorer:
         self._lower = pl.Series(self.names).str.to_lowercase()
         self._lower_ids = items["item_id"].cast(pl.String).str.to_lowercase()
         self.points, self.shown_variance = project(items["embedding"].to_numpy())
+        encoder = recommender.encoder.context
+        # All unknown: the page knows tracks and feedback alone.
+        self._context = None if encoder is None else dict.fromkeys(encoder.columns)
         self.predicts_skips = recommender.scorer.predicts_skips
 
     def __len__(self) -> int:
@@ -194,6 +197,7 @@ class Explorer:
         frame = self.recommender.recommend(
             [[self.ids[play.track] for play in plays]],
             [[play.feedback for play in plays]],
+            context=self._context,
             top_k=min(DEPTH, len(self)),
             exclude_seen=leave_out_played,
             skip_penalty=penalty if self.predicts_skips else None,
