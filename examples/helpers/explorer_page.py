@@ -21,7 +21,7 @@ WIDTH, HEIGHT, MARGIN = 400, 330, 24  # of the map, in its own units
 MOST_OTHERS = 400  # other tracks on the map
 MOST_MARKED = 20  # tracks of the session and of the list on the map
 MOST_LABELS = 8
-LABEL_HEIGHT, LETTER = 13, 6.3  # of a label on the map: one line, one letter
+LABEL_HEIGHT, LETTER = 13, 6.8  # of a label on the map: a line, and a letter in a wide font
 LONGEST_LABEL = 22
 
 # `data-action` and `data-place` of a button are sent as an event. A button that had the focus when the part
@@ -252,13 +252,13 @@ def label(wanted: list[tuple[str, float, float]], marks: Floats) -> list[str]:
     for name, x, y in wanted:
         text = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
         width = LETTER * len(text)
-        for left in (x + 12, x - 12 - width):
+        for side, start, left in (("right", x + 12, x + 12), ("left", x - 12, x - 12 - width)):
             free = all(
                 left > end or begin > left + width or abs(y - height) > LABEL_HEIGHT
                 for begin, end, height in taken
             )
             if free and 0 < left < WIDTH - width and len(texts) < MOST_LABELS:
                 taken.append((left, left + width, y))
-                texts.append(f'<text x="{left:.1f}" y="{y + 4:.1f}">{escape(text)}</text>')
+                texts.append(f'<text class="{side}" x="{start:.1f}" y="{y + 4:.1f}">{escape(text)}</text>')
                 break
     return texts
