@@ -43,6 +43,6 @@ candidates = items.filter(~pl.col("retired"))
 vectors = np.ascontiguousarray(candidates["vector"].to_numpy())
 search = faiss.IndexFlatIP(vectors.shape[1])  # any other index of inner products will do
 search.add(vectors)
-scores, places = search.search(query, given.top_k)
+scores, places = search.search(query, min(given.top_k, search.ntotal))
 for rank, (place, score) in enumerate(zip(places[0], scores[0], strict=True), start=1):
     print(rank, candidates["item_id"][int(place)], f"{score:.4f}")

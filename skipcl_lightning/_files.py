@@ -26,6 +26,7 @@ __all__ = [
     "newest_whole",
     "open_checkpoint",
     "save_checkpoint",
+    "sync",
     "write_whole",
 ]
 
@@ -64,7 +65,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         finally:
             os.close(descriptor)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -94,10 +95,10 @@ def _create(temporary: Path) -> tuple[int, Path]:
     return os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666), temporary
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk; Windows has no such call."""
+def sync(place: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; Windows has no such call for folders."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

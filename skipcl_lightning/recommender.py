@@ -128,9 +128,9 @@ class Recommender:
             The recommender, on the CPU.
 
         Raises:
-            FileNotFoundError: There is no such folder, or a file is missing.
+            FileNotFoundError: There is no such folder.
             ImportError: A package of the extra `export` is not installed.
-            ValueError: A file is damaged or of another model, or the backbone must be passed.
+            ValueError: A file is missing, damaged or of another model, or the backbone must be passed.
         """
         return cls(*load_export(folder, backbone=backbone))
 

@@ -15,26 +15,33 @@ from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import BACKBONES, BERT4Rec, GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.export import export_model, graph, load_export
+from skipcl_lightning.export.folder import _digest_description
 from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
 from skipcl_lightning.model import ItemTower, Scorer, SessionModel, Transitions
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 IDS = [f"t{number}" for number in range(30)]
 SESSION, FEEDBACK = ["t3", "t7", "t2"], [1.0, -1.0, 0.5]
+LONG = "t9:1,t4:-1,t3:1,t7:-1,t2:0.5,t8:-0.5,t1:1"
 
 
 class Running(nn.Module):
-    """A user's own backbone, with a GRU inside."""
+    """A user's own backbone, with GRUs inside, of which one gives its last state to the next."""
 
     embedding_size = 8
+    causal = False
 
     def __init__(self):
         super().__init__()
         self.inner = nn.Sequential()
-        self.inner.add_module("gru", nn.GRU(8, 8, 2, batch_first=True))
+        self.inner.add_module("deep", nn.GRU(8, 8, 2, batch_first=True))
+        self.inner.add_module("first", nn.GRU(8, 8, batch_first=True))
+        self.inner.add_module("second", nn.GRU(8, 8, bias=False))
 
     def forward(self, x, valid_mask):
-        return self.inner.gru(x)[0] * valid_mask[..., None]
+        x = self.inner.deep(x * valid_mask[..., None])[0] * valid_mask[..., None]
+        _, state = self.inner.first(x)
+        return self.inner.second(x.transpose(0, 1), state)[0].transpose(0, 1) * valid_mask[..., None]
 
 
 def scorer(backbone, *, head=True, **settings):
@@ -61,7 +68,8 @@ def encoder(max_length=20):
 def folder(tmp_path_factory):
     model = scorer(GRU4Rec(8))
     model.model.retired = torch.zeros(31, dtype=torch.bool).index_fill(0, torch.tensor([5, 6]), True)
-    return export_model(model, encoder(), tmp_path_factory.mktemp("export") / "model"), model
+    place = tmp_path_factory.mktemp("export") / "model"
+    return export_model(model, encoder(), place, onnx=False, pt2=False), model
 
 
 def test_a_folder_holds_the_whole_model(tmp_path):
@@ -106,18 +114,23 @@ def test_the_vectors_of_the_items_are_the_candidates(folder):
         torch.testing.assert_close(torch.tensor(items["vector"].to_list()), model.item_table[1:].detach())
 
 
+@pytest.mark.slow
 def test_a_graph_is_used_without_torch(folder, tmp_path):
-    place, model = folder
+    model = folder[1]
+    place = export_model(model, encoder(5), tmp_path / "model", pt2=False)
     # Importing torch would fail.
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     run = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, EXAMPLE, place, "t3:1,t7:-1,t2:0.5", "--penalty", "0.5", "--top-k", "6"],
+        [sys.executable, EXAMPLE, place, LONG, "--penalty", "0.5", "--top-k", "6"],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
-    expected = Recommender(model, encoder()).recommend([SESSION], [FEEDBACK], top_k=6, exclude_skipped=False)
+    # The model sees the latest five, as in training.
+    plays = [play.split(":") for play in LONG.split(",")]
+    items, feedback = [item for item, _ in plays], [float(signal) for _, signal in plays]
+    expected = Recommender(model, encoder(5)).recommend([items], [feedback], top_k=6, exclude_skipped=False)
     rows = [line.split() for line in run.stdout.splitlines()]
     assert [row[1] for row in rows] == expected["item_id"].to_list()
     assert [float(row[2]) for row in rows] == pytest.approx(expected["score"].to_list(), abs=1e-3)
@@ -133,13 +146,13 @@ def test_the_description_says_what_goes_in_and_out(folder):
         "skip_vector": {"shape": ["batch", 4], "dtype": "float32"},
     }
     assert about["temperature"] == 1.5
-    assert set(about["files"]) == {"items.parquet", "model.onnx", "model.pt2", "model.safetensors"}
+    assert set(about["files"]) == {"items.parquet", "model.safetensors"}
     plain = scorer(SASRec(8), head=False, feedback_input=False)
     folder = export_model(plain, encoder(), place.with_name("plain"), onnx=False, pt2=False)
     about = json.loads((folder / "model.json").read_text())
     assert list(about["inputs"]) == ["items"]
     assert list(about["outputs"]) == ["query"]
-    assert about["longest_session"] == 50
+    assert about["longest_session"] == 20
 
 
 def test_the_skip_probability_can_be_computed_from_the_folder(folder):
@@ -175,7 +188,9 @@ BACKBONE_SETTINGS = {
 @pytest.mark.parametrize("name", [*BACKBONES, "Running"])
 def test_every_backbone_exports(name, tmp_path):
     made = BACKBONE_SETTINGS.get(name, lambda: BACKBONES[name](8))()
-    model = scorer(made, context_sizes={"place": 3})
+    codes = torch.randint(0, 4, (31, 2), dtype=torch.int32)
+    tower = ItemTower(torch.randn(31, 2), {"genre": codes}, {"genre": 3}, embedding_size=8)
+    model = scorer(made, context_sizes={"place": 3}, item_tower=tower)
     model.model.use_history()
     folder = export_model(model, encoder(), tmp_path / name)
     given = graph.Graph(model)
@@ -191,16 +206,50 @@ def test_every_backbone_exports(name, tmp_path):
         assert torch.equal(again.item_table, model.item_table)
 
 
-def test_a_graph_that_differs_from_the_model_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    right = graph._ScannedGRU.forward
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of torch's compiler
+def test_a_scan_equals_the_gru_of_torch():
+    for settings in ({}, {"batch_first": True, "num_layers": 2}, {"bias": False}):
+        gru = nn.GRU(4, 6, **settings).requires_grad_(False)
+        x, state = torch.randn(3, 5, 4), torch.randn(settings.get("num_layers", 1), 3, 6)
+        x = x if settings.get("batch_first") else x.transpose(0, 1)
+        for given in ((x,), (x, state)):
+            for found, expected in zip(graph._ScannedGRU(gru)(*given), gru(*given), strict=True):
+                torch.testing.assert_close(found, expected)
 
-    def wrong(self, x):
-        return right(self, x)[0] * 1.01, None
 
-    monkeypatch.setattr(graph._ScannedGRU, "forward", wrong)
-    with pytest.raises(ValueError, match="`pt2` must give the outputs of the model, got `query`"):
-        export_model(scorer(GRU4Rec(8), head=False), encoder(), tmp_path / "model", onnx=False)
+def test_a_graph_that_differs_from_the_model_is_refused():
+    made = graph.Graph(scorer(SASRec(8)))
+    graph._compare(made, lambda inputs: made(*inputs), "onnx")
+    for change in (0.01, torch.nan):
+        with pytest.raises(ValueError, match="`onnx` must give the outputs of the model, got `query`"):
+            graph._compare(made, lambda inputs, change=change: [made(*inputs)[0] + change, None], "onnx")
+
+
+def test_an_error_leaves_nothing(tmp_path, monkeypatch):
+    def fail(made, path):
+        path.write_bytes(b"half")
+        raise ValueError("wrong")
+
+    monkeypatch.setattr("skipcl_lightning.export.folder.write_pt2", fail)
+    with pytest.raises(ValueError, match="wrong"):
+        export_model(scorer(SASRec(8), head=False), encoder(), tmp_path / "model", onnx=False)
+    few = SessionEncoder(ItemVocabulary(IDS[:2]), max_length=6)
+    with pytest.raises(ValueError, match="`encoder` must have the 30 items of the model, got 2"):
+        export_model(scorer(SASRec(8), head=False), few, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_the_usual_rights_and_its_parts_are_made_too(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        place = tmp_path / "[new]" / "model"  # a pattern for polars
+        export_model(scorer(SASRec(8), head=False), encoder(), place, onnx=False, pt2=False)
+    finally:
+        os.umask(mask)
+    assert place.stat().st_mode & 0o777 == 0o755
+    assert list(place.parent.iterdir()) == [place]
+    assert load_export(place)[1].vocabulary.ids == IDS
 
 
 def test_a_backbone_that_cannot_be_exported_is_named(tmp_path):
@@ -241,8 +290,19 @@ def test_damaged_files_are_refused(folder, tmp_path, name):
         with pytest.raises(ValueError, match=r"`folder` must be one that `skipcl export` wrote, got .*copy"):
             load_export(place)
     (place / name).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=f"copy', without (a|its) {name}. Copy it again"):
         load_export(place)
+
+
+def test_an_edited_description_is_refused(folder, tmp_path):
+    place = copy(folder[0], tmp_path / "copy")
+    text = (place / "model.json").read_text()
+    assert text.count('"skip_penalty": 0.5') == 1
+    (place / "model.json").write_text(text.replace('"skip_penalty": 0.5', '"skip_penalty": 0.7'))
+    with pytest.raises(ValueError, match=r"whose model.json is damaged or was edited"):
+        load_export(place)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_export(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -256,8 +316,11 @@ def test_damaged_files_are_refused(folder, tmp_path, name):
 )
 def test_a_description_that_does_not_fit_is_refused(folder, tmp_path, change, message):
     place = copy(folder[0], tmp_path / "copy")
-    about = json.loads((place / "model.json").read_text())
-    (place / "model.json").write_text(json.dumps({**about, **change}))
+    about = {**json.loads((place / "model.json").read_text()), **change}
+    del about["sha256"]
+    # Not damaged, but of another program or version.
+    about["sha256"] = _digest_description(about)
+    (place / "model.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=message):
         load_export(place)
 

@@ -89,6 +89,6 @@ def _call(command: str, arguments: list[str]) -> None:
     settings.pop("config", None)
     try:
         function(**settings)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         # The message explains the error; a traceback would hide it.
         raise SystemExit(f"skipcl {command}: {error}") from error

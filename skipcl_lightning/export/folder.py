@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from skipcl_lightning._files import sync
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.export.graph import Graph, write_onnx, write_pt2
@@ -72,10 +73,10 @@ def export_model(
     Raises:
         FileExistsError: `folder` exists already.
         ImportError: A package of the extra `export` is not installed.
-        ValueError: The model cannot be exported in a wanted format, or a graph gives other outputs.
+        ValueError: The model cannot be exported in a wanted format, a graph gives other outputs, or the
+            encoder has another number of items.
 
     Examples:
-        >>> import tempfile
         >>> from skipcl_lightning.backbones import SASRec
         >>> from skipcl_lightning.data import ItemVocabulary
         >>> from skipcl_lightning.model import SessionModel
@@ -91,6 +92,11 @@ def export_model(
     folder = Path(folder).expanduser()
     if folder.exists():
         raise FileExistsError(f"`folder` must be new, got {str(folder)!r}, which exists. Name another one.")
+    if scorer.num_items != len(encoder.vocabulary):
+        raise ValueError(
+            f"`encoder` must have the {scorer.num_items:,} items of the model, got "
+            f"{len(encoder.vocabulary):,}. Take both from the same checkpoint."
+        )
     head = scorer.skip_prediction if scorer.predicts_skips else None
     kept = Scorer(
         scorer.model, head, skip_penalty=scorer.skip_penalty, transition_weight=scorer.transition_weight
@@ -98,10 +104,10 @@ def export_model(
     graph = Graph(kept)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, so that it can be renamed.
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    temporary = beside / "export"  # with the usual rights, unlike `beside`
     try:
+        temporary.mkdir()
         _safetensors().save_file(
             {name: value.detach().cpu().contiguous().clone() for name, value in kept.state_dict().items()},
             temporary / WEIGHTS,
@@ -112,14 +118,16 @@ def export_model(
         if pt2:
             write_pt2(graph, temporary / PT2)
         files = sorted(temporary.iterdir())
-        text = json.dumps(_describe(kept, encoder, graph, files), indent=2, ensure_ascii=False)
+        description = _describe(kept, encoder, graph, files)
+        description["sha256"] = _digest_description(description)
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-        for path in (*files, temporary / DESCRIPTION):
-            _sync(path)
+        for path in (*files, temporary / DESCRIPTION, temporary):
+            sync(path)
         temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
@@ -134,9 +142,9 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
         The scorer in evaluation mode, on the CPU, and the encoder.
 
     Raises:
-        FileNotFoundError: There is no such folder, or a file is missing.
+        FileNotFoundError: There is no such folder.
         ImportError: A package of the extra `export` is not installed.
-        ValueError: A file is damaged or of another model or format, or the backbone must be passed.
+        ValueError: A file is missing, damaged or of another model or format, or the backbone must be passed.
     """
     folder = Path(folder).expanduser()
     description = _read_description(folder)
@@ -145,9 +153,9 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
     safetensors = _safetensors()
     try:
         state: dict[str, Tensor] = safetensors.load_file(folder / WEIGHTS)
-        items = pl.read_parquet(folder / ITEMS, columns=["index", "item_id"]).sort("index")
+        ids = _read_ids(folder / ITEMS, len(state["model.item_embedding.weight"]) - 1)
         # Not of the description, which would be twice as large.
-        values = {**description["encoder"], "vocabulary": {"ids": items["item_id"].to_list()}}
+        values = {**description["encoder"], "vocabulary": {"ids": ids}}
         encoder = SessionEncoder.from_state_dict(values)
         settings = description["settings"]
     except Exception as error:
@@ -159,10 +167,24 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
             f"`folder` must be of a model whose `embed` is the library's, got {str(folder)!r} of a subclass. "
             "Use its model.onnx or model.pt2, or load the checkpoint with its class."
         )
-    scorer = Scorer.from_settings(settings, state, backbone=backbone)
-    if scorer.num_items != len(encoder.vocabulary):
-        raise _refuse(folder, f"with {len(encoder.vocabulary)} items for a model of {scorer.num_items}")
-    return scorer, encoder
+    if settings["num_items"] != len(encoder.vocabulary):
+        raise _refuse(folder, f"with {len(encoder.vocabulary)} items for a model of {settings['num_items']}")
+    return Scorer.from_settings(settings, state, backbone=backbone), encoder
+
+
+def _read_ids(file: Path, num_items: int) -> pl.Series:
+    """Return the ids of the items in the order of their indices."""
+    # By an open file, because polars takes a path with brackets for a pattern.
+    with file.open("rb") as stream:
+        items = pl.scan_parquet(stream)
+        # Before they are read: a small file may have any number of rows.
+        rows = items.select(pl.len()).collect().item()
+        if rows != num_items:
+            raise ValueError(f"{rows:,} items for a model of {num_items:,}")
+        table = items.select("index", "item_id").collect()
+    if table["index"].to_list() != list(range(PADDING_INDEX + 1, num_items + 1)):
+        raise ValueError("`index` does not count the items from 1")
+    return table["item_id"]
 
 
 def _items(scorer: Scorer, encoder: SessionEncoder) -> pl.DataFrame:
@@ -201,7 +223,7 @@ def _describe(scorer: Scorer, encoder: SessionEncoder, graph: Graph, files: list
         "outputs": {
             name: {"shape": list(shape), "dtype": "float32"} for name, shape in graph.outputs.items()
         },
-        "longest_session": graph.longest if graph.longest is not None else encoder.max_length,
+        "longest_session": min(encoder.max_length, graph.longest or encoder.max_length),
         "score": score + (_TRANSITIONS if scorer.transition_weight > 0 else ""),
         "temperature": float(scorer.skip_prediction.temperature) if scorer.predicts_skips else None,
         "settings": settings,
@@ -221,22 +243,28 @@ _ABOUT = {
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
+    if folder.is_dir() and not path.is_file():
+        raise _refuse(folder, f"without a {DESCRIPTION}")
     if path.stat().st_size > _LARGEST_DESCRIPTION:
         raise _refuse(folder, f"whose {DESCRIPTION} is larger than any that is written")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        known = found["format"]
+        known, told = found["format"], found.pop("sha256", None)
         right = all(isinstance(found[name], Mapping) for name in ("settings", "encoder", "files"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _refuse(folder, f"whose {DESCRIPTION} is damaged") from error
     if known != FORMAT or not right:
         raise _refuse(folder, f"of the format {known!r}; this version reads {FORMAT}")
+    if told != _digest_description(found):
+        raise _refuse(folder, f"whose {DESCRIPTION} is damaged or was edited")
     return dict(found)
 
 
 def _check_digest(path: Path, description: Mapping[str, Any]) -> None:
     expected = description["files"].get(path.name)
     digest = expected.get("sha256") if isinstance(expected, Mapping) else None
+    if not path.is_file():
+        raise _refuse(path.parent, f"without its {path.name}")
     if _digest(path) != digest:
         raise _refuse(path.parent, f"whose {path.name} is damaged or of another export")
 
@@ -249,9 +277,9 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _digest_description(description: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a description without its own."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse(folder: Path, what: str) -> ValueError:

@@ -122,17 +122,17 @@ class _ScannedGRU(nn.Module):
         super().__init__()
         self.gru = gru
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """[B, L, D] to [B, L, H]; the last state is not given."""
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `torch.nn.GRU`, for sessions in a batch."""
         from torch._higher_order_ops import scan
 
-        x = x.transpose(0, 1) if self.gru.batch_first else x
+        x, last = x.transpose(0, 1) if self.gru.batch_first else x, []
         for layer in range(self.gru.num_layers):
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             weights: list[Any] = [getattr(self.gru, f"{name}_l{layer}", None) for name in names]
             weight, own_weight, bias, own_bias = weights
             gates = nn.functional.linear(x, weight, bias)  # [L, B, 3 H]
-            start = gates.new_zeros(gates.shape[1], self.gru.hidden_size)
+            start = gates.new_zeros(gates.shape[1], self.gru.hidden_size) if state is None else state[layer]
 
             def step(
                 state: Tensor, gate: Tensor, weight: Any = own_weight, bias: Any = own_bias
@@ -145,7 +145,8 @@ class _ScannedGRU(nn.Module):
                 return state, state.clone()
 
             _, x = scan(step, start, gates)
-        return (x.transpose(0, 1) if self.gru.batch_first else x), None
+            last.append(x[-1])
+        return x.transpose(0, 1) if self.gru.batch_first else x, torch.stack(last)
 
 
 def _replace_recurrent(module: nn.Module) -> None:
@@ -184,7 +185,6 @@ def write_onnx(graph: Graph, path: Path) -> None:
         ValueError: The model cannot be exported, or onnxruntime computes other outputs from the file.
     """
     try:
-        import onnx
         import onnxruntime
         import onnxscript  # noqa: F401 - torch needs it
     except ImportError as error:
@@ -198,14 +198,14 @@ def write_onnx(graph: Graph, path: Path) -> None:
             exported,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
+            dynamic_shapes=[
+                {place: name for place, name in enumerate(shape) if isinstance(name, str)}
+                for shape, _ in graph.inputs.values()
+            ],
             dynamo=True,
             verbose=False,
         )
         program.save(path)
-    # Without its weights, because the names of the dimensions are all that changes.
-    written = onnx.load(path, load_external_data=False)
-    _name_dimensions(written, graph)
-    onnx.save(written, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -245,19 +245,6 @@ def _compare(graph: Graph, run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...
                     f"{float(difference):.2g} for {size[0]} sessions. The exporter translates a part of "
                     f"{type(graph.scorer.model.backbone).__name__} wrongly: leave this format out."
                 )
-
-
-def _name_dimensions(model: Any, graph: Graph) -> None:
-    """Name the open dimensions of an ONNX model, which torch numbers."""
-    names: dict[str, str] = {}
-    for value, (shape, _) in zip(model.graph.input, graph.inputs.values(), strict=True):
-        for dimension, name in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            if dimension.dim_param:
-                names[dimension.dim_param] = str(name)
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param in names:
-                dimension.dim_param = names[dimension.dim_param]
 
 
 @contextmanager

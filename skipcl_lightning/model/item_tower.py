@@ -94,6 +94,8 @@ class ItemTower(nn.Module):
         parts = [] if self.projection is None else [self.projection(self.numbers[rows])]
         for place, table in enumerate(self._tables()):
             codes = self._codes(place)[rows]
+            # ONNX takes no int32; the whole catalogue would become too large.
+            codes = codes if items is None else codes.long()
             parts.append(F.embedding_bag(codes, table.weight, mode="mean", padding_idx=0))
         total: Tensor = sum(parts[1:], parts[0])
         return total if items is None else total.view(*items.shape, -1)
