@@ -1,5 +1,6 @@
 """An exported folder is the whole model, and its graphs give the model's outputs."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -323,6 +324,29 @@ def test_a_description_that_does_not_fit_is_refused(folder, tmp_path, change, me
     (place / "model.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=message):
         load_export(place)
+
+
+class Hostile:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "items.parquet"])
+def test_a_hostile_folder_runs_no_code(folder, tmp_path, name):
+    place = copy(folder[0], tmp_path / "copy")
+    torch.save({"model.item_embedding.weight": Hostile(tmp_path / "mark")}, place / name)
+    about = json.loads((place / "model.json").read_text())
+    del about["sha256"]
+    # A forger knows the digests too.
+    about["files"][name]["sha256"] = hashlib.sha256((place / name).read_bytes()).hexdigest()
+    about["sha256"] = _digest_description(about)
+    (place / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="whose contents do not fit each other"):
+        load_export(place)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_bidirectional_model_leaves_room_for_its_mask(tmp_path):

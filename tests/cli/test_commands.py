@@ -226,7 +226,7 @@ def test_recommendations_for_sessions_of_the_command_line_and_of_a_file(trained_
     assert written["session_id"].to_list() == ["0"] * 3 + ["1"] * 3
 
 
-def test_a_checkpoint_is_exported(trained_in_terminal, skipcl, capsys):
+def test_a_checkpoint_is_exported(trained_in_terminal, skipcl, capsys, monkeypatch):
     folder, _ = trained_in_terminal
     checkpoint = folder / RUN / "checkpoints/best.ckpt"
     skipcl("export", checkpoint, "model", "--onnx", "false", "--pt2", "false")
@@ -236,6 +236,9 @@ def test_a_checkpoint_is_exported(trained_in_terminal, skipcl, capsys):
     assert again.recommend(sessions).equals(expected.recommend(sessions))
     with pytest.raises(SystemExit, match="skipcl export: `folder` must be new"):
         skipcl("export", checkpoint, "model")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit, match="skipcl export: ONNX needs the package onnxruntime"):
+        skipcl("export", checkpoint, "other")
 
 
 def test_wrong_sessions_are_named(skipcl, trained_in_terminal):
