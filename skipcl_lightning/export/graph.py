@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,22 @@ class Graph(nn.Module):
         """The largest number of items of a session; None for no limit."""
         limit = self.scorer.model.max_length
         return limit if limit is None or self.scorer.model.causal else limit - 1
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The graph for any number of sessions of any length; a `ValueError` if torch cannot make it."""
+        try:
+            with _quiet(), torch.no_grad():
+                return torch.export.export(
+                    self, self.example(*_EXAMPLE), dynamic_shapes=self.dynamic_shapes(), strict=False
+                )
+        except Exception as error:
+            backbone = type(self.scorer.model.backbone).__name__
+            raise ValueError(
+                f"`onnx` and `pt2` must be False for the backbone {backbone}, which `torch.export` cannot "
+                "take with an open batch and length. Use `len(x)` and the sizes of tensors nowhere as "
+                f"Python numbers, or export the weights alone. {error}"
+            ) from error
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for the inputs, in their order."""
@@ -168,7 +185,7 @@ def write_pt2(graph: Graph, path: Path) -> None:
     Raises:
         ValueError: The model cannot be exported, or the file gives other outputs.
     """
-    torch.export.save(_exported(graph), path)
+    torch.export.save(graph.program, path)
     loaded = torch.export.load(path).module()
     _compare(graph, lambda inputs: tuple(loaded(*inputs)), "pt2")
 
@@ -192,10 +209,10 @@ def write_onnx(graph: Graph, path: Path) -> None:
             f"ONNX needs the package {error.name}, which is not installed. Install "
             "`skipcl-lightning[export]`."
         ) from error
-    exported = _exported(graph)
+    program = graph.program
     with _quiet():
-        program: Any = torch.onnx.export(
-            exported,
+        written: Any = torch.onnx.export(
+            program,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=[
@@ -205,7 +222,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
-        program.save(path)
+        written.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -213,21 +230,6 @@ def write_onnx(graph: Graph, path: Path) -> None:
         return tuple(torch.from_numpy(value) for value in session.run(list(graph.outputs), feed))
 
     _compare(graph, run, "onnx")
-
-
-def _exported(graph: Graph) -> ExportedProgram:
-    try:
-        with _quiet(), torch.no_grad():
-            return torch.export.export(
-                graph, graph.example(*_EXAMPLE), dynamic_shapes=graph.dynamic_shapes(), strict=False
-            )
-    except Exception as error:
-        backbone = type(graph.scorer.model.backbone).__name__
-        raise ValueError(
-            f"`onnx` and `pt2` must be False for the backbone {backbone}, which `torch.export` cannot take "
-            f"with an open batch and length. Use `len(x)` and the sizes of tensors nowhere as Python "
-            f"numbers, or export the weights alone. {error}"
-        ) from error
 
 
 @torch.no_grad()
