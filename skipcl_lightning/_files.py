@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_num_items",
     "check_weights",
     "check_weights_only",
     "is_full_disk",
@@ -233,6 +234,25 @@ def named_in_errors(path: str | Path | None) -> Iterator[None]:
         raise ValueError(
             f"`path` must be a checkpoint that fits the model, got {str(path)!r}, which does not. {why}"
         ) from error
+
+
+def check_num_items(checkpoint: Mapping[str, Any]) -> None:
+    """Raise unless the item table of a checkpoint is as large as its settings say, before one is built.
+
+    Args:
+        checkpoint: The checkpoint of a `SkipCLModule`.
+
+    Raises:
+        ValueError: The number of items is another, or the table is a small one that is repeated.
+    """
+    table = checkpoint["state_dict"]["model.item_embedding.weight"]
+    num_items = checkpoint.get("hyper_parameters", {}).get("num_items")
+    rows = table.shape[0] if table.untyped_storage().nbytes() >= table.nbytes else 0
+    if num_items is not None and num_items + 1 != rows:
+        raise ValueError(
+            f"`num_items` must be that of the item table, {rows - 1}, got {num_items}. The file "
+            "was changed: take another checkpoint of the run."
+        )
 
 
 def check_weights(state: Mapping[str, Any], own: nn.Module, *, strict: bool = True) -> None:

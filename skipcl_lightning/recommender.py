@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning._files import named_in_errors, open_checkpoint
+from skipcl_lightning._files import check_num_items, named_in_errors, open_checkpoint
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
@@ -112,6 +112,7 @@ class Recommender:
             checkpoint = open_checkpoint(path)
             own = checkpoint.get(CHECKPOINT_KEY, {})
             _refuse_own_class(own)
+            check_num_items(checkpoint)
             scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
             encoder = own.get("encoder")
             return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))

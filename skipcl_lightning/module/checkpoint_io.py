@@ -1,5 +1,6 @@
 """The plugin by which Lightning writes checkpoints whole, and reads them without running their code."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from skipcl_lightning._files import check_weights_only, open_checkpoint, save_checkpoint
 
 __all__ = ["WholeCheckpointIO", "keep_checkpoints_whole"]
+
+
+# The file by which Lightning takes the weights alone from a process that it has spawned.
+_SPAWNED = ".temp.ckpt"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -68,7 +73,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ValueError: It is a URL, is damaged, holds other objects, or `weights_only` is False.
         """
         check_weights_only(weights_only)
-        return open_checkpoint(path, map_location=map_location, mmap=False)
+        checkpoint = open_checkpoint(path, map_location=map_location, mmap=False)
+        version, weights = (checkpoint.get(name) for name in ("pytorch-lightning_version", "state_dict"))
+        whole = re.match(r"\d+\.\d+", str(version)) and isinstance(version, str) and isinstance(weights, dict)
+        if not whole and Path(path).name != _SPAWNED:
+            raise ValueError(
+                f"`path` must be a checkpoint of Lightning, got {str(path)!r} without its version or "
+                "`state_dict`. `skipcl fit` writes one, and so does `Trainer.save_checkpoint`."
+            )
+        return checkpoint
 
 
 def keep_checkpoints_whole(trainer: Trainer) -> None:

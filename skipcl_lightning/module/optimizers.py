@@ -1,5 +1,6 @@
 """Optimizers for an item table beside other weights, gradient clipping, and sharding."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -16,6 +17,8 @@ from torch.optim import AdamW, Optimizer, SparseAdam
 __all__ = [
     "SparseAdamW",
     "append_moments",
+    "check_loaded_groups",
+    "check_optimizer_state",
     "clip_gradients",
     "clip_gradients_by_norm",
     "make_adamw",
@@ -188,6 +191,68 @@ def append_moments(
                 for name, value in states.get(number, {}).items()
             }
     return {**state_dict, "state": states}
+
+
+def check_loaded_groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Raise unless a state has the groups of an optimizer, which is about to load it.
+
+    Args:
+        optimizer: The optimizer.
+        state_dict: The state.
+
+    Raises:
+        ValueError: It has other groups, or is none.
+    """
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    try:
+        found = [len(group["params"]) for group in state_dict["param_groups"]]
+        whole = found == own and all(isinstance(one, dict) for one in state_dict["state"].values())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"`optimizer_states` must be states, got others ({error!r}). {_CURE}") from error
+    if not whole:
+        raise ValueError(
+            f"`optimizer_states` must have groups of {own} parameters, got {found}. The optimizer or the "
+            f"model was another. {_CURE}"
+        )
+
+
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Raise unless the state that an AdamW or `SparseAdamW` has loaded fits its parameters.
+
+    A fused kernel does not check shapes: it would read and write memory beyond moments of another shape.
+
+    Args:
+        optimizer: The optimizer, after `load_state_dict`.
+
+    Raises:
+        ValueError: Moments are missing or of another shape, or a setting is of another kind.
+    """
+    for parameter, values in optimizer.state.items():
+        shapes = {name: value.shape if isinstance(value, Tensor) else None for name, value in values.items()}
+        moments = [shapes.get(name) for name in ("exp_avg", "exp_avg_sq")]
+        if moments != [parameter.shape] * 2 or not _is_number(values.get("step")):
+            raise ValueError(
+                f"`optimizer_states` must hold moments of shape {list(parameter.shape)} and a step, got "
+                f"{ {name: shape and list(shape) for name, shape in shapes.items()} }. {_CURE}"
+            )
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            numbers = list(value) if name == "betas" and isinstance(value, list | tuple) else [value]
+            of_number = all(map(_is_number, numbers)) and len(numbers) == 1 + (name == "betas")
+            if name != "params" and not (of_number if name in _NUMBERS else isinstance(value, bool | None)):
+                raise ValueError(
+                    f"`optimizer_states` must hold numbers and flags, got {value!r} for `{name}`. {_CURE}"
+                )
+
+
+_CURE = "Take another checkpoint, or begin another run with its weights: `init_from`."
+_NUMBERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and bool(value.isfinite().all())
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -5,6 +5,8 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from skipcl_lightning._files import check_weights, named_in_errors, open_checkpoint
@@ -23,7 +25,14 @@ from skipcl_lightning.module.growth import first_rows
 if TYPE_CHECKING:
     from skipcl_lightning.module.skipcl_module import SkipCLModule
 
-__all__ = ["build_tower", "check_context_sizes", "count_transitions", "read_for_training", "restore"]
+__all__ = [
+    "build_tower",
+    "check_context_sizes",
+    "check_training_state",
+    "count_transitions",
+    "read_for_training",
+    "restore",
+]
 
 
 def read_for_training(module: "SkipCLModule", path: str | Path, data: SessionDataModule) -> dict[str, Any]:
@@ -49,6 +58,60 @@ def read_for_training(module: "SkipCLModule", path: str | Path, data: SessionDat
         checkpoint["state_dict"].update(_transition_state(module))
         check_weights(checkpoint["state_dict"], module)
     return checkpoint
+
+
+def check_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise if a checkpoint lacks what Lightning restores next, or has something else in its place.
+
+    Args:
+        trainer: The trainer that runs.
+        checkpoint: What it has read.
+
+    Raises:
+        ValueError: The state of the optimizers, schedules, callbacks or loops is missing or no such state.
+    """
+    fits = trainer.state.fn == TrainerFn.FITTING
+    for name in ("optimizer_states", "lr_schedulers") if fits else ():
+        if name not in checkpoint:
+            raise ValueError(
+                f"`{name}` must be in a checkpoint from which a run goes on, got the weights alone. Begin "
+                "another run with them: `SkipCLModule.init_from`, or `skipcl fit --init_from`."
+            )
+        if any(not isinstance(one, dict) for one in checkpoint[name]):
+            raise ValueError(
+                f"`{name}` must be dictionaries, got others. Take another checkpoint of the run."
+            )
+    for state in checkpoint["lr_schedulers"] if fits else ():
+        _check_schedule(state)
+    if not all(isinstance(one, dict) for one in checkpoint.get("callbacks", {}).values()):
+        raise ValueError("`callbacks` must be dictionaries, got others. Take another checkpoint of the run.")
+    if trainer.state.fn is not None and "loops" in checkpoint:
+        name = f"{trainer.state.fn.value}_loop"
+        loop = getattr(trainer, name)
+        before = loop.state_dict()
+        # Lightning loads it again, but with errors that do not name the file.
+        loop.load_state_dict(checkpoint["loops"][name])
+        _check_numbers(before, loop.state_dict())
+
+
+def _check_schedule(state: Mapping[str, Any]) -> None:
+    numbers = [state.get(name, 0) for name in ("last_epoch", "_step_count")]
+    numbers += [*state.get("base_lrs", ()), *state.get("_last_lr", ())]
+    if not all(isinstance(one, int | float) for one in numbers):
+        raise ValueError(
+            f"`lr_schedulers` must hold numbers, got {numbers!r}. Take another checkpoint of the run."
+        )
+
+
+def _check_numbers(known: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name, value in known.items():
+        if isinstance(value, dict):
+            _check_numbers(value, found[name])
+        elif isinstance(value, int) and not isinstance(found[name], int):
+            raise ValueError(  # noqa: TRY004 - the argument is a file
+                f"`{name}` must be an integer in the state of a loop, got {found[name]!r}. Take another "
+                "checkpoint of the run."
+            )
 
 
 def restore(module: "SkipCLModule", checkpoint: dict[str, Any], data: object, *, fits: bool) -> None:

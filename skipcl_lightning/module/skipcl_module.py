@@ -19,6 +19,7 @@ from torchmetrics import MetricCollection
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._files import (
+    check_num_items,
     check_weights,
     check_weights_only,
     named_in_errors,
@@ -59,10 +60,18 @@ from skipcl_lightning.module.growth import (
     known_indices,
     new_rows,
 )
-from skipcl_lightning.module.optimizers import append_moments, clip_gradients, make_adamw, may_fuse
+from skipcl_lightning.module.optimizers import (
+    append_moments,
+    check_loaded_groups,
+    check_optimizer_state,
+    clip_gradients,
+    make_adamw,
+    may_fuse,
+)
 from skipcl_lightning.module.restoring import (
     build_tower,
     check_context_sizes,
+    check_training_state,
     count_transitions,
     read_for_training,
     restore,
@@ -571,9 +580,11 @@ class SkipCLModule(Scoring, LightningModule):
             restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
             if "state_dict" in checkpoint:
                 check_weights(checkpoint["state_dict"], self, strict=self.strict_loading)
-        if fits:
-            correct_progress(checkpoint)
-            self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
+            if fits:
+                correct_progress(checkpoint)
+                self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
+            if trainer is not None:
+                check_training_state(trainer, checkpoint)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
@@ -607,7 +618,9 @@ class SkipCLModule(Scoring, LightningModule):
         """
         check_weights_only(weights_only)
         with named_in_errors(checkpoint_path):
-            open_checkpoint(checkpoint_path)
+            checkpoint = open_checkpoint(checkpoint_path)
+            if hparams_file is None and "num_items" not in parts:
+                check_num_items(checkpoint)
             loaded: Self = super().load_from_checkpoint(
                 checkpoint_path,
                 map_location=map_location,
@@ -693,9 +706,21 @@ class SkipCLModule(Scoring, LightningModule):
             weight_decay=self.weight_decay,
             fused=may_fuse(self),
         )
+        optimizer.register_load_state_dict_pre_hook(self._check_optimizer)
+        optimizer.register_load_state_dict_post_hook(self._check_optimizer)
         factor = partial(_rate_factor, warmup_steps=self.warmup_steps, steps=self._steps_of_schedule())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_optimizer(
+        self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check a state before an optimizer loads it, or without one, what the optimizer has loaded."""
+        with named_in_errors(None if self._trainer is None else self._trainer.ckpt_path):
+            if state_dict is None:
+                check_optimizer_state(optimizer)
+            else:
+                check_loaded_groups(optimizer, state_dict)
 
     def _steps_of_schedule(self) -> int | None:
         """Return the optimizer steps of the run, over which the learning rate falls; None if it does not."""
