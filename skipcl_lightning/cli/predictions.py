@@ -67,10 +67,7 @@ class RecommendationWriter(Callback):
         trainer.strategy.barrier("written")
         if trainer.is_global_zero:
             table = pl.scan_parquet(sorted(self._parts.iterdir()))
-            temporary = self._parts / f"whole{self.path.suffix}"
-            (table.sink_csv if self.path.suffix == ".csv" else table.sink_parquet)(temporary)
-            # Atomic, since both files are on the same file system.
-            temporary.replace(self.path)
+            write_whole(self.path, table.sink_csv if self.path.suffix == ".csv" else table.sink_parquet)
             shutil.rmtree(self._parts)
         trainer.strategy.barrier("joined")
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import ContextEncoder, SessionEncoder
+from skipcl_lightning.data.canonical_table import name_unreadable
 from skipcl_lightning.data.readers.parsing import (
     ROW,
     Column,
@@ -162,7 +163,10 @@ def _read_sessions(argument: str, file: Path, context: ContextEncoder | None = N
     """Return names, items, feedback and context of the sessions in a file."""
     if file.suffix not in WRITERS:
         raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
-    table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+    if not file.exists():
+        raise FileNotFoundError(f"`{argument}` must be a file that exists, got {str(file)!r}.")
+    with name_unreadable(argument):
+        table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
     needed = [] if context is None else context.columns
     if not {"session_id", "item_id", *needed} <= set(table.columns):
         raise ValueError(

@@ -114,16 +114,17 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool) -> lis
 
 
 @contextmanager
-def name_unreadable() -> Iterator[None]:
+def name_unreadable(name: str = "log") -> Iterator[None]:
     """Turn errors of reading a table into a `ValueError` that says what to do.
 
-    An error of a reader is kept, without what polars adds to it.
+    polars panics on some damaged files; its `PanicException` is no `Exception`. An error of a reader is
+    kept, without what polars adds to it.
     """
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise ValueError(
-            f"`log` must be readable to its last row, got {describe_polars_error(error)}. "
+            f"`{name}` must be readable to its last row, got {describe_polars_error(error)}. "
             "A file is cut short, damaged, or not what its first rows say; read them one by one to find it."
         ) from error
     except ValueError as error:
@@ -153,7 +154,7 @@ def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:
     """Return the columns of a table; a lazy one may have to open its files."""
     try:
         return frame.lazy().collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise ValueError(
             f"`{name}` must be a table whose columns can be read, got {describe_polars_error(error)}. "
             "Check the files that it scans and the expressions on top of them."

@@ -13,7 +13,13 @@ from polars import selectors
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_shape
-from skipcl_lightning.data.canonical_table import Table, describe_columns, resolve_schema, to_frame
+from skipcl_lightning.data.canonical_table import (
+    Table,
+    describe_columns,
+    name_unreadable,
+    resolve_schema,
+    to_frame,
+)
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = ["ItemFeatures"]
@@ -263,7 +269,8 @@ def _align(
             f"`item_features` must have the column {_ID!r} and others, got {describe_columns(schema)}. "
             "Rename the column of the ids, and add a column for each feature."
         )
-    rows = frame.lazy().collect()
+    with name_unreadable("item_features"):
+        rows = frame.lazy().collect()
     index = vocabulary.encode(rows[_ID], unknown="ignore")
     if unknown == "error" and (index == 0).any():
         wrong = rows[_ID].filter(pl.Series(index == 0))

@@ -206,7 +206,9 @@ def check_loaded_groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> 
     own = [len(group["params"]) for group in optimizer.param_groups]
     try:
         found = [len(group["params"]) for group in state_dict["param_groups"]]
-        whole = found == own and all(isinstance(one, dict) for one in state_dict["state"].values())
+        whole = found == own and all(_is_number(one["step"]) for one in state_dict["state"].values())
+        for group, known in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+            whole = whole and {"lr", "betas", "eps", "weight_decay"} & known.keys() <= group.keys()
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"`optimizer_states` must be states, got others ({error!r}). {_CURE}") from error
     if not whole:

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.canonical_table import Progress, Table, no_progress
 from skipcl_lightning.data.prepare.inputs import (
@@ -37,6 +39,7 @@ from skipcl_lightning.data.store.folder import (
     publish,
     read_column,
     read_version,
+    refuse_damage,
 )
 from skipcl_lightning.data.store.listeners import Listeners
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
@@ -217,6 +220,15 @@ def _open_steadily(folder: Path, *, verify: bool) -> PreparedData:
 def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
     manifest = Manifest.read(folder)
     manifest.check_files(folder, contents=verify)
+    # A manifest that was written again may describe any files.
+    with refuse_damage(folder):
+        data = _assemble(folder, digest, manifest)
+        if verify:
+            _check_contents(data)
+    return data
+
+
+def _assemble(folder: Path, digest: str, manifest: Manifest) -> PreparedData:
     store = SessionStore.open(folder, digest)
     context = manifest.counts.get("context")
     return PreparedData(
@@ -229,13 +241,24 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
         item_counts=map_array(folder / "item_counts.npy"),
         drop_report=DropReport(**manifest.counts["drop_report"]),
         num_cold_targets=manifest.counts["cold_targets"],
-        longest_input=manifest.counts["longest_input"],
+        longest_input=int(manifest.counts["longest_input"]),
         caution=manifest.counts["caution"],
         scores_cold=manifest.settings["cold_targets"] == "score",
         listeners=Listeners.open(folder),
-        num_known_items=manifest.counts.get("known_items", 0),
+        num_known_items=int(manifest.counts.get("known_items", 0)),
         context=None if context is None else ContextEncoder(context),
     )
+
+
+def _check_contents(data: PreparedData) -> None:
+    """Raise unless the items of a store are those of its vocabulary."""
+    num_items, items, counts = len(data.vocabulary), data.store.items, data.item_counts
+    if items.ndim != 1 or items.min() < 1 or items.max() > num_items:
+        raise ValueError(f"items are not all in 1..{num_items}, the indices of the vocabulary")
+    if counts.shape != (num_items + 1,) or counts.dtype != np.int64 or counts.min() < 0:
+        raise ValueError(f"item_counts are not {num_items + 1} counts")
+    if data.num_known_items > num_items:
+        raise ValueError(f"{data.num_known_items} items are known, of {num_items}")
 
 
 def _is_same(folder: Path, manifest: Manifest) -> bool:

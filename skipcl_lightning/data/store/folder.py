@@ -30,6 +30,7 @@ __all__ = [
     "publish",
     "read_column",
     "read_version",
+    "refuse_damage",
 ]
 
 _SCAN = re.compile(r"\bSCAN \[(.*)\]\s*$")
@@ -83,7 +84,13 @@ class Manifest:
         if told != _digest(content):
             raise ValueError(_describe_damage(folder, MANIFEST, "has another checksum than it says"))
         del content["format"]
-        return cls(**content)
+        with refuse_damage(folder):
+            manifest = cls(**content)
+            _ = manifest.settings.keys(), manifest.versions.keys(), manifest.counts.keys()
+            bare = all(Path(name).name == name for name in manifest.files)
+            if not bare or any(name not in manifest.files for name in _names(folder)):
+                raise ValueError("the manifest does not describe the files of the folder")
+        return manifest
 
     def check_files(self, folder: Path, *, contents: bool) -> None:
         """Raise unless all files are there with their sizes and, with `contents`, their checksums."""
@@ -100,6 +107,25 @@ class Manifest:
                 raise ValueError(
                     _describe_damage(folder, name, "has another checksum than the manifest says")
                 )
+
+
+@contextmanager
+def refuse_damage(folder: Path) -> Iterator[None]:
+    """Turn each error in reading a store into a `ValueError` that names the folder."""
+    try:
+        yield
+    except Exception as error:
+        if repr(str(folder)) in str(error):
+            raise
+        raise ValueError(
+            f"`folder` must be a whole session store, got {str(folder)!r}, whose files do not fit together: "
+            f"{error}. Copy it again, or prepare it again with `rebuild=True`."
+        ) from error
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of the files of a store, without the manifest."""
+    return {file.name for file in folder.iterdir()} & STORE_FILES - {MANIFEST}
 
 
 def read_version(folder: Path) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.data.store.folder import map_array, read_column, read_version
+from skipcl_lightning.data.store.folder import map_array, read_column, read_version, refuse_damage
 
 __all__ = ["SessionStore", "SessionView"]
 
@@ -131,7 +131,13 @@ class SessionStore:
     @cached_property
     def ids(self) -> pl.Series:
         """[sessions] the external id of each session, kept in memory from now on."""
-        return read_column(self.session_ids) if isinstance(self.session_ids, Path) else self.session_ids
+        if not isinstance(self.session_ids, Path):
+            return self.session_ids
+        with refuse_damage(self.session_ids.parent):
+            found = read_column(self.session_ids)
+            if len(found) != len(self):
+                raise ValueError(f"there are {len(found)} names of {len(self)} sessions")
+        return found
 
     @property
     def lengths(self) -> NDArray[np.int64]:
