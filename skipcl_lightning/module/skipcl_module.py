@@ -583,6 +583,7 @@ class SkipCLModule(Scoring, LightningModule):
             if fits:
                 correct_progress(checkpoint)
                 self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
+                check_integer("batch_seed", self.batch_seed or 0, minimum=0)
             if trainer is not None:
                 check_training_state(trainer, checkpoint)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
