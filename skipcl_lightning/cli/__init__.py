@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -81,10 +83,19 @@ def _call(command: str, arguments: list[str]) -> None:
     """Call the function of a command with the settings of the command line."""
     from jsonargparse import ArgumentParser
 
+    from skipcl_lightning.cli.configs import check_yaml
+
     function = getattr(import_module(FUNCTIONS[command]), command)
     parser = ArgumentParser(prog=f"skipcl {command}", description=COMMANDS[command])
     parser.add_argument("--config", action="config", help="a YAML file with settings")
     parser.add_function_arguments(function, as_positional=True)
+    for before, argument in pairwise(["", *arguments]):
+        file = argument if before == "--config" else argument.partition("--config=")[2]
+        if file:
+            try:
+                check_yaml(Path(file))
+            except ValueError as error:
+                raise SystemExit(f"skipcl {command}: {error}") from error
     settings = parser.parse_args(arguments).as_dict()
     settings.pop("config", None)
     try:

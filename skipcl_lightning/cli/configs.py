@@ -8,16 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from skipcl_lightning.cli import suggest
 
-__all__ = ["configuration_names", "expand_arguments", "read_configuration", "run_configs"]
+__all__ = ["check_yaml", "configuration_names", "expand_arguments", "read_configuration", "run_configs"]
 
 FOLDER = files("skipcl_lightning.cli") / "configurations"
 # Loggers that need a folder.
 LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
+# More than any configuration has.
+_MOST_BYTES = 1_000_000
+_MOST_NODES = 100_000
 MAX_LENGTH = re.compile(r"^    max_length: (\d+)", flags=re.MULTILINE)
 
 
@@ -92,10 +96,56 @@ def expand_arguments(arguments: Sequence[str]) -> Iterator[str]:
         previous = argument
 
 
+def check_yaml(file: Path) -> None:
+    """Raise unless a configuration can be read in bounded time and memory.
+
+    Aliases let a few lines stand for billions, or for themselves without an end.
+
+    Args:
+        file: The configuration.
+
+    Raises:
+        ValueError: It is no text in UTF-8, is too large, or repeats or contains itself.
+    """
+    refused = f"`--config` must be a configuration in YAML, got {str(file)!r}"
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise ValueError(
+            f"{refused}, which is no file of at most {_MOST_BYTES:,} bytes. See `skipcl configs`."
+        )
+    try:
+        _count_nodes(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{refused}: {error}. Write it as `skipcl configs` prints one, in UTF-8.") from error
+
+
+def _count_nodes(text: str) -> None:
+    """Raise if the nodes of a YAML text, with those that its aliases stand for, are too many."""
+    sizes: dict[str, int] = {}
+    # The anchors of the open collections, and how many nodes each has.
+    opened: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, 1))
+            continue
+        # An open collection has no size yet: one that contains itself never ends.
+        size = sizes.get(anchor or "", _MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = opened.pop()
+        if anchor is not None and not isinstance(event, yaml.AliasEvent):
+            sizes[anchor] = size
+        opened[-1] = opened[-1][0], opened[-1][1] + size
+        if opened[-1][1] >= _MOST_NODES:
+            raise ValueError("aliases (*) make it too large, or contain themselves")
+
+
 def _configuration(text: str) -> str:
     """Return the YAML of a ready configuration, or the path of a file; a file takes precedence."""
     names = configuration_names()
-    if "\n" in text or Path(text).exists():
+    if "\n" not in text and Path(text).exists():
+        check_yaml(Path(text))
+        return text
+    if "\n" in text:
         return text
     if text in names:
         return read_configuration(text)
