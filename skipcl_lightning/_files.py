@@ -214,11 +214,12 @@ def check_weights_only(value: bool | None) -> None:
 
 
 @contextmanager
-def named_in_errors(path: str | Path | None) -> Iterator[None]:
+def named_in_errors(path: str | Path | None, what: str = "`path` must be a checkpoint") -> Iterator[None]:
     """Turn each error of a checkpoint that does not fit into a `ValueError` that names the file.
 
     Args:
         path: The checkpoint; None if an outer context names it.
+        what: The start of the message.
 
     Raises:
         ValueError: There was an error other than an `OSError`.
@@ -231,9 +232,7 @@ def named_in_errors(path: str | Path | None) -> Iterator[None]:
         why = str(error)
         if not isinstance(error, ValueError):
             why = f"{type(error).__name__}: {why}. Load it with the class and settings that were trained."
-        raise ValueError(
-            f"`path` must be a checkpoint that fits the model, got {str(path)!r}, which does not. {why}"
-        ) from error
+        raise ValueError(f"{what} that fits the model, got {str(path)!r}, which does not. {why}") from error
 
 
 def check_num_items(checkpoint: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._files import sync
+from skipcl_lightning._files import check_num_items, named_in_errors, sync
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.export.graph import Graph, write_onnx, write_pt2
@@ -169,7 +169,9 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
         )
     if settings["num_items"] != len(encoder.vocabulary):
         raise _refuse(folder, f"with {len(encoder.vocabulary)} items for a model of {settings['num_items']}")
-    return Scorer.from_settings(settings, state, backbone=backbone), encoder
+    with named_in_errors(folder, "`folder` must be an export"):
+        check_num_items({"state_dict": state, "hyper_parameters": settings})
+        return Scorer.from_settings(settings, state, backbone=backbone), encoder
 
 
 def _read_ids(file: Path, num_items: int) -> pl.Series:

@@ -10,7 +10,7 @@ import pytest
 from skipcl_lightning.data import SessionDataModule, open_store, prepare_store, simulate_sessions
 from skipcl_lightning.data.store import folder as stores
 
-DAMAGED_LOGS = 400
+DAMAGED_LOGS = 300
 
 
 def change_array(name, change):
