@@ -53,8 +53,7 @@ class Question(BaseModel):
 
     def key(self) -> tuple[Any, ...]:
         """Return what questions of one call of the model have in common."""
-        # A column that held the types of two questions would be converted.
-        context = tuple((name, _types(values)) for name, values in sorted((self.context or {}).items()))
+        context = tuple((name, values is None) for name, values in sorted((self.context or {}).items()))
         given = tuple(getattr(self, name) is not None for name in LISTS)
         return (*given, context, self.exclude_seen, self.exclude_skipped, self.unknown, self.skip_penalty)
 
@@ -67,10 +66,6 @@ class Question(BaseModel):
                     f"`{name}` must have one list for each session, got {len(rows)} for "
                     f"{len(self.sessions)}. Leave it out, or give one each."
                 )
-
-
-def _types(values: list[list[Any]] | None) -> frozenset[type] | None:
-    return None if values is None else frozenset(type(v) for row in values for v in row if v is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx2 as httpx
+import polars as pl
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import SASRec
-from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 
@@ -81,6 +82,8 @@ def test_names_arrive_as_they_are_in_json_and_nothing_else(client):
 
 def test_health_and_version_say_what_serves(client):
     assert client.get("/health").json() == {"status": "ok"}
+    schema = client.get("/openapi.json").json()["paths"]["/recommend"]["post"]["requestBody"]
+    assert "skip_penalty" in schema["content"]["application/json"]["schema"]["properties"]
     version = client.get("/version").json()
     assert re.fullmatch(r"\d+\.\d+\.\d+", version.pop("skipcl_lightning"))
     assert version == {"model": "SASRec", "items": 12, "digest": "f00d"}
@@ -102,6 +105,7 @@ def test_health_and_version_say_what_serves(client):
         ('{"sessions": [["a", 1]]}', "must be all strings or all integers, got int, str"),
         ('{"sessions": [[1]]}', "must be String as in the vocabulary, got Int64"),
         ('{"sessions": [["\\ud800"]]}', "Invalid JSON"),
+        ('{"sessions": [["' + "x" * 1500 + '"]]}', "got 'xxx"),
         ('{"sessions": [["a"], ["nowhere"]]}', "got 'nowhere' in session 1"),
         ('{"sessions": [["a"]], "feedback": [[NaN]]}', r"`feedback` must be in \[-1, 1\], got .nan"),
         ('{"sessions": [["a"]], "feedback": [[1e999]]}', r"`feedback` must be in \[-1, 1\], got .inf"),
@@ -173,38 +177,60 @@ def test_no_body_is_a_fault_of_the_server(client, body):
         assert answer.json()["detail"]
 
 
-questions = st.fixed_dictionaries(
-    {
-        "sessions": st.lists(
-            st.lists(st.sampled_from([*NAMES, "nowhere"]), min_size=1, max_size=4), min_size=1, max_size=2
-        ),
-        "top_k": st.sampled_from([1, 5, 13]),
-        "exclude_seen": st.booleans(),
-        "skip_penalty": st.sampled_from([None, 0.5]),
-    }
-)
+VALID = [
+    {}, {"top_k": 1}, {"top_k": 5}, {"exclude_seen": True},
+    {"exclude_skipped": False, "feedback": [[-1.0, 1.0]]},
+    {"skip_penalty": 0.5}, {"sessions": [["f"], ["a", "g"]]}, {"feedback": [[1.0, -1.0]]},
+    {"sessions": [["a", "nowhere"]], "unknown": "ignore"}, {"explicit_feedback": [[-1.0, 1.0]]},
+]  # fmt: skip
+INVALID = [{"top_k": 13}, {"sessions": [["a", "nowhere"]]}, {"sessions": [[]]}, {"feedback": [[1.0]]}]
 
 
-@given(st.lists(st.tuples(questions, st.booleans(), st.booleans()), min_size=1, max_size=5))
-@settings(max_examples=25)
-def test_a_question_is_answered_as_if_it_were_alone(service, recommender, drawn):
-    def make(question, with_feedback, explicit):
-        signals = [[(-1.0) ** len(item) for item in session] for session in question["sessions"]]
-        lists = {"feedback": signals} if with_feedback else {}
-        return service.Question(**question, **lists, **({"explicit_feedback": signals} if explicit else {}))
-
-    asked = [make(*one) for one in drawn]
+@pytest.mark.parametrize("changes", [VALID, VALID[::-1], VALID + INVALID, INVALID + VALID])
+def test_a_question_is_answered_as_if_it_were_alone(service, recommender, changes):
+    asked = [service.Question(**{"sessions": [["h", "i"]], **change}) for change in changes]
     together = service.answer_together(recommender, asked)
     for question, answer in zip(asked, together, strict=True):
         (alone,) = service.answer_together(recommender, [question])
         assert str(flat(answer, "item_id")) == str(flat(alone, "item_id"))
         if not isinstance(alone, Exception):
+            assert [len(rows) for rows in answer] == [len(rows) for rows in alone]
             for name in ("score", "skip_probability"):
                 assert flat(answer, name) == pytest.approx(flat(alone, name), abs=1e-5)
+    assert sum(isinstance(answer, Exception) for answer in together) == sum(map(INVALID.count, changes))
 
 
 def flat(answer, name):
     return answer if isinstance(answer, Exception) else [row[name] for rows in answer for row in rows]
+
+
+def test_columns_of_a_context_keep_the_types_of_each_question(service):
+    times = list(range(0, 2000, 200))
+    log = {"session_id": [1] * 5 + [2] * 5, "item_id": list("abcdeacbed"), "feedback": [1.0, -1.0] * 5}
+    table = pl.DataFrame({**log, "timestamp": times, "shuffle": ["1", "2"] * 5})
+    data = SessionDataModule(table, context=["gap", "shuffle"])
+    model = SessionModel(SASRec(8), num_items=5, context_sizes=data.context_sizes)
+    with torch.no_grad():
+        for embedding in model.context_embeddings:
+            embedding.weight.normal_()
+    recommender = Recommender(Scorer(model), data.encoder)
+    columns = ["1", "2"], [1, 2], [None, "2"], [1.0, 2], [True, False], None
+    asked = [
+        service.Question(
+            sessions=[["a", "b"]],
+            context={"timestamp": [[0, 300]], "shuffle": column if column is None else [column]},
+            top_k=3,
+        )
+        for column in columns
+    ]
+    together = service.answer_together(recommender, asked)
+    alone = [service.answer_together(recommender, [question])[0] for question in asked]
+    for answer, expected in zip(together, alone, strict=True):
+        assert str(flat(answer, "item_id")) == str(flat(expected, "item_id"))
+        if not isinstance(expected, Exception):
+            assert flat(answer, "score") == pytest.approx(flat(expected, "score"), abs=1e-5)
+    assert flat(alone[0], "score") != pytest.approx(flat(alone[-1], "score"), abs=1e-2)
+    assert isinstance(alone[4], ValueError)
 
 
 class Slow:
@@ -271,7 +297,7 @@ def test_a_client_that_goes_away_stops_nobody_else(service, recommender):
             await asyncio.sleep(0.001)
         gone.cancel()
         slow.go.set()
-        found = await stays
+        found = await asyncio.wait_for(stays, 10)
         running.cancel()
         return found
 
