@@ -268,10 +268,12 @@ def make_app(recommender: Recommender, *, digest: str = "", limits: Limits = DEF
 
 
 def load(path: Path) -> tuple[Recommender, str]:
-    """Return the recommender of a checkpoint, and the checkpoint's SHA-256."""
-    with path.open("rb") as file:
+    """Return the recommender of a checkpoint or an export, and the SHA-256 of the file that describes it."""
+    # The description of an export holds the digests of its other files.
+    with (path / "model.json" if path.is_dir() else path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Recommender.from_checkpoint(path), digest
+    recommender = Recommender.from_export(path) if path.is_dir() else Recommender.from_checkpoint(path)
+    return recommender, digest
 
 
 def make_untrained() -> Recommender:
@@ -293,14 +295,14 @@ def serve(
     """Serve a trained model until SIGTERM or Ctrl-C; running requests are answered first.
 
     Args:
-        path: A checkpoint.
+        path: A checkpoint, or the folder of an exported model.
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
         limits: The largest request, and the largest batch.
         smoke: Quick check that everything works: an untrained model of 100 tracks in place of `path`.
     """
     if path is None and not smoke:
-        sys.exit("`path` must name a checkpoint, got none. Give one, or `--smoke true`.")
+        sys.exit("`path` must name a checkpoint or an export, got none. Give one, or `--smoke true`.")
     recommender, digest = (make_untrained(), "") if path is None else load(path)
     app = make_app(recommender, digest=digest, limits=limits)
     uvicorn.run(app, host=host, port=port, access_log=False)

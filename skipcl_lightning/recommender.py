@@ -1,5 +1,6 @@
 """Next-item recommendations from a trained model, with external ids."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.encoder import Context, session_lengths
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
-from skipcl_lightning.export import load_export
+from skipcl_lightning.export import export_model, load_export
 from skipcl_lightning.functional import top_k_items
+from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
 from skipcl_lightning.model import Scorer, Scoring
 
 __all__ = ["Recommender"]
@@ -134,6 +136,77 @@ class Recommender:
             ValueError: A file is missing, damaged or of another model, or the backbone must be passed.
         """
         return cls(*load_export(folder, backbone=backbone))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        backbone: torch.nn.Module | None = None,
+    ) -> "Recommender":
+        """Load a model of the Hugging Face Hub, or an exported folder. No code of the repository runs.
+
+        Needs the extra `export`, and `hub` unless `model` is a folder.
+
+        Args:
+            model: A repository, `user/name`, or the path of a folder.
+            revision: A branch, tag or commit of the repository; None for `main`. A commit never changes.
+            token: An access token for a private repository; None for the one that `hf auth login` stored.
+            backbone: An instance of your own class; None for a built-in backbone.
+
+        Returns:
+            The recommender, on the CPU.
+
+        Raises:
+            ImportError: A package of these extras is not installed.
+            ValueError: `model` is no name of a repository, or as for `from_export`.
+        """
+        folder = Path(model)
+        if not folder.is_dir():
+            folder = fetch_folder(str(model), revision=revision, token=token)
+        return cls.from_export(folder, backbone=backbone)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: Report | None = None,
+        dataset: str | None = None,
+        licence: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload a skipcl_lightning model",
+    ) -> str:
+        """Upload the exported model to the Hugging Face Hub, with a model card, in one commit.
+
+        The repository holds weights, items with their ids, and settings, without pickles. Needs the extras
+        `export` and `hub`.
+
+        Args:
+            repo_id: The repository, `user/name`, which is made if there is none. Its files are replaced.
+            report: The result of `evaluate` on the test set, for the card; None leaves metrics out.
+            dataset: The name of the training data, for the card.
+            licence: The licence of the weights, as an identifier of the Hub such as `mit`.
+            private: Whether a new repository is private; None for the account's default.
+            token: An access token that may write; None for the one that `hf auth login` stored. It is not
+                written anywhere.
+            message: The message of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ImportError: A package of these extras is not installed.
+            ValueError: `repo_id` is no name of a repository, or as for `export_model`.
+        """
+        card = model_card(
+            self.scorer, self.encoder, repo_id=repo_id, report=report, dataset=dataset, licence=licence
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            model = export_model(self.scorer, self.encoder, Path(folder, "model"), onnx=False, pt2=False)
+            return push_folder(model, repo_id, card=card, private=private, token=token, message=message)
 
     @torch.inference_mode()
     def recommend(

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import json
 import re
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
+from skipcl_lightning.export import export_model
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 
@@ -302,6 +304,15 @@ def test_a_client_that_goes_away_stops_nobody_else(service, recommender):
         return found
 
     assert len(asyncio.run(run())[0]) == 10
+
+
+def test_an_export_is_served_with_the_digest_of_its_description(service, recommender, tmp_path):
+    folder = export_model(
+        recommender.scorer, recommender.encoder, tmp_path / "exported", onnx=False, pt2=False
+    )
+    loaded, digest = service.load(folder)
+    assert loaded.encoder.vocabulary == recommender.encoder.vocabulary
+    assert digest == hashlib.sha256((folder / "model.json").read_bytes()).hexdigest()
 
 
 def test_a_checkpoint_is_named_or_the_service_does_not_start(service):
