@@ -88,7 +88,7 @@ class Limits:
     session_length: int = 1000
     top_k: int = 100
     batch_sessions: int = 256
-    batch_wait: float = 0.0
+    batch_wait: float = 0.002
     waiting_requests: int = 1000
 
     def check(self, question: Question) -> None:

@@ -2,12 +2,14 @@
 
 python tests/benchmarks/http_service.py                    # a minute on 2 cores
 
-The service runs in a process of its own, the clients in this one: on a machine of two cores each has one.
+The service runs in a process of its own, the clients in this one: on a machine of two cores each has one. On
+a busy machine compare the processor time, which is read from Linux's /proc.
 """
 
 import asyncio
 import json
 import multiprocessing
+import os
 import socket
 import statistics
 import sys
@@ -27,17 +29,16 @@ from skipcl_lightning.model import Scorer, SessionModel
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 
-def serve(port: int, items: int, size: int) -> None:
+def serve(port: int, items: int, size: int, batch_wait: float) -> None:
     """Serve an untrained model."""
-    from serve_http import make_app
+    from serve_http import Limits, make_app
 
     torch.set_num_threads(1)
     model, head = SessionModel(SASRec(size, max_length=50), num_items=items), SkipPrediction()
     head.materialise(model.item_table)
     encoder = SessionEncoder(ItemVocabulary([f"track {n}" for n in range(items)]), max_length=50)
-    uvicorn.run(
-        make_app(Recommender(Scorer(model, head), encoder)), port=port, log_level="error", access_log=False
-    )
+    app = make_app(Recommender(Scorer(model, head), encoder), limits=Limits(batch_wait=batch_wait))
+    uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
 async def client(port: int, bodies: list[bytes], seconds: list[float]) -> None:
@@ -55,8 +56,14 @@ async def client(port: int, bodies: list[bytes], seconds: list[float]) -> None:
     writer.close()
 
 
-async def load(port: int, clients: int, requests: int, items: int) -> None:
-    """Print a row for a number of clients."""
+def processor_seconds(pid: int) -> float:
+    """Return what a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(port: int, pid: int, clients: int, requests: int, items: int) -> str:
+    """Return a row for a number of clients."""
     draws = torch.randint(items, (requests, 20), generator=torch.Generator().manual_seed(0)).tolist()
     signals = [1.0, -1.0] * 10
     bodies = [
@@ -64,34 +71,40 @@ async def load(port: int, clients: int, requests: int, items: int) -> None:
         for draw in draws
     ]
     seconds: list[float] = []
-    start = time.perf_counter()
+    start, used = time.perf_counter(), processor_seconds(pid)
     await asyncio.gather(*(client(port, bodies[number::clients], seconds) for number in range(clients)))
     wall = time.perf_counter() - start
+    used = processor_seconds(pid) - used
     cuts = statistics.quantiles(seconds, n=100)
-    print(f"{clients:7d} {requests / wall:12.0f} {1000 * cuts[49]:7.1f} {1000 * cuts[98]:7.1f}")
+    return (
+        f"{clients:7d} {requests / wall:12.0f} {1000 * cuts[49]:7.1f} {1000 * cuts[98]:7.1f} "
+        f"{1000 * used / requests:14.1f}"
+    )
 
 
-def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000) -> None:
+def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000, batch_wait: float = 0.0) -> None:
     """Print requests per second, the median and the 99th percentile of the latency by number of clients.
 
     Args:
         items: V.
         size: D.
         requests: Requests for each number of clients, each with one session of 20 tracks.
+        batch_wait: Seconds for which the first request of a batch waits for others.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, items, size))
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, items, size, batch_wait))
     process.start()
     try:
         with socket.socket() as probe:
             while process.is_alive() and probe.connect_ex(("127.0.0.1", port)):
                 time.sleep(0.1)
-        asyncio.run(load(port, 8, 200, items))  # warms up
-        print(f"{items:,} tracks, D {size}\nclients  requests/s  p50 ms  p99 ms")
+        pid = process.pid or 0
+        asyncio.run(load(port, pid, 8, 64, items))  # warms up
+        print(f"{items:,} tracks, D {size}\nclients   requests/s  p50 ms  p99 ms ms CPU/request")
         for clients in (1, 8, 64):
-            asyncio.run(load(port, clients, requests, items))
+            print(asyncio.run(load(port, pid, clients, requests, items)))
     finally:
         process.terminate()
         process.join()
