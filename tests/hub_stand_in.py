@@ -13,7 +13,7 @@ from urllib.parse import unquote
 class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.calls, self.tokens = {}, [], set()
+        self.repositories, self.asked, self.calls, self.tokens = {}, {}, [], set()
 
     @property
     def url(self):
@@ -63,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
         known = name in self.server.repositories
+        self.server.asked[name] = asked
         self.server.repositories.setdefault(name, {})
         self.answer(409 if known else 200, {"url": f"{self.server.url}/{name}", "name": name})
 

@@ -82,7 +82,7 @@ async def load(port: int, pid: int, clients: int, requests: int, items: int) -> 
     )
 
 
-def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000, batch_wait: float = 0.0) -> None:
+def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000, batch_wait: float = 0.002) -> None:
     """Print requests per second, the median and the 99th percentile of the latency by number of clients.
 
     Args:
