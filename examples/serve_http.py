@@ -23,6 +23,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from jsonargparse import auto_cli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 
 from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import SASRec
@@ -247,6 +248,8 @@ def make_app(recommender: Recommender, *, digest: str = "", limits: Limits = DEF
     async def recommend(request: Request) -> JSONResponse:
         try:
             found = await batcher.recommend(await read_question(request, limits))
+        except ClientDisconnect as error:  # Nobody reads the answer, but the log shows no fault of ours.
+            raise HTTPException(400, "The client has gone.") from error
         except (TypeError, ValueError) as error:
             raise HTTPException(422, str(error)[:LONGEST_MESSAGE]) from error
         return JSONResponse({"recommendations": found})
