@@ -154,7 +154,7 @@ def fetch_folder(repo_id: str, *, revision: str | None, token: str | None) -> Pa
     try:
         # First, because the weights of a foreign model may be large.
         hub.hf_hub_download(repo_id, DESCRIPTION, revision=revision, token=token)
-    except hub.errors.EntryNotFoundError as error:
+    except hub.errors.RemoteEntryNotFoundError as error:
         raise ValueError(
             f"`model` must be a folder or a repository of skipcl_lightning, got {repo_id!r}, which "
             f"has no {DESCRIPTION}. `Recommender.push_to_hub` uploads one."

@@ -112,6 +112,15 @@ def test_names_break_neither_the_metadata_nor_the_page(model, dataset, name):
     assert re.sub(r"\\(.)", r"\1", escape(dataset)) == " ".join(dataset.split())
 
 
+def test_a_hub_that_cannot_be_reached_is_not_called_an_empty_repository(monkeypatch):
+    def fail(*arguments, **settings):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(huggingface_hub.errors.LocalEntryNotFoundError, match="no connection"):
+        Recommender.from_pretrained("me/it")
+
+
 @pytest.mark.parametrize("repo_id", ['me/it")\nimport os', "a/b/c", "me/..", ""])
 def test_a_name_that_is_no_repository_is_refused(model, repo_id):
     with pytest.raises(ValueError, match="epo id must"):
