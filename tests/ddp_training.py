@@ -15,9 +15,10 @@ from skipcl_lightning.backbones import BERT4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
 
-sys.path += [str(Path(__file__).parent / room) for room in ("heads", "metrics")]
+sys.path += [str(Path(__file__).parent / room) for room in ("heads", "metrics", "reliability")]
 import metric_processes
 import prediction_processes
+import resumed_runs
 from rank_processes import compute
 
 
@@ -80,3 +81,4 @@ if __name__ == "__main__":
     compute(rank, 2, folder)
     metric_processes.evaluate_shard(rank, 2, folder)
     prediction_processes.evaluate_shard(rank, folder)
+    resumed_runs.resume_in_processes(2, folder)

@@ -293,11 +293,11 @@ class TrainingSampler(DistributedSampler[int]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every `num_replicas`-th row from `rank` on, none repeated and none dropped.
+    """Adjacent rows for each process, none repeated and none dropped.
 
     torch's own sampler repeats rows until all processes have equally many, and metrics then count them twice.
-    Here the shares differ by at most one row. It is a `DistributedSampler`, because Lightning replaces all
-    others.
+    Here the shares differ by at most one row, and the shares of all ranks in turn have the order of one
+    process. It is a `DistributedSampler`, because Lightning replaces all others.
 
     Args:
         dataset: The rows, at least one for each process.
@@ -309,7 +309,7 @@ class EvaluationSampler(DistributedSampler[int]):
 
     Examples:
         >>> list(EvaluationSampler(range(5), num_replicas=2, rank=1))
-        [1, 3]
+        [2, 3, 4]
     """
 
     def __init__(
@@ -327,7 +327,8 @@ class EvaluationSampler(DistributedSampler[int]):
 
     @property
     def _rows(self) -> range:
-        return range(self.rank, self.total_size, self.num_replicas)
+        first, end = (self.total_size * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+        return range(first, end)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._rows)

@@ -15,6 +15,8 @@ from skipcl_lightning.functional.skip_losses.contrast import (
     ContrastOptions,
     ContrastSettings,
     check_info_nce_settings,
+    gather_latest,
+    move_padding_last,
     skip_info_nce,
 )
 from skipcl_lightning.heads.session_head import SessionHead
@@ -42,7 +44,8 @@ class SkipInfoNCE(SessionHead):
         num_hardest: Keep only this many negatives of each anchor, those with the largest terms of the sum
             (similarity and weight); None for all.
         bank_size: Number of the latest skipped items of earlier steps that are negatives too; 0 for none.
-            The bank holds item indices, which are embedded again in each step.
+            The bank holds item indices, which are embedded again in each step. In a distributed run all
+            processes have the same bank, with the skips of all.
         gather_ranks: Share the `batch` negatives of all processes, and average over all their anchors.
         mined_positive_weight: β ≥ 0, the weight of a mined positive; the next listened item has 1.
         contrast: Keyword arguments of `ContrastSettings`: `anchors`, `negatives`, `skip_weights`,
@@ -167,8 +170,6 @@ class SkipInfoNCE(SessionHead):
         if self.bank is None or not self.training:
             return
         rejected = torch.where(batch.rejected_mask, batch.items, PADDING_INDEX).flatten()
-        both = torch.cat([rejected, self.bank])
-        # The sort moves padding behind the items without asking a GPU for their number.
-        order = (both == PADDING_INDEX).to(torch.uint8).sort(stable=True).indices
+        latest = torch.cat([gather_latest(rejected, len(self.bank)), self.bank])
         # Not in place: the backward pass may still need the old bank.
-        self.bank = both[order][: len(self.bank)]
+        self.bank = move_padding_last(latest)[: len(self.bank)]

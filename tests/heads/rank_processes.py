@@ -53,14 +53,13 @@ def shard(rank, ranks):
 
 
 def compute(rank, ranks, folder):
-    """The loss and all gradients, as DDP has them after the backward pass; rank 0 writes them."""
+    """The loss and all gradients, as DDP has them after the backward pass, and a bank."""
     if ranks > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
         )
-    loss_and_gradients = train(rank, ranks)
-    if rank == 0:
-        (Path(folder) / f"head_{ranks}.json").write_text(json.dumps(loss_and_gradients), encoding="utf-8")
+    found = train(rank, ranks) | {"bank": fill_bank(rank, ranks)}
+    (Path(folder) / f"head_{ranks}_{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     if ranks > 1:
         # A process that ends with gloo's threads still running is aborted now and then, under load. DDP is
         # part of a reference cycle and holds the process group, whose threads run until it is collected.
@@ -80,3 +79,13 @@ def train(rank, ranks):
         mean /= ranks
     gradients = {name: parameter.grad.tolist() for name, parameter in model.named_parameters()}
     return {"loss": float(mean), "gradients": gradients}
+
+
+def fill_bank(rank, ranks):
+    """A memory bank after two steps under DDP, which sends the buffers of process 0 to all before each."""
+    head = SkipInfoNCE(bank_size=60, negatives="batch", learn_temperature=True)
+    wrapped = DistributedDataParallel(head) if ranks > 1 else head
+    part, table = shard(rank, ranks), torch.ones(NUM_ITEMS + 1, 2)
+    for _ in range(2):
+        wrapped(table[part.items], table[part.items], part, table).backward()
+    return head.bank.tolist()

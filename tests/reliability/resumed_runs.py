@@ -1,7 +1,11 @@
-"""A training whose steps draw random numbers in every way that we know, broken off in several ways."""
+"""A training whose steps draw random numbers in every way that we know, broken off in several ways.
+
+As a script, it does so in several processes.
+"""
 
 import contextlib
 import copy
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnException
 
 from skipcl_lightning import SkipCLModule
 from skipcl_lightning.backbones import BERT4Rec, SASRec
+from skipcl_lightning.cli.predictions import SessionTrainer
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import CombinedHead, SampledSoftmax, SkipInfoNCE, SkipPrediction, SkipSoftmax
 
@@ -121,3 +126,40 @@ def resume_exactly(way, kind, data, step, folder, whole):
     assert list(losses.items()) == list(expected.items())[-len(losses) :]
     for name, weight in module.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def predict(module, data, file, **devices):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = SessionTrainer(accelerator="cpu", enable_model_summary=False, **quiet, **devices)
+    trainer.predict(module, copy.copy(data), output=file)
+
+
+def resume_in_processes(processes, folder):
+    """Compare a whole run and a resumed one in each process, and the banks of all processes."""
+    data = make_data(processes)
+    # Else DDP lays its gradients out anew after a run's first step, and three of them are summed in another
+    # order; two are not.
+    strategy = "ddp" if processes == 2 else "ddp_find_unused_parameters_true"
+    devices = {"devices": processes, "strategy": strategy}
+    whole, expected, trainer = train("causal", data, **devices)
+    trainer.save_checkpoint(Path(folder) / f"whole_{processes}.ckpt")
+    file = Path(folder) / f"resumed_{processes}.ckpt"
+    train("causal", data, Steps(save_at=3, file=file), max_steps=3, **devices)
+    resumed, losses, _ = train("causal", data, resume=file, seed=6, **devices)
+    assert len(losses) == STEPS - 3
+    assert list(losses.items()) == list(expected.items())[3:]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+    # Each process drew random numbers of its own, and has the bank of all.
+    gathered = [None] * processes
+    found = whole.skip_head.heads[0].bank.tolist()
+    torch.distributed.all_gather_object(gathered, (losses, found))
+    assert all(gathered[0][0] != other for other, _ in gathered[1:])
+    assert all(bank == found for _, bank in gathered)
+    predict(whole, data, Path(folder) / f"predicted_{processes}.parquet", **devices)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    resume_in_processes(int(sys.argv[1]), sys.argv[2])

@@ -27,7 +27,9 @@ __all__ = [
     "candidate_similarity",
     "check_info_nce_settings",
     "gather_candidates",
+    "gather_latest",
     "is_distributed",
+    "move_padding_last",
     "reduce_anchors",
     "rejected_candidates",
     "session_contrast",
@@ -369,6 +371,21 @@ def gather_candidates(candidates: Candidates) -> Candidates:
         _GatherWithGradient.apply(_fill(candidates.keys, most)),  # type: ignore[no-untyped-call]
         _gather(_fill(weight, most)),
     )
+
+
+def gather_latest(items: Tensor, most: int) -> Tensor:
+    """Return the first `most` of each process's [N] items, those of the processes in turn; of one, all N."""
+    if not is_distributed():
+        return items
+    # A fixed size, because a GPU's host would have to wait for the number of items.
+    items = move_padding_last(items)[:most]
+    return _gather(_fill(items, most)).view(-1, most).T.flatten()
+
+
+def move_padding_last(items: Tensor) -> Tensor:
+    """Move the padding of [N] items behind the others, which keep their order."""
+    # The sort does not ask a GPU for the number of items.
+    return items[(items == PADDING_INDEX).to(torch.uint8).sort(stable=True).indices]
 
 
 class _GatherWithGradient(torch.autograd.Function):
