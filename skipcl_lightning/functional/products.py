@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -87,7 +86,7 @@ def _knows_autocast(kind: str) -> bool:
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
 
 
-# The least norm, as in `torch.nn.functional.normalize`.
+# A gradient is at most one over this norm, so that an optimizer can square it.
 _LEAST_NORM = 1e-12
 _CACHED = 1 << 18
 
@@ -103,11 +102,12 @@ def cosine(
     r"""Return cos(q, k) / τ of queries with the keys of their session, with shared keys, or with their own.
 
     $$
-    \cos(q, k) = \frac{q \cdot k}{\max(\|q\|, \epsilon) \max(\|k\|, \epsilon)}, \quad \epsilon = 10^{-12}
+    \cos(q, k) = \frac{q \cdot k}{\|q\| \|k\|}
     $$
 
-    The products are divided by the norms afterwards: normalised [B, L, D] copies would take most of the time
-    and memory. There is no second derivative. Within `torch.compile` the plain formula is used.
+    A vector with a norm below 1e-12 (6e-5 in float16) counts as 0: its cosines are 0, and so is its gradient.
+    Norms up to the largest number of the dtype are exact. Some sessions are normalised at a time, within the
+    caches of a CPU. There is no second derivative. Within `torch.compile` the plain formula is used.
 
     Args:
         query: [B, L, D] floating point; half precision is computed in float32.
@@ -138,8 +138,7 @@ def _plain_cosine(query: Tensor, keys: Tensor, query_mask: Tensor | None, keys_m
     """[G, M, S], by the formula."""
     everything = slice(None)
     with without_autocast(query.device):
-        rows = F.normalize(_masked(query, query_mask, everything), dim=-1, eps=_LEAST_NORM)
-        columns = F.normalize(_masked(keys, keys_mask, everything), dim=-1, eps=_LEAST_NORM)
+        rows, columns = _units(query, query_mask, everything)[0], _units(keys, keys_mask, everything)[0]
         return rows @ columns.mT
 
 
@@ -152,34 +151,32 @@ class _Cosine(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(query.dtype, torch.float32)
         found = query.new_empty(*query.shape[:2], keys.shape[1], dtype=exact)
-        row_scale = query.new_empty(query.shape[:2], dtype=exact)
-        column_scale = keys.new_empty(keys.shape[:2], dtype=exact)
         with without_autocast(query.device):
             for some in _pieces(query, keys):
-                rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
-                row_scale[some], column_scale[some] = _scale(rows), _scale(columns)
+                rows, columns = _units(query, query_mask, some)[0], _units(keys, keys_mask, some)[0]
                 torch.bmm(rows, columns.mT, out=found[some])
-        # 0 at masked positions, so that they have no gradient.
-        row_scale = row_scale if query_mask is None else row_scale.mul_(query_mask)
-        column_scale = column_scale if keys_mask is None else column_scale.mul_(keys_mask)
-        found.mul_(row_scale[:, :, None]).mul_(column_scale[:, None, :])
-        ctx.save_for_backward(query, keys, query_mask, keys_mask, row_scale, column_scale, found)
+        ctx.save_for_backward(query, keys, query_mask, keys_mask, found)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        query, keys, query_mask, keys_mask, row_scale, column_scale, found = ctx.saved_tensors
+        query, keys, query_mask, keys_mask, found = ctx.saved_tensors
         query_gradient, keys_gradient = torch.empty_like(query), torch.empty_like(keys)
         # The component along each vector, which is subtracted because a longer vector has the same cosine.
         along = gradient * found
-        row_share, column_share = _share(along.sum(dim=2), row_scale), _share(along.sum(dim=1), column_scale)
-        slope = (gradient * row_scale[:, :, None]).mul_(column_scale[:, None, :])
+        row_share, column_share = along.sum(dim=2)[..., None], along.sum(dim=1)[..., None]
         with without_autocast(query.device):
             for some in _pieces(query, keys):
-                rows, columns = _masked(query, query_mask, some), _masked(keys, keys_mask, some)
-                query_gradient[some] = (slope[some] @ columns).addcmul_(rows, row_share[some], value=-1)
-                keys_gradient[some] = (slope[some].mT @ rows).addcmul_(columns, column_share[some], value=-1)
+                rows, row_scale = _units(query, query_mask, some)
+                columns, column_scale = _units(keys, keys_mask, some)
+                slope = gradient[some]
+                query_gradient[some] = (
+                    (slope @ columns).addcmul_(rows, row_share[some], value=-1).mul_(row_scale)
+                )
+                keys_gradient[some] = (
+                    (slope.mT @ rows).addcmul_(columns, column_share[some], value=-1).mul_(column_scale)
+                )
         return query_gradient, keys_gradient, None, None
 
 
@@ -192,18 +189,16 @@ def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, groups, size)]
 
 
-def _masked(vectors: Tensor, mask: Tensor | None, some: slice) -> Tensor:
+def _units(vectors: Tensor, mask: Tensor | None, some: slice) -> tuple[Tensor, Tensor]:
+    """Return the vectors with norm 1, and one over their norms; both are 0 for masked and zero vectors."""
+    least = max(_LEAST_NORM, torch.finfo(vectors.dtype).tiny)
     vectors = at_least_float32(vectors[some])
-    return vectors if mask is None else torch.where(mask[some, :, None], vectors, 0)
-
-
-def _scale(vectors: Tensor) -> Tensor:
-    """Return one over the norm."""
-    scale: Tensor = torch.linalg.vector_norm(vectors, dim=-1).clamp_(min=_LEAST_NORM).reciprocal_()
-    return scale
-
-
-def _share(along: Tensor, scale: Tensor) -> Tensor:
-    """[G, M, 1]: the component of each gradient along its own vector, which has no effect on the cosine."""
-    # Below the least norm, the cosine grows with the vector.
-    return torch.where(scale < 1 / _LEAST_NORM, along * scale.square(), 0)[..., None]
+    if mask is not None:
+        vectors = torch.where(mask[some, :, None], vectors, 0)
+    # Squares of large numbers would overflow.
+    largest = vectors.detach().abs().amax(dim=-1, keepdim=True).clamp_(min=least)
+    vectors = vectors / largest
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    counts = norm.detach() * largest >= least
+    scale = counts / torch.where(counts, norm, 1)
+    return vectors * scale, scale / largest

@@ -6,7 +6,7 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning._settings import records_settings_and
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch
 from skipcl_lightning.functional.next_item.look_up import look_up, require_table
@@ -24,6 +24,8 @@ from skipcl_lightning.heads.session_head import SessionHead
 __all__ = ["Query", "SkipInfoNCE"]
 
 Query = Literal["session", "item"]
+# A learned τ that falls further has similarities beyond ±100, and one update may then end the training.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 
 
 class SkipInfoNCE(SessionHead):
@@ -38,7 +40,8 @@ class SkipInfoNCE(SessionHead):
     Args:
         weight: λ ≥ 0, the factor of the loss in the sum.
         temperature: τ > 0; its first value if it is learned.
-        learn_temperature: Whether log τ is learned with the model.
+        learn_temperature: Whether log τ is learned with the model. τ then stays in [0.01, 100], and so must
+            its first value.
         query: What is compared at position t: the `session` after t items (z_t), or the `item` at t (e(i_t)).
             The predecessor paper tries both.
         num_hardest: Keep only this many negatives of each anchor, those with the largest terms of the sum
@@ -94,7 +97,9 @@ class SkipInfoNCE(SessionHead):
         self.gather_ranks = gather_ranks
         self.mined_positive_weight = mined_positive_weight
         self.log_temperature: Tensor
+        self.learn_temperature = learn_temperature
         if learn_temperature:
+            check_number("temperature", temperature, minimum=LEAST_TEMPERATURE, maximum=MOST_TEMPERATURE)
             self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         else:
             self.register_buffer("log_temperature", torch.tensor(math.log(temperature)))
@@ -104,8 +109,13 @@ class SkipInfoNCE(SessionHead):
 
     @property
     def temperature(self) -> Tensor:
-        """τ, a scalar; always positive, because its logarithm is the parameter."""
-        return self.log_temperature.exp()
+        """τ, a scalar; always positive, because its logarithm is the parameter; bounded if it is learned."""
+        logarithm = self.log_temperature
+        if self.learn_temperature:
+            bounded = logarithm.detach().clamp(math.log(LEAST_TEMPERATURE), math.log(MOST_TEMPERATURE))
+            # The gradient is that without bounds, so that τ can return from a bound.
+            logarithm = bounded + (logarithm - logarithm.detach())
+        return logarithm.exp()
 
     def forward(
         self, query: Tensor, keys: Tensor, sessions: Sessions, item_embeddings: Tensor | None = None

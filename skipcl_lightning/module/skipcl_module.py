@@ -53,6 +53,7 @@ from skipcl_lightning.module.checkpoint import (
     save_encoder,
 )
 from skipcl_lightning.module.checkpoint_io import keep_checkpoints_whole
+from skipcl_lightning.module.divergence import DivergenceWatch, check_precision
 from skipcl_lightning.module.growth import (
     Ids,
     NewRows,
@@ -85,6 +86,7 @@ Schedule = Literal["constant", "cosine"]
 MASK_PROBABILITY = 0.2
 LAST_MASK_PROBABILITY = 0.1
 _DEFAULT_SIZE = 64
+CHECKED_BATCHES = 1000
 
 
 class TrainingStates(NamedTuple):
@@ -261,6 +263,7 @@ class SkipCLModule(Scoring, LightningModule):
         self.growth = [num_items]
         self.counted_logs: list[str] = []
         self.batch_seed: int | None = None
+        self._divergence = DivergenceWatch()
         self.grown_from: int | None = None
         self.target_rule: TargetRule = target_rule
         self.mask_probability = self._cloze_setting("mask_probability", mask_probability, MASK_PROBABILITY)
@@ -553,6 +556,8 @@ class SkipCLModule(Scoring, LightningModule):
                 self.encoder.history_length = encoder.history_length
         if stage == "fit":
             count_transitions(self, data)
+            check_precision(self.trainer)
+            self._divergence = DivergenceWatch()
             self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -769,7 +774,12 @@ class SkipCLModule(Scoring, LightningModule):
             self.batch_seed = self.trainer.strategy.broadcast(draw_seed())
 
     def on_train_batch_start(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
-        """Seed the batch's random numbers, so that a resumed run has the same; an override must call it."""
+        """Seed the batch's random numbers, so that a resumed run has the same; an override must call it.
+
+        Once in a thousand batches, it stops a run whose weights are NaN or infinite.
+        """
+        if batch_idx and batch_idx % CHECKED_BATCHES == 0:
+            self._divergence.check(self)
         if self.batch_seed is not None:
             rank = self.trainer.global_rank
             seed_batch(self.batch_seed, self.trainer.current_epoch, batch_idx, rank, self.device)
@@ -797,11 +807,22 @@ class SkipCLModule(Scoring, LightningModule):
         has_bar = self.trainer.progress_bar_callback is not None
         for name, value in losses.items():
             self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
+        self._divergence.update(losses, self.trainer.global_step)
         return losses["loss"]
 
+    def on_train_epoch_end(self) -> None:
+        """Stop a run whose weights are not finite, before a checkpoint is saved; an override must call it.
+
+        Raises:
+            ValueError: They are.
+        """
+        self._divergence.check(self)
+
     def on_validation_epoch_start(self) -> None:
-        """Drop the candidates of an earlier epoch; an override must call it."""
+        """Drop the candidates of an earlier epoch, and stop a run that diverged; an override must call it."""
         self._candidates = None
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._divergence.check(self)
 
     def on_test_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch; an override must call it."""

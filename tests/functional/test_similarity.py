@@ -98,13 +98,49 @@ def test_what_stands_behind_a_mask_counts_as_nothing():
     assert dirty_query.grad.isfinite().all()
 
 
-def test_a_vector_of_zeros_is_like_nothing_and_has_the_gradient_of_normalising_it():
-    query = torch.zeros(1, 1, 3, requires_grad=True)
-    keys = torch.tensor([[[1.0, 2.0, 2.0]]])
-    cosine(query, keys).sum().backward()
-    other = torch.zeros(1, 1, 3, requires_grad=True)
-    (F.normalize(other, dim=-1) @ F.normalize(keys, dim=-1).mT).sum().backward()
-    torch.testing.assert_close(query.grad, other.grad)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_vector_of_zeros_is_like_nothing_and_has_no_gradient(dtype, compiled):
+    query = torch.zeros(1, 2, 3, dtype=dtype)
+    query[0, 1] = 1
+    keys = torch.tensor([[[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]], dtype=dtype)
+    query.requires_grad_()
+    keys.requires_grad_()
+    found = (products._plain_cosine(query, keys, None, None) if compiled else cosine(query, keys)) * 10
+    assert found.flatten().tolist() == pytest.approx([0, 0, 50 / 3 / 3**0.5, 0])
+    found.sum().backward()
+    assert not query.grad[0, 0].any()
+    assert not keys.grad[0, 1].any()
+    assert query.grad[0, 1].any()
+    assert keys.grad[0, 0].isfinite().all()
+    # A little longer than nothing is nothing too: a gradient beyond float16 would be no use.
+    tiny = torch.full((1, 1, 3), torch.finfo(dtype).tiny / 8, dtype=dtype, requires_grad=True)
+    cosine(tiny, keys.detach()).sum().backward()
+    assert not tiny.grad.any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("exponent", [-30, -11, -6, 0, 19, 30, 38])
+def test_long_and_short_vectors_are_compared_without_an_overflow(exponent, compiled):
+    query, keys, *_ = (tensor.detach().float() for tensor in make("session"))
+    sizes = [10.0**exponent, 10.0**-exponent] if abs(exponent) < 38 else [1e37, 1e-6]
+    long, short = (
+        (tensor * size).requires_grad_() for tensor, size in zip((query, keys), sizes, strict=True)
+    )
+    found = products._plain_cosine(long, short, None, None) if compiled else cosine(long, short)
+    expected = F.cosine_similarity(query[:, :, None], keys[:, None], dim=-1)
+    nothing = min(sizes) < 1e-12
+    torch.testing.assert_close(found, torch.zeros_like(expected) if nothing else expected)
+    found.sum().backward()
+    plain = query.requires_grad_()
+    F.cosine_similarity(plain[:, :, None], keys[:, None], dim=-1).sum().backward()
+    assert long.grad.isfinite().all()
+    assert short.grad.isfinite().all()
+    if not nothing:
+        torch.testing.assert_close(long.grad * sizes[0], plain.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

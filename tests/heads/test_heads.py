@@ -86,6 +86,18 @@ def test_a_learned_temperature_gets_a_gradient_and_stays_positive():
     assert not list(SkipInfoNCE().parameters())
 
 
+@pytest.mark.parametrize(("logarithm", "bound"), [(-50.0, 0.01), (50.0, 100.0)])
+def test_a_learned_temperature_stays_within_bounds_and_may_return(logarithm, bound):
+    head = SkipInfoNCE(learn_temperature=True)
+    head.log_temperature.data.fill_(logarithm)
+    assert head.temperature.item() == pytest.approx(bound)
+    head.temperature.log().backward()
+    assert head.log_temperature.grad.item() == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"`temperature` must be in \[0.01, 100\]"):
+        SkipInfoNCE(learn_temperature=True, temperature=bound * bound)
+    assert SkipInfoNCE(temperature=0.001).temperature.item() == pytest.approx(0.001)
+
+
 def test_a_fixed_temperature_travels_in_the_state():
     head = SkipInfoNCE(temperature=0.1)
     head.load_state_dict(SkipInfoNCE(temperature=0.5).state_dict())
