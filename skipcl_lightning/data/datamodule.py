@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import polars as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
@@ -414,9 +417,13 @@ class SessionDataModule(LightningDataModule):
         """Show the warnings of Lightning again that `setup` has silenced."""
         _restore_warnings()
 
-    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002 - Lightning's signature
-        """Do the same after an error, when Lightning does not call `teardown`."""
+    def on_exception(self, exception: BaseException) -> None:
+        """Do the same after an error, when Lightning does not call `teardown`.
+
+        In a distributed run, also add to the errors that follow which process failed first, and why.
+        """
         _restore_warnings()
+        _note_first_failure(exception)
 
     def warn_without_rejected(self) -> None:
         """Warn if no item of the log was skipped or disliked, so a skip head has nothing to learn.
@@ -519,6 +526,18 @@ class SessionDataModule(LightningDataModule):
             # torch warns about page-locked memory without an accelerator.
             "pin_memory": self.pin_memory and torch.accelerator.is_available(),
         }
+
+
+def _note_first_failure(exception: BaseException) -> None:
+    """Add the first error of all processes to an error; it is often a lost connection to that process."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    own = f"Process {dist.get_rank()} failed first, with {type(exception).__name__}: {exception}"
+    # No error of its own: the process that holds the store may have ended.
+    with suppress(Exception):
+        first = _get_default_store().compare_set("skipcl_lightning/first_failure", "", own).decode()
+        if first != own:
+            exception.add_note(first)
 
 
 def _restore_warnings() -> None:

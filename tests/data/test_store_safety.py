@@ -84,6 +84,31 @@ def test_an_interruption_while_a_store_is_replaced_leaves_the_old_one(tmp_path, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_kill_between_the_renames_leaves_the_old_store_to_whoever_opens_it(tmp_path, log, monkeypatch):
+    folder = tmp_path / "store [1]"  # also a pattern
+    prepare_store(log, folder)
+    before = (folder / "manifest.json").read_text()
+    rename, calls = Path.rename, []
+
+    def killed(self, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(OSError):  # noqa: PT011 - ours
+            prepare_store(log, folder, min_item_count=2)
+    assert not folder.exists()
+    assert SessionDataModule(folder, batch_size=4).num_items == 30
+    assert (folder / "manifest.json").read_text() == before
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="`folder` must be a session store"):
+        open_store(folder)
+
+
 def test_another_query_over_the_same_file_is_another_log(csv):
     lazy = scan(csv)
     told = fingerprint_log(lazy)

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 
+import failing_processes
 import polars as pl
 import pytest
 import resumed_runs
+import torch
 from polars.testing import assert_frame_equal
 
 from skipcl_lightning import SkipCLModule
+from skipcl_lightning.data import datamodule
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +39,28 @@ def test_three_processes_resume_exactly_and_predict_like_one(data, tmp_path):
     run = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)  # noqa: S603
     assert run.returncode == 0, run.stderr
     assert_predicts_like_one(3, data, tmp_path)
+
+
+def test_all_errors_name_the_process_that_failed_first(data, monkeypatch):
+    store, ranks = torch.distributed.HashStore(), iter((1, 0))
+    monkeypatch.setattr(datamodule, "_get_default_store", lambda: store)
+    monkeypatch.setattr(datamodule.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(datamodule.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(datamodule.dist, "get_rank", lambda: next(ranks))
+    cause, result = ValueError("this track does not exist"), RuntimeError("connection closed by peer")
+    for error in (cause, result):
+        data.on_exception(error)
+    assert not hasattr(cause, "__notes__")
+    assert result.__notes__ == ["Process 1 failed first, with ValueError: this track does not exist"]
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("way", ["raises", "is killed", "is stopped"])
+def test_a_run_ends_with_its_process_within_the_time_out(way):
+    script = [sys.executable, failing_processes.__file__, way]
+    limit = 60 + 2 * failing_processes.TIMEOUT.total_seconds()
+    run = subprocess.run(script, capture_output=True, text=True, check=False, timeout=limit)  # noqa: S603
+    assert run.returncode != 0
+    if way == "raises":
+        last = run.stderr.strip().splitlines()[-1]
+        assert last.endswith("Process 1 failed first, with ValueError: this track does not exist")

@@ -74,7 +74,8 @@ def prepare_store(
     The log is read once, as a stream, and sorted on disk. Memory holds about `rows_in_memory` rows and the
     item ids; the result does not depend on that number. The store is written beside `folder` and then
     renamed, so an interrupted run leaves the previous store, and several processes may prepare the same one.
-    A killed run also leaves a hidden folder `.NAME-….partial`, which may be deleted. A store of the same log,
+    A killed run also leaves a hidden folder `.NAME-….partial`, which may be deleted once the store opens: if
+    the kill came between two renames, opening takes the previous store from there. A store of the same log,
     settings and version is used again.
 
     Args:

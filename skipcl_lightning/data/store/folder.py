@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,8 @@ class Manifest:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             told, version = content.pop("sha256"), content["format"]
         except (FileNotFoundError, NotADirectoryError) as error:
+            if _take_back(folder):
+                return cls.read(folder)
             raise ValueError(
                 f"`folder` must be a session store, got {str(folder)!r} without a {MANIFEST}: it does not "
                 "exist, is something else, or was copied in part. `skipcl prepare` makes one."
@@ -226,7 +229,11 @@ def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Rename a finished store to its place, also if another process has put one there."""
+    """Rename a finished store to its place, also if another process has put one there.
+
+    Folders cannot be exchanged in one step on every system, so the old store is moved away first. Whoever
+    opens the store before the new one is in place, or after a kill in between, takes the old one back.
+    """
     for number in count():
         old = new.with_name(f"old-{number}")
         with suppress(FileNotFoundError):
@@ -242,6 +249,16 @@ def publish(new: Path, folder: Path) -> None:
                 old.rename(folder)
             raise
         return
+
+
+def _take_back(folder: Path) -> bool:
+    """Return whether there is a store again, which `publish` had moved away and not yet replaced."""
+    for old in folder.parent.glob(f"{escape(f'.{folder.name}-')}*.partial/old-*"):
+        if (old / MANIFEST).is_file():
+            # Another process may be quicker.
+            with suppress(OSError):
+                old.rename(folder)
+    return (folder / MANIFEST).is_file()
 
 
 def fingerprint_log(log: pl.LazyFrame | pl.DataFrame) -> str | None:
