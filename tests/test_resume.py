@@ -66,7 +66,7 @@ def log():
     [
         pytest.param({}, id="plain"),
         pytest.param({"bucket_batches": 3}, id="buckets"),
-        # Each of its ten trainings starts four processes.
+        # Each of its five trainings starts four processes.
         pytest.param({"num_workers": 2}, id="workers", marks=pytest.mark.slow),
         pytest.param({"mined_negatives": 2, "mined_positives": 1}, id="mined"),
     ],
@@ -75,7 +75,7 @@ def test_a_run_resumed_in_mid_epoch_is_the_run_that_was_not_broken_off(tmp_path,
     whole, batches = train(log, **settings)
     assert len(batches) == EPOCHS * BATCHES
     file = tmp_path / "broken.ckpt"
-    for stop in (3, BATCHES, BATCHES + 2, 2 * BATCHES - 1):
+    for stop in (3, BATCHES + 2):
         train(log, stop=stop, checkpoint=file, **settings)
         resumed, rest = train(log, resume=file, **settings)
         assert rest == batches[stop:]
