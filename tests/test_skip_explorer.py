@@ -15,11 +15,10 @@ import polars as pl
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from skipcl_lightning.data.prepare.context import ContextEncoder
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
-from skipcl_lightning.data import ItemVocabulary, SessionEncoder, simulate_sessions
+from skipcl_lightning.data import ContextEncoder, ItemVocabulary, SessionEncoder, simulate_sessions
 from skipcl_lightning.heads import SkipPrediction
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
