@@ -1,4 +1,5 @@
 import math
+import sys
 
 import hypothesis
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from skipcl_lightning.functional.ranking.ranks import target_ranks
 from skipcl_lightning.functional.ranking.top_k import top_k_items
 
+SEARCH = sys.modules["skipcl_lightning.functional.ranking.top_k"]
 # Exact products, so that the slow reference sees the same ties.
 NUMBERS = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0, math.nan])
 
@@ -119,3 +121,47 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"queries": torch.zeros(1, 2), "item_embeddings": torch.zeros(4, 2), "top_k": 1}
     with pytest.raises(ValueError, match=message):
         top_k_items(**{**arguments, **change})
+
+
+def by_float64(queries, table, top_k):
+    scores = (queries.double() @ table[1:].double().T).float()
+    values, columns = scores.sort(dim=1, descending=True, stable=True)
+    return columns[:, :top_k] + 1, values[:, :top_k]
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_a_search_in_float32_finds_what_float64_finds(scale):
+    torch.manual_seed(0)
+    queries, table = torch.randn(5, 8) * scale, torch.randn(500, 8)
+    found = SEARCH._search_in_float32(queries, table, 9, None, None, 2**24)
+    for got, expected in zip(found, by_float64(queries, table, 9), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_search_in_float32_gives_up_where_rounding_may_decide():
+    torch.manual_seed(0)
+    near = torch.ones(500, 8) + 1e-7 * torch.rand(500, 8)
+    queries = torch.randn(3, 8)
+    assert SEARCH._search_in_float32(queries, near, 9, None, None, 2**24) is None
+    scores = top_k_items(queries, near, 9)[1]
+    torch.testing.assert_close(scores, by_float64(queries, near, 9)[1], rtol=0, atol=0)
+    for broken in (torch.nan, torch.inf, 3e38):
+        table = torch.randn(500, 8)
+        table[7, 2] = broken
+        assert SEARCH._search_in_float32(queries, table, 9, None, None, 2**24) is None
+        table = table[:20]  # all are kept
+        if broken != 3e38:
+            assert SEARCH._search_in_float32(queries, table, 9, None, None, 2**24) is None
+
+
+def test_a_search_in_float32_keeps_to_exclusions_and_retired_items():
+    torch.manual_seed(0)
+    queries, table = torch.randn(2, 8), torch.randn(300, 8)
+    exclude = by_float64(queries, table, 250)[0]
+    retired = torch.zeros(300, dtype=torch.bool).index_fill(0, torch.tensor([4, 9]), True)
+    items, scores = SEARCH._search_in_float32(queries, table, 60, exclude, retired, 2**24)
+    every = torch.arange(1, 300)
+    for row in range(2):
+        left = set(every.tolist()) - set(exclude[row].tolist()) - {4, 9}
+        assert set(items[row].tolist()) == left | {0}
+        assert (scores[row] == -torch.inf).sum() == 60 - len(left)

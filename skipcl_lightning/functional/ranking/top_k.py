@@ -12,6 +12,8 @@ from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, chec
 __all__ = ["top_k_items"]
 
 _MOST_ROWS = 1024
+# Candidates beyond `top_k` that float32 must tell from the rest.
+_SPARE = 64
 
 
 @torch.no_grad()
@@ -68,6 +70,9 @@ def top_k_items(
             queries, item_embeddings, top_k, exclude=others, retired=retired, chunk_size=chunk_size
         )
         return _join(rest, _score_added(queries, item_embeddings, exclude, added, retired), top_k)
+    found = _search_in_float32(queries, item_embeddings, top_k, exclude, retired, chunk_size)
+    if found is not None:
+        return found
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     items = [queries.new_empty(0, top_k, dtype=torch.int64)]
     scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
@@ -84,6 +89,53 @@ def top_k_items(
         items.append(found[0])
         scores.append(found[1])
     return torch.cat(items), torch.cat(scores)
+
+
+def _search_in_float32(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    top_k: int,
+    exclude: Tensor | None,
+    retired: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor] | None:
+    """Return the same as `_search` for few queries on a CPU, without a table in float64.
+
+    More than `top_k` candidates are found in float32 and scored again in float64. The result is exact if
+    rounding cannot have left a better item out; otherwise it is None.
+    """
+    few = 0 < len(queries) * len(item_embeddings) <= chunk_size
+    if not few or queries.device.type != "cpu" or {queries.dtype, item_embeddings.dtype} != {torch.float32}:
+        return None
+    kept = min(top_k + _SPARE, len(item_embeddings) - 1)
+    with torch.autocast("cpu", enabled=False):
+        products = queries @ item_embeddings[PADDING_INDEX + 1 :].T
+    if exclude is not None:
+        products = _exclude_from(products, exclude - (PADDING_INDEX + 1))
+    if retired is not None:
+        products.masked_fill_(retired[PADDING_INDEX + 1 :], -torch.inf)
+    values, columns = products.topk(kept, dim=1)
+    items = columns + (PADDING_INDEX + 1)
+    scores = (
+        multiply_pairs(queries, item_embeddings, items)[0]
+        .float()
+        .masked_fill(values == -torch.inf, -torch.inf)
+    )
+    if kept < len(item_embeddings) - 1:
+        # Of a sum of D products in float32, at any order: Higham, Accuracy and Stability, section 3.1.
+        largest = torch.stack(item_embeddings.aminmax()).abs().max()
+        size = queries.shape[1]
+        error = 2 * (size + 2) * torch.finfo(torch.float32).eps * queries.abs().sum(dim=1) * largest
+        # False for NaN. An infinite score of an item that was left out would be among the kept ones.
+        exact = (values[:, -1] + error < scores.topk(top_k, dim=1).values[:, -1] - error) | (
+            values[:, -1] == -torch.inf
+        )
+        if not (exact & error.isfinite()).all():
+            return None
+    elif not products.isfinite().logical_or_(products == -torch.inf).all():
+        return None
+    items, scores = _in_order(items, scores)
+    return items[:, :top_k], scores[:, :top_k]
 
 
 def _search(
