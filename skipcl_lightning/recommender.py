@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from skipcl_lightning._checks import check_integer
@@ -295,6 +296,132 @@ class Recommender:
                 skips = self.scorer.skip_probability(latest, items) if self.scorer.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
+
+    def after_skip(
+        self,
+        session: Sequence[str] | Sequence[int],
+        track: str | int,
+        feedback: Sequence[float] | None = None,
+        *,
+        track_feedback: float = -1.0,
+        top_k: int = 10,
+        depth: int = 1000,
+        exclude_seen: bool = False,
+        skip_penalty: float | None = None,
+    ) -> pl.DataFrame:
+        """Return how the recommendations move when the listener skips a track now.
+
+        Args:
+            session: Item ids in the order of time.
+            track: The id of the track that is skipped.
+            feedback: The feedback on each item of the session, as for `recommend`.
+            track_feedback: The feedback on the track, in [-1, 1]; such as 1 to see how the list moves when it
+                is listened to.
+            top_k: Items of each list.
+            depth: Ranks below this one are not looked for.
+            exclude_seen: As for `recommend`.
+            skip_penalty: As for `recommend`.
+
+        Returns:
+            The items of both lists: `item_id`, `rank` and `rank_before` (from 1; null below `depth` and for
+            items that are left out), `score`, and with a `SkipPrediction` head `skip_probability` and
+            `skip_probability_before`. In the order of `rank`, those that have none last.
+
+        Raises:
+            TypeError: As for `recommend`.
+            ValueError: As for `recommend`.
+        """
+        check_integer("top_k", top_k)
+        check_integer("depth", depth, minimum=top_k)
+        known = [0.0] * len(session) if feedback is None else list(feedback)
+        before, after = (
+            self.recommend(
+                [items],  # type: ignore[arg-type]  # ids of one type
+                [signals],
+                top_k=min(depth, self.scorer.num_items),
+                exclude_seen=exclude_seen,
+                skip_penalty=skip_penalty,
+            ).drop("session_id")
+            for items, signals in (
+                (list(session), known),
+                ([*session, track], [*known, track_feedback]),
+            )
+        )
+        joined = after.join(before, on="item_id", how="full", coalesce=True, suffix="_before")
+        shown = joined.filter((pl.col("rank") <= top_k) | (pl.col("rank_before") <= top_k))
+        columns = ["item_id", "rank", "rank_before", "score", "skip_probability", "skip_probability_before"]
+        return shown.select(name for name in columns if name in shown.columns).sort(
+            "rank", "rank_before", nulls_last=True
+        )
+
+    @torch.inference_mode()
+    def similar_items(self, items: Sequence[str] | Sequence[int], *, top_k: int = 10) -> pl.DataFrame:
+        """Return the items whose embeddings have the largest cosine with those of given ones.
+
+        Args:
+            items: N ids.
+            top_k: Similar items of each, at most V - 1.
+
+        Returns:
+            `item_id`, `rank` (from 1), `similar_item_id` and `cosine`; without the item itself and without
+            retired ones.
+
+        Raises:
+            TypeError: Ids have another type than the trained ones.
+            ValueError: An item is unknown, or `top_k` is above V - 1.
+        """
+        check_integer(
+            "top_k", top_k, maximum=self.scorer.num_items - 1, cure="The catalogue has no more other items."
+        )
+        vocabulary = self.encoder.vocabulary
+        ids = to_ids("items", items, vocabulary.dtype)
+        indices = torch.tensor(vocabulary.encode(ids), device=self.device)
+        table = F.normalize(self.scorer.model.item_table.float(), dim=1)
+        found, cosines = top_k_items(
+            table[indices], table, top_k, exclude=indices[:, None], retired=self.scorer.retired
+        )
+        names = {"session_id": "item_id", "item_id": "similar_item_id", "score": "cosine"}
+        return recommendation_frame(ids, found, cosines, vocabulary, None).rename(names)
+
+    @torch.inference_mode()
+    def embed_sessions(
+        self,
+        sessions: Sessions,
+        feedback: Sequence[Sequence[float]] | None = None,
+        *,
+        session_ids: Sequence[str] | Sequence[int] | None = None,
+        unknown: str = "error",
+        skip_penalty: float | None = None,
+        batch_size: int = 1024,
+    ) -> pl.DataFrame:
+        """Return the query of each session, whose inner products with the items are their scores.
+
+        Args:
+            sessions: As for `recommend`.
+            feedback: As for `recommend`.
+            session_ids: The names of the sessions in the result; None for 0, 1, …
+            unknown: As for `recommend`.
+            skip_penalty: As for `recommend`. Above 0, an embedding is as `SkipPrediction.extended_query`, for
+                the vectors of `items.parquet` that `export_model` writes.
+            batch_size: Sessions encoded at once.
+
+        Returns:
+            `session_id` and `embedding` (Array of D, or D + M + 1, Float32).
+
+        Raises:
+            TypeError: As for `recommend`.
+            ValueError: As for `recommend`.
+        """
+        check_integer("batch_size", batch_size)
+        names = to_ids("session_ids", range(len(sessions)) if session_ids is None else session_ids)
+        queries = []
+        for start in range(0, len(sessions), batch_size):
+            rows = slice(start, start + batch_size)
+            given = None if feedback is None else feedback[rows]
+            batch = self.encoder.encode(sessions[rows], given, unknown=unknown).to(self.device)
+            with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
+                queries.append(self.scorer.session_query(batch).float().cpu())
+        return pl.DataFrame({"session_id": names, "embedding": torch.cat(queries).numpy()})
 
     @torch.inference_mode()
     def embed_items(self) -> pl.DataFrame:

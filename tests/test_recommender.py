@@ -265,3 +265,58 @@ def test_every_part_of_the_module_keeps_its_mode(fails):
     assert module.training
     assert module.model.backbone.training
     assert not frozen.training
+
+
+def test_a_skip_moves_the_list():
+    recommend = recommender()
+    recommend.scorer.model.feedback_embedding.weight.data.normal_()
+    moved = recommend.after_skip(["b", "a"], "d", [1.0, 1.0], top_k=2, depth=5)
+    before = recommend.recommend([["b", "a"]], [[1.0, 1.0]], top_k=5)
+    after = recommend.recommend([["b", "a", "d"]], [[1.0, 1.0, -1.0]], top_k=5)
+    ranks = {
+        name: dict(zip(one["item_id"], one["rank"], strict=True))
+        for name, one in (("before", before), ("after", after))
+    }
+    assert "d" not in ranks["after"]  # it was skipped
+    best = {item for one in ranks.values() for item, rank in one.items() if rank <= 2}
+    assert set(moved["item_id"]) == best
+    for item, rank, rank_before in moved.select("item_id", "rank", "rank_before").iter_rows():
+        assert rank == ranks["after"].get(item)
+        assert rank_before == ranks["before"].get(item)
+    assert moved["rank"][:2].to_list() == [1, 2]
+    played = recommend.after_skip(["b", "a"], "d", [1.0, 1.0], track_feedback=1.0, top_k=5, depth=5)
+    assert "d" in played.filter(pl.col("rank").is_not_null())["item_id"].to_list()
+
+
+def test_similar_items_have_the_largest_cosine():
+    recommend = recommender()
+    found = recommend.similar_items(["c", "a"], top_k=3)
+    table = recommend.scorer.model.item_embedding.weight.detach()
+    for row, (name, index) in enumerate([("c", 3), ("a", 1)]):
+        cosines = {}
+        for other in range(1, 6):
+            x, y = table[index], table[other]
+            cosines["abcde"[other - 1]] = float(sum(x * y) / (sum(x * x) * sum(y * y)) ** 0.5)
+        del cosines[name]
+        best = sorted(cosines, key=cosines.get, reverse=True)[:3]
+        one = found[row * 3 : row * 3 + 3]
+        assert one["item_id"].to_list() == [name] * 3
+        assert one["similar_item_id"].to_list() == best
+        assert one["cosine"].to_list() == pytest.approx([cosines[item] for item in best], abs=1e-6)
+    with pytest.raises(ValueError, match="nobody"):
+        recommend.similar_items(["nobody"], top_k=2)
+    with pytest.raises(ValueError, match="`top_k` must be"):
+        recommend.similar_items(["a"], top_k=5)
+
+
+def test_sessions_and_items_embedded_give_the_scores():
+    recommend = recommender()
+    sessions = recommend.embed_sessions(SESSIONS, FEEDBACK, session_ids=["x", "y", "z"], batch_size=2)
+    assert sessions["session_id"].to_list() == ["x", "y", "z"]
+    items = recommend.embed_items()
+    scores = sessions["embedding"].to_numpy() @ items["embedding"].to_numpy().T
+    found = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, exclude_skipped=False)
+    for row in range(3):
+        one = found.filter(session_id=row)
+        expected = dict(zip(items["item_id"], scores[row], strict=True))
+        assert one["score"].to_list() == pytest.approx([expected[item] for item in one["item_id"]], abs=1e-6)

@@ -4,6 +4,7 @@ import sys
 
 import polars as pl
 import pytest
+import torch
 from small_models import quiet_trainer
 
 from skipcl_lightning import SkipCLModule
@@ -103,7 +104,7 @@ def test_without_a_penalty_the_one_of_the_checkpoint_applies(skipcl, trained, ca
 def test_a_penalty_that_cannot_be_is_refused_before_the_data_is_read(
     skipcl, tmp_path, command, head, penalty, message
 ):
-    (tmp_path / "any.ckpt").touch()
+    torch.save({"state_dict": {}}, tmp_path / "any.ckpt")
     known = ["--config", "simulated/sasrec", "--ckpt_path", "any.ckpt", "--data.log", "nowhere"]
     with pytest.raises(SystemExit, match=f"skipcl {command}: .*{message}"):
         skipcl(command, *known, "--model.skip_head", head, f"--model.skip_penalty={penalty}")

@@ -243,7 +243,7 @@ def test_only_evaluation_gets_the_sampler_that_neither_repeats_nor_drops(data):
     for name in ("val", "test", "predict"):
         loader = getattr(data, f"{name}_dataloader")()
         assert isinstance(loader.sampler, EvaluationSampler)
-        assert next(iter(loader.sampler)) == 1
+        assert next(iter(loader.sampler)) == len(loader.dataset) // 3
     sampler = data.train_dataloader().sampler
     assert isinstance(sampler, TrainingSampler)
     assert (sampler.num_replicas, sampler.rank) == (3, 1)

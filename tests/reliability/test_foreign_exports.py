@@ -8,6 +8,7 @@ from test_foreign_checkpoints import mutate
 
 from skipcl_lightning import Recommender
 from skipcl_lightning.export import export_model
+from skipcl_lightning.export.folder import _digest_description
 
 pytest.importorskip("safetensors")
 MUTANTS = 60
@@ -17,6 +18,13 @@ MUTANTS = 60
 def exported(tmp_path, trained):
     recommender = Recommender.from_checkpoint(trained[2])
     return export_model(recommender.scorer, recommender.encoder, tmp_path / "export", onnx=False, pt2=False)
+
+
+def write(folder, description):
+    """A forger knows the digest too."""
+    description.pop("sha256", None)
+    description["sha256"] = _digest_description(description)
+    (folder / "model.json").write_text(json.dumps(description))
 
 
 def refuses(folder):
@@ -33,7 +41,7 @@ def test_changed_descriptions_are_read_or_refused_with_the_folder(exported):
     for _ in range(MUTANTS):
         description = json.loads(whole)
         mutate(description, generator, tensors=False)
-        (exported / "model.json").write_text(json.dumps(description))
+        write(exported, description)
         refused += refuses(exported)
     assert refused > MUTANTS / 10
 
@@ -42,17 +50,17 @@ def test_an_export_reads_no_file_outside_its_folder(exported, tmp_path):
     (exported / "items.parquet").rename(tmp_path / "items.parquet")
     description = json.loads((exported / "model.json").read_text())
     description["files"]["../items.parquet"] = description["files"].pop("items.parquet")
-    (exported / "model.json").write_text(json.dumps(description))
-    with pytest.raises(FileNotFoundError):
+    write(exported, description)
+    with pytest.raises(ValueError, match=r"without its items\.parquet"):
         Recommender.from_export(exported)
 
 
 def test_an_export_of_another_size_fills_no_memory(exported):
     description = json.loads((exported / "model.json").read_text())
     description["settings"]["num_items"] = 10**9
-    (exported / "model.json").write_text(json.dumps(description))
+    write(exported, description)
     with pytest.raises(
-        ValueError, match=r"`folder` must be an export that fits .* `num_items` must be that of"
+        ValueError, match=r"`folder` must be one that .* with 30 items for a model of 1000000000"
     ):
         Recommender.from_export(exported)
 
