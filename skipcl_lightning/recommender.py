@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import check_num_items, named_in_errors, open_checkpoint
@@ -26,6 +26,7 @@ from skipcl_lightning.model import Scorer, Scoring
 __all__ = ["Recommender"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
+Ids = Sequence[str] | Sequence[int]
 
 
 class Recommender:
@@ -222,6 +223,8 @@ class Recommender:
         top_k: int = 10,
         exclude_seen: bool = False,
         exclude_skipped: bool = True,
+        exclude: Ids = (),
+        allowed: Ids | None = None,
         unknown: str = "error",
         skip_penalty: float | None = None,
         batch_size: int = 1024,
@@ -244,6 +247,8 @@ class Recommender:
             exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
             exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
                 liked.
+            exclude: Ids to leave out of every list.
+            allowed: The only ids that may be recommended; None for all.
             unknown: What to do with an item of a session or history that was not trained: raise an `error`,
                 or `ignore` it.
             skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
@@ -257,8 +262,8 @@ class Recommender:
 
         Raises:
             TypeError: Ids have another type than the trained ones.
-            ValueError: A session is empty, an item is unknown, feedback is out of range, a column of the
-                context is missing, or `top_k` is above the catalogue's size.
+            ValueError: A session is empty, an item of a session, `exclude` or `allowed` is unknown, feedback is
+                out of range, a column of the context is missing, or `top_k` is above the catalogue's size.
         """
         check_integer(
             "top_k", top_k, maximum=self.scorer.num_items, cure="The catalogue holds no more than that."
@@ -275,6 +280,7 @@ class Recommender:
         whole = self.encoder.replace(max_length=longest)
         with self.scorer.at_skip_penalty(skip_penalty):
             table = self.scorer.item_table
+        left_out = self._left_out(exclude, allowed)
         frames = []
         for start in range(0, len(sessions), batch_size):
             rows = slice(start, start + batch_size)
@@ -287,15 +293,26 @@ class Recommender:
                 unknown=unknown,
             ).to(self.device)
             latest = batch.latest(self.encoder.max_length)
-            exclude = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
+            own = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
             with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
                 query, added = self.scorer.session_query(latest), self.scorer.added_scores(latest)
-                items, scores = top_k_items(
-                    query, table, top_k, exclude=exclude, added=added, retired=self.scorer.retired
-                )
+                items, scores = top_k_items(query, table, top_k, exclude=own, added=added, retired=left_out)
                 skips = self.scorer.skip_probability(latest, items) if self.scorer.predicts_skips else None
             frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
+
+    def _left_out(self, exclude: Ids, allowed: Ids | None) -> Tensor | None:
+        """[V + 1] bool, the items that no session is recommended; None for none."""
+        retired = self.scorer.retired
+        if not len(exclude) and allowed is None:
+            return retired
+        vocabulary, start = self.encoder.vocabulary, allowed is not None
+        mask = torch.full((self.scorer.num_items + 1,), start, device=self.device)
+        for name, ids, value in (("allowed", allowed, False), ("exclude", exclude, True)):
+            if ids is not None and len(ids):
+                indices = torch.tensor(vocabulary.encode(to_ids(name, ids, vocabulary.dtype)))
+                mask[indices.to(self.device)] = value
+        return mask if retired is None else mask | retired
 
     def after_skip(
         self,

@@ -320,3 +320,20 @@ def test_sessions_and_items_embedded_give_the_scores():
         one = found.filter(session_id=row)
         expected = dict(zip(items["item_id"], scores[row], strict=True))
         assert one["score"].to_list() == pytest.approx([expected[item] for item in one["item_id"]], abs=1e-6)
+
+
+def test_given_items_are_left_out_or_the_only_ones():
+    recommend = recommender()
+    everything = recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    without = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, exclude=["c", "e"])
+    expected = everything.filter(~pl.col("item_id").is_in(["c", "e"]))
+    assert without.select("session_id", "item_id").equals(expected.select("session_id", "item_id"))
+    only = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, allowed=["a", "c", "d"], exclude=["d"])
+    expected = everything.filter(pl.col("item_id").is_in(["a", "c"]))
+    assert only.select("session_id", "item_id").equals(expected.select("session_id", "item_id"))
+    recommend.scorer.model.retired = torch.zeros(6, dtype=torch.bool).index_fill(0, torch.tensor([1]), True)
+    only = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, allowed=["a", "c"])
+    assert set(only["item_id"]) == {"c"}
+    for name in ("exclude", "allowed"):
+        with pytest.raises(ValueError, match="nobody"):
+            recommend.recommend(SESSIONS, FEEDBACK, top_k=2, **{name: ["nobody"]})
