@@ -262,8 +262,8 @@ class Recommender:
 
         Raises:
             TypeError: Ids have another type than the trained ones.
-            ValueError: A session is empty, an item of a session, `exclude` or `allowed` is unknown, feedback is
-                out of range, a column of the context is missing, or `top_k` is above the catalogue's size.
+            ValueError: A session is empty, an item of it, `exclude` or `allowed` is unknown, feedback is out
+                of range, a column of the context is missing, or `top_k` is above the catalogue's size.
         """
         check_integer(
             "top_k", top_k, maximum=self.scorer.num_items, cure="The catalogue holds no more than that."
