@@ -19,6 +19,7 @@ def load(version):
     return SkipCLModule.load_from_checkpoint(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_a_newer_log_trains_a_checkpoint_on(skipcl, capsys):
     skipcl("fit", *SMALL)
     old, steps = load(0), torch.load(OLD, weights_only=True)["global_step"]
