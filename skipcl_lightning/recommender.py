@@ -1,9 +1,10 @@
 """Next-item recommendations from a trained model, with external ids."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
@@ -15,7 +16,8 @@ from skipcl_lightning._files import check_num_items, named_in_errors, open_check
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
-from skipcl_lightning.data.encoder import Context, session_lengths
+from skipcl_lightning.data.canonical_table import ArrowTable
+from skipcl_lightning.data.encoder import Context, group_sessions, session_lengths
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.export import export_model, load_export
@@ -23,10 +25,14 @@ from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
 from skipcl_lightning.model import Scorer, Scoring
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 __all__ = ["Recommender"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 Ids = Sequence[str] | Sequence[int]
+Frame = pl.LazyFrame | ArrowTable
 
 
 class Recommender:
@@ -213,7 +219,7 @@ class Recommender:
     @torch.inference_mode()
     def recommend(
         self,
-        sessions: Sessions,
+        sessions: Sessions | Frame,
         feedback: Sequence[Sequence[float]] | None = None,
         *,
         explicit_feedback: Sequence[Sequence[float]] | None = None,
@@ -233,6 +239,9 @@ class Recommender:
 
         Args:
             sessions: Item ids of each session, in the order of time; the model sees the latest `max_length`.
+                Or a polars, pandas or Arrow table with a row for each play, in the order of time:
+                `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, and the columns of the
+                context. Then `feedback`, `explicit_feedback`, `context` and `session_ids` are left out.
             feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
                 feedback as an input has seldom seen.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.
@@ -250,7 +259,7 @@ class Recommender:
             exclude: Ids to leave out of every list.
             allowed: The only ids that may be recommended; None for all.
             unknown: What to do with an item of a session or history that was not trained: raise an `error`,
-                or `ignore` it.
+                or `ignore` it. `unknown_items` counts them.
             skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
                 Above 0 it needs a `SkipPrediction` head.
             batch_size: Sessions encoded at once.
@@ -269,37 +278,29 @@ class Recommender:
             "top_k", top_k, maximum=self.scorer.num_items, cure="The catalogue holds no more than that."
         )
         check_integer("batch_size", batch_size)
-        lengths = session_lengths(sessions)
-        names = to_ids("session_ids", range(len(sessions)) if session_ids is None else session_ids)
-        if len(names) != len(sessions):
-            raise ValueError(
-                f"`session_ids` must name each session, got {len(names)} for {len(sessions)}. Give one each."
-            )
+        given = _Given.of(
+            sessions, feedback, explicit_feedback, histories, context, session_ids, self._context_columns
+        )
         # Exclusions cover the whole session, even if the model sees only its latest items.
-        longest = int(lengths.max())
-        whole = self.encoder.replace(max_length=longest)
+        whole = self.encoder.replace(max_length=int(session_lengths(given.sessions).max()))
         with self.scorer.at_skip_penalty(skip_penalty):
             table = self.scorer.item_table
         left_out = self._left_out(exclude, allowed)
         frames = []
-        for start in range(0, len(sessions), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = whole.encode(
-                sessions[rows],
-                None if feedback is None else feedback[rows],
-                explicit_feedback=None if explicit_feedback is None else explicit_feedback[rows],
-                histories=None if histories is None else histories[rows],
-                context=None if context is None else _take_sessions(context, rows),
-                unknown=unknown,
-            ).to(self.device)
+        for part in given.parts(batch_size):
+            batch = part.encode(whole, unknown).to(self.device)
             latest = batch.latest(self.encoder.max_length)
             own = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
             with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
                 query, added = self.scorer.session_query(latest), self.scorer.added_scores(latest)
                 items, scores = top_k_items(query, table, top_k, exclude=own, added=added, retired=left_out)
                 skips = self.scorer.skip_probability(latest, items) if self.scorer.predicts_skips else None
-            frames.append(recommendation_frame(names[rows], items, scores, self.encoder.vocabulary, skips))
+            frames.append(recommendation_frame(part.names, items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)
+
+    @property
+    def _context_columns(self) -> Sequence[str]:
+        return () if self.encoder.context is None else self.encoder.context.columns
 
     def _left_out(self, exclude: Ids, allowed: Ids | None) -> Tensor | None:
         """[V + 1] bool, the items that no session is recommended; None for none."""
@@ -403,9 +404,12 @@ class Recommender:
     @torch.inference_mode()
     def embed_sessions(
         self,
-        sessions: Sessions,
+        sessions: Sessions | Frame,
         feedback: Sequence[Sequence[float]] | None = None,
         *,
+        explicit_feedback: Sequence[Sequence[float]] | None = None,
+        histories: Sessions | None = None,
+        context: Context | None = None,
         session_ids: Sequence[str] | Sequence[int] | None = None,
         unknown: str = "error",
         skip_penalty: float | None = None,
@@ -416,6 +420,9 @@ class Recommender:
         Args:
             sessions: As for `recommend`.
             feedback: As for `recommend`.
+            explicit_feedback: As for `recommend`.
+            histories: As for `recommend`.
+            context: As for `recommend`.
             session_ids: The names of the sessions in the result; None for 0, 1, …
             unknown: As for `recommend`.
             skip_penalty: As for `recommend`. Above 0, an embedding is as `SkipPrediction.extended_query`, for
@@ -430,15 +437,45 @@ class Recommender:
             ValueError: As for `recommend`.
         """
         check_integer("batch_size", batch_size)
-        names = to_ids("session_ids", range(len(sessions)) if session_ids is None else session_ids)
+        given = _Given.of(
+            sessions, feedback, explicit_feedback, histories, context, session_ids, self._context_columns
+        )
         queries = []
-        for start in range(0, len(sessions), batch_size):
-            rows = slice(start, start + batch_size)
-            given = None if feedback is None else feedback[rows]
-            batch = self.encoder.encode(sessions[rows], given, unknown=unknown).to(self.device)
+        for part in given.parts(batch_size):
+            batch = part.encode(self.encoder, unknown).to(self.device)
             with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
                 queries.append(self.scorer.session_query(batch).float().cpu())
-        return pl.DataFrame({"session_id": names, "embedding": torch.cat(queries).numpy()})
+        return pl.DataFrame({"session_id": given.names, "embedding": torch.cat(queries).numpy()})
+
+    def unknown_items(self, sessions: Sessions | Frame) -> pl.DataFrame:
+        """Return the items that the model does not know, which `unknown="ignore"` leaves out.
+
+        Args:
+            sessions: As for `recommend`.
+
+        Returns:
+            `item_id` and `count`, the number of plays; the most frequent first, equal counts by id.
+
+        Raises:
+            TypeError: Ids have another type than the trained ones.
+            ValueError: There are no sessions, or one is empty.
+
+        Examples:
+            >>> from skipcl_lightning.backbones import SASRec
+            >>> from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+            >>> from skipcl_lightning.model import Scorer, SessionModel
+            >>> encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+            >>> recommender = Recommender(Scorer(SessionModel(SASRec(8), num_items=2)), encoder)
+            >>> recommender.unknown_items([["song", "air"], ["air"]]).rows()
+            [('air', 2)]
+        """
+        tracks = _Given.of(sessions).sessions
+        session_lengths(tracks)
+        vocabulary = self.encoder.vocabulary
+        flat = to_ids("sessions", [item for one in tracks for item in one], vocabulary.dtype)
+        missing = flat.filter(pl.Series(vocabulary.encode(flat, unknown="ignore") == PADDING_INDEX))
+        counts = missing.alias("item_id").value_counts()
+        return counts.sort("count", "item_id", descending=[True, False])
 
     @torch.inference_mode()
     def embed_items(self) -> pl.DataFrame:
@@ -482,8 +519,90 @@ def _refuse_own_class(values: Mapping[str, Any]) -> None:
         )
 
 
-def _take_sessions(context: Context, rows: slice) -> Context:
-    return {name: None if values is None else values[rows] for name, values in context.items()}
+@dataclass(frozen=True)
+class _Given:
+    """Sessions of external ids with their names and all that is known of them."""
+
+    sessions: Sequence[Sequence[Any]]
+    names: pl.Series
+    feedback: Sequence[Sequence[float]] | None = None
+    explicit_feedback: Sequence[Sequence[float]] | None = None
+    histories: Sequence[Sequence[Any]] | None = None
+    context: Context | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sessions: Sessions | Frame,
+        feedback: Sequence[Sequence[float]] | None = None,
+        explicit_feedback: Sequence[Sequence[float]] | None = None,
+        histories: Sessions | None = None,
+        context: Context | None = None,
+        session_ids: Sequence[str] | Sequence[int] | None = None,
+        context_columns: Sequence[str] = (),
+    ) -> "_Given":
+        """Return the arguments of `Recommender.recommend`, taken from a table if there is one."""
+        if _is_table(sessions):
+            for name, value in (
+                ("feedback", feedback),
+                ("explicit_feedback", explicit_feedback),
+                ("context", context),
+                ("session_ids", session_ids),
+            ):
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}` must be None for a table of sessions, got {type(value).__name__}. The "
+                        "table has it as a column."
+                    )
+            found: dict[str, Any] = group_sessions(sessions, context_columns)
+            return cls(
+                found["item_id"],
+                to_ids("session_id", found["session_id"]),
+                found.get("feedback"),
+                found.get("explicit_feedback"),
+                histories,
+                {name: found[name] for name in context_columns},
+            )
+        length = len(session_lengths(sessions))
+        names = to_ids("session_ids", range(length) if session_ids is None else session_ids)
+        if len(names) != length:
+            raise ValueError(
+                f"`session_ids` must name each session, got {len(names)} for {length}. Give one each."
+            )
+        return cls(sessions, names, feedback, explicit_feedback, histories, context)
+
+    def parts(self, size: int) -> Iterator["_Given"]:
+        """Yield `size` sessions at a time."""
+        for start in range(0, len(self.sessions), size):
+            rows = slice(start, start + size)
+            columns = self.context
+            yield _Given(
+                self.sessions[rows],
+                self.names[rows],
+                None if self.feedback is None else self.feedback[rows],
+                None if self.explicit_feedback is None else self.explicit_feedback[rows],
+                None if self.histories is None else self.histories[rows],
+                columns
+                and {name: None if values is None else values[rows] for name, values in columns.items()},
+            )
+
+    def encode(self, encoder: SessionEncoder, unknown: str) -> SessionBatch:
+        """Return the batch that a model sees."""
+        return encoder.encode(
+            self.sessions,
+            self.feedback,
+            explicit_feedback=self.explicit_feedback,
+            histories=self.histories,
+            context=self.context,
+            unknown=unknown,
+        )
+
+
+def _is_table(sessions: Sessions | Frame) -> "TypeIs[Frame]":
+    """Return whether sessions are rows of a table; a polars series holds lists."""
+    if isinstance(sessions, pl.Series):
+        return False
+    return isinstance(sessions, pl.LazyFrame) or hasattr(sessions, "__arrow_c_stream__")
 
 
 def _excluded(batch: SessionBatch, *, exclude_seen: bool, exclude_skipped: bool) -> torch.Tensor | None:

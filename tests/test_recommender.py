@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -337,3 +338,61 @@ def test_given_items_are_left_out_or_the_only_ones():
     for name in ("exclude", "allowed"):
         with pytest.raises(ValueError, match="nobody"):
             recommend.recommend(SESSIONS, FEEDBACK, top_k=2, **{name: ["nobody"]})
+
+
+def plays(**columns):
+    """Two sessions whose rows alternate."""
+    return {"session_id": ["y", "x", "y", "x"], "item_id": ["b", "c", "a", "e"], **columns}
+
+
+@pytest.mark.parametrize("kind", [pl.DataFrame, pl.LazyFrame, pd.DataFrame])
+def test_a_table_of_plays_gives_the_same_as_lists(kind):
+    recommend = recommender()
+    recommend.scorer.model.feedback_embedding.weight.data.normal_()
+    table = kind(plays(feedback=[1.0, -0.5, None, 1.0], explicit_feedback=[0.0, 1.0, -1.0, 0.0]))
+    lists = {
+        "sessions": [["b", "a"], ["c", "e"]],
+        "feedback": [[1.0, 0.0], [-0.5, 1.0]],
+        "explicit_feedback": [[0.0, -1.0], [1.0, 0.0]],
+        "session_ids": ["y", "x"],
+    }
+    expected = recommend.recommend(**lists, top_k=5)
+    assert recommend.recommend(table, top_k=5).equals(expected)
+    assert recommend.embed_sessions(table).equals(recommend.embed_sessions(**lists))
+    assert recommend.recommend(kind(plays()), top_k=5).equals(
+        recommend.recommend(lists["sessions"], session_ids=["y", "x"], top_k=5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments", "kind", "message"),
+    [
+        ({"item_id": ["a"]}, {}, ValueError, "`sessions` must have the columns session_id, item_id, got"),
+        (
+            plays(feedback=[True] * 4),
+            {},
+            TypeError,
+            "`sessions` must have numbers in 'feedback'",
+        ),
+        (plays(feedback=[2.0] * 4), {}, ValueError, r"`feedback` must be in \[-1, 1\]"),
+        (plays(), {"session_ids": ["y", "x"]}, ValueError, "`session_ids` must be None for a table"),
+        (plays(), {"feedback": [[1.0], [1.0]]}, ValueError, "`feedback` must be None for a table"),
+        ({"session_id": [], "item_id": []}, {}, ValueError, "at least one session"),
+        ({"session_id": [1.5], "item_id": ["a"]}, {}, TypeError, "`session_id` must be strings or integers"),
+    ],
+)
+def test_bad_tables_are_named(table, arguments, kind, message):
+    frame = pl.DataFrame(table)
+    if not len(frame):
+        frame = frame.cast(pl.String)
+    with pytest.raises(kind, match=message):
+        recommender().recommend(frame, top_k=2, **arguments)
+
+
+def test_unknown_tracks_are_counted():
+    recommend = recommender()
+    sessions = [["z", "a", "y"], ["z", "x"], ["b"]]
+    assert recommend.unknown_items(sessions).rows() == [("z", 2), ("x", 1), ("y", 1)]
+    assert recommend.unknown_items(pl.DataFrame(plays())).is_empty()
+    with pytest.raises(TypeError, match="`sessions` must be String"):
+        recommend.unknown_items([[1]])

@@ -10,6 +10,7 @@ from rich.table import Table
 from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import ContextEncoder, SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
+from skipcl_lightning.data.encoder import group_sessions
 from skipcl_lightning.data.readers.parsing import (
     ROW,
     Column,
@@ -168,23 +169,18 @@ def _read_sessions(argument: str, file: Path, context: ContextEncoder | None = N
     with name_unreadable(argument):
         table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
     needed = [] if context is None else context.columns
-    if not {"session_id", "item_id", *needed} <= set(table.columns):
-        raise ValueError(
-            f"`{argument}` must have the columns {', '.join(['session_id', 'item_id', *needed])}, got "
-            f"{', '.join(table.columns)}. Rename its columns."
-        )
-    if context is not None and (texts := [name for name in needed if table.schema[name] == pl.String]):
+    if context is not None and (texts := [name for name in needed if table.schema.get(name) == pl.String]):
         parsers = [_text_parser(name, table[name], context) for name in texts]
         # The first row is the header.
         rows = table.lazy().select(texts).with_row_index(ROW, offset=2)
         table = table.with_columns(parse_columns(rows, file, parsers, name=argument).collect())
-    if "feedback" not in table.columns:
-        table = table.with_columns(feedback=pl.lit(0.0))
-    sessions = table.group_by("session_id", maintain_order=True).agg(
-        "item_id", pl.col("feedback").cast(pl.Float64).fill_null(0.0), *needed
-    )
-    found = {name: sessions[name].to_list() for name in sessions.columns}
-    return found.pop("session_id"), found.pop("item_id"), found.pop("feedback"), found
+    if table.schema.get("feedback") == pl.String:
+        with name_unreadable(argument):
+            table = table.with_columns(pl.col("feedback").cast(pl.Float64))
+    found: dict[str, Any] = group_sessions(table, needed, name=argument)
+    items = found["item_id"]
+    feedback = found.get("feedback") or [[0.0] * len(one) for one in items]
+    return found["session_id"].to_list(), items, feedback, {column: found[column] for column in needed}
 
 
 def _text_parser(name: str, texts: pl.Series, context: ContextEncoder) -> Column:

@@ -12,12 +12,20 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data.canonical_table import (
+    GRADE_FLAG,
+    Table,
+    describe_columns,
+    name_unreadable,
+    resolve_schema,
+    to_frame,
+)
 from skipcl_lightning.data.prepare.inputs import ContextEncoder
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 
-__all__ = ["SessionEncoder", "recommendation_frame", "session_lengths"]
+__all__ = ["SessionEncoder", "group_sessions", "recommendation_frame", "session_lengths"]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 Context = Mapping[str, Sequence[Sequence[Any]] | None]
@@ -282,6 +290,46 @@ def _context_column(
             f"`context` must have one type in {name!r}, got {flat[:5]}. Convert the values to that of "
             "training."
         ) from error
+
+
+def group_sessions(
+    table: Table, context: Sequence[str] = (), *, name: str = "sessions"
+) -> dict[str, pl.Series | list[Any]]:
+    """Return the sessions of a table of plays, a row for each, in the order of time.
+
+    Args:
+        table: `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, where null is 0, and the
+            columns of the context. Rows of one session need not be neighbours.
+        context: The columns that are needed besides.
+        name: The caller's argument, for errors.
+
+    Returns:
+        `session_id`, a series of different ids in the order of their first plays; and for each other column
+        a list with the values of each session.
+
+    Raises:
+        TypeError: It is no table, or feedback is no number.
+        ValueError: A column is missing.
+    """
+    frame = to_frame(name, table).lazy()
+    schema = resolve_schema(name, frame)
+    needed = ["session_id", "item_id", *context]
+    if not set(needed) <= set(schema):
+        raise ValueError(
+            f"`{name}` must have the columns {', '.join(needed)}, got {describe_columns(schema)}. "
+            "Rename its columns."
+        )
+    signals = [column for column in ("feedback", "explicit_feedback") if column in schema]
+    for column in signals:
+        if not (schema[column].is_numeric() or schema[column] == pl.Null):
+            raise TypeError(f"`{name}` must have numbers in {column!r}, got {schema[column]}. {GRADE_FLAG}")
+    numbers = [pl.col(column).cast(pl.Float64).fill_null(0.0) for column in signals]
+    with name_unreadable(name):
+        grouped = (
+            frame.group_by("session_id", maintain_order=True).agg("item_id", *numbers, *context).collect()
+        )
+    ids = grouped["session_id"]
+    return {"session_id": ids, **{column: grouped[column].to_list() for column in grouped.columns[1:]}}
 
 
 def session_lengths(
