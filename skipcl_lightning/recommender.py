@@ -72,6 +72,7 @@ class Recommender:
             )
         self.scorer = module
         self.encoder: SessionEncoder = encoder
+        self._kept: tuple[tuple[bool, list[tuple[int, int, int]]], list[Tensor], Tensor] | None = None
 
     def __repr__(self) -> str:
         backbone = type(self.scorer.model.backbone).__name__
@@ -284,7 +285,7 @@ class Recommender:
         # Exclusions cover the whole session, even if the model sees only its latest items.
         whole = self.encoder.replace(max_length=int(session_lengths(given.sessions).max()))
         with self.scorer.at_skip_penalty(skip_penalty):
-            table = self.scorer.item_table
+            table = self._item_table()
         left_out = self._left_out(exclude, allowed)
         frames = []
         for part in given.parts(batch_size):
@@ -301,6 +302,24 @@ class Recommender:
     @property
     def _context_columns(self) -> Sequence[str]:
         return () if self.encoder.context is None else self.encoder.context.columns
+
+    def _item_table(self) -> Tensor:
+        """The candidates at the present `skip_penalty`, which are not computed again for the same weights.
+
+        In training mode they are: an optimizer may write to the data of a weight without a trace.
+        """
+        scorer = self.scorer
+        is_weight = scorer.skip_penalty == 0 and scorer.model.item_tower is None
+        weights = [*scorer.parameters(), *scorer.buffers()]
+        # torch counts no changes of tensors of inference mode.
+        if is_weight or scorer.training or any(one.is_inference() for one in weights):
+            return scorer.item_table
+        versions = [(id(one), one.data_ptr(), one._version) for one in weights]
+        state = (scorer.skip_penalty > 0, versions)
+        if self._kept is None or self._kept[0] != state:
+            # With the weights, so that no new one gets the id of an old one.
+            self._kept = (state, weights, scorer.item_table)
+        return self._kept[2]
 
     def _left_out(self, exclude: Ids, allowed: Ids | None) -> Tensor | None:
         """[V + 1] bool, the items that no session is recommended; None for none."""

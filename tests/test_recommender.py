@@ -12,7 +12,7 @@ from torch import nn
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
-from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE
+from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
 
 SESSIONS = [["b", "a", "d"], ["c"], ["a", "a", "e", "b"]]
 FEEDBACK = [[1.0, -1.0, 1.0], [1.0], [-1.0, 1.0, -1.0, 1.0]]
@@ -396,3 +396,78 @@ def test_unknown_tracks_are_counted():
     assert recommend.unknown_items(pl.DataFrame(plays())).is_empty()
     with pytest.raises(TypeError, match="`sessions` must be String"):
         recommend.unknown_items([[1]])
+
+
+def with_skip_penalty():
+    torch.manual_seed(0)
+    module = SkipCLModule(SASRec(8), SkipPrediction(), num_items=5, embedding_size=8, skip_penalty=0.5)
+    module.skip_head.materialise(module.model.item_table)
+    module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
+    return Recommender(module.eval())
+
+
+def change_in_place(recommend):
+    with torch.no_grad():
+        recommend.scorer.model.item_embedding.weight[3] += 5.0
+
+
+def change_head(recommend):
+    with torch.no_grad():
+        recommend.scorer.skip_head.bias.add_(3.0)
+
+
+def load_other_weights(recommend):
+    recommend.scorer.load_state_dict({k: v + 0.3 for k, v in recommend.scorer.state_dict().items()})
+
+
+def replace_weight(recommend):
+    weight = recommend.scorer.model.item_embedding.weight
+    recommend.scorer.model.item_embedding.weight = nn.Parameter(weight.detach().flip(0))
+
+
+def train_a_step(recommend):
+    scorer = recommend.scorer
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=0.5)
+    (scorer.skip_head.item_vectors(scorer.model.item_table).sum() + scorer.skip_head.bias.sum()).backward()
+    optimizer.step()
+
+
+def write_to_the_data_in_training(recommend):
+    recommend.scorer.train()
+    recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    recommend.scorer.model.item_embedding.weight.data[2] += 5.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place,
+        change_head,
+        load_other_weights,
+        replace_weight,
+        train_a_step,
+        write_to_the_data_in_training,
+    ],
+)
+def test_recommendations_follow_changes_of_the_weights(change):
+    recommend = with_skip_penalty()
+    before = recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    change(recommend)
+    after = recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    assert after.equals(Recommender(recommend.scorer).recommend(SESSIONS, FEEDBACK, top_k=5))
+    assert not after.equals(before)
+
+
+def test_the_table_of_the_skip_penalty_is_computed_once(monkeypatch):
+    recommend = with_skip_penalty()
+    computed = []
+    extended = SkipPrediction.extended_table
+    monkeypatch.setattr(
+        SkipPrediction, "extended_table", lambda *given: computed.append(1) or extended(*given)
+    )
+    for skip_penalty in (0.5, 0.25, 0.0, 0.5):
+        found = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, skip_penalty=skip_penalty)
+        recommend.scorer.train()
+        assert found.equals(recommend.recommend(SESSIONS, FEEDBACK, top_k=5, skip_penalty=skip_penalty))
+        recommend.scorer.eval()
+    assert len(computed) == 1 + 3  # once, and in training mode each time

@@ -17,6 +17,7 @@ __all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "to_id
 UNKNOWN_CHOICES = ("error", "ignore")
 _MOST_ITEMS = 2**31 - 1
 _MOST_NAMED = 5
+_FEW = 8
 _LARGE = "`{}` must fit into 64 bits, got larger integers. Use strings instead."
 
 
@@ -136,11 +137,10 @@ class ItemVocabulary:
         """
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
         series = to_ids("items", items, self._table["id"].dtype)
-        found = (
-            series.alias("id")
-            .to_frame()
-            .join(self._table, on="id", how="left", maintain_order="left")["index"]
-        )
+        table = self._table
+        if len(series) < len(self) // _FEW:  # A join with all items would build a hash table of them.
+            table = table.filter(table["id"].is_in(series.implode()))
+        found = series.alias("id").to_frame().join(table, on="id", how="left", maintain_order="left")["index"]
         if unknown == "error" and found.null_count():
             missing = series.filter(found.is_null()).unique(maintain_order=True)
             named = ", ".join(repr(item) for item in missing.head(_MOST_NAMED))

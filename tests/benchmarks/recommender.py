@@ -40,7 +40,9 @@ def best(query: torch.Tensor, table: torch.Tensor) -> object:
 def measure(
     num_items: tuple[int, ...] = (100_000, 1_000_000), repeats: int = 15, skip_prediction: bool = False
 ) -> None:
-    """Print the time of one session and of 256, and of the product and `topk` alone.
+    """Print the time of one session and of a batch, and of the product and `topk` alone.
+
+    A batch has 1,024 sessions, or 256 above 100,000 items, whose plain product holds all scores at once.
 
     Args:
         num_items: The sizes of the catalogue.
@@ -54,9 +56,9 @@ def measure(
         if head is not None:
             head.materialise(model.item_table)
         encoder = SessionEncoder(ItemVocabulary([f"t{number}" for number in range(size)]), max_length=50)
-        scorer = Scorer(model, head, skip_penalty=0.5 if skip_prediction else 0.0)
+        scorer = Scorer(model, head, skip_penalty=0.5 if skip_prediction else 0.0).eval()
         recommender, table = Recommender(scorer, encoder), scorer.item_table
-        for sessions in (1, 256):
+        for sessions in (1, 1024 if size <= 100_000 else 256):
             items = [[f"t{number}" for number in range(row, row + 20)] for row in range(sessions)]
             feedback, query = [[1.0, -1.0] * 10] * sessions, torch.randn(sessions, table.shape[1])
             whole = milliseconds(partial(recommender.recommend, items, feedback), repeats)

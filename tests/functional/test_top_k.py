@@ -134,7 +134,8 @@ def test_a_search_in_float32_finds_what_float64_finds(scale):
     torch.manual_seed(0)
     queries, table = torch.randn(5, 8) * scale, torch.randn(500, 8)
     found = SEARCH._search_in_float32(queries, table, 9, None, None, 2**24)
-    for got, expected in zip(found, by_float64(queries, table, 9), strict=True):
+    assert found[2].all()
+    for got, expected in zip(found[:2], by_float64(queries, table, 9), strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -142,16 +143,16 @@ def test_a_search_in_float32_gives_up_where_rounding_may_decide():
     torch.manual_seed(0)
     near = torch.ones(500, 8) + 1e-7 * torch.rand(500, 8)
     queries = torch.randn(3, 8)
-    assert SEARCH._search_in_float32(queries, near, 9, None, None, 2**24) is None
+    assert not SEARCH._search_in_float32(queries, near, 9, None, None, 2**24)[2].any()
     scores = top_k_items(queries, near, 9)[1]
     torch.testing.assert_close(scores, by_float64(queries, near, 9)[1], rtol=0, atol=0)
     for broken in (torch.nan, torch.inf, 3e38):
         table = torch.randn(500, 8)
         table[7, 2] = broken
-        assert SEARCH._search_in_float32(queries, table, 9, None, None, 2**24) is None
+        assert not SEARCH._search_in_float32(queries, table, 9, None, None, 2**24)[2].any()
         table = table[:20]  # all are kept
         if broken != 3e38:
-            assert SEARCH._search_in_float32(queries, table, 9, None, None, 2**24) is None
+            assert not SEARCH._search_in_float32(queries, table, 9, None, None, 2**24)[2].any()
 
 
 def test_a_search_in_float32_keeps_to_exclusions_and_retired_items():
@@ -159,9 +160,33 @@ def test_a_search_in_float32_keeps_to_exclusions_and_retired_items():
     queries, table = torch.randn(2, 8), torch.randn(300, 8)
     exclude = by_float64(queries, table, 250)[0]
     retired = torch.zeros(300, dtype=torch.bool).index_fill(0, torch.tensor([4, 9]), True)
-    items, scores = SEARCH._search_in_float32(queries, table, 60, exclude, retired, 2**24)
+    items, scores, _ = SEARCH._search_in_float32(queries, table, 60, exclude, retired, 2**24)
     every = torch.arange(1, 300)
     for row in range(2):
         left = set(every.tolist()) - set(exclude[row].tolist()) - {4, 9}
         assert set(items[row].tolist()) == left | {0}
         assert (scores[row] == -torch.inf).sum() == 60 - len(left)
+
+
+@pytest.mark.parametrize("chunk_size", [500, 1100, 2**24])
+def test_only_the_queries_that_float32_cannot_tell_apart_are_searched_again(chunk_size, monkeypatch):
+    torch.manual_seed(0)
+    # The second half of the numbers is nearly the same for all items, the first is not.
+    table = torch.cat([torch.randn(500, 4), 1 + 1e-7 * torch.rand(500, 4)], dim=1)
+    queries = torch.randn(5, 8)
+    queries[[1, 4], :4] = 0.0
+    queries[[0, 2, 3], 4:] = 0.0
+    exclude = by_float64(queries, table, 2)[0]
+    again = []
+    search = SEARCH._search_in_float64
+
+    def watched(queries, *arguments):
+        again.append(len(queries))
+        return search(queries, *arguments)
+
+    monkeypatch.setattr(SEARCH, "_search_in_float64", watched)
+    items, scores = top_k_items(queries, table, 9, exclude=exclude, chunk_size=chunk_size)
+    assert again == [2]
+    expected_items, expected = by_float64(queries, table, 11)
+    torch.testing.assert_close(scores, expected[:, 2:], rtol=0, atol=0)
+    assert torch.equal(items[[0, 2, 3]], expected_items[[0, 2, 3], 2:])

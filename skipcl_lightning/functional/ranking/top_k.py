@@ -71,8 +71,98 @@ def top_k_items(
         )
         return _join(rest, _score_added(queries, item_embeddings, exclude, added, retired), top_k)
     found = _search_in_float32(queries, item_embeddings, top_k, exclude, retired, chunk_size)
-    if found is not None:
-        return found
+    if found is None:
+        return _search_in_float64(queries, item_embeddings, top_k, exclude, retired, chunk_size)
+    items, scores, exact = found
+    if not exact.all():
+        left = ~exact
+        own = None if exclude is None else exclude[left]
+        items[left], scores[left] = _search_in_float64(
+            queries[left], item_embeddings, top_k, own, retired, chunk_size
+        )
+    return items, scores
+
+
+def _search_in_float32(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    top_k: int,
+    exclude: Tensor | None,
+    retired: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the same as `_search_in_float64` in less time, and whether that is certain of each query [N].
+
+    None on other devices than a CPU, for other types, and if a row of scores is larger than a chunk.
+    """
+    height = min(_MOST_ROWS, chunk_size // len(item_embeddings))
+    are_float32 = {queries.dtype, item_embeddings.dtype} == {torch.float32}
+    if not (are_float32 and queries.device.type == "cpu" and height and len(queries)):
+        return None
+    largest = torch.stack(item_embeddings.aminmax()).abs().max()
+    found = [
+        _search_once(
+            queries[top : top + height],
+            item_embeddings,
+            top_k,
+            None if exclude is None else exclude[top : top + height],
+            retired,
+            largest,
+        )
+        for top in range(0, len(queries), height)
+    ]
+    items, scores, exact = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return items, scores, exact
+
+
+def _search_once(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    top_k: int,
+    exclude: Tensor | None,
+    retired: Tensor | None,
+    largest: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best items, their scores, and whether they are exact, from one product in float32.
+
+    More than `top_k` candidates are found in float32 and scored again in float64. A row is exact if rounding
+    cannot have left a better item out. `largest` is that of all numbers of the table.
+    """
+    kept = min(top_k + _SPARE, len(item_embeddings) - 1)
+    with torch.autocast("cpu", enabled=False):
+        products = queries @ item_embeddings.T
+    if exclude is not None:
+        products.scatter_(1, exclude, -torch.inf)
+    if retired is not None:
+        products.masked_fill_(retired, -torch.inf)
+    products[:, PADDING_INDEX] = -torch.inf
+    values, items = products.topk(kept, dim=1)
+    scores = (
+        multiply_pairs(queries, item_embeddings, items)[0]
+        .float()
+        .masked_fill(values == -torch.inf, -torch.inf)
+    )
+    # No product is larger, nor a sum on the way to it. NaN or infinite: float32 decides nothing.
+    bound = 2 * queries.abs().sum(dim=1) * largest
+    exact = bound.isfinite()
+    if kept < len(item_embeddings) - 1:
+        # Of a sum of D products in float32, at any order: Higham, Accuracy and Stability, section 3.1.
+        error = (queries.shape[1] + 2) * torch.finfo(torch.float32).eps * bound
+        last = scores.topk(top_k, dim=1).values[:, -1]
+        exact &= (values[:, -1] + error < last - error) | (values[:, -1] == -torch.inf)
+    items, scores = _in_order(items, scores)
+    return items[:, :top_k], scores[:, :top_k], exact
+
+
+def _search_in_float64(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    top_k: int,
+    exclude: Tensor | None,
+    retired: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the best items of all queries and their scores."""
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
     items = [queries.new_empty(0, top_k, dtype=torch.int64)]
     scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
@@ -89,53 +179,6 @@ def top_k_items(
         items.append(found[0])
         scores.append(found[1])
     return torch.cat(items), torch.cat(scores)
-
-
-def _search_in_float32(
-    queries: Tensor,
-    item_embeddings: Tensor,
-    top_k: int,
-    exclude: Tensor | None,
-    retired: Tensor | None,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor] | None:
-    """Return the same as `_search` for few queries on a CPU, without a table in float64.
-
-    More than `top_k` candidates are found in float32 and scored again in float64. The result is exact if
-    rounding cannot have left a better item out; otherwise it is None.
-    """
-    few = 0 < len(queries) * len(item_embeddings) <= chunk_size
-    if not few or queries.device.type != "cpu" or {queries.dtype, item_embeddings.dtype} != {torch.float32}:
-        return None
-    kept = min(top_k + _SPARE, len(item_embeddings) - 1)
-    with torch.autocast("cpu", enabled=False):
-        products = queries @ item_embeddings[PADDING_INDEX + 1 :].T
-    if exclude is not None:
-        products = _exclude_from(products, exclude - (PADDING_INDEX + 1))
-    if retired is not None:
-        products.masked_fill_(retired[PADDING_INDEX + 1 :], -torch.inf)
-    values, columns = products.topk(kept, dim=1)
-    items = columns + (PADDING_INDEX + 1)
-    scores = (
-        multiply_pairs(queries, item_embeddings, items)[0]
-        .float()
-        .masked_fill(values == -torch.inf, -torch.inf)
-    )
-    if kept < len(item_embeddings) - 1:
-        # Of a sum of D products in float32, at any order: Higham, Accuracy and Stability, section 3.1.
-        largest = torch.stack(item_embeddings.aminmax()).abs().max()
-        size = queries.shape[1]
-        error = 2 * (size + 2) * torch.finfo(torch.float32).eps * queries.abs().sum(dim=1) * largest
-        # False for NaN. An infinite score of an item that was left out would be among the kept ones.
-        exact = (values[:, -1] + error < scores.topk(top_k, dim=1).values[:, -1] - error) | (
-            values[:, -1] == -torch.inf
-        )
-        if not (exact & error.isfinite()).all():
-            return None
-    elif not products.isfinite().logical_or_(products == -torch.inf).all():
-        return None
-    items, scores = _in_order(items, scores)
-    return items[:, :top_k], scores[:, :top_k]
 
 
 def _search(
