@@ -248,6 +248,10 @@ def test_wrong_sessions_are_named(skipcl, trained_in_terminal):
         ([], "`session` or `file` must be given, got both or none"),
         (["--session", ","], "`session` must hold item ids, got ','"),
         (["--session", "a", "--output", "a.txt"], "`output` must end with .csv or .parquet, got a.txt"),
+        (
+            ["--session", "a", "--output", "no/a.csv"],
+            "`output` must be in a folder that exists",
+        ),
         (["--file", "a.txt"], "`file` must end with .csv or .parquet, got a.txt"),
     ]:
         with pytest.raises(SystemExit, match=re.escape(message)):

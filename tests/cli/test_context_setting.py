@@ -11,15 +11,19 @@ from small_models import quiet_trainer
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.cli import recommend as recommend_command
 from skipcl_lightning.cli.configs import read_configuration
 from skipcl_lightning.cli.recommend import recommend
 from skipcl_lightning.data import (
+    ItemVocabulary,
     SessionDataModule,
+    SessionEncoder,
     open_store,
     read_mssd,
     read_streaming_history,
     read_table,
 )
+from skipcl_lightning.model import Scorer, SessionModel
 
 
 def test_the_inputs_of_the_data_suffice_for_training(skipcl, tmp_path):
@@ -92,6 +96,49 @@ def test_a_file_of_sessions_gives_the_context_typed_or_as_text(checkpoint, tmp_p
         recommend(checkpoint, session="t0:1")
 
 
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_a_file_is_read_in_parts_of_whole_sessions(checkpoint, tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.setattr(recommend_command, "ROWS_IN_MEMORY", rows)
+    ids = ["x"] * 5 + ["a"] + ["m"] * 4 + ["b"] * 2
+    table = pl.DataFrame(
+        {
+            "session_id": ids,
+            "item_id": [f"t{number % 3}" for number in range(12)],
+            "feedback": [1.0, -1.0, 0.5] * 4,
+            "timestamp": range(12),
+            "shuffle": [True, None, False] * 4,
+            "level": [2, 0, 1] * 4,
+            "device": ["a", "b", None] * 4,
+        }
+    )
+    table.write_parquet(tmp_path / "sessions.parquet")
+    sizes = []
+    read = recommend_command._to_given
+
+    def watched(argument, file, part, context):
+        sizes.append(len(part))
+        return read(argument, file, part, context)
+
+    monkeypatch.setattr(recommend_command, "_to_given", watched)
+    expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=2)
+    for name, load in (("found.parquet", pl.read_parquet), ("found.csv", pl.read_csv)):
+        sizes.clear()
+        recommend(checkpoint, file=tmp_path / "sessions.parquet", top_k=2, output=tmp_path / name)
+        assert load(tmp_path / name).drop("score").equals(expected.drop("score"))
+        assert sizes == {1: [5, 1, 4, 2], 3: [5, 1, 4, 2], 7: [6, 6], 100: [12]}[rows]
+    assert f"{len(expected)} recommendations for 4 sessions" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "found.csv",
+        "found.parquet",
+        "sessions.parquet",
+    ]
+    # Rows that are no neighbours are read at once.
+    table.with_columns(session_id=pl.Series(["x", "a"] * 6)).write_parquet(tmp_path / "mixed.parquet")
+    sizes.clear()
+    recommend(checkpoint, file=tmp_path / "mixed.parquet", top_k=2, output=tmp_path / "found.parquet")
+    assert sizes == [12]
+
+
 def test_readers_keep_the_columns_that_are_named_and_refuse_others(tmp_path):
     table = pl.DataFrame(
         {"id": ["a", "b"], "n": [1, 2], "device": ["tv", None], "level": [3, 4], "played": [1, 2]}
@@ -127,3 +174,21 @@ def test_readers_keep_the_columns_that_are_named_and_refuse_others(tmp_path):
     file.write_text(json.dumps([play]))
     with pytest.raises(ValueError, match="`columns` must be empty for the basic export, got"):
         read_streaming_history(file, skip_rule="ms_played", columns=["shuffle"])
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_integer_ids_are_read_from_parts_too(tmp_path, as_text, monkeypatch):
+    encoder = SessionEncoder(ItemVocabulary([30, 10, 20]), max_length=4)
+    recommender = Recommender(Scorer(SessionModel(SASRec(8), num_items=3)).eval(), encoder)
+    monkeypatch.setattr(Recommender, "from_checkpoint", lambda _: recommender)
+    monkeypatch.setattr(recommend_command, "ROWS_IN_MEMORY", 2)
+    table = pl.DataFrame({"session_id": [7, 7, 5], "item_id": [10, 30, 20]})
+    expected = recommender.recommend(table, top_k=2)
+    table = table.cast({"item_id": pl.String}) if as_text else table
+    table.write_parquet(tmp_path / "sessions.parquet")
+    recommend("model.ckpt", file=tmp_path / "sessions.parquet", top_k=2, output=tmp_path / "found.parquet")
+    assert pl.read_parquet(tmp_path / "found.parquet").drop("score").equals(expected.drop("score"))
+    table.clear().write_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="at least one session"):
+        recommend("model.ckpt", file=tmp_path / "none.parquet", top_k=2, output=tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()
