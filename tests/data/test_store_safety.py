@@ -84,7 +84,7 @@ def test_an_interruption_while_a_store_is_replaced_leaves_the_old_one(tmp_path, 
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_kill_between_the_renames_leaves_the_old_store_to_whoever_opens_it(tmp_path, log, monkeypatch):
+def test_the_next_opening_recovers_the_old_store_after_a_kill_between_the_renames(tmp_path, log, monkeypatch):
     folder = tmp_path / "store [1]"  # also a pattern
     prepare_store(log, folder)
     before = (folder / "manifest.json").read_text()

@@ -91,7 +91,7 @@ def test_no_door_runs_the_code_of_a_file(door, hostile, mark):
 
 @pytest.fixture
 def served(hostile):
-    """The URL of a server with these files, and the paths that it was asked for."""
+    """The URL of a server with these files, and the paths of its requests."""
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
