@@ -80,8 +80,8 @@ class Graph(nn.Module):
             backbone = type(self.scorer.model.backbone).__name__
             raise ValueError(
                 f"`onnx` and `pt2` must be False for the backbone {backbone}, which `torch.export` cannot "
-                "take with an open batch and length. Use `len(x)` and the sizes of tensors nowhere as "
-                f"Python numbers, or export the weights alone. {error}"
+                "take with an open batch and length. Do not use `len(x)` or sizes of tensors as Python "
+                f"numbers, or export the weights alone. {error}"
             ) from error
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
