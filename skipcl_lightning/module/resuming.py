@@ -1,12 +1,163 @@
-"""What a resumed run needs besides weights, to be equal to one that was not interrupted."""
+"""How the files of a run are written and read, and what makes a resumed run equal to one without a break."""
 
 import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
-__all__ = ["correct_progress", "draw_seed", "seed_batch"]
+from skipcl_lightning._files import check_weights_only, open_checkpoint, save_checkpoint
+
+__all__ = [
+    "WholeCheckpointIO",
+    "check_training_state",
+    "correct_progress",
+    "draw_seed",
+    "keep_checkpoints_whole",
+    "seed_batch",
+]
+
+
+# The file by which Lightning takes the weights alone from a process that it has spawned.
+_SPAWNED = ".temp.ckpt"
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Plugin for Lightning's checkpoints: files are whole or absent, and are checked when they are read.
+
+    Lightning writes a checkpoint into a temporary folder and copies it, so a kill can leave half a file, and
+    it runs the code of a checkpoint from a URL. This plugin writes beside the file, waits for the disk, and
+    renames. It compares the checksums that the file holds, and loads only tensors and plain values.
+
+    `SkipCLModule` and the command line use it unless the `Trainer` has another plugin. Files elsewhere, such
+    as `s3://…`, are written by Lightning; copy one to a local disk before it is read.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(plugins=[WholeCheckpointIO()], accelerator="cpu", logger=False)
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint so that it appears complete or not at all.
+
+        Args:
+            checkpoint: What Lightning saves.
+            path: The file; an existing one is replaced.
+            storage_options: None; others are refused.
+
+        Raises:
+            OSError: The file cannot be written, for example because the disk is full.
+            TypeError: There are `storage_options`.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: _PATH,
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: The file.
+            map_location: Where tensors go, as for `torch.load`.
+            weights_only: True or None, which mean the same.
+
+        Returns:
+            Tensors and plain values.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is a URL, is damaged, holds other objects, or `weights_only` is False.
+        """
+        check_weights_only(weights_only)
+        checkpoint = open_checkpoint(path, map_location=map_location, mmap=False)
+        version, weights = (checkpoint.get(name) for name in ("pytorch-lightning_version", "state_dict"))
+        whole = re.match(r"\d+\.\d+", str(version)) and isinstance(version, str) and isinstance(weights, dict)
+        if not whole and Path(path).name != _SPAWNED:
+            raise ValueError(
+                f"`path` must be a checkpoint of Lightning, got {str(path)!r} without its version or "
+                "`state_dict`. `skipcl fit` writes one, and so does `Trainer.save_checkpoint`."
+            )
+        return checkpoint
+
+
+def keep_checkpoints_whole(trainer: Trainer) -> None:
+    """Give a trainer a `WholeCheckpointIO`, unless it has another plugin than Lightning's own default.
+
+    Args:
+        trainer: The trainer.
+    """
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def check_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise if a checkpoint lacks what Lightning restores next, or has something else in its place.
+
+    Args:
+        trainer: The trainer that runs.
+        checkpoint: What it has read.
+
+    Raises:
+        ValueError: The state of the optimizers, schedules, callbacks or loops is missing or no such state.
+    """
+    fits = trainer.state.fn == TrainerFn.FITTING
+    for name in ("optimizer_states", "lr_schedulers") if fits else ():
+        if name not in checkpoint:
+            raise ValueError(
+                f"`{name}` must be in a checkpoint from which a run goes on, got the weights alone. Begin "
+                "another run with them: `SkipCLModule.init_from`, or `skipcl fit --init_from`."
+            )
+        if any(not isinstance(one, dict) for one in checkpoint[name]):
+            raise ValueError(
+                f"`{name}` must be dictionaries, got others. Take another checkpoint of the run."
+            )
+    for state in checkpoint["lr_schedulers"] if fits else ():
+        _check_schedule(state)
+    if not all(isinstance(one, dict) for one in checkpoint.get("callbacks", {}).values()):
+        raise ValueError("`callbacks` must be dictionaries, got others. Take another checkpoint of the run.")
+    if trainer.state.fn is not None and "loops" in checkpoint:
+        name = f"{trainer.state.fn.value}_loop"
+        loop = getattr(trainer, name)
+        before = loop.state_dict()
+        # Lightning loads it again, but with errors that do not name the file.
+        loop.load_state_dict(checkpoint["loops"][name])
+        _check_numbers(before, loop.state_dict())
+
+
+def _check_schedule(state: Mapping[str, Any]) -> None:
+    numbers = [state.get(name, 0) for name in ("last_epoch", "_step_count")]
+    numbers += [*state.get("base_lrs", ()), *state.get("_last_lr", ())]
+    if not all(isinstance(one, int | float) for one in numbers):
+        raise ValueError(
+            f"`lr_schedulers` must hold numbers, got {numbers!r}. Take another checkpoint of the run."
+        )
+
+
+def _check_numbers(known: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name, value in known.items():
+        if isinstance(value, dict):
+            _check_numbers(value, found[name])
+        elif isinstance(value, int) and not isinstance(found[name], int):
+            raise ValueError(  # noqa: TRY004 - the argument is a file
+                f"`{name}` must be an integer in the state of a loop, got {found[name]!r}. Take another "
+                "checkpoint of the run."
+            )
 
 
 def correct_progress(checkpoint: dict[str, Any]) -> None:

@@ -46,13 +46,17 @@ from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import ItemTower, Scoring, SessionModel
 from skipcl_lightning.module.checkpoint import (
+    build_tower,
+    check_context_sizes,
+    count_transitions,
     describe_parts,
     load_list,
     match_context,
     match_encoder,
+    read_for_training,
+    restore,
     save_encoder,
 )
-from skipcl_lightning.module.checkpoint_io import keep_checkpoints_whole
 from skipcl_lightning.module.divergence import DivergenceWatch, check_precision
 from skipcl_lightning.module.growth import (
     Ids,
@@ -69,15 +73,13 @@ from skipcl_lightning.module.optimizers import (
     make_adamw,
     may_fuse,
 )
-from skipcl_lightning.module.restoring import (
-    build_tower,
-    check_context_sizes,
+from skipcl_lightning.module.resuming import (
     check_training_state,
-    count_transitions,
-    read_for_training,
-    restore,
+    correct_progress,
+    draw_seed,
+    keep_checkpoints_whole,
+    seed_batch,
 )
-from skipcl_lightning.module.resuming import correct_progress, draw_seed, seed_batch
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
