@@ -1,8 +1,7 @@
 """Callbacks that log or steer a run of `SkipCLModule` or of any `WatchedModule`."""
 
 from skipcl_lightning.callbacks.checkpoints import BestCheckpoint, CheckpointArtifact
-from skipcl_lightning.callbacks.embedding_diagnostics import EmbeddingDiagnostics
-from skipcl_lightning.callbacks.list_diagnostics import ListDiagnostics
+from skipcl_lightning.callbacks.diagnostics import EmbeddingDiagnostics, ListDiagnostics
 from skipcl_lightning.callbacks.protocol import SessionData, WatchedModule
 from skipcl_lightning.callbacks.rank_plot import RankPlot
 from skipcl_lightning.callbacks.recommendation_table import RecommendationTable
