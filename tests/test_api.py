@@ -1,4 +1,5 @@
 import importlib
+import inspect
 
 import pytest
 
@@ -221,3 +222,180 @@ def test_the_public_names_are_these(name):
     module = importlib.import_module(name)
     assert module.__all__ == PUBLIC[name]
     assert all(hasattr(module, public) for public in PUBLIC[name])
+
+
+# What a setting is if it is not given. One word has one default, and None means that something else decides.
+DEFAULTS = {
+    "among": "all",
+    "anchors": "listened",
+    "bank_size": 0,
+    "batch_size": 256,
+    "bucket_batches": 0,
+    "calibration": 0.75,
+    "chunk_size": 16777216,
+    "cold_targets": "miss",
+    "columns": (),
+    "compare_markov": True,
+    "confidence": 0.95,
+    "context": (),
+    "correct_sampling": False,
+    "cut_off": 10,
+    "depth": 20,
+    "dilations": (1, 4, 1, 4, 1, 4, 1, 4),
+    "dislike_weight": 1.0,
+    "drift_probability": 0.05,
+    "dropout": 0.2,
+    "embedding_dropout": 0.0,
+    "embedding_size": 64,
+    "exclude_seen": False,
+    "expansion": 4,
+    "explore_probability": 0.2,
+    "follow_probability": 0.55,
+    "from_logits": False,
+    "gap_minutes": 20.0,
+    "gather_ranks": False,
+    "graded": False,
+    "hidden_dropout": 0.0,
+    "history_length": 0,
+    "kernel_size": 3,
+    "label": "binary",
+    "learn_temperature": False,
+    "learning_rate": 0.01,
+    "like_from": 4.0,
+    "like_weight": 1.0,
+    "loss": "bpr",
+    "max_damaged": 0.001,
+    "max_length": 50,
+    "metric": "ndcg@10",
+    "min_count": 2,
+    "min_item_count": 1,
+    "min_length": 10,
+    "min_session_length": 3,
+    "mined_negatives": 0,
+    "mined_positive_weight": 0.5,
+    "mined_positives": 0,
+    "mining_depth": 20,
+    "mining_min_count": 2,
+    "mining_score": "count",
+    "missing": "allow",
+    "negatives": "passed",
+    "non_blocking": False,
+    "norm": "pre",
+    "num_bins": 15,
+    "num_factors": 64,
+    "num_heads": 1,
+    "num_horizontal_filters": 16,
+    "num_items": 1000,
+    "num_iterations": 100,
+    "num_known_items": 0,
+    "num_layers": 2,
+    "num_moods": 20,
+    "num_negatives": 256,
+    "num_neighbours": 100,
+    "num_places": 20,
+    "num_resamples": 1000,
+    "num_samples": 256,
+    "num_sessions": 4000,
+    "num_unknown": 0,
+    "num_vertical_filters": 4,
+    "num_workers": 0,
+    "order": 1,
+    "own_bias": True,
+    "own_vectors": True,
+    "penalties": (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
+    "pin_memory": False,
+    "popularity_exponent": 1.0,
+    "population": "listened",
+    "postfix": "",
+    "prefix": "",
+    "project_embeddings": True,
+    "query": "session",
+    "rebuild": False,
+    "reduction": "mean",
+    "regularisation": 1.0,
+    "require_skip": False,
+    "response_probability": 0.8,
+    "rows_in_memory": 5000000,
+    "rows_of_unknown_items": 0,
+    "rule": "next",
+    "sampled": False,
+    "sampler": "uniform",
+    "score": "count",
+    "scores_cold": False,
+    "seed": 0,
+    "separator": ",",
+    "sequence_weight": 0.5,
+    "size": 1048576,
+    "skip_bias": 0.0,
+    "skip_ratio": 0.5,
+    "skip_rule": "skipped",
+    "skip_seconds": 30.0,
+    "skip_threshold": 0.0,
+    "skip_weights": "uniform",
+    "smoothing": 10.0,
+    "sparse_gradients": False,
+    "split": "test",
+    "stop_gradient": False,
+    "targets": "last",
+    "temperature": 0.1,
+    "test_share": 0.1,
+    "ties": "pessimistic",
+    "top_k": 10,
+    "unknown": "error",
+    "unknown_items": 0,
+    "validation_share": 0.1,
+    "vector_size": 16,
+    "verify": True,
+    "weight": 0.1,
+    "weighting": "fixed",
+    "weights": (0.0, 1.0, 2.0, 4.0, 8.0),
+    "window": 5,
+    "with_seen": False,
+}
+OTHER_DEFAULTS = {
+    "BERT4Rec.num_heads": 2,
+    "BPR.regularisation": 0.01,
+    "Caser.dropout": 0.5,
+    "ContrastSettings.negatives": "session",
+    "GRU4Rec.num_layers": 1,
+    "ItemFeatures.from_table.unknown": "ignore",
+    "RankingMetrics.top_k": (1, 5, 10, 20),
+    "SkipInfoNCE.negatives": "session",
+    "SkipPrediction.weight": 1.0,
+    "SkipRankMetrics.top_k": (1, 5, 10, 20),
+    "WRMF.confidence": 1.0,
+    "WRMF.num_iterations": 15,
+    "WRMF.regularisation": 0.01,
+    "evaluate.top_k": (1, 5, 10, 20),
+    "next_item_targets.rule": "next_listened",
+    "read_movielens.label": "graded",
+    "read_mssd.label": "skip_2",
+    "save_segment_plot.metric": "hit_rate@10",
+    "session_metrics.top_k": (1, 5, 10, 20),
+    "simulate_sessions.max_length": 20,
+    "skip_trade_off.split": "validation",
+    "target_positions.rule": "next_listened",
+}
+
+
+def signatures(room):
+    """The public functions, classes and methods of a room by name."""
+    module = importlib.import_module(f"skipcl_lightning.{room}")
+    for name in module.__all__:
+        public = getattr(module, name)
+        members = vars(public) if inspect.isclass(public) else {}
+        named = {f"{name}.{each}": getattr(public, each) for each in members if each[0] != "_"}
+        for path, each in {name: public, **named}.items():
+            if callable(each):
+                yield path, inspect.signature(each).parameters.values()
+
+
+@pytest.mark.parametrize(
+    "room", ["backbones", "batch", "data", "evaluation", "functional", "heads", "metrics"]
+)
+def test_a_setting_that_is_not_given_is_this(room):
+    for path, parameters in signatures(room):
+        for one in parameters:
+            expected = OTHER_DEFAULTS.get(f"{path}.{one.name}", DEFAULTS.get(one.name))
+            if one.default not in (one.empty, None) and not callable(one.default):
+                assert repr(one.default) == repr(expected), f"{path}({one.name})"

@@ -189,7 +189,8 @@ def test_the_trade_off_chooses_the_largest_harmless_penalty(data, trained, tmp_p
     assert front.penalty == max(harmless)
     assert front.table["skip_hit_rate_difference"].to_list()[0] == 0
     assert module.skip_penalty == 0
-    path = front.save_plot(tmp_path / "front.png")
+    path = front.save_plot(str(tmp_path / "front.png"))
+    assert path == tmp_path / "front.png"
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -76,6 +76,11 @@ def test_the_type_says_what_a_column_is(column, kind):
     assert (found.numbers.shape[1] > 0) == (kind == "number")
 
 
+def test_a_single_category_of_the_training_set_is_one():
+    found = features(pl.DataFrame({"item_id": ["a", "c"], "artist": ["x", "x"]}))
+    assert found.categories["artist"].tolist() == [[0], [1], [0], [1], [0]]
+
+
 def test_a_missing_number_is_the_mean_with_a_flag_if_training_lacks_some():
     holes = TABLE.with_columns(tempo=pl.when(pl.col("item_id") == "b").then(None).otherwise("tempo"))
     found = features(holes.select("item_id", "tempo"))

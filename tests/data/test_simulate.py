@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 
 from skipcl_lightning.data import prepare_sessions, simulate_sessions
+from skipcl_lightning.data.simulate import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,25 @@ def test_popularity_is_skewed_unless_its_exponent_is_zero(log):
 
     assert share_of_top_tenth(log) > 0.3
     assert share_of_top_tenth(simulate_sessions(popularity_exponent=0.0).collect()) < 0.2
+
+
+def test_items_are_drawn_in_proportion_to_their_popularity_within_moods_and_over_all():
+    random = np.random.default_rng(0)
+    catalogue = Catalogue.make(random, num_items=7, num_moods=3, exponent=1.0)
+    popularity = dict(zip(catalogue.by_mood.tolist(), np.diff(catalogue.cumulative), strict=True))
+    assert sorted(popularity.values()) == pytest.approx([1 / rank for rank in range(7, 0, -1)])
+    assert catalogue.cumulative[0] == 0
+    for mood in (None, 0, 1, 2):
+        drawn = (
+            catalogue.draw_any(random, 20_000)
+            if mood is None
+            else catalogue.draw(random, np.full(20_000, mood))
+        )
+        members = [item for item in range(7) if mood in (None, catalogue.moods[item])]
+        total = sum(popularity[item] for item in members)
+        found = np.bincount(drawn, minlength=7) / 20_000
+        for item in range(7):
+            assert found[item] == pytest.approx(popularity[item] / total * (item in members), abs=0.015)
 
 
 def test_an_item_has_one_mood_and_every_mood_its_items(log):

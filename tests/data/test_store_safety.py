@@ -366,3 +366,37 @@ def test_overfitting_a_few_batches_works(log):
         trainer.fit(module, data)
     assert trainer.global_step == 4
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize(
+    ("versions", "failures", "openings"),
+    [
+        (["a"], 0, 1),
+        (["a", "b", "b"], 0, 2),  # replaced while it was read
+        (["a", "b", "b", "b"], 1, 2),  # replaced, and its files were missing for a moment
+        (["a", "a"], 99, 1),  # damaged
+        (["", "a", "a"], 1, 2),  # there was no store yet
+        (None, 0, 51),  # replaced all the time
+        (None, 99, 51),
+    ],
+)
+def test_a_store_is_opened_again_only_if_it_was_replaced(monkeypatch, versions, failures, openings):
+    told = iter(versions + versions[-1:] * 9 if versions else map(str, range(999)))
+    opened, waits = [], []
+
+    def read(folder, version, *, verify):
+        opened.append(version)
+        if len(opened) <= failures:
+            raise OSError("gone")
+        return version
+
+    monkeypatch.setattr(store_room, "read_version", lambda folder: next(told))
+    monkeypatch.setattr(store_room, "_open", read)
+    monkeypatch.setattr(store_room.time, "sleep", waits.append)
+    if failures >= openings:
+        with pytest.raises(OSError, match="gone"):
+            store_room._open_steadily(Path("store"), verify=True)
+    else:
+        assert store_room._open_steadily(Path("store"), verify=True) == opened[-1]
+    assert len(opened) == openings
+    assert waits == pytest.approx([0.01 * (1 + n) for n in range(openings - 1)])

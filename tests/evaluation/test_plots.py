@@ -1,11 +1,13 @@
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from small_evaluation import make_data
 
 from skipcl_lightning.evaluation import (
     LastItemMarkov,
     Popularity,
+    SkipTradeOff,
     evaluate,
     plots,
     save_rank_plot,
@@ -31,6 +33,12 @@ def frame_of(listened, skipped):
     return pl.DataFrame(
         {"rank": [*listened, *skipped], "skipped": [False] * len(listened) + [True] * len(skipped)}
     )
+
+
+def grid_and_frame(axis):
+    """Whether there are vertical and horizontal lines, and the sides that have a frame."""
+    grids = (any(line.get_visible() for line in each.get_gridlines()) for each in (axis.xaxis, axis.yaxis))
+    return (*grids, [side for side, spine in axis.spines.items() if spine.get_visible()])
 
 
 def test_curves_are_the_shares_of_targets_up_to_each_rank(figures, tmp_path):
@@ -62,6 +70,18 @@ def test_curves_are_the_shares_of_targets_up_to_each_rank(figures, tmp_path):
     ]
     assert axis.get_xlim() == (1, 100)
     assert axis.get_ylim() == (0, 1)
+    assert axis.get_xscale() == "log"
+    assert (axis.xaxis.get_major_formatter()(1000), axis.yaxis.get_major_formatter()(0.5)) == ("1,000", "50%")
+    assert axis.get_ylabel() == "share of held-out tracks up to this rank"
+    assert grid_and_frame(axis) == (False, True, ["left", "bottom"])
+    assert [line.get_xdata() for line in axis.lines if line.get_color() == "0.7"] == [[5, 5]]
+    assert {name: line.get_linestyle() for name, line in curves.items()} == {
+        name: "--" if "skipped" in name else "-" for name in curves
+    }
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.texts] == list(curves)
+    assert legend.get_title().get_text() == "share among the first 5"
+    assert {line.get_linewidth() for line in legend.get_lines()} == {2}
     assert [text.get_text() for text in axis.texts] == ["first 5"]
     assert axis.get_xlabel() == "rank of the held-out track"
     width, height = figures[0].get_size_inches() * figures[0].dpi
@@ -93,6 +113,10 @@ def test_a_segment_plot_shows_the_chosen_metric_of_each_report(figures, tmp_path
     for axis in axes:
         assert axis.get_xlabel() == "ndcg@10"
         assert axis.get_xlim()[0] <= 0
+        assert grid_and_frame(axis) == (True, False, ["left", "bottom"])
+        assert all(label.get_visible() for label in axis.get_xticklabels())  # not only in the lowest panel
+        colours = [bars.lines[0].get_color() for bars in axis.containers]
+        assert colours == [plots.LISTENED, plots.SKIPPED]
         bottom, top = axis.get_ylim()
         assert bottom > top  # the first segment stands on top
         for report, bars in zip(reports, axis.containers, strict=True):
@@ -117,6 +141,51 @@ def test_a_segment_plot_shows_the_chosen_metric_of_each_report(figures, tmp_path
     with pytest.raises(ValueError, match=r"`metric` must be one of the reports', got 'hits'\."):
         save_segment_plot(tmp_path / "other.png", reports, metric="hits")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_the_trade_off_shows_both_rates_with_the_intervals_of_their_differences(monkeypatch, tmp_path):
+    drawn = []
+
+    class Kept(Figure):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            drawn.append(self)
+
+    monkeypatch.setattr("matplotlib.figure.Figure", Kept)
+    table = pl.DataFrame(
+        {
+            "skip_penalty": [0.0, 0.5],
+            "hit_rate@5": [0.4, 0.3],
+            "skip_hit_rate@5": [0.2, 0.1],
+            "hit_rate_difference": [0.1, 0.0],
+            "hit_rate_low": [0.05, -0.02],
+            "hit_rate_high": [0.2, 0.04],
+            "skip_hit_rate_difference": [0.0, -0.1],
+            "skip_hit_rate_low": [0.0, -0.13],
+            "skip_hit_rate_high": [0.0, -0.08],
+        }
+    )
+    path = SkipTradeOff(table, 0.5, 5, "validation").save_plot(str(tmp_path / "front.png"))
+    assert path == tmp_path / "front.png"
+    size = path.read_bytes()[16:24]
+    assert (int.from_bytes(size[:4]), int.from_bytes(size[4:])) == (960, 660)
+    (axis,) = drawn[0].axes
+    line, _, bars = axis.containers[0].lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0.2, 0.1], [0.4, 0.3])
+    across, up = (each.get_segments() for each in bars)
+    # The other model, from which the differences are, hit 0.3 and skipped 0.2.
+    assert [(low[0], high[0]) for low, high in across] == [
+        pytest.approx(p) for p in [(0.2, 0.2), (0.07, 0.12)]
+    ]
+    assert [(low[1], high[1]) for low, high in up] == [pytest.approx(p) for p in [(0.35, 0.5), (0.28, 0.34)]]
+    labels = [(text.get_text(), text.get_fontweight(), text.xy) for text in axis.texts]
+    assert labels == [("0", "normal", (0.2, 0.4)), ("0.5 (chosen)", "bold", (0.1, 0.3))]
+    left, right = axis.get_xlim()
+    assert left > right  # fewer skipped tracks to the right
+    assert axis.get_xlabel() == "SkipHitRate@5 (fewer skipped tracks to the right)"
+    assert axis.get_ylabel() == "HitRate@5"
+    assert axis.get_title() == "Skip penalty, validation set; bars: intervals of the difference"
+    assert grid_and_frame(axis)[:2] == (True, True)
 
 
 def test_one_model_without_listened_targets_has_the_other_curve_and_10_is_the_marked_rank(figures, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skipcl_lightning.functional.next_item.look_up import gather_gradients, look_up
+from skipcl_lightning.functional.next_item.look_up import add_content, gather_gradients, look_up
 from skipcl_lightning.model import ItemEmbedding
 
 
@@ -58,3 +58,22 @@ def test_a_sparse_table_keeps_its_sparse_gradient():
     with items.gathered_gradients():
         items(torch.tensor([1, 1])).sum().backward()
     assert items.weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_content_is_added_to_the_kept_rows_and_each_gets_its_gradient(sparse):
+    plain, table = tables()
+    content = torch.randn(9, 3, requires_grad=True)
+    own = content.detach().double().requires_grad_()
+    keep = torch.arange(9) % 3 != 2
+    items = torch.tensor([[1, 2, 2], [4, 4, 8]])
+    weights = torch.randn(2, 3, 3, dtype=torch.float64)
+    total = add_content(table, content, keep)
+    expected = plain * keep[:, None] + own
+    torch.testing.assert_close(total, expected)
+    (F.embedding(items, expected) * weights).sum().backward()
+    (look_up(items, total, sparse=sparse) * weights).sum().backward()
+    assert table.grad.is_sparse == sparse
+    torch.testing.assert_close(table.grad.to_dense(), plain.grad)
+    assert content.grad.dtype == torch.float32
+    torch.testing.assert_close(content.grad, own.grad.float())

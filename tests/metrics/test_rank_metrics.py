@@ -172,8 +172,9 @@ def test_constants_say_how_to_read_a_metric(name):
     better = {"SkipHitRate": False, "SkipMRR": False, "TargetCount": None, "TargetCount of skips": None}
     assert metric.higher_is_better is better.get(name, True)
     value = metric(ranks=torch.tensor([1, 2]), target_feedback=torch.tensor([1.0, -1.0]))
-    upper = math.inf if metric.plot_upper_bound is None else metric.plot_upper_bound
-    assert metric.plot_lower_bound <= value <= upper
+    bounds = {"DeltaHitRate": (-1.0, 1.0), "TargetCount": (0.0, None), "TargetCount of skips": (0.0, None)}
+    assert (metric.plot_lower_bound, metric.plot_upper_bound) == bounds.get(name, (0.0, 1.0))
+    assert metric.plot_lower_bound <= value <= (metric.plot_upper_bound or math.inf)
 
 
 def test_values_can_be_plotted():
