@@ -40,6 +40,11 @@ class Recommender:
 
     The module is in evaluation mode only during a search, so its training can continue afterwards.
 
+    With a `skip_penalty` or an item tower, the table of all items is computed for each call while a weight
+    requires a gradient, and kept otherwise. The class methods load models without gradients; freeze one that
+    you trained (`module.freeze()`) before many calls. A kept table follows changes in place and new weights,
+    but torch does not count writes to the `data` of a weight: make a new `Recommender(module)` after those.
+
     Args:
         module: A trained `SkipCLModule`, or a `Scorer`. Recommendations follow its later changes.
         encoder: The item vocabulary and the longest session; None for that of the module, which has one if it
@@ -118,7 +123,7 @@ class Recommender:
                 needs a class of your own, which the message names.
         """
         if module_class is not None or parts:
-            return cls(_load_module(path, module_class, parts))
+            return cls(_load_module(path, module_class, parts).requires_grad_(False))
         with named_in_errors(path):
             checkpoint = open_checkpoint(path)
             own = checkpoint.get(CHECKPOINT_KEY, {})
@@ -126,7 +131,8 @@ class Recommender:
             check_num_items(checkpoint)
             scorer = Scorer.from_settings(checkpoint["hyper_parameters"], checkpoint["state_dict"])
             encoder = own.get("encoder")
-            return cls(scorer, None if encoder is None else SessionEncoder.from_state_dict(encoder))
+            encoder = None if encoder is None else SessionEncoder.from_state_dict(encoder)
+            return cls(scorer.requires_grad_(False), encoder)
 
     @classmethod
     def from_export(cls, folder: str | Path, *, backbone: nn.Module | None = None) -> "Recommender":
@@ -144,7 +150,8 @@ class Recommender:
             ImportError: A package of the extra `export` is not installed.
             ValueError: A file is missing, damaged or of another model, or the backbone must be passed.
         """
-        return cls(*load_export(folder, backbone=backbone))
+        scorer, encoder = load_export(folder, backbone=backbone)
+        return cls(scorer.requires_grad_(False), encoder)
 
     @classmethod
     def from_pretrained(
@@ -304,15 +311,12 @@ class Recommender:
         return () if self.encoder.context is None else self.encoder.context.columns
 
     def _item_table(self) -> Tensor:
-        """The candidates at the present `skip_penalty`, which are not computed again for the same weights.
-
-        In training mode they are: an optimizer may write to the data of a weight without a trace.
-        """
+        """The candidates at the present `skip_penalty`, which are not computed again for the same weights."""
         scorer = self.scorer
         is_weight = scorer.skip_penalty == 0 and scorer.model.item_tower is None
         weights = [*scorer.parameters(), *scorer.buffers()]
-        # torch counts no changes of tensors of inference mode.
-        if is_weight or scorer.training or any(one.is_inference() for one in weights):
+        # torch counts no changes of tensors of inference mode, nor those by its fused optimizers.
+        if is_weight or any(one.requires_grad or one.is_inference() for one in weights):
             return scorer.item_table
         versions = [(id(one), one.data_ptr(), one._version) for one in weights]
         state = (scorer.skip_penalty > 0, versions)
@@ -341,6 +345,9 @@ class Recommender:
         feedback: Sequence[float] | None = None,
         *,
         track_feedback: float = -1.0,
+        explicit_feedback: Sequence[float] | None = None,
+        history: Ids | None = None,
+        context: Mapping[str, Sequence[Any] | None] | None = None,
         top_k: int = 10,
         depth: int = 1000,
         exclude_seen: bool = False,
@@ -354,6 +361,11 @@ class Recommender:
             feedback: The feedback on each item of the session, as for `recommend`.
             track_feedback: The feedback on the track, in [-1, 1]; such as 1 to see how the list moves when it
                 is listened to.
+            explicit_feedback: Likes and dislikes of the items of the session; the track gets 0.
+            history: The ids of the items that the listener listened to in earlier sessions, for a model that
+                was trained with a `history_length`.
+            context: By column, as for `recommend`, a value for each item of the session and at last one for
+                the track.
             top_k: Items of each list.
             depth: Ranks below this one are not looked for.
             exclude_seen: As for `recommend`.
@@ -370,19 +382,23 @@ class Recommender:
         """
         check_integer("top_k", top_k)
         check_integer("depth", depth, minimum=top_k)
-        known = [0.0] * len(session) if feedback is None else list(feedback)
-        before, after = (
+        items = [*session, track]
+        signals = [*([0.0] * len(session) if feedback is None else feedback), track_feedback]
+        likes = None if explicit_feedback is None else [*explicit_feedback, 0.0]
+        # The longer session first, because lengths are checked against it.
+        after, before = (
             self.recommend(
-                [items],  # type: ignore[arg-type]  # ids of one type
-                [signals],
+                [items[:stop]],
+                [signals[:stop]],
+                explicit_feedback=None if likes is None else [likes[:stop]],
+                histories=None if history is None else [history],  # type: ignore[arg-type]
+                context=context
+                and {name: None if values is None else [values[:stop]] for name, values in context.items()},
                 top_k=min(depth, self.scorer.num_items),
                 exclude_seen=exclude_seen,
                 skip_penalty=skip_penalty,
             ).drop("session_id")
-            for items, signals in (
-                (list(session), known),
-                ([*session, track], [*known, track_feedback]),
-            )
+            for stop in (len(items), -1)
         )
         joined = after.join(before, on="item_id", how="full", coalesce=True, suffix="_before")
         shown = joined.filter((pl.col("rank") <= top_k) | (pl.col("rank_before") <= top_k))
@@ -607,14 +623,20 @@ class _Given:
 
     def encode(self, encoder: SessionEncoder, unknown: str) -> SessionBatch:
         """Return the batch that a model sees."""
-        return encoder.encode(
-            self.sessions,
-            self.feedback,
-            explicit_feedback=self.explicit_feedback,
-            histories=self.histories,
-            context=self.context,
-            unknown=unknown,
-        )
+        try:
+            return encoder.encode(
+                self.sessions,
+                self.feedback,
+                explicit_feedback=self.explicit_feedback,
+                histories=self.histories,
+                context=self.context,
+                unknown=unknown,
+            )
+        except (TypeError, ValueError) as error:
+            first = self.names[0]
+            if first == 0:
+                raise
+            raise type(error)(f"{error} Session 0 of these is {first!r}.") from error
 
 
 def _is_table(sessions: Sessions | Frame) -> "TypeIs[Frame]":

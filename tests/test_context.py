@@ -164,14 +164,27 @@ def test_a_history_in_front_of_the_session_has_no_context():
     shown = next(iter(data.test_dataloader()))
     assert shown.history.shape[1] == 3
     assert shown.context.shape == (*shown.items.shape, 2)
-    found = Recommender(model).recommend(
-        [[3, 4]],
-        [[1.0, 1.0]],
-        histories=[[5, 6]],
-        context={"timestamp": [[0, 1]], "up": [[True, True]]},
-        top_k=1,
-    )
-    assert len(found) == 1
+    recommender = Recommender(model)
+
+    def ranked(items, feedback, times, up):
+        context = {"timestamp": [times], "up": [up]}
+        found = recommender.recommend([items], [feedback], histories=[[5, 6]], context=context, top_k=8)
+        return dict(zip(found["item_id"], found["score"], strict=True))
+
+    before = ranked([3, 4], [1.0, 1.0], [0, 1], [True, True])
+    after = ranked([3, 4, 2], [1.0, 1.0, -1.0], [0, 1, 9], [True, True, False])
+    assert len(before) == 8
+    context = {"timestamp": [0, 1, 9], "up": [True, True, False]}
+    moved = recommender.after_skip(
+        [3, 4], 2, [1.0, 1.0], history=[5, 6], context=context, top_k=8, depth=8, explicit_feedback=[0.0, 0.0]
+    ).filter(pl.col("rank").is_not_null())
+    assert moved["item_id"].to_list() == list(after)
+    assert moved["score"].to_list() == list(after.values())
+    assert moved["rank_before"].to_list() == [list(before).index(item) + 1 for item in after]
+    assert recommender.after_skip([3, 4], 2, context={"timestamp": None, "up": None}, top_k=8).height == 8
+    for wrong in ({"up": [True, True]}, {"up": [True] * 4}):
+        with pytest.raises(ValueError, match="`context` must have one value a track in 'up'"):
+            recommender.after_skip([3, 4], 2, context={"timestamp": None, **wrong}, top_k=8)
 
 
 def test_a_newer_log_takes_the_categories_of_the_model(trained, tmp_path):

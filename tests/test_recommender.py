@@ -135,6 +135,15 @@ def test_an_unknown_track_is_named_or_ignored():
     assert ignored.equals(recommend.recommend([["a"]], top_k=2))
 
 
+def test_an_error_in_a_later_batch_says_where_the_batch_begins():
+    recommend = recommender()
+    for session_ids, first in ((None, "2"), (["x", "y", "z", "w"], "'z'")):
+        with pytest.raises(ValueError, match=rf"got 'nobody' in session 1 .* 0 of these is {first}\."):
+            recommend.recommend(
+                [["a"], ["b"], ["c"], ["nobody"]], session_ids=session_ids, top_k=2, batch_size=2
+            )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -403,7 +412,7 @@ def with_skip_penalty():
     module = SkipCLModule(SASRec(8), SkipPrediction(), num_items=5, embedding_size=8, skip_penalty=0.5)
     module.skip_head.materialise(module.model.item_table)
     module.encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d", "e"]), max_length=4)
-    return Recommender(module.eval())
+    return Recommender(module.eval().requires_grad_(False))
 
 
 def change_in_place(recommend):
@@ -426,15 +435,16 @@ def replace_weight(recommend):
 
 
 def train_a_step(recommend):
-    scorer = recommend.scorer
-    optimizer = torch.optim.Adam(scorer.parameters(), lr=0.5)
+    scorer = recommend.scorer.requires_grad_(True)
+    recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    # It changes weights without a count.
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=0.5, fused=True)
     (scorer.skip_head.item_vectors(scorer.model.item_table).sum() + scorer.skip_head.bias.sum()).backward()
     optimizer.step()
 
 
-def write_to_the_data_in_training(recommend):
-    recommend.scorer.train()
-    recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+def write_to_the_data_with_gradients(recommend):
+    recommend.scorer.requires_grad_(True)
     recommend.scorer.model.item_embedding.weight.data[2] += 5.0
 
 
@@ -446,7 +456,7 @@ def write_to_the_data_in_training(recommend):
         load_other_weights,
         replace_weight,
         train_a_step,
-        write_to_the_data_in_training,
+        write_to_the_data_with_gradients,
     ],
 )
 def test_recommendations_follow_changes_of_the_weights(change):
@@ -467,7 +477,14 @@ def test_the_table_of_the_skip_penalty_is_computed_once(monkeypatch):
     )
     for skip_penalty in (0.5, 0.25, 0.0, 0.5):
         found = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, skip_penalty=skip_penalty)
-        recommend.scorer.train()
+        recommend.scorer.requires_grad_(True)
         assert found.equals(recommend.recommend(SESSIONS, FEEDBACK, top_k=5, skip_penalty=skip_penalty))
-        recommend.scorer.eval()
-    assert len(computed) == 1 + 3  # once, and in training mode each time
+        recommend.scorer.requires_grad_(False)
+    assert len(computed) == 1 + 3  # once, and with gradients each time
+
+
+def test_a_new_recommender_follows_writes_to_the_data_of_a_weight():
+    recommend = with_skip_penalty()
+    before = recommend.recommend(SESSIONS, FEEDBACK, top_k=5)
+    recommend.scorer.model.item_embedding.weight.data[2] += 5.0
+    assert not Recommender(recommend.scorer).recommend(SESSIONS, FEEDBACK, top_k=5).equals(before)

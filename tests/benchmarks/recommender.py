@@ -56,7 +56,8 @@ def measure(
         if head is not None:
             head.materialise(model.item_table)
         encoder = SessionEncoder(ItemVocabulary([f"t{number}" for number in range(size)]), max_length=50)
-        scorer = Scorer(model, head, skip_penalty=0.5 if skip_prediction else 0.0).eval()
+        scorer = Scorer(model, head, skip_penalty=0.5 if skip_prediction else 0.0)
+        scorer.eval().requires_grad_(False)
         recommender, table = Recommender(scorer, encoder), scorer.item_table
         for sessions in (1, 1024 if size <= 100_000 else 256):
             items = [[f"t{number}" for number in range(row, row + 20)] for row in range(sessions)]
