@@ -74,7 +74,8 @@ def prepare_store(
     The log is read once, as a stream, and sorted on disk. Memory holds about `rows_in_memory` rows and the
     item ids; the result does not depend on that number. The store is written beside `folder` and then
     renamed, so an interrupted run leaves the previous store, and several processes may prepare the same one.
-    A killed run also leaves a hidden folder `.NAME-….partial`, which may be deleted once the store opens: if
+    On Linux both stores are exchanged in one step, so a reader always finds one of them. A killed run also
+    leaves a hidden folder `.NAME-….partial`, which may be deleted once the store opens: on other systems, if
     the kill came between two renames, opening takes the previous store from there. A store of the same log,
     settings and version is used again.
 
@@ -196,7 +197,8 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
         ValueError: `folder` must be a session store, got 'no/such/folder' without a manifest.json: ...
     """
     folder = Path(folder).expanduser()
-    Manifest.read(folder)
+    if not (folder / MANIFEST).is_file():
+        Manifest.read(folder)  # raises, unless there is one to take back
     # An absolute path, because another process may open it from another folder.
     return _open_steadily(folder.absolute(), verify=verify)
 
@@ -204,18 +206,27 @@ def open_store(folder: str | Path, *, verify: bool = True) -> PreparedData:
 def _open_steadily(folder: Path, *, verify: bool) -> PreparedData:
     """Open a store that another process may be replacing, and read again what was replaced."""
     for attempt in count():
-        version = read_version(folder)
+        before = _read_state(folder)
         try:
-            data = _open(folder, version, verify=verify)
+            data = _open(folder, before[0], verify=verify)
         except (OSError, ValueError):
-            changed = not version or read_version(folder) != version
+            changed = not before[0] or _read_state(folder) != before
             if not changed or attempt == _MOST_ATTEMPTS:
                 raise
         else:
-            if read_version(folder) == version or attempt == _MOST_ATTEMPTS:
+            if _read_state(folder) == before or attempt == _MOST_ATTEMPTS:
                 return data
         time.sleep(0.01 * (1 + attempt))
     raise AssertionError
+
+
+def _read_state(folder: Path) -> tuple[str, int, int]:
+    """Return the version of a store, and what a rename of its folder changes: the version may come again."""
+    try:
+        place = folder.stat()
+    except OSError:
+        return "", 0, 0
+    return read_version(folder), place.st_ino, place.st_ctime_ns
 
 
 def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:

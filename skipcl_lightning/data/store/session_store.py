@@ -103,11 +103,7 @@ class SessionStore:
             OSError: A file is missing.
             ValueError: Another store is in its place.
         """
-        if version is not None and (found := read_version(folder)) != version:
-            raise ValueError(
-                f"`folder` must hold the store that was opened, got {str(folder)!r} with version {found} in "
-                f"place of {version}. Do not replace a store that a run uses: start the run again."
-            )
+        _check_version(folder, version)
         explicit, context = folder / "explicit_feedback.npy", folder / "context.npy"
         items = map_array(folder / "items.npy")
         return cls(
@@ -135,6 +131,7 @@ class SessionStore:
             return self.session_ids
         with refuse_damage(self.session_ids.parent):
             found = read_column(self.session_ids)
+            _check_version(self.session_ids.parent, self.version)
             if len(found) != len(self):
                 raise ValueError(f"there are {len(found)} names of {len(self)} sessions")
         return found
@@ -254,6 +251,15 @@ class SessionStore:
         lengths = np.minimum(ends, max_length)
         columns = np.arange(lengths.max(initial=0))
         return (starts + ends - lengths)[:, None] + columns, columns < lengths[:, None]
+
+
+def _check_version(folder: Path, version: str | None) -> None:
+    """Raise unless a folder still holds the store of a version; of any, if it is None."""
+    if version is not None and (found := read_version(folder)) != version:
+        raise ValueError(
+            f"`folder` must hold the store that was opened, got {str(folder)!r} with version {found} in "
+            f"place of {version}. Do not replace a store that a run uses: start the run again."
+        )
 
 
 def _take(values: NDArray[Any], places: NDArray[np.int64], valid: NDArray[np.bool_]) -> NDArray[Any]:
