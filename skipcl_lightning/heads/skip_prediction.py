@@ -266,6 +266,7 @@ class SkipPrediction(WeightedHead):
         """
         sizes = check_shape("query", query, "N D", floating=True)
         check_shape("items", items, "N K", sizes, dtype=torch.int64)
+        check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
         vectors = self._vectors_of(items, F.embedding(items, item_embeddings))  # [N, K, M]
         with without_autocast(query.device):
             return (vectors @ self.session_vector(query)[..., None]).squeeze(2) + self._bias_of(items)

@@ -57,10 +57,10 @@ def top_k_items(
         >>> top_k_items(torch.ones(1, 1), table, 2, exclude=torch.tensor([[2, 3]]))
         (tensor([[1, 0]]), tensor([[1., -inf]]))
     """
+    check_catalogue(queries, item_embeddings, exclude, retired)
     check_integer(
         "top_k", top_k, maximum=len(item_embeddings) - 1, cure="The catalogue has no more items than that."
     )
-    check_catalogue(queries, item_embeddings, exclude, retired)
     check_integer("chunk_size", chunk_size)
     if added is not None:
         check_sparse_scores(added, {"N": len(queries)})
