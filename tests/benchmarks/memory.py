@@ -3,10 +3,15 @@
 import re
 from pathlib import Path
 
-__all__ = ["peak_mebibytes"]
+__all__ = ["memory_mebibytes", "peak_mebibytes"]
+
+
+def memory_mebibytes(kind: str) -> float:
+    """A line of the kernel's status of this program, such as `VmRSS`, the memory that it has now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(rf"{kind}:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def peak_mebibytes() -> float:
     """The most memory that this program has had; `ru_maxrss` would start with that of its parent."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
+    return memory_mebibytes("VmHWM")
