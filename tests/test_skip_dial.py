@@ -228,6 +228,10 @@ def test_what_cannot_be_is_named(data, trained, tmp_path):
     for wrong in (0.5, "0.5"):
         with pytest.raises(TypeError, match=r"`penalties` must be a sequence of numbers, got .?0.5"):
             skip_trade_off(module, data, penalties=wrong, num_resamples=10)
+    with pytest.raises(ValueError, match=r"`penalties` must be in \[0, inf\), got -0.1"):
+        skip_trade_off(module, data, penalties=(-0.1,), num_resamples=10)
+    with pytest.raises(ValueError, match="`num_resamples` must be at least 1, got 0"):
+        skip_trade_off(module, data, num_resamples=0)
     heard = data.log.with_columns(feedback=pl.lit(1.0))
     without = SessionDataModule(heard, max_length=12, split=SplitBySession(0.2, 0.2, targets="every"))
     fresh = build(without)

@@ -284,6 +284,12 @@ def test_a_choice_without_transitions_is_refused(data):
         choose_transition_weight(build(data), data)
     with pytest.raises(ValueError, match="`weights` must hold at least one weight"):
         choose_transition_weight(build(data), data, weights=())
+    with pytest.raises(ValueError, match="`weights` must be in"):
+        choose_transition_weight(build(data), data, weights=(-1.0,))
+    with pytest.raises(ValueError, match="`max_targets` must be at least 1"):
+        choose_transition_weight(build(data), data, max_targets=0)
+    with pytest.raises(ValueError, match="`rule` must be one of"):
+        data.transition_counts(rule="last")
     with pytest.raises(TypeError, match="must be used with a SkipCLModule and a SessionDataModule"):
         quiet_trainer(max_epochs=1, callbacks=[ChooseTransitionWeight()]).fit(
             build(data), data.train_dataloader(), data.val_dataloader()

@@ -94,6 +94,10 @@ def test_settings_that_make_no_encoder_are_errors():
         SessionEncoder(IDS, max_length=3)
     with pytest.raises(ValueError, match="`max_length`"):
         SessionEncoder(ItemVocabulary(IDS), max_length=0)
+    with pytest.raises(ValueError, match="`skip_threshold`"):
+        SessionEncoder(ItemVocabulary(IDS), max_length=3, skip_threshold=-1.0)
+    with pytest.raises(ValueError, match="`history_length`"):
+        SessionEncoder(ItemVocabulary(IDS), max_length=3, history_length=-1)
     with pytest.raises(ValueError, match="`unknown` must be one of"):
         SessionEncoder(ItemVocabulary(IDS), max_length=3).encode([["a"]], unknown="drop")
 

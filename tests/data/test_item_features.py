@@ -175,6 +175,7 @@ def test_a_description_gives_the_sizes_back():
         ),
         (TABLE, {"item_counts": torch.ones(3)}, ValueError, "`item_counts` must have shape"),
         (TABLE, {"missing": "fill"}, ValueError, "`missing` must be one of"),
+        (TABLE, {"unknown": "drop"}, ValueError, "`unknown` must be one of"),
         ("no/such.parquet", {}, ValueError, "`item_features` must be a table whose columns can be read"),
     ],
 )

@@ -238,6 +238,6 @@ def test_nameless_tracks_are_counted_at_the_preparation(tmp_path):
 
 def test_settings_out_of_range_are_errors(tmp_path):
     file = write(tmp_path, listen())
-    for setting in ({"skip_seconds": 0.0}, {"gap_minutes": 0.0}):
+    for setting in ({"skip_seconds": 0.0}, {"gap_minutes": 0.0}, {"max_damaged": 1.0}):
         with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must be in"):
             read_listenbrainz(file, **setting)

@@ -125,6 +125,11 @@ def test_settings_of_the_training_order_are_checked(setting, error):
         TrainingSampler(range(5), num_replicas=1, rank=0, **setting)
 
 
+def test_no_order_starts_before_its_first_batch():
+    with pytest.raises(ValueError, match="`batch` must be at least 0, got -1"):
+        TrainingSampler(range(5), batch_size=1, num_replicas=1, rank=0).start_from(-1)
+
+
 def test_the_order_of_buckets_depends_on_the_epoch_even_where_lengths_leave_no_choice():
     # All lengths differ, so that the batches are the same in each epoch, but not their order.
     lengths = np.arange(1, 65)

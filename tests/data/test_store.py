@@ -105,6 +105,11 @@ def test_arrays_that_do_not_fit_each_other_are_errors(changes, error, message):
         SessionStore(**(arrays | changes))
 
 
+def test_a_batch_of_no_width_is_an_error(make_store):
+    with pytest.raises(ValueError, match="`max_length` must be at least 1"):
+        make_store([[1, 2, 3]]).gather(np.array([0]), np.array([3]), max_length=0)
+
+
 def test_a_session_of_two_tracks_cannot_be_split(make_store):
     with pytest.raises(ValueError, match="at least 3 tracks, got one of 2"):
         leave_one_out(make_store([[1, 2, 3], [1, 2]]))

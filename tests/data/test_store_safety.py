@@ -306,6 +306,8 @@ def test_where_no_store_can_be_is_said_before_anything_is_read(tmp_path, log, mo
     [
         ({"rebuild": "no"}, TypeError, "`rebuild` must be True or False"),
         ({"split": LeaveOneOut}, TypeError, "`split`"),
+        ({"gap_minutes": 1, "skip_seconds": 0}, ValueError, r"`skip_seconds` must be in \(0, inf\)"),
+        ({"rows_in_memory": 0}, ValueError, "`rows_in_memory` must be at least 1"),
     ],
 )
 def test_settings_of_another_kind_are_errors(tmp_path, log, setting, error, message):

@@ -167,7 +167,7 @@ def test_any_file_gives_what_was_written_or_a_value_error(tmp_path_factory, sess
         assert read_30music(file, max_damaged=0).drop("copy_key").collect().rows() == expected
 
 
-@pytest.mark.parametrize("setting", [{"label": "graded"}, {"skip_ratio": 1.5}])
+@pytest.mark.parametrize("setting", [{"label": "graded"}, {"skip_ratio": 1.5}, {"max_damaged": 1.0}])
 def test_settings_out_of_range_are_errors(tmp_path, setting):
     with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must be"):
         read_30music(write(tmp_path, line(8, [track(5)])), **setting)

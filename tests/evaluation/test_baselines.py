@@ -10,6 +10,7 @@ from skipcl_lightning.data import SessionDataModule, SplitBySession, simulate_se
 from skipcl_lightning.evaluation import (
     BPR,
     WRMF,
+    ItemSkipRate,
     LastItemMarkov,
     Popularity,
     SessionKNN,
@@ -246,7 +247,26 @@ def test_counts_that_float32_cannot_tell_apart_are_told_apart():
         assert scores[0, 2] > scores[0, 1]
 
 
-@pytest.mark.parametrize("learning_rate", [0, -0.5, math.nan])
-def test_bpr_refuses_a_learning_rate_that_is_not_above_0(data, learning_rate):
-    with pytest.raises(ValueError, match=r"`learning_rate` must be in \(0, inf\)"):
-        BPR(data, learning_rate=learning_rate)
+@pytest.mark.parametrize(
+    ("baseline", "setting"),
+    [
+        *((BPR, {"learning_rate": value}) for value in (0, -0.5, math.nan)),
+        *((each, {"num_factors": 0}) for each in (BPR, WRMF)),
+        *((each, {"num_iterations": 0}) for each in (BPR, WRMF)),
+        (BPR, {"regularisation": -0.1}),
+        (WRMF, {"regularisation": 0}),
+        (WRMF, {"confidence": 0}),
+        (SessionKNN, {"num_neighbours": 0}),
+        (ItemSkipRate, {"smoothing": 0}),
+    ],
+)
+def test_settings_out_of_range_are_errors(data, baseline, setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must be"):
+        baseline(data, **setting)
+
+
+@pytest.mark.parametrize("baseline", [Popularity, SessionPopularity])
+def test_counts_of_another_shape_or_dtype_are_errors(baseline):
+    for counts in (torch.ones(2, 3, dtype=torch.int64), torch.ones(3)):
+        with pytest.raises((TypeError, ValueError), match="`item_counts` must"):
+            baseline(counts)

@@ -311,6 +311,8 @@ def test_another_seed_draws_other_candidates(data):
             r"`item_table` must have shape \[V\+1=41, D=8\]",
         ),
         ({"num_resamples": -1}, ValueError, "`num_resamples` must be at least 0"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0"),
+        ({"confidence": 0}, ValueError, r"`confidence` must be in \(0, 1\)"),
         ({"num_candidates": 0}, ValueError, "`num_candidates` must be at least 1"),
         ({"ties": "best"}, ValueError, "`ties` must be one of"),
         ({"sampler": "nonsense"}, ValueError, "`sampler` must be one of"),

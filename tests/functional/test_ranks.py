@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from skipcl_lightning.functional import score_ranks, target_ranks
+from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.functional import rank_batch, rank_scored_batch, score_ranks, target_ranks
 from skipcl_lightning.functional.ranking import ranks as module
 from skipcl_lightning.functional.ranking.ranks import (
     compare_exactly,
@@ -75,6 +76,23 @@ def test_collapsed_embeddings_rank_last(num_items):
     queries = torch.randn(5, 13, generator=torch.Generator().manual_seed(1))
     target = torch.arange(5) % num_items + 1
     assert target_ranks(queries, table, target).tolist() == [num_items] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_have_ranks_beyond_the_integers_of_their_dtype(dtype):
+    scores = (torch.arange(5_000) / 5_000).repeat(2, 1).to(dtype)
+    target = torch.tensor([0, 2_500])
+    for ties in TIES:
+        ranks = score_ranks(scores, target, ties=ties)
+        assert ranks.tolist() == score_ranks(scores.double(), target, ties=ties).tolist()
+
+
+def test_a_batch_without_targets_has_no_ranks():
+    batch = SessionBatch(torch.tensor([[1, 2]]), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="`batch` must have targets, got none"):
+        rank_batch(torch.ones(1, 3), torch.ones(4, 3), batch)
+    with pytest.raises(ValueError, match="`batch` must have targets, got none"):
+        rank_scored_batch(torch.ones(1, 4), batch)
 
 
 def rounded_score(query, item):
