@@ -8,12 +8,22 @@ if TYPE_CHECKING:
     from skipcl_lightning.data import SessionDataModule
     from skipcl_lightning.evaluation import evaluate
     from skipcl_lightning.heads import SkipInfoNCE
+    from skipcl_lightning.item_index import ItemIndex
     from skipcl_lightning.module import SkipCLModule
     from skipcl_lightning.recommender import Recommender
 
-__all__ = ["Recommender", "SessionBatch", "SessionDataModule", "SkipCLModule", "SkipInfoNCE", "evaluate"]
+__all__ = [
+    "ItemIndex",
+    "Recommender",
+    "SessionBatch",
+    "SessionDataModule",
+    "SkipCLModule",
+    "SkipInfoNCE",
+    "evaluate",
+]
 
 _HOMES = {
+    "ItemIndex": "skipcl_lightning.item_index",
     "Recommender": "skipcl_lightning.recommender",
     "SessionBatch": "skipcl_lightning.batch",
     "SessionDataModule": "skipcl_lightning.data",

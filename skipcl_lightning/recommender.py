@@ -23,6 +23,7 @@ from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.export import export_model, load_export
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
+from skipcl_lightning.item_index import ItemIndex
 from skipcl_lightning.model import Scorer, Scoring
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ class Recommender:
         unknown: str = "error",
         skip_penalty: float | None = None,
         batch_size: int = 1024,
+        index: ItemIndex | None = None,
     ) -> pl.DataFrame:
         """Return the best next items after each session.
 
@@ -271,6 +273,7 @@ class Recommender:
             skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
                 Above 0 it needs a `SkipPrediction` head.
             batch_size: Sessions encoded at once.
+            index: Search with FAISS, which is faster in a large catalogue and almost exact; None for exact.
 
         Returns:
             `session_id`, `rank` (from 1), `item_id`, `score`, and with a `SkipPrediction` head
@@ -280,12 +283,15 @@ class Recommender:
         Raises:
             TypeError: Ids have another type than the trained ones.
             ValueError: A session is empty, an item of it, `exclude` or `allowed` is unknown, feedback is out
-                of range, a column of the context is missing, or `top_k` is above the catalogue's size.
+                of range, a column of the context is missing, `top_k` is above the catalogue's size, or
+                `index` is of another model.
         """
         check_integer(
             "top_k", top_k, maximum=self.scorer.num_items, cure="The catalogue holds no more than that."
         )
         check_integer("batch_size", batch_size)
+        if index is not None:
+            index.check(self.scorer, self.encoder)
         given = _Given.of(
             sessions, feedback, explicit_feedback, histories, context, session_ids, self._context_columns
         )
@@ -294,6 +300,7 @@ class Recommender:
         with self.scorer.at_skip_penalty(skip_penalty):
             table = self._item_table()
         left_out = self._left_out(exclude, allowed)
+        search = top_k_items if index is None else index.top_k_items
         frames = []
         for part in given.parts(batch_size):
             batch = part.encode(whole, unknown).to(self.device)
@@ -301,7 +308,7 @@ class Recommender:
             own = _excluded(batch, exclude_seen=exclude_seen, exclude_skipped=exclude_skipped)
             with evaluation_mode(self.scorer), self.scorer.at_skip_penalty(skip_penalty):
                 query, added = self.scorer.session_query(latest), self.scorer.added_scores(latest)
-                items, scores = top_k_items(query, table, top_k, exclude=own, added=added, retired=left_out)
+                items, scores = search(query, table, top_k, exclude=own, added=added, retired=left_out)
                 skips = self.scorer.skip_probability(latest, items) if self.scorer.predicts_skips else None
             frames.append(recommendation_frame(part.names, items, scores, self.encoder.vocabulary, skips))
         return pl.concat(frames)

@@ -150,7 +150,7 @@ def _search_once(
         error = (queries.shape[1] + 2) * torch.finfo(torch.float32).eps * bound
         last = scores.topk(top_k, dim=1).values[:, -1]
         exact &= (values[:, -1] + error < last - error) | (values[:, -1] == -torch.inf)
-    items, scores = _in_order(items, scores)
+    items, scores = in_order(items, scores)
     return items[:, :top_k], scores[:, :top_k], exact
 
 
@@ -210,10 +210,10 @@ def _search(
         together = torch.cat([scores, values], dim=1)
         scores, places = together.topk(top_k, dim=1)
         items = torch.cat([items, columns + left], dim=1).gather(1, places)
-    return _in_order(items, scores)
+    return in_order(items, scores)
 
 
-def _in_order(items: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def in_order(items: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return items and scores, the best first; item 0 where the score is -inf."""
     # A stable sort keeps equal scores in the order of their items.
     items, order = items.sort(dim=1)
@@ -240,7 +240,7 @@ def _score_added(
 def _join(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], top_k: int) -> tuple[Tensor, Tensor]:
     """Return the best `top_k` of two lists of different items."""
     items, scores = (torch.cat(parts, dim=1) for parts in zip(first, second, strict=True))
-    items, scores = _in_order(items, scores)
+    items, scores = in_order(items, scores)
     return items[:, :top_k], scores[:, :top_k]
 
 
