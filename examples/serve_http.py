@@ -25,7 +25,7 @@ from jsonargparse import auto_cli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from skipcl_lightning import Recommender
+from skipcl_lightning import ItemIndex, Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.heads import SkipPrediction
@@ -142,10 +142,12 @@ class Batcher:
     Args:
         recommender: The model.
         limits: The largest batch, and the longest queue.
+        index: Approximate search; None for exact.
     """
 
     recommender: Recommender
     limits: Limits
+    index: ItemIndex | None = None
     queue: asyncio.Queue[tuple[Question, asyncio.Future[list[Items]]]] = field(default_factory=asyncio.Queue)
 
     async def recommend(self, question: Question) -> list[Items]:
@@ -168,7 +170,7 @@ class Batcher:
                 sessions += len(batch[-1][0].sessions)
             questions = [question for question, _ in batch]
             # In a thread, so that the loop goes on to read requests; only one thread uses the model.
-            answers = await asyncio.to_thread(answer_together, self.recommender, questions)
+            answers = await asyncio.to_thread(answer_together, self.recommender, questions, self.index)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # The client has gone.
                     continue
@@ -178,7 +180,9 @@ class Batcher:
                     future.set_result(answer)
 
 
-def answer_together(recommender: Recommender, questions: list[Question]) -> list[list[Items] | Exception]:
+def answer_together(
+    recommender: Recommender, questions: list[Question], index: ItemIndex | None = None
+) -> list[list[Items] | Exception]:
     """Return for each question its recommendations, or the error that it alone raises."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, question in enumerate(questions):
@@ -186,19 +190,21 @@ def answer_together(recommender: Recommender, questions: list[Question]) -> list
     answers: dict[int, list[Items] | Exception] = {}
     for members in groups.values():
         try:
-            found = answer_group(recommender, [questions[number] for number in members])
+            found = answer_group(recommender, [questions[number] for number in members], index)
             answers.update(zip(members, found, strict=True))
         except Exception:
             # One of them is at fault; the others still get their answer.
             for number in members:
                 try:
-                    answers[number] = answer_group(recommender, [questions[number]])[0]
+                    answers[number] = answer_group(recommender, [questions[number]], index)[0]
                 except Exception as error:
                     answers[number] = error
     return [answers[number] for number in range(len(questions))]
 
 
-def answer_group(recommender: Recommender, questions: list[Question]) -> list[list[Items]]:
+def answer_group(
+    recommender: Recommender, questions: list[Question], index: ItemIndex | None = None
+) -> list[list[Items]]:
     """Return the recommendations of questions with one `key`."""
     first = questions[0]
     lists = {name: _join([getattr(one, name) for one in questions]) for name in LISTS}
@@ -212,6 +218,7 @@ def answer_group(recommender: Recommender, questions: list[Question]) -> list[li
         exclude_skipped=first.exclude_skipped,
         unknown=first.unknown,
         skip_penalty=first.skip_penalty,
+        index=index,
     )
     found: list[Items] = [[] for question in questions for _ in question.sessions]
     for row in frame.drop("rank").iter_rows(named=True):
@@ -225,15 +232,22 @@ def _join(parts: list[list[Any] | None]) -> Any:
     return None if parts[0] is None else [row for part in parts if part is not None for row in part]
 
 
-def make_app(recommender: Recommender, *, digest: str = "", limits: Limits = DEFAULTS) -> FastAPI:
+def make_app(
+    recommender: Recommender,
+    *,
+    digest: str = "",
+    limits: Limits = DEFAULTS,
+    index: ItemIndex | None = None,
+) -> FastAPI:
     """Return the service as an ASGI application.
 
     Args:
         recommender: The model.
         digest: The SHA-256 of the model's file, for `/version`.
         limits: The largest request, and the largest batch.
+        index: Approximate search; None for exact.
     """
-    batcher = Batcher(recommender, limits)
+    batcher = Batcher(recommender, limits, index)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -293,6 +307,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     limits: Limits = DEFAULTS,
+    index: Path | None = None,
     smoke: bool = False,
 ) -> None:
     """Serve a trained model until SIGTERM or Ctrl-C; running requests are answered first.
@@ -302,12 +317,16 @@ def serve(
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
         limits: The largest request, and the largest batch.
+        index: The file of an `ItemIndex` for a large catalogue, which is built and written if there is none.
         smoke: Quick check that everything works: an untrained model of 100 tracks in place of `path`.
     """
     if path is None and not smoke:
         sys.exit("`path` must name a checkpoint or an export, got none. Give one, or `--smoke true`.")
     recommender, digest = (make_untrained(), "") if path is None else load(path)
-    app = make_app(recommender, digest=digest, limits=limits)
+    search = None
+    if index is not None:
+        search = ItemIndex.load_or_build(index, recommender.scorer, recommender.encoder)
+    app = make_app(recommender, digest=digest, limits=limits, index=search)
     uvicorn.run(app, host=host, port=port, access_log=False)
 
 

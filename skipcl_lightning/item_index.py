@@ -157,12 +157,35 @@ class ItemIndex:
                 f"file ({error}). Copy it again, or build the index anew."
             ) from error
 
+    @classmethod
+    def load_or_build(cls, path: str | Path, scorer: Scoring, encoder: SessionEncoder) -> "ItemIndex":
+        """Read an index and check it; build and save it if there is no such file.
+
+        Args:
+            path: As for `load` and `save`.
+            scorer: As for `build`.
+            encoder: As for `build`.
+
+        Raises:
+            ImportError: As for `build`.
+            OSError: As for `save`.
+            ValueError: As for `load`, `check` and `build`.
+        """
+        if Path(path).exists():
+            index = cls.load(path)
+            index.check(scorer, encoder)
+        else:
+            index = cls.build(scorer, encoder)
+            index.save(path)
+        return index
+
     @torch.no_grad()
     def check(self, scorer: Scoring, encoder: SessionEncoder) -> None:
         """Raise unless the index was built from this model, as it is now.
 
-        `Recommender.recommend` calls it. A model in evaluation mode whose weights have not changed since the
-        last call is not read again.
+        `Recommender.recommend` calls it. Weights that require no gradient and have not changed since the last
+        call are not read again. A million items take about 0.3 s otherwise, so freeze a model that you
+        trained (`module.freeze()`); `Recommender.from_checkpoint` does.
 
         Args:
             scorer: The model.
@@ -172,8 +195,8 @@ class ItemIndex:
             ValueError: The model has other item vectors, or its items other ids or another order.
         """
         weights = _item_weights(scorer)
-        # torch counts no changes of tensors of inference mode, nor all of those that an optimizer makes.
-        is_fixed = not scorer.training and not any(one.is_inference() for one in weights)
+        # torch counts no changes of tensors of inference mode, nor those by its fused optimizers.
+        is_fixed = not any(one.requires_grad or one.is_inference() for one in weights)
         # The kept weights see to it that no new one gets the address of an old one.
         versions = [(one.data_ptr(), one.numel(), one._version) for one in weights] if is_fixed else []
         ids = encoder.vocabulary
@@ -342,14 +365,15 @@ def _item_weights(scorer: Scoring) -> list[Tensor]:
     model = scorer.model
     head = scorer.skip_prediction if scorer.predicts_skips else None
     parts = [model.item_embedding, model.item_tower, head]
-    named = [pair for part in parts if part is not None for pair in part.state_dict().items()]
+    known = [part for part in parts if part is not None]
+    named = [pair for part in known for pair in (*part.named_parameters(), *part.named_buffers())]
     return [value for name, value in named if name not in _OF_SESSIONS]
 
 
 def _numbers(tensors: list[Tensor]) -> Iterator[Any]:
     for tensor in tensors:
         yield repr((tuple(tensor.shape), tensor.dtype)).encode()
-        yield tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 def _id_bytes(ids: pl.Series) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipcl_lightning import Recommender
+from skipcl_lightning import ItemIndex, Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
 from skipcl_lightning.export import export_model
@@ -69,6 +69,26 @@ def test_an_answer_is_what_the_recommender_returns(client, recommender):
     rows = list(expected.drop("session_id", "rank").iter_rows(named=True))
     lists = {"sessions": SESSIONS, "feedback": FEEDBACK, "explicit_feedback": [[1, 0], [0]]}
     assert ask(client, **lists, skip_penalty=0.5) == [rows[:10], rows[10:]]
+
+
+def make_large():
+    model = SessionModel(SASRec(8, max_length=4), num_items=2100)
+    encoder = SessionEncoder(ItemVocabulary(range(2100)), max_length=4)
+    return Recommender(Scorer(model).requires_grad_(False), encoder)
+
+
+def test_a_service_searches_with_its_index(service):
+    recommender = make_large()
+    index = ItemIndex.build(recommender.scorer, recommender.encoder)
+    index.num_probes = 1
+
+    with TestClient(service.make_app(recommender, index=index)) as client:
+        (found,) = ask(client, sessions=[[7, 3]], top_k=5)
+
+    expected = recommender.recommend([[7, 3]], top_k=5, index=index)
+    assert found == list(expected.drop("session_id", "rank").iter_rows(named=True))
+    # Of one list of 54, so that they are not those of an exact search.
+    assert not expected.equals(recommender.recommend([[7, 3]], top_k=5))
 
 
 def test_exclusions_shorten_a_list_and_may_empty_it(client):

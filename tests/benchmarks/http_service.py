@@ -20,7 +20,7 @@ import torch
 import uvicorn
 from jsonargparse import auto_cli
 
-from skipcl_lightning import Recommender
+from skipcl_lightning import ItemIndex, Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.heads import SkipPrediction
@@ -29,7 +29,7 @@ from skipcl_lightning.model import Scorer, SessionModel
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 
-def serve(port: int, items: int, size: int, batch_wait: float) -> None:
+def serve(port: int, items: int, size: int, batch_wait: float, index: bool) -> None:
     """Serve an untrained model."""
     from serve_http import Limits, make_app
 
@@ -37,7 +37,9 @@ def serve(port: int, items: int, size: int, batch_wait: float) -> None:
     model, head = SessionModel(SASRec(size, max_length=50), num_items=items), SkipPrediction()
     head.materialise(model.item_table)
     encoder = SessionEncoder(ItemVocabulary([f"track {n}" for n in range(items)]), max_length=50)
-    app = make_app(Recommender(Scorer(model, head), encoder), limits=Limits(batch_wait=batch_wait))
+    recommender = Recommender(Scorer(model, head).requires_grad_(False), encoder)
+    search = ItemIndex.build(recommender.scorer, encoder) if index else None
+    app = make_app(recommender, limits=Limits(batch_wait=batch_wait), index=search)
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
@@ -82,7 +84,13 @@ async def load(port: int, pid: int, clients: int, requests: int, items: int) -> 
     )
 
 
-def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000, batch_wait: float = 0.002) -> None:
+def benchmark(
+    items: int = 100_000,
+    size: int = 64,
+    requests: int = 1000,
+    batch_wait: float = 0.002,
+    index: bool = False,
+) -> None:
     """Print requests per second, the median and the 99th percentile of the latency by number of clients.
 
     Args:
@@ -90,11 +98,14 @@ def benchmark(items: int = 100_000, size: int = 64, requests: int = 1000, batch_
         size: D.
         requests: Requests for each number of clients, each with one session of 20 tracks.
         batch_wait: Seconds for which the first request of a batch waits for others.
+        index: Search with an `ItemIndex`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, items, size, batch_wait))
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(port, items, size, batch_wait, index)
+    )
     process.start()
     try:
         with socket.socket() as probe:
