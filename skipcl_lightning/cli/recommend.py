@@ -1,15 +1,27 @@
 """Command `skipcl recommend`: the best next items after sessions from the command line or a file."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from itertools import compress, pairwise
+from multiprocessing import active_children, get_context, parent_process
+from operator import add
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from threading import Thread
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import ContextEncoder, SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
@@ -29,9 +41,22 @@ from skipcl_lightning.recommender import Recommender
 __all__ = ["parse_session", "recommend"]
 
 # The names, items, feedback and context of sessions.
-Given = tuple[list[Any] | None, list[list[Any]], list[list[float]], dict[str, list[Any]]]
+Given = tuple[list[Any], list[list[Any]], list[list[float]], dict[str, list[Any]]]
+# A file, the first of its rows, the one after the last, and the arguments of `Recommender.recommend`.
+Job = tuple[Path, int, int, dict[str, Any]]
+Results = Generator["Counts"]
 WRITERS = {".csv": "sink_csv", ".parquet": "sink_parquet"}
 ROWS_IN_MEMORY = 2**18
+
+
+class Counts(NamedTuple):
+    """Sessions with and without a known track, plays, those of unknown tracks, and recommendations."""
+
+    sessions: int = 0
+    strange: int = 0
+    plays: int = 0
+    unknown: int = 0
+    rows: int = 0
 
 
 def recommend(
@@ -45,6 +70,7 @@ def recommend(
     unknown: Literal["error", "ignore"] = "error",
     skip_penalty: float | None = None,
     output: Path | None = None,
+    processes: int = 1,
 ) -> None:
     """Show the best next items after given sessions.
 
@@ -62,48 +88,106 @@ def recommend(
         exclude_seen: Leave out the session's own items.
         exclude_skipped: Leave out the items that the session skipped.
         unknown: What to do with items that the model does not know: `error` names the first, `ignore` leaves
-            them out.
+            them out, and sessions without another, and says how many.
         skip_penalty: How much the ranking avoids tracks that the model expects to be skipped, at least 0. It
             needs a model with the head SkipPrediction.
         output: A .csv or .parquet file for the recommendations; without it they are printed. With it, a
             Parquet `file` whose sessions have their rows one after the other may be larger than memory.
+        processes: Processes that share such a file. Each holds the model.
 
     Raises:
         ValueError: There are no sessions or two sources of them, a file has another format or lacks a column
-            of the context, or a session has an unknown item.
+            of the context, a session has an unknown item, or `processes` cannot share the file.
+        ChildProcessError: A process was killed, perhaps for its memory.
         FileNotFoundError: A file does not exist.
     """
+    check_integer("processes", processes)
     _check_sources(session, file, histories, output)
+    settings = {
+        "top_k": top_k,
+        "exclude_seen": exclude_seen,
+        "exclude_skipped": exclude_skipped,
+        "unknown": unknown,
+        "skip_penalty": skip_penalty,
+    }
     recommender = Recommender.from_checkpoint(checkpoint)
-    parts, earlier, total = _in_parts(
-        session, file, histories, recommender.encoder, is_printed=output is None
-    )
-
-    def rank(given: Given) -> pl.DataFrame:
-        names, items, feedback, context = given
-        return recommender.recommend(
-            items,
-            feedback,
-            histories=earlier,
-            context=context,
-            session_ids=names,
-            top_k=top_k,
-            exclude_seen=exclude_seen,
-            exclude_skipped=exclude_skipped,
-            unknown=unknown,
-            skip_penalty=skip_penalty,
+    cuts = None
+    if file is not None and histories is None and output is not None:
+        cuts = _cut(file, processes)
+    if processes > 1 and cuts is None:
+        raise ValueError(
+            "`processes` must be 1, except for an `output` from a Parquet `file` without `histories`, whose "
+            f"sessions have their rows one after the other, got {processes}. Sort the file, or leave it out."
+        )
+    console = Console()
+    if cuts is not None and file is not None and output is not None:
+        jobs = [(file, start, stop, settings) for start, stop in pairwise(cuts)]
+        rank = (
+            partial(_rank_here, recommender)
+            if processes == 1
+            else partial(_rank_elsewhere, checkpoint, processes)
+        )
+        counts = _write_parts(output, rank, jobs, console)
+    else:
+        given, earlier = _collect(session, file, histories, recommender.encoder)
+        found, counts = _rank(recommender, given, earlier, settings)
+        _check_known(counts)
+        if output is None:
+            _print(found, console)
+        else:
+            write_whole(output, getattr(found.lazy(), WRITERS[output.suffix]))
+    if output is not None:
+        console.print(
+            f"{counts.rows:,} recommendations for {counts.sessions:,} sessions: {output}", markup=False
+        )
+    if unknown == "ignore":
+        console.print(
+            f"Left out: {counts.unknown:,} plays of unknown tracks, {counts.strange:,} sessions without a "
+            "known track."
         )
 
-    if output is not None:
-        _write(output, parts, rank, total)
-        return
+
+def _print(found: pl.DataFrame, console: Console) -> None:
+    """Show recommendations as a table."""
     table = Table()
-    found = rank(next(parts))
     for column in found.columns:
         table.add_column(column)
     for row in found.iter_rows():
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
+    console.print(table)
+
+
+def _rank(
+    recommender: Recommender, given: Given, earlier: list[list[Any]] | None, settings: dict[str, Any]
+) -> tuple[pl.DataFrame, Counts]:
+    """Return the recommendations for sessions, and what they are."""
+    names, items, feedback, context = given
+    plays, unknown = sum(map(len, items)), 0
+    keep = [True] * len(items)
+    if settings["unknown"] == "ignore":
+        missing = recommender.unknown_items(items)
+        strange = set(missing["item_id"])
+        keep, unknown = [not strange.issuperset(one) for one in items], int(missing["count"].sum())
+    found = pl.DataFrame()
+    if any(keep) or not keep:  # No session at all is refused.
+        found = recommender.recommend(
+            list(compress(items, keep)),
+            list(compress(feedback, keep)),
+            histories=None if earlier is None else list(compress(earlier, keep)),
+            context={column: list(compress(values, keep)) for column, values in context.items()},
+            session_ids=list(compress(names, keep)),
+            **settings,
+        )
+    return found, Counts(sum(keep), len(keep) - sum(keep), plays, unknown, len(found))
+
+
+def _check_known(counts: Counts) -> None:
+    """Raise if the model knows no track of any session."""
+    if not counts.sessions:
+        raise ValueError(
+            f"`unknown` must leave a session, got {counts.strange:,} without a known track. Use the ids of "
+            "the training log."
+        )
 
 
 def _check_sources(
@@ -124,79 +208,126 @@ def _check_sources(
         raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
 
 
-def _in_parts(
-    session: list[str] | str | None,
-    file: Path | None,
-    histories: Path | None,
-    encoder: SessionEncoder,
-    *,
-    is_printed: bool,
-) -> tuple[Iterator[Given], list[list[Any]] | None, int]:
-    """Return the sessions in parts, the tracks before them if they are one part, and the number of plays."""
-    integers = encoder.vocabulary.dtype == pl.Int64
-    if file is not None and histories is None and not is_printed and _can_be_cut(file):
-        total = pl.scan_parquet(file).select(pl.len()).collect().item()
-        parts, earlier = _read_parts(file, encoder.context), None
-    else:
-        given, earlier = _collect(session, file, histories, encoder)
-        parts, total = iter([given]), sum(map(len, given[1]))
-    if integers:
-        parts = ((one[0], _to_integers(one[1]), one[2], one[3]) for one in parts)
-        earlier = earlier and _to_integers(earlier)
-    return parts, earlier, total
-
-
-def _write(output: Path, parts: Iterable[Given], rank: Callable[[Given], pl.DataFrame], total: int) -> None:
+def _write_parts(
+    output: Path, rank: Callable[[list[Job], list[Path]], Results], jobs: list[Job], console: Console
+) -> Counts:
     """Write the recommendations of all parts into one file, which appears only when it is complete."""
-    rows, sessions = 0, 0
-    console = Console()
+    total = Counts()
     with (
         TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("Plays", total=total)
-        for number, part in enumerate(parts):
-            found = rank(part)
-            found.write_parquet(Path(folder, f"{number:09}.parquet"))
-            rows, sessions = rows + len(found), sessions + len(part[1])
-            progress.advance(task, sum(map(len, part[1])))
+        task = progress.add_task("Plays", total=jobs[-1][2])
+        places = [Path(folder, f"{number:09}.parquet") for number in range(len(jobs))]
+        with closing(rank(jobs, places)) as results:
+            for counts in results:
+                total = Counts(*map(add, total, counts))
+                progress.advance(task, counts.plays)
+        _check_known(total)
         whole = pl.scan_parquet(Path(folder, "*.parquet"))
         write_whole(output, getattr(whole, WRITERS[output.suffix]))
-    console.print(f"{rows:,} recommendations for {sessions:,} sessions: {output}", markup=False)
+    return total
 
 
-def _can_be_cut(file: Path) -> bool:
-    """Return whether the sessions of a Parquet file have their rows one after the other."""
+def _rank_here(recommender: Recommender, jobs: list[Job], places: list[Path]) -> Results:
+    """Rank one part after the other."""
+    return (_rank_part(recommender, job, place) for job, place in zip(jobs, places, strict=True))
+
+
+def _rank_elsewhere(checkpoint: Path, processes: int, jobs: list[Job], places: list[Path]) -> Results:
+    """Rank parts in several processes, which end with this generator."""
+    threads = max(1, torch.get_num_threads() // processes)
+    others = set(active_children())
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            with _without_interrupts():
+                futures = {
+                    pool.submit(_rank_in_worker, checkpoint, threads, job, place)
+                    for job, place in zip(jobs, places, strict=True)
+                }
+            while futures:
+                # Ctrl-C may reach another thread, which does not wake this one.
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BaseException as error:
+            # Also at Ctrl-C: nobody waits for the rest.
+            for process in set(active_children()) - others:
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError(
+                    f"`processes` must be few enough for the memory, got {processes}, of which one was "
+                    "killed. Each of them holds the model: take fewer."
+                ) from error
+            raise
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that start within ignore Ctrl-C, which this process answers, after the context."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _rank_in_worker(checkpoint: Path, threads: int, job: Job, place: Path) -> Counts:
+    return _rank_part(_load(checkpoint, threads), job, place)
+
+
+@cache
+def _load(checkpoint: Path, threads: int) -> Recommender:
+    """Return the recommender of a process, which ends with the one that started it."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    return Recommender.from_checkpoint(checkpoint)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _rank_part(recommender: Recommender, job: Job, place: Path) -> Counts:
+    """Write the recommendations for the sessions of some rows of a file."""
+    file, start, stop, settings = job
+    with name_unreadable("file"):
+        table = pl.scan_parquet(file).slice(start, stop - start).collect()
+    given = _to_given("file", file, table, recommender.encoder)
+    found, counts = _rank(recommender, given, None, settings)
+    if counts.sessions:
+        found.write_parquet(place)
+    return counts
+
+
+def _cut(file: Path, processes: int) -> list[int] | None:
+    """Return the rows where parts of whole sessions begin, and the number of rows.
+
+    None for another format, and where the rows of a session are not one after the other.
+    """
     if file.suffix != ".parquet" or not file.exists():
-        return False
+        return None
+    ids, row = pl.col("session_id"), pl.col("row")
     with name_unreadable("file"):
         scan = pl.scan_parquet(file)
         if "session_id" not in scan.collect_schema():
-            return False
-        ids = pl.col("session_id")
-        starts = ids.ne_missing(ids.shift()).sum()
-        # The first row of all begins a session, unless its id is null, which is refused later.
-        return bool(scan.select(starts == ids.n_unique()).collect(engine="streaming").item())
-
-
-def _read_parts(file: Path, context: ContextEncoder | None) -> Iterator[Given]:
-    """Yield whole sessions of a Parquet file, from some rows at a time."""
-    scan, start = pl.scan_parquet(file), 0
-    waiting: pl.DataFrame | None = None
-    while True:
-        with name_unreadable("file"):
-            table = scan.slice(start, ROWS_IN_MEMORY).collect()
-        start += len(table)
-        is_last = len(table) < ROWS_IN_MEMORY
-        table = table if waiting is None else pl.concat([waiting, table])
-        if not is_last:
-            # The last session may go on.
-            goes_on = table["session_id"].eq_missing(table["session_id"].last())
-            table, waiting = table.filter(~goes_on), table.filter(goes_on)
-        if len(table) or not start:  # An empty file is refused with the sessions.
-            yield _to_given("file", file, table, context)
-        if is_last:
-            return
+            return None
+        rows = scan.select(pl.len()).collect().item()
+        # Some parts for each process, which may not take the same time.
+        size = ROWS_IN_MEMORY if processes == 1 else min(ROWS_IN_MEMORY, rows // (4 * processes) + 1)
+        begins = ids.ne_missing(ids.shift()) | (row == 0)
+        firsts = scan.select(ids).with_row_index("row").filter(begins)
+        parts = firsts.group_by(row // size).agg(row.min().alias("start"), pl.len().alias("sessions"))
+        cuts = parts.collect(engine="streaming")
+        different = scan.select(ids.n_unique()).collect(engine="streaming").item()
+    if cuts["sessions"].sum() != different:
+        return None
+    return [*cuts["start"].sort(), rows] if rows else [0, 0]
 
 
 def parse_session(text: str) -> tuple[list[Any], list[float]]:
@@ -223,11 +354,8 @@ def _collect(
     """Return the sessions, and the tracks before each of them."""
     context = encoder.context
     if file is not None:
-        given = _read_sessions("file", file, context)
-        earlier = (
-            None if histories is None else _read_histories(histories, given[0] or [], encoder.skip_threshold)
-        )
-        return given, earlier
+        given = _read_sessions("file", file, encoder)
+        return given, None if histories is None else _read_histories(histories, given[0], encoder)
     if context is not None and context.columns:
         raise ValueError(
             f"`file` must be given for a model with the context {', '.join(context.columns)}, got `session`. "
@@ -235,15 +363,16 @@ def _collect(
         )
     texts = [session] if isinstance(session, str) else session or []
     parsed = [parse_session(text) for text in texts]
-    return (None, [one[0] for one in parsed], [one[1] for one in parsed], {}), None
+    items = _to_ids([one[0] for one in parsed], encoder)
+    return (list(range(len(items))), items, [one[1] for one in parsed], {}), None
 
 
-def _read_histories(file: Path, names: list[Any], skip_threshold: float) -> list[list[Any]]:
+def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder) -> list[list[Any]]:
     """Return the tracks before each session, without those that were skipped."""
-    earlier, items, feedback, _ = _read_sessions("histories", file)
+    earlier, items, feedback, _ = _read_sessions("histories", file, encoder.replace(context=None))
     found = {
-        name: [item for item, signal in zip(tracks, signals, strict=True) if signal >= skip_threshold]
-        for name, tracks, signals in zip(earlier or [], items, feedback, strict=True)
+        name: [item for item, signal in zip(tracks, signals, strict=True) if signal >= encoder.skip_threshold]
+        for name, tracks, signals in zip(earlier, items, feedback, strict=True)
     }
     if not found.keys() & set(names):
         raise ValueError(
@@ -253,7 +382,7 @@ def _read_histories(file: Path, names: list[Any], skip_threshold: float) -> list
     return [found.get(name, []) for name in names]
 
 
-def _read_sessions(argument: str, file: Path, context: ContextEncoder | None = None) -> Given:
+def _read_sessions(argument: str, file: Path, encoder: SessionEncoder) -> Given:
     """Return names, items, feedback and context of the sessions in a file."""
     if file.suffix not in WRITERS:
         raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
@@ -261,11 +390,12 @@ def _read_sessions(argument: str, file: Path, context: ContextEncoder | None = N
         raise FileNotFoundError(f"`{argument}` must be a file that exists, got {str(file)!r}.")
     with name_unreadable(argument):
         table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-    return _to_given(argument, file, table, context)
+    return _to_given(argument, file, table, encoder)
 
 
-def _to_given(argument: str, file: Path, table: pl.DataFrame, context: ContextEncoder | None) -> Given:
+def _to_given(argument: str, file: Path, table: pl.DataFrame, encoder: SessionEncoder) -> Given:
     """Return the same for rows of the file."""
+    context = encoder.context
     needed = [] if context is None else context.columns
     if context is not None and (texts := [name for name in needed if table.schema.get(name) == pl.String]):
         parsers = [_text_parser(name, table[name], context) for name in texts]
@@ -276,7 +406,7 @@ def _to_given(argument: str, file: Path, table: pl.DataFrame, context: ContextEn
         with name_unreadable(argument):
             table = table.with_columns(pl.col("feedback").cast(pl.Float64))
     found: dict[str, Any] = group_sessions(table, needed, name=argument)
-    items = found["item_id"]
+    items = _to_ids(found["item_id"], encoder)
     feedback = found.get("feedback") or [[0.0] * len(one) for one in items]
     return found["session_id"].to_list(), items, feedback, {column: found[column] for column in needed}
 
@@ -292,7 +422,10 @@ def _text_parser(name: str, texts: pl.Series, context: ContextEncoder) -> Column
     return (time_column if numbers.null_count() == len(numbers) else number_column)(name, optional=True)
 
 
-def _to_integers(sessions: list[list[Any]]) -> list[list[int]]:
+def _to_ids(sessions: list[list[Any]], encoder: SessionEncoder) -> list[list[Any]]:
+    """Return ids of the type that the model knows; the command line and CSV files have texts alone."""
+    if encoder.vocabulary.dtype != pl.Int64:
+        return sessions
     return [[_to_integer(item) for item in one] for one in sessions]
 
 

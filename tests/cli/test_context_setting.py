@@ -115,9 +115,9 @@ def test_a_file_is_read_in_parts_of_whole_sessions(checkpoint, tmp_path, rows, m
     sizes = []
     read = recommend_command._to_given
 
-    def watched(argument, file, part, context):
+    def watched(argument, file, part, encoder):
         sizes.append(len(part))
-        return read(argument, file, part, context)
+        return read(argument, file, part, encoder)
 
     monkeypatch.setattr(recommend_command, "_to_given", watched)
     expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=2)
@@ -125,7 +125,7 @@ def test_a_file_is_read_in_parts_of_whole_sessions(checkpoint, tmp_path, rows, m
         sizes.clear()
         recommend(checkpoint, file=tmp_path / "sessions.parquet", top_k=2, output=tmp_path / name)
         assert load(tmp_path / name).drop("score").equals(expected.drop("score"))
-        assert sizes == {1: [5, 1, 4, 2], 3: [5, 1, 4, 2], 7: [6, 6], 100: [12]}[rows]
+        assert sizes == {1: [5, 1, 4, 2], 3: [5, 1, 4, 2], 7: [10, 2], 100: [12]}[rows]
     assert f"{len(expected)} recommendations for 4 sessions" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "found.csv",

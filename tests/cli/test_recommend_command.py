@@ -1,0 +1,186 @@
+"""`skipcl recommend` over several processes, and what it leaves out."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+import pytest
+import torch
+from small_models import quiet_trainer
+
+from skipcl_lightning import Recommender, SkipCLModule
+from skipcl_lightning.backbones import SASRec
+from skipcl_lightning.cli import recommend as command
+from skipcl_lightning.cli.recommend import recommend
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    data = SessionDataModule(simulate_sessions(60, num_items=30, num_moods=3))
+    module = SkipCLModule(SASRec(8, num_layers=1), num_items=data.num_items, top_k=[2])
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    path = tmp_path_factory.mktemp("trained") / "model.ckpt"
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+def write_plays(path, checkpoint, sessions=40):
+    """Sessions of different lengths, whose order is not that of their names."""
+    ids = Recommender.from_checkpoint(checkpoint).encoder.vocabulary.ids
+    rows = [
+        (f"s{7 * session % sessions}", ids[(session + 3 * n) % len(ids)], (-1.0) ** n)
+        for session in range(sessions)
+        for n in range(1 + session % 4)
+    ]
+    table = pl.DataFrame(rows, schema=["session_id", "item_id", "feedback"], orient="row")
+    table.write_parquet(path)
+    return table
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads in place of the processes, which take seconds to start."""
+    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+
+@pytest.mark.usefixtures("threads")
+def test_parts_of_all_processes_come_in_the_order_of_the_file(checkpoint, tmp_path, monkeypatch, capsys):
+    table = write_plays(tmp_path / "plays.parquet", checkpoint)
+    expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=3)
+    rank, begun = command._rank_part, []
+
+    def the_first_takes_longest(recommender, job, place):
+        begun.append(job[1])
+        time.sleep(0.05 * (job[1] == 0))
+        return rank(recommender, job, place)
+
+    monkeypatch.setattr(command, "_rank_part", the_first_takes_longest)
+    recommend(
+        checkpoint, file=tmp_path / "plays.parquet", top_k=3, output=tmp_path / "out.parquet", processes=2
+    )
+    assert len(begun) == 8
+    assert pl.read_parquet(tmp_path / "out.parquet").drop("score").equals(expected.drop("score"))
+    assert "120 recommendations for 40 sessions" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_error_of_a_process_is_shown_and_nothing_is_left(checkpoint, tmp_path):
+    table = write_plays(tmp_path / "plays.parquet", checkpoint)
+    wrong = pl.when(pl.int_range(pl.len()) == 60).then(pl.lit("nobody")).otherwise("item_id")
+    table.with_columns(item_id=wrong).write_parquet(tmp_path / "plays.parquet")
+    with pytest.raises(ValueError, match=r"got 'nobody' in session .* Session 0 of these is 's"):
+        recommend(checkpoint, file=tmp_path / "plays.parquet", output=tmp_path / "out.csv", processes=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["plays.parquet"]
+
+
+def test_processes_need_a_file_that_can_be_shared(checkpoint, tmp_path):
+    table = write_plays(tmp_path / "plays.parquet", checkpoint)
+    table.write_csv(tmp_path / "plays.csv")
+    table.sort("item_id").write_parquet(tmp_path / "mixed.parquet")
+    out = tmp_path / "out.csv"
+    for given in (
+        {"file": tmp_path / "plays.parquet"},
+        {"file": tmp_path / "plays.csv", "output": out},
+        {"file": tmp_path / "mixed.parquet", "output": out},
+        {"file": tmp_path / "plays.parquet", "histories": tmp_path / "plays.csv", "output": out},
+        {"session": "a:1", "output": out},
+    ):
+        with pytest.raises(ValueError, match=r"`processes` must be 1, except .* got 2"):
+            recommend(checkpoint, **given, processes=2)
+    with pytest.raises(ValueError, match="`processes` must be at least 1"):
+        recommend(checkpoint, file=tmp_path / "plays.parquet", output=out, processes=0)
+
+
+@pytest.mark.parametrize("rows", [1, 2**18])
+def test_what_the_model_does_not_know_is_left_out_and_counted(
+    checkpoint, tmp_path, rows, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "ROWS_IN_MEMORY", rows)
+    recommender = Recommender.from_checkpoint(checkpoint)
+    known = recommender.encoder.vocabulary.ids[0]
+    plays = {"a": ["new", known, "new"], "b": ["new"], "c": [known, "other"], "d": ["other", "new"]}
+    table = pl.DataFrame({"session_id": list(plays), "item_id": list(plays.values())}).explode("item_id")
+    expected = recommender.recommend([[known], [known]], session_ids=["a", "c"], top_k=2)
+    said = "Left out: 6 plays of unknown tracks, 2 sessions without a known track."
+    table.write_parquet(tmp_path / "plays.parquet")
+    table.write_csv(tmp_path / "plays.csv")
+    settings = {"top_k": 2, "unknown": "ignore"}
+    for name in ("plays.parquet", "plays.csv"):
+        recommend(checkpoint, file=tmp_path / name, output=tmp_path / "out.parquet", **settings)
+        assert pl.read_parquet(tmp_path / "out.parquet").drop("score").equals(expected.drop("score"))
+        out = " ".join(capsys.readouterr().out.split())
+        assert "4 recommendations for 2 sessions" in out
+        assert said in out
+    recommend(checkpoint, session=[f"{known}:1", "new"], **settings)
+    assert "1 plays of unknown tracks, 1 sessions" in " ".join(capsys.readouterr().out.split())
+    table.filter(pl.col("session_id").is_in(["b", "d"])).write_parquet(tmp_path / "none.parquet")
+    for given in ({"file": tmp_path / "none.parquet", "output": tmp_path / "none.csv"}, {"session": "new"}):
+        with pytest.raises(ValueError, match="`unknown` must leave a session, got"):
+            recommend(checkpoint, **given, **settings)
+    assert not (tmp_path / "none.csv").exists()
+
+
+def workers_of(run):
+    """The processes that a run has started to share its work."""
+    found = subprocess.run(  # noqa: S603
+        ["ps", "-ww", "--no-headers", "-o", "pid,args", "-g", str(run.pid)],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
+@pytest.mark.parametrize("end", ["whole", "interrupted", "killed"])
+def test_real_processes_leave_a_whole_file_or_nothing(checkpoint, tmp_path, end):
+    table = write_plays(tmp_path / "plays.parquet", checkpoint, 40 if end == "whole" else 200_000)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal\n"
+        "from skipcl_lightning.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    main()\n",
+        encoding="utf-8",
+    )
+    arguments = ["--file", "plays.parquet", "--output", "out.parquet", "--processes", "2"]
+    run = subprocess.Popen(  # noqa: S603
+        [sys.executable, str(script), "recommend", str(checkpoint), *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    if end != "whole":
+        while len(workers_of(run)) < 2:
+            assert run.poll() is None
+            time.sleep(0.1)
+        if end == "interrupted":
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            os.kill(workers_of(run)[0], signal.SIGKILL)
+    said = run.communicate(timeout=120)[1]
+    assert not workers_of(run)
+    left = {path.name for path in tmp_path.iterdir()} - {"plays.parquet", "script.py"}
+    if end == "whole":
+        expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=10)
+        assert left == {"out.parquet"}
+        assert pl.read_parquet(tmp_path / "out.parquet").drop("score").equals(expected.drop("score"))
+        return
+    assert not left
+    assert run.returncode == 1
+    messages = {
+        "interrupted": "skipcl recommend: interrupted. Nothing incomplete was left.",
+        "killed": "skipcl recommend: `processes` must be few enough for the memory, got 2, .* take fewer.",
+    }
+    assert re.fullmatch(messages[end], said.strip())
