@@ -29,6 +29,7 @@ _KMEANS_SEED = 1234
 # Candidates beyond `top_k` that are scored in float64.
 _SPARE = 64
 _FEWEST_ITEMS = 1000
+_MOST_NUMBERS = 2**24
 # Weights of `SkipPrediction` on which items do not depend.
 _OF_SESSIONS = ("session_projection", "temperature")
 
@@ -206,7 +207,7 @@ class ItemIndex:
             ("ids", _digest(_id_bytes(ids.to_series()))),
             ("vectors", _digest(_numbers(weights))),
         ):
-            if digest != self._state[f"{name}_digest"]:
+            if digest != self._state[f"{name}_digest"] or len(self) != scorer.num_items:
                 raise ValueError(
                     f"`index` must be built from this model, got one with other {name}. "
                     "Build it again with `ItemIndex.build` after each training."
@@ -241,29 +242,45 @@ class ItemIndex:
             Items [N, top_k] int64 and their scores [N, top_k] float32, as of the function.
 
         Raises:
-            ValueError: As for the function.
+            TypeError: As for the function, or `num_probes` or `num_candidates` is no integer.
+            ValueError: As for the function, or `num_probes` or `num_candidates` is below 1.
         """
-        own = 0 if exclude is None else exclude.shape[1]
+        check_integer("num_probes", self.num_probes)
+        check_integer("num_candidates", self.num_candidates)
+        own = 0 if exclude is None else int((exclude != PADDING_INDEX).sum(dim=1).max())
         wanted = max(self.num_candidates, 10 * top_k) + own
         left = len(self) if retired is None else int((~retired[PADDING_INDEX + 1 :]).sum())
         if 10 * wanted > len(self) or 10 * left < len(self):
             return top_k_items(queries, item_embeddings, top_k, exclude=exclude, added=added, retired=retired)
-        items = self._candidates(queries, wanted, retired)
+        candidates = self._candidates(queries, wanted, retired)
         if added is not None:
             # Each item once.
-            items = torch.cat(
-                [items.masked_fill(is_among(items, added.items), PADDING_INDEX), added.items], 1
+            others = candidates.masked_fill(is_among(candidates, added.items), PADDING_INDEX)
+            candidates = torch.cat([others, added.items], dim=1)
+        # Some queries at a time, to spare memory.
+        step = max(1, _MOST_NUMBERS // (candidates.shape[1] * queries.shape[1]))
+        parts = [slice(start, start + step) for start in range(0, len(queries), step)]
+        found = [
+            _score(
+                queries[part],
+                item_embeddings,
+                candidates[part],
+                top_k,
+                None if exclude is None else exclude[part],
+                _rows(added, part),
+                retired,
             )
-        items, scores = _score(queries, item_embeddings, items, top_k, exclude, added, retired)
+            for part in parts
+        ]
+        items, scores = (torch.cat(one) for one in zip(*found, strict=True))
         short = scores[:, -1] == -torch.inf
         if short.any():
-            rest = None if added is None else SparseScores(added.items[short], added.scores[short])
             items[short], scores[short] = top_k_items(
                 queries[short],
                 item_embeddings,
                 top_k,
                 exclude=None if exclude is None else exclude[short],
-                added=rest,
+                added=_rows(added, short),
                 retired=retired,
             )
         return items, scores
@@ -278,6 +295,10 @@ class ItemIndex:
             settings = faiss.SearchParametersIVF(nprobe=self.num_probes, sel=faiss.IDSelectorBitmap(kept))
         _, rows = self._search.search(query, count, params=settings)
         return torch.from_numpy(rows).to(queries.device) + (PADDING_INDEX + 1)
+
+
+def _rows(added: SparseScores | None, rows: slice | Tensor) -> SparseScores | None:
+    return None if added is None else SparseScores(added.items[rows], added.scores[rows])
 
 
 def _score(
@@ -324,8 +345,10 @@ def _assemble(state: dict[str, Any]) -> Any:
 
 def _check_state(state: dict[str, Any]) -> None:
     """Raise `ValueError` unless a state has the parts of an index, which fit each other."""
-    if state.get("format") != FORMAT:
-        raise ValueError(f"format {state.get('format')!r}; this version reads {FORMAT}")
+    if state["format"] != FORMAT:
+        raise ValueError(f"format {state['format']!r}; this version reads {FORMAT}")
+    if not all(isinstance(state[f"{name}_digest"], str) for name in ("ids", "vectors")):
+        raise ValueError("digests that are none")
     centres, levels, codes = state["centres"], state["levels"], state["codes"]
     num_lists, size = centres.shape
     number_bytes = ((num_lists - 1).bit_length() + 7) // 8

@@ -116,7 +116,7 @@ def test_a_search_in_all_lists_gives_the_table_of_exact_search(recommender, inde
 
 
 @pytest.mark.usefixtures("no_exact_search")
-def test_transitions_and_retired_items_count_as_in_exact_search(index):
+def test_transitions_and_retired_items_count_as_in_exact_search(index, monkeypatch):
     recommender = make_recommender()
     contexts = torch.arange(1, NUM_ITEMS + 1)
     nothing = torch.zeros(0, dtype=torch.int64)
@@ -140,6 +140,13 @@ def test_transitions_and_retired_items_count_as_in_exact_search(index):
         True
     ] * 31
     assert not set(found["item_id"]) & {f"t{first - 1}" for first in firsts[:9]}
+
+    # One list has less than ten of these, so that each session is searched exactly.
+    index.num_probes = 1
+    few = {"allowed": [f"t{n}" for n in range(0, NUM_ITEMS, 9)], "exclude_seen": True}
+    monkeypatch.undo()
+    found = recommender.recommend(SESSIONS, FEEDBACK, **few, index=index)
+    assert found.equals(recommender.recommend(SESSIONS, FEEDBACK, **few))
 
 
 def test_lists_are_full_if_the_lists_that_are_read_have_too_few_items(recommender, index):
@@ -278,6 +285,7 @@ def test_a_damaged_file_is_refused(index, tmp_path, harm):
 WRONG = {
     "another format": {"format": 2},
     "no codes": {"codes": None},
+    "no digest": {"ids_digest": 5},
     "lists that there are not": {"codes": torch.full((NUM_ITEMS, 7), 255, dtype=torch.uint8)},
     "codes of another size": {"codes": torch.zeros(NUM_ITEMS, 5, dtype=torch.uint8)},
     "codes without storage": {"codes": torch.zeros(1, dtype=torch.uint8).expand(10**12, 7)},
@@ -310,6 +318,23 @@ def test_without_faiss_the_error_names_the_extra(recommender, tmp_path, monkeypa
     ):
         with pytest.raises(ImportError, match=r"skipcl-lightning\[faiss\]"):
             use()
+
+
+def test_a_large_batch_is_scored_in_parts(recommender, index, monkeypatch):
+    expected = recommender.recommend(SESSIONS, FEEDBACK, exclude_seen=True, index=index)
+    monkeypatch.setattr(item_index, "_MOST_NUMBERS", 5000)
+
+    found = recommender.recommend(SESSIONS, FEEDBACK, exclude_seen=True, index=index)
+
+    assert found.equals(expected)
+
+
+@pytest.mark.parametrize("name", ["num_probes", "num_candidates"])
+def test_settings_that_search_nothing_are_refused(recommender, index, name):
+    setattr(index, name, 0)
+
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        recommender.recommend(SESSIONS, index=index)
 
 
 def test_wrong_arguments_of_build_are_refused(recommender):
