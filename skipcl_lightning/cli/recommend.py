@@ -36,6 +36,7 @@ from skipcl_lightning.data.readers.parsing import (
     text_column,
     time_column,
 )
+from skipcl_lightning.item_index import ItemIndex
 from skipcl_lightning.recommender import Recommender
 
 __all__ = ["parse_session", "recommend"]
@@ -71,6 +72,7 @@ def recommend(
     skip_penalty: float | None = None,
     output: Path | None = None,
     processes: int = 1,
+    index: Path | None = None,
 ) -> None:
     """Show the best next items after given sessions.
 
@@ -94,6 +96,8 @@ def recommend(
         output: A .csv or .parquet file for the recommendations; without it they are printed. With it, a
             Parquet `file` whose sessions have their rows one after the other may be larger than memory.
         processes: Processes that share such a file. Each holds the model.
+        index: The file of a search index for a large catalogue, which makes the search faster and almost
+            exact. It is built and written if there is none.
 
     Raises:
         ValueError: There are no sessions or two sources of them, a file has another format or lacks a column
@@ -109,8 +113,11 @@ def recommend(
         "exclude_skipped": exclude_skipped,
         "unknown": unknown,
         "skip_penalty": skip_penalty,
+        "index": index,
     }
     recommender = Recommender.from_checkpoint(checkpoint)
+    if index is not None:
+        _open_index(index, recommender)  # before other processes look for it
     cuts = None
     if file is not None and histories is None and output is not None:
         cuts = _cut(file, processes)
@@ -162,6 +169,8 @@ def _rank(
 ) -> tuple[pl.DataFrame, Counts]:
     """Return the recommendations for sessions, and what they are."""
     names, items, feedback, context = given
+    if settings["index"] is not None:
+        settings = {**settings, "index": _open_index(settings["index"], recommender)}
     plays, unknown = sum(map(len, items)), 0
     keep = [True] * len(items)
     if settings["unknown"] == "ignore":
@@ -179,6 +188,11 @@ def _rank(
             **settings,
         )
     return found, Counts(sum(keep), len(keep) - sum(keep), plays, unknown, len(found))
+
+
+@cache
+def _open_index(path: Path, recommender: Recommender) -> ItemIndex:
+    return ItemIndex.load_or_build(path, recommender.scorer, recommender.encoder)
 
 
 def _check_known(counts: Counts) -> None:

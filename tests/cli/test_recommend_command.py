@@ -13,11 +13,12 @@ import pytest
 import torch
 from small_models import quiet_trainer
 
-from skipcl_lightning import Recommender, SkipCLModule
+from skipcl_lightning import ItemIndex, Recommender, SkipCLModule
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.cli import recommend as command
 from skipcl_lightning.cli.recommend import recommend
-from skipcl_lightning.data import SessionDataModule, simulate_sessions
+from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
+from skipcl_lightning.model import Scorer, SessionModel
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,42 @@ def test_real_processes_leave_a_whole_file_or_nothing(checkpoint, tmp_path, end)
         "killed": "skipcl recommend: `processes` must be few enough for the memory, got 2, .* take fewer.",
     }
     assert re.fullmatch(messages[end], said.strip())
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_index_is_built_once_and_read_by_each_process(tmp_path, monkeypatch, processes):
+    torch.manual_seed(0)
+    scorer = Scorer(SessionModel(SASRec(8), num_items=2100)).requires_grad_(False)
+    encoder = SessionEncoder(ItemVocabulary([f"t{n}" for n in range(2100)]), max_length=50)
+    monkeypatch.setattr(Recommender, "from_checkpoint", lambda path: Recommender(scorer, encoder))
+    build, built = ItemIndex.build, []
+
+    def build_with_one_probe(*model):
+        built.append(build(*model))
+        return built[-1]
+
+    # So that the lists are not those of an exact search.
+    monkeypatch.setattr(
+        ItemIndex, "num_probes", property(lambda self: 1, lambda self, value: None), raising=False
+    )
+    monkeypatch.setattr(ItemIndex, "build", build_with_one_probe)
+    rows = [(f"s{n}", f"t{n * place}", 1.0) for n in range(1, 9) for place in (1, 2)]
+    plays = pl.DataFrame(rows, schema=["session_id", "item_id", "feedback"], orient="row")
+    plays.write_parquet(tmp_path / "plays.parquet")
+
+    recommend(
+        tmp_path / "model.ckpt",
+        file=tmp_path / "plays.parquet",
+        output=tmp_path / "found.parquet",
+        processes=processes,
+        index=tmp_path / "items.index",
+    )
+
+    assert len(built) == 1
+    # Scores of batches of other sizes may differ in the last bit.
+    found = pl.read_parquet(tmp_path / "found.parquet").drop("score")
+    recommender = Recommender(scorer, encoder)
+    expected = recommender.recommend(plays, index=ItemIndex.load(tmp_path / "items.index")).drop("score")
+    assert found.equals(expected)
+    assert not found.equals(recommender.recommend(plays).drop("score"))
