@@ -26,6 +26,7 @@ __all__ = [
     "newest_first",
     "newest_whole",
     "open_checkpoint",
+    "path_in_errors",
     "save_checkpoint",
     "sync",
     "write_whole",
@@ -50,26 +51,58 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """
     # Not from `tempfile`, whose files only their owner may read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor, place = _create(temporary)
+    with path_in_errors(path):
         try:
-            write(place)
-            os.fsync(descriptor)
-            if place != temporary:
-                temporary.unlink(missing_ok=True)
-                folder = os.open(temporary.parent, os.O_RDONLY)
-                try:
-                    # `dir_fd` makes Python call `linkat`, which follows the link in /proc.
-                    os.link(place, temporary.name, dst_dir_fd=folder, follow_symlinks=True)
-                finally:
-                    os.close(folder)
+            _write_beside(temporary, write)
+            temporary.replace(path)
+            sync(path.parent)
         finally:
-            os.close(descriptor)
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _write_beside(temporary: Path, write: Callable[[Path], Any]) -> None:
+    descriptor, place = _create(temporary)
+    try:
+        with _room_checked(descriptor):
+            write(place)
+        os.fsync(descriptor)
+        if place != temporary:
             temporary.unlink(missing_ok=True)
+            folder = os.open(temporary.parent, os.O_RDONLY)
+            try:
+                # `dir_fd` makes Python call `linkat`, which follows the link in /proc.
+                os.link(place, temporary.name, dst_dir_fd=folder, follow_symlinks=True)
+            finally:
+                os.close(folder)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _room_checked(descriptor: int) -> Iterator[None]:
+    """Raise the error of a full disk after one that does not say so, as those of polars about a footer."""
+    try:
+        yield
+    except Exception:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, _BLOCK)
+        raise
+
+
+@contextmanager
+def path_in_errors(path: Path) -> Iterator[None]:
+    """Let the error of a disk, from any library, name what is being written, and say if the disk is full.
+
+    Args:
+        path: The file or folder, of which nothing is left after an error.
+
+    Raises:
+        OSError: The disk had an error.
+    """
+    try:
+        yield
+    except Exception as error:
         if is_full_disk(error):
             raise OSError(
                 errno.ENOSPC,

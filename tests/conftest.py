@@ -44,6 +44,18 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
+        pytest.skip("a small file system can be mounted by the administrator of a Linux machine only")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)  # noqa: S603, S607
+
+
+@pytest.fixture
 def record():
     """Keep a line for the end of the run: what was counted."""
     return COUNTS.append

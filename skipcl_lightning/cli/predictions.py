@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from skipcl_lightning._files import write_whole
+from skipcl_lightning._files import path_in_errors, write_whole
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.module import SkipCLModule
 
@@ -80,7 +80,8 @@ class RecommendationWriter(Callback):
             return
         name = f"part-{rank:05}-{self._num_parts:07}.parquet"
         # Another process must never read an incomplete part.
-        write_whole(self._parts / name, pl.concat(self._waiting).write_parquet)
+        with path_in_errors(self.path):
+            write_whole(self._parts / name, pl.concat(self._waiting).write_parquet)
         self._waiting, self._num_parts = [], self._num_parts + 1
 
 

@@ -315,7 +315,7 @@ def _rank_part(recommender: Recommender, job: Job, place: Path) -> Counts:
     given = _to_given("file", file, table, recommender.encoder)
     found, counts = _rank(recommender, given, None, settings)
     if counts.sessions:
-        found.write_parquet(place)
+        write_whole(place, found.write_parquet)
     return counts
 
 

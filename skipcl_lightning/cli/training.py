@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from skipcl_lightning._files import newest_first, newest_whole, open_checkpoint
+from skipcl_lightning._files import newest_first, newest_whole, open_checkpoint, write_whole
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments
@@ -132,7 +132,8 @@ class SaveRunConfig(SaveConfigCallback):
         # Other commands do not know it, and a run that resumes does not begin with it again.
         config = self.config.clone()
         config.pop("init_from", None)
-        self.parser.save(config, file, skip_unset=False, overwrite=True, multifile=self.multifile)
+        text = self.parser.dump(config, skip_unset=False)
+        write_whole(file, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 class TrainingCLI(LightningCLI):

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.utils.data import DataLoader
 
 from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._files import is_full_disk
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
 from skipcl_lightning.data.batches import (
     EvaluationSampler,
@@ -420,9 +421,14 @@ class SessionDataModule(LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """Do the same after an error, when Lightning does not call `teardown`.
 
-        In a distributed run, also add to the errors that follow which process failed first, and why.
+        If a full disk is the error and names no file, add where loggers write. In a distributed run, also add
+        to the errors that follow which process failed first, and why.
         """
         _restore_warnings()
+        if isinstance(exception, OSError) and exception.filename is None and is_full_disk(exception):
+            loggers = [] if self.trainer is None else self.trainer.loggers
+            places = [repr(str(getattr(one, "log_dir", None) or one.save_dir)) for one in loggers]
+            exception.add_note(f"A disk is full. Loggers write to {', '.join(places) or 'nowhere'}.")
         _note_first_failure(exception)
 
     def warn_without_rejected(self) -> None:

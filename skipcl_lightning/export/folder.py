@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._files import check_num_items, named_in_errors, sync
+from skipcl_lightning._files import check_num_items, named_in_errors, path_in_errors, sync
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.export.graph import Graph, write_onnx, write_pt2
@@ -73,6 +74,7 @@ def export_model(
     Raises:
         FileExistsError: `folder` exists already.
         ImportError: A package of the extra `export` is not installed.
+        OSError: The folder cannot be written, for example because the disk is full.
         ValueError: The model cannot be exported in a wanted format, a graph gives other outputs, or the
             encoder has another number of items.
 
@@ -102,12 +104,7 @@ def export_model(
         scorer.model, head, skip_penalty=scorer.skip_penalty, transition_weight=scorer.transition_weight
     )
     graph = Graph(kept)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, so that it can be renamed.
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    temporary = beside / "export"  # with the usual rights, unlike `beside`
-    try:
-        temporary.mkdir()
+    with path_in_errors(folder), _new_folder(folder) as temporary:
         _safetensors().save_file(
             {name: value.detach().cpu().contiguous().clone() for name, value in kept.state_dict().items()},
             temporary / WEIGHTS,
@@ -122,13 +119,25 @@ def export_model(
         description["sha256"] = _digest_description(description)
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-        for path in (*files, temporary / DESCRIPTION, temporary):
+    return folder
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, which is renamed to `folder` at the end unless there was an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, so that it can be renamed.
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    temporary = beside / "export"  # with the usual rights, unlike `beside`
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
             sync(path)
         temporary.rename(folder)
         sync(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return folder
 
 
 def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tuple[Scorer, SessionEncoder]:

@@ -1,6 +1,7 @@
 """The way from sessions to queries as a graph: ONNX and `torch.export`, each checked against the model."""
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -185,7 +186,10 @@ def write_pt2(graph: Graph, path: Path) -> None:
     Raises:
         ValueError: The model cannot be exported, or the file gives other outputs.
     """
-    torch.export.save(graph.program, path)
+    # In memory first, because torch ends the whole process where a disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(graph.program, buffer)
+    path.write_bytes(buffer.getbuffer())
     loaded = torch.export.load(path).module()
     _compare(graph, lambda inputs: tuple(loaded(*inputs)), "pt2")
 

@@ -1,5 +1,7 @@
 """A trained module and its checkpoint, which the tests of reliability damage."""
 
+import os
+
 import torch
 from small_models import quiet_trainer
 
@@ -16,6 +18,14 @@ def make_data():
 def make_module(data, **settings):
     backbone = SASRec(8, max_length=10, num_layers=1, num_heads=1)
     return SkipCLModule(backbone, SkipInfoNCE(weight=0.1), num_items=data.num_items, **settings)
+
+
+def fill_disk(folder, room=0):
+    """Leave room for some bytes on the disk of a folder, in blocks of 4,096."""
+    (folder / "filler").unlink(missing_ok=True)
+    disk = os.statvfs(folder)
+    with (folder / "filler").open("wb") as stream:
+        stream.write(bytes(disk.f_bavail * disk.f_frsize - room))
 
 
 def train(path):

@@ -1,6 +1,5 @@
 """Checkpoints are whole or absent, and a damaged one is an error."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -17,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from small_models import quiet_trainer
-from small_run import make_data, make_module
+from small_run import fill_disk, make_data, make_module
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning import _files as files
@@ -229,18 +228,6 @@ def test_a_kill_at_any_moment_leaves_whole_files_only(tmp_path, record):
     record(f"{KILLS} kills during writes: every file whole, none left over")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB."""
-    folder = tmp_path / "small_disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
-        pytest.skip("a small file system can be mounted by the administrator of a Linux machine only")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)  # noqa: S603, S607
-
-
 class Fill(Callback):
     """Fills the disk after the first checkpoint."""
 
@@ -249,9 +236,7 @@ class Fill(Callback):
 
     def on_train_epoch_start(self, trainer, module):
         if trainer.current_epoch == 1:
-            with contextlib.suppress(OSError), (self.folder / "filler").open("wb", 0) as stream:
-                while True:
-                    stream.write(b"0" * 4096)
+            fill_disk(self.folder)
 
 
 @pytest.mark.reliability

@@ -21,6 +21,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from skipcl_lightning._files import is_full_disk
+
 __all__ = [
     "MANIFEST",
     "SPLIT_NAMES",
@@ -163,7 +165,6 @@ def _describe_damage(folder: Path, name: str, what: str) -> str:
     )
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 STORE_FILES = frozenset(
     {
         MANIFEST,
@@ -217,9 +218,7 @@ def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
         store.mkdir()
         yield work, store
     except (OSError, pl.exceptions.PolarsError) as error:
-        # polars has the number only in the text.
-        told = any(f"(os error {number})" in str(error) for number in _FULL)
-        if getattr(error, "errno", None) in _FULL or told:
+        if is_full_disk(error):
             raise OSError(
                 errno.ENOSPC,
                 "`folder` must be on a disk with room for the store and as much again for sorting, got a "

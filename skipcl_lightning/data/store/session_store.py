@@ -256,9 +256,10 @@ class SessionStore:
 def _check_version(folder: Path, version: str | None) -> None:
     """Raise unless a folder still holds the store of a version; of any, if it is None."""
     if version is not None and (found := read_version(folder)) != version:
+        there = f"with version {found} in place of {version}" if found else "without one"
         raise ValueError(
-            f"`folder` must hold the store that was opened, got {str(folder)!r} with version {found} in "
-            f"place of {version}. Do not replace a store that a run uses: start the run again."
+            f"`folder` must hold the store that was opened, got {str(folder)!r} {there}. "
+            "Do not replace a store that a run uses: start the run again."
         )
 
 
