@@ -403,7 +403,7 @@ def test_a_store_is_opened_again_only_if_it_was_replaced(monkeypatch, versions, 
             raise OSError("gone")
         return version
 
-    monkeypatch.setattr(store_room, "read_version", lambda folder: next(told))
+    monkeypatch.setattr(store_room, "_read_state", lambda folder: (next(told), 0, 0))
     monkeypatch.setattr(store_room, "_open", read)
     monkeypatch.setattr(store_room.time, "sleep", waits.append)
     if failures >= openings:
@@ -413,3 +413,13 @@ def test_a_store_is_opened_again_only_if_it_was_replaced(monkeypatch, versions, 
         assert store_room._open_steadily(Path("store"), verify=True) == opened[-1]
     assert len(opened) == openings
     assert waits == pytest.approx([0.01 * (1 + n) for n in range(openings - 1)])
+
+
+def test_a_store_that_is_prepared_again_is_opened_again(tmp_path, log):
+    states = []
+    for _ in range(2):
+        prepare_store(log, tmp_path / "store", rebuild=True)
+        states.append(store_room._read_state(tmp_path / "store"))
+    (one, *first), (other, *second) = states
+    assert one == other  # the same version
+    assert first != second
