@@ -6,7 +6,9 @@ CPU, because on other devices the host would have to wait in every step.
 
 import functools
 import math
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import ParamSpec
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor
 
 __all__ = [
     "check_choice",
+    "check_flag",
     "check_indices",
     "check_integer",
     "check_number",
     "check_shape",
     "clean_input",
+    "is_ordered",
     "requires_mask",
 ]
 
@@ -43,8 +47,21 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
             ...
         ValueError: `ties` must be one of 'mean', 'optimistic', got 'best'.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise `TypeError` unless `value` is True or False.
+
+    Examples:
+        >>> check_flag("exclude_seen", "no")
+        Traceback (most recent call last):
+            ...
+        TypeError: `exclude_seen` must be True or False, got 'no' of type str.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r} of type {type(value).__name__}.")
 
 
 def check_indices(
@@ -142,7 +159,8 @@ def check_number(
         raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
     above = value > minimum if open_minimum else value >= minimum
     below = value < maximum if open_maximum else value <= maximum
-    if not (above and below and abs(value) < math.inf):
+    # As integers, Python compares numbers that no float holds.
+    if not (above and below and abs(value) <= sys.float_info.max):
         left = "(" if open_minimum or math.isinf(minimum) else "["
         right = ")" if open_maximum or math.isinf(maximum) else "]"
         raise ValueError(f"`{name}` must be in {left}{minimum:g}, {maximum:g}{right}, got {value!r}.")
@@ -199,6 +217,22 @@ def check_shape(
     if floating and not tensor.is_floating_point():
         raise TypeError(f"`{name}` must be of a floating-point dtype, got {tensor.dtype}.")
     return bound
+
+
+def is_ordered(values: object) -> bool:
+    """Return whether values are a sequence of any library; a string is one value, not a sequence.
+
+    Examples:
+        >>> [is_ordered(one) for one in (["song"], ("song",), torch.ones(2))]
+        [True, True, True]
+        >>> [is_ordered(one) for one in ("song", {"song"}, {"song": 1}, torch.ones(()), list)]
+        [False, False, False, False, False]
+    """
+    if isinstance(values, str | bytes | type | AbstractSet | Mapping):
+        return False
+    # An array without a dimension has these methods too.
+    methods = all(hasattr(values, name) for name in ("__len__", "__getitem__", "__iter__"))
+    return methods and getattr(values, "ndim", 1) != 0
 
 
 def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_flag, check_integer, is_ordered
 from skipcl_lightning._files import check_num_items, named_in_errors, open_checkpoint
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionEncoder, recommendation_frame
 from skipcl_lightning.data.canonical_table import ArrowTable
-from skipcl_lightning.data.encoder import Context, group_sessions, session_lengths
+from skipcl_lightning.data.encoder import (
+    Context,
+    check_columns,
+    check_rows,
+    group_sessions,
+    session_lengths,
+)
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.export import export_model, load_export
@@ -292,6 +299,8 @@ class Recommender:
         check_integer("batch_size", batch_size)
         if index is not None:
             index.check(self.scorer, self.encoder)
+        check_flag("exclude_seen", exclude_seen)
+        check_flag("exclude_skipped", exclude_skipped)
         given = _Given.of(
             sessions, feedback, explicit_feedback, histories, context, session_ids, self._context_columns
         )
@@ -334,16 +343,20 @@ class Recommender:
 
     def _left_out(self, exclude: Ids, allowed: Ids | None) -> Tensor | None:
         """[V + 1] bool, the items that no session is recommended; None for none."""
-        retired = self.scorer.retired
-        if not len(exclude) and allowed is None:
+        retired, excluded = self.scorer.retired, self._look_up("exclude", exclude)
+        if allowed is None and not len(excluded):
             return retired
-        vocabulary, start = self.encoder.vocabulary, allowed is not None
-        mask = torch.full((self.scorer.num_items + 1,), start, device=self.device)
-        for name, ids, value in (("allowed", allowed, False), ("exclude", exclude, True)):
-            if ids is not None and len(ids):
-                indices = torch.tensor(vocabulary.encode(to_ids(name, ids, vocabulary.dtype)))
-                mask[indices.to(self.device)] = value
+        mask = torch.full((self.scorer.num_items + 1,), allowed is not None, device=self.device)
+        if allowed is not None:
+            mask[self._look_up("allowed", allowed)] = False
+        mask[excluded] = True
         return mask if retired is None else mask | retired
+
+    def _look_up(self, name: str, ids: Ids | AbstractSet[Any]) -> Tensor:
+        """Return the indices of ids, also of a set, since their order has no effect."""
+        vocabulary = self.encoder.vocabulary
+        found = to_ids(name, tuple(ids) if isinstance(ids, AbstractSet) else ids, vocabulary.dtype)
+        return torch.from_numpy(vocabulary.encode(found)).to(self.device)
 
     def after_skip(
         self,
@@ -389,6 +402,12 @@ class Recommender:
         """
         check_integer("top_k", top_k)
         check_integer("depth", depth, minimum=top_k)
+        if context is not None and not isinstance(context, Mapping):
+            raise TypeError(f"`context` must be a dictionary of columns, got {type(context).__name__}.")
+        lists = {"feedback": feedback, "explicit_feedback": explicit_feedback, **(context or {})}
+        for name, values in {**lists, "session": session}.items():
+            if not (is_ordered(values) or (values is None and name != "session")):
+                raise TypeError(f"`{name}` must be a list with a value for each track, got {values!r}.")
         items = [*session, track]
         signals = [*([0.0] * len(session) if feedback is None else feedback), track_feedback]
         likes = None if explicit_feedback is None else [*explicit_feedback, 0.0]
@@ -614,7 +633,12 @@ class _Given:
         return cls(sessions, names, feedback, explicit_feedback, histories, context)
 
     def parts(self, size: int) -> Iterator["_Given"]:
-        """Yield `size` sessions at a time."""
+        """Yield `size` sessions at a time, after a check that all arguments have as many."""
+        for name in ("feedback", "explicit_feedback", "histories"):
+            if getattr(self, name) is not None:
+                check_rows(name, getattr(self, name), len(self.sessions))
+        if self.context is not None:
+            check_columns(self.context, len(self.sessions))
         for start in range(0, len(self.sessions), size):
             rows = slice(start, start + size)
             columns = self.context

@@ -22,6 +22,8 @@ LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 # More than any configuration has.
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 100_000
+# PyYAML takes the square of the depth in time, and a stack of Python's for each level.
+_MOST_DEEP = 100
 MAX_LENGTH = re.compile(r"^    max_length: (\d+)", flags=re.MULTILINE)
 
 
@@ -105,7 +107,7 @@ def check_yaml(file: Path) -> None:
         file: The configuration.
 
     Raises:
-        ValueError: It is no text in UTF-8, is too large, or repeats or contains itself.
+        ValueError: It is no text in UTF-8, is too large or too deep, or repeats or contains itself.
     """
     refused = f"`--config` must be a configuration in YAML, got {str(file)!r}"
     if not file.is_file() or file.stat().st_size > _MOST_BYTES:
@@ -127,6 +129,8 @@ def _count_nodes(text: str) -> None:
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((anchor, 1))
+            if len(opened) > _MOST_DEEP:
+                raise ValueError(f"its lists and mappings are nested more than {_MOST_DEEP} deep")
             continue
         # An open collection has no size yet: one that contains itself never ends.
         size = sizes.get(anchor or "", _MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1

@@ -1,8 +1,7 @@
 """From sessions of external ids to batches, and from recommendations to external ids."""
 
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_integer, check_number, is_ordered
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data.canonical_table import (
     GRADE_FLAG,
@@ -25,7 +24,14 @@ from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
 
-__all__ = ["SessionEncoder", "group_sessions", "recommendation_frame", "session_lengths"]
+__all__ = [
+    "SessionEncoder",
+    "check_columns",
+    "check_rows",
+    "group_sessions",
+    "recommendation_frame",
+    "session_lengths",
+]
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 Context = Mapping[str, Sequence[Sequence[Any]] | None]
@@ -175,12 +181,8 @@ class SessionEncoder:
                 "`histories` must be None for a model that was trained without, got some. Train with "
                 "`SessionDataModule(..., history_length=n)`."
             )
+        check_rows("histories", histories, sessions, cure="Use an empty one for an unknown listener.")
         lengths = session_lengths(histories, name="histories", may_be_empty=True)
-        if len(lengths) != sessions:
-            raise ValueError(
-                f"`histories` must have one sequence a session, got {len(lengths)} for {sessions}. "
-                "Use an empty one for an unknown listener."
-            )
         owner = np.repeat(np.arange(sessions), lengths)
         flat = [item for history in histories for item in history]
         items = self._look_up(flat, owner, unknown, "histories")
@@ -247,7 +249,8 @@ def _context_table(
 ) -> pl.DataFrame:
     """Return the columns of the context, a row for each item, after a check against the sessions."""
     needed = [] if encoder is None else encoder.columns
-    given = {} if context is None else dict(context)
+    given = {} if context is None else context
+    check_columns(given, len(lengths))
     if missing := [name for name in needed if name not in given]:
         raise ValueError(
             f"`context` must have {', '.join(map(repr, missing))}, which the model was trained on, got "
@@ -268,7 +271,7 @@ def _context_column(
 ) -> pl.Series:
     if values is None:
         return pl.Series([None] * int(lengths.sum()), dtype=pl.Null)
-    if not _is_ordered(values) or not all(_is_ordered(one) for one in values):
+    if not all(is_ordered(one) for one in values):
         raise TypeError(
             f"`context` must have a sequence of values for each session in {name!r}, got {values!r}. Make it "
             "a list of lists."
@@ -336,7 +339,7 @@ def session_lengths(
     sessions: Sessions, *, name: str = "sessions", may_be_empty: bool = False
 ) -> NDArray[np.int64]:
     """Return the number of items of each session, [B] int64, at least 1 each, if sessions have an order."""
-    if not _is_ordered(sessions):
+    if not is_ordered(sessions):
         raise TypeError(
             f"`{name}` must be a sequence of sessions, got {type(sessions).__name__}. "
             "Make it a list of lists of ids."
@@ -344,7 +347,7 @@ def session_lengths(
     if not len(sessions):
         raise ValueError(f"`{name}` must hold at least one session, got none. There is nothing to encode.")
     for number, session in enumerate(sessions):
-        if not _is_ordered(session):
+        if not is_ordered(session):
             raise TypeError(
                 f"`{name}` must hold sequences of ids in the order of listening, got {session!r} as "
                 f"session {number}. Make each a list; put a single session into a list: `[session]`."
@@ -356,25 +359,35 @@ def session_lengths(
     return np.array([len(session) for session in sessions], dtype=np.int64)
 
 
-def _is_ordered(values: object) -> bool:
-    """Return whether values have a length and an order; a string is one id."""
-    return hasattr(values, "__len__") and not isinstance(values, str | bytes | AbstractSet | Mapping)
+def check_rows(name: str, values: object, sessions: int, *, cure: str = "Make it a list of lists.") -> None:
+    """Raise unless an argument is a sequence with one entry for each session."""
+    if not is_ordered(values):
+        raise TypeError(
+            f"`{name}` must be a sequence with one entry for each session, got {type(values).__name__}. "
+            f"{cure}"
+        )
+    found = len(cast("Sized", values))
+    if found != sessions:
+        raise ValueError(f"`{name}` must have one sequence a session, got {found} for {sessions}. {cure}")
+
+
+def check_columns(context: Context, sessions: int) -> None:
+    """Raise unless a context has for each column one entry for each session, or None."""
+    if not isinstance(context, Mapping):
+        raise TypeError(
+            f"`context` must be a dictionary of columns, got {type(context).__name__}. Write it as in "
+            "{'timestamp': [[0, 60]]}."
+        )
+    for values in context.values():
+        if values is not None:
+            check_rows("context", values, sessions, cure="Use None for a column that is unknown.")
 
 
 def _flatten(
     name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Return the feedback of all items in one row, after a check against the sessions."""
-    if not _is_ordered(feedback):
-        raise TypeError(
-            f"`{name}` must be a sequence with the numbers of each session, got {type(feedback).__name__}. "
-            "Make it a list of lists."
-        )
-    if len(feedback) != len(lengths):
-        raise ValueError(
-            f"`{name}` must have one sequence a session, got {len(feedback)} for {len(lengths)}. "
-            "Use 0 for tracks without feedback."
-        )
+    check_rows(name, feedback, len(lengths), cure="Use 0 for tracks without feedback.")
     flat = []
     for number, (signals, length) in enumerate(zip(feedback, lengths, strict=True)):
         values = _to_numbers(name, signals, number)

@@ -262,7 +262,11 @@ def _align(
     table: Table | str | Path, vocabulary: ItemVocabulary, unknown: Unknown
 ) -> tuple[pl.DataFrame, int]:
     """Return a row for each item in the order of the vocabulary, and the number of rows of other items."""
-    frame = pl.scan_parquet(table) if isinstance(table, str | Path) else to_frame("item_features", table)
+    frame = (
+        pl.scan_parquet(table, glob=False)
+        if isinstance(table, str | Path)
+        else to_frame("item_features", table)
+    )
     schema = resolve_schema("item_features", frame)
     if _ID not in schema or len(schema) == 1:
         raise ValueError(

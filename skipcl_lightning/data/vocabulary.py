@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipcl_lightning._checks import check_choice
+from skipcl_lightning._checks import check_choice, is_ordered
 from skipcl_lightning.batch import PADDING_INDEX
 
 __all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "to_ids"]
@@ -256,19 +256,24 @@ def to_ids(
         raise ValueError(f"`{name}` must not hold nulls, got {values.null_count()} of them. Drop them first.")
     if values.dtype != pl.String:
         values = _to_int64(name, values)
-    if dtype is not None and values.dtype != dtype and len(values):
+    if dtype is None or values.dtype == dtype:
+        return values
+    if len(values):
         raise TypeError(
             f"`{name}` must be {dtype} as in the vocabulary, got {values.dtype}. Cast them first."
         )
-    return values
+    return values.cast(dtype)
 
 
 def _sequence_to_series(
     name: str, values: Sequence[str] | Sequence[int], dtype: pl.DataType | None
 ) -> pl.Series:
     """Return a Python sequence of one accepted type as a series."""
-    if isinstance(values, str):
-        raise TypeError(f"`{name}` must be a sequence of ids, got the string {values!r}. Put it into a list.")
+    if not is_ordered(values):
+        raise TypeError(
+            f"`{name}` must be a sequence of ids, got {values!r} of type {type(values).__name__}. Put it "
+            "into a list."
+        )
     kinds = set(map(type, values))
     if not kinds:
         return pl.Series([], dtype=dtype or pl.String)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from skipcl_lightning._files import check_num_items, named_in_errors, path_in_errors, sync
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
+from skipcl_lightning.data.canonical_table import name_unreadable
 from skipcl_lightning.export.graph import Graph, write_onnx, write_pt2
 from skipcl_lightning.model import Scorer, Scoring
 
@@ -186,7 +187,7 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
 def _read_ids(file: Path, num_items: int) -> pl.Series:
     """Return the ids of the items in the order of their indices."""
     # By an open file, because polars takes a path with brackets for a pattern.
-    with file.open("rb") as stream:
+    with name_unreadable(ITEMS), file.open("rb") as stream:
         items = pl.scan_parquet(stream)
         # Before they are read: a small file may have any number of rows.
         rows = items.select(pl.len()).collect().item()

@@ -11,7 +11,10 @@ from skipcl_lightning.functional.products import at_least_float32, without_autoc
 from skipcl_lightning.functional.skip_losses.skip_prediction import skip_prediction_loss
 from skipcl_lightning.heads.session_head import WeightedHead
 
-__all__ = ["SkipPrediction"]
+__all__ = ["LARGEST_PENALTY", "SkipPrediction"]
+
+# Above it, the scores of the model itself vanish in float32.
+LARGEST_PENALTY = 1e6
 
 
 class SkipPrediction(WeightedHead):
@@ -300,9 +303,9 @@ class SkipPrediction(WeightedHead):
 
         Raises:
             TypeError: `penalty` is no number.
-            ValueError: It is negative, infinite or NaN, or `materialise` was not called.
+            ValueError: It is negative, above a million or NaN, or `materialise` was not called.
         """
-        check_number("penalty", penalty, minimum=0)
+        check_number("penalty", penalty, minimum=0, maximum=LARGEST_PENALTY)
         vector = penalty * self.session_vector(query)
         return torch.cat([query, vector, torch.full_like(vector[..., :1], penalty)], dim=-1)
 

@@ -13,6 +13,7 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import SparseScores
 from skipcl_lightning.heads import SKIP_HEADS, CombinedHead, SkipPrediction
+from skipcl_lightning.heads.skip_prediction import LARGEST_PENALTY
 from skipcl_lightning.model.item_tower import ItemTower
 from skipcl_lightning.model.session_model import SessionModel
 from skipcl_lightning.model.transitions import Transitions
@@ -58,12 +59,12 @@ class Scoring(nn.Module):
 
     @property
     def skip_penalty(self) -> float:
-        """The weight of skip prediction in the scores, at least 0; it needs a `SkipPrediction` head."""
+        """The weight of skip prediction in the scores, 0 to a million; it needs a `SkipPrediction` head."""
         return self._skip_penalty
 
     @skip_penalty.setter
     def skip_penalty(self, value: float) -> None:
-        check_number("skip_penalty", value, minimum=0)
+        check_number("skip_penalty", value, minimum=0, maximum=LARGEST_PENALTY)
         if value > 0:
             _ = self.skip_prediction  # raises without one
         self._skip_penalty = float(value)

@@ -97,7 +97,7 @@ def test_without_a_penalty_the_one_of_the_checkpoint_applies(skipcl, trained, ca
     [
         ("validate", "SkipInfoNCE", 0.25, r"must be or contain a `SkipPrediction`.*got SkipInfoNCE"),
         ("test", "null", 0.25, r"must be or contain a `SkipPrediction`.*got None"),
-        ("predict", "SkipPrediction", -1, r"`skip_penalty` must be in \[0, inf\), got -1"),
+        ("predict", "SkipPrediction", -1, r"`skip_penalty` must be in \[0, 1e\+06\], got -1"),
         ("test", "SkipPrediction", ".nan", r"`skip_penalty` must be .*got nan"),
     ],
 )

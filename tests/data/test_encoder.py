@@ -68,7 +68,7 @@ def test_an_encoder_comes_back_whole_from_a_checkpoint(encoder):
         ([["a"]], [[math.nan]], ValueError, r"got \[nan\] in session 0"),
         ([["a"]], [[None]], TypeError, r"must be numbers in \[-1, 1\], got \[None\] in session 0"),
         ([["a"]], [0.5], TypeError, "got 0.5 in session 0"),
-        ([["a"]], 0.5, TypeError, "numbers of each session, got float"),
+        ([["a"]], 0.5, TypeError, "one entry for each session, got float"),
         (["a"], None, TypeError, "got 'a' as session 0"),
         ([{"a", "b"}], None, TypeError, "in the order of listening, got .* as session 0"),
         ([{"a": 1}], None, TypeError, "in the order of listening, got .* as session 0"),

@@ -315,7 +315,7 @@ def test_a_module_makes_the_head_for_its_own_items():
 def test_a_penalty_below_0_is_refused(penalty):
     _, table = tensors()
     head = filled(SkipPrediction(), table)
-    with pytest.raises(ValueError, match=r"`penalty` must be in \[0, inf\)"):
+    with pytest.raises(ValueError, match=r"`penalty` must be in \[0, 1e\+06\]"):
         head.extended_query(table, penalty)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning._files import open_checkpoint
+from skipcl_lightning._files import named_in_errors, open_checkpoint
 from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS, describe_columns, run_lengths
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column
+from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column, refuse_damage
 from skipcl_lightning.data.vocabulary import ItemVocabulary
 
 __all__ = [
@@ -345,8 +345,9 @@ def _read(path: Path) -> GivenVocabulary:
     if (path / MANIFEST).is_file():
         manifest = Manifest.read(path)
         manifest.check_files(path, contents=False)
-        vocabulary = ItemVocabulary(read_column(path / "item_id.arrow"))
-        return GivenVocabulary(vocabulary, context=_to_context(manifest.counts.get("context")))
+        with refuse_damage(path):
+            vocabulary = ItemVocabulary(read_column(path / "item_id.arrow"))
+            return GivenVocabulary(vocabulary, context=_to_context(manifest.counts.get("context")))
     try:
         checkpoint = open_checkpoint(path, records="settings")
     except (OSError, ValueError) as error:
@@ -355,14 +356,15 @@ def _read(path: Path) -> GivenVocabulary:
             f"`vocabulary` must be the path of a checkpoint or the folder of a store, got {str(path)!r}, "
             f"{why}. `skipcl fit` writes a checkpoint, and `skipcl prepare` a store."
         ) from error
-    state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
-    if state is None:
-        raise ValueError(
-            f"`vocabulary` must be a checkpoint with an item vocabulary, got {str(path)!r} without. Fit the "
-            "model with a `SessionDataModule`, or pass `ItemVocabulary(ids)` in the order of training."
-        )
-    vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
-    return GivenVocabulary(vocabulary, state["max_length"], _to_context(state.get("context")))
+    with named_in_errors(path, "`vocabulary` must be a checkpoint"):
+        state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
+        if state is None:
+            raise ValueError(
+                f"`vocabulary` must be a checkpoint with an item vocabulary, got {str(path)!r} without. Fit "
+                "the model with a `SessionDataModule`, or pass `ItemVocabulary(ids)` in the trained order."
+            )
+        vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
+        return GivenVocabulary(vocabulary, state["max_length"], _to_context(state.get("context")))
 
 
 def _to_context(state: Mapping[str, Any] | None) -> ContextEncoder | None:

@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from skipcl_lightning._files import is_full_disk
+from skipcl_lightning.data.canonical_table import name_unreadable
 
 __all__ = [
     "MANIFEST",
@@ -316,5 +317,5 @@ def map_array(file: Path) -> NDArray[Any]:
 def read_column(file: Path) -> pl.Series:
     """Return the single column of an Arrow file, in memory."""
     # As a stream, because polars takes a path with brackets for a pattern.
-    with file.open("rb") as stream:
+    with name_unreadable("folder"), file.open("rb") as stream:
         return pl.read_ipc(stream).to_series()
