@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number, clean_input, requires_mask
 from skipcl_lightning._settings import records_settings
+from skipcl_lightning.backbones.dropout import Dropout
 
 __all__ = ["Caser"]
 
@@ -64,7 +65,7 @@ class Caser(nn.Module):
             nn.Conv1d(embedding_size, num_horizontal_filters, height) for height in range(1, window + 1)
         )
         self.vertical = nn.Conv1d(1, num_vertical_filters, window)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         features = num_horizontal_filters * window + num_vertical_filters * embedding_size
         self.output = nn.Linear(features, embedding_size)
 

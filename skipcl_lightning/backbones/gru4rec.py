@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number, clean_input, requires_mask
 from skipcl_lightning._settings import records_settings
+from skipcl_lightning.backbones.dropout import Dropout
 
 __all__ = ["GRU4Rec"]
 
@@ -59,8 +60,8 @@ class GRU4Rec(nn.Module):
         check_integer("num_layers", num_layers)
         check_number("embedding_dropout", embedding_dropout, minimum=0, maximum=1, open_maximum=True)
         check_number("hidden_dropout", hidden_dropout, minimum=0, maximum=1, open_maximum=True)
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
-        self.hidden_dropout = nn.Dropout(hidden_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
+        self.hidden_dropout = Dropout(hidden_dropout)
         # torch's own dropout is only between layers, and warns for a single layer.
         self.gru = nn.GRU(
             embedding_size,

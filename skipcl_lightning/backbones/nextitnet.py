@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_integer, check_number, clean_input, requires_mask
 from skipcl_lightning._settings import records_settings
+from skipcl_lightning.backbones.dropout import Dropout
 
 __all__ = ["NextItNet"]
 
@@ -65,7 +66,7 @@ class NextItNet(nn.Module):
             _DilatedBlock(embedding_size, kernel_size, dilation) for dilation in dilations
         )
         check_number("dropout", dropout, minimum=0, maximum=1, open_maximum=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @requires_mask
     def forward(self, x: Tensor, valid_mask: Tensor) -> Tensor:

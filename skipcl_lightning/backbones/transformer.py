@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, clean_input, requires_mask
 from skipcl_lightning._settings import records_settings
+from skipcl_lightning.backbones.dropout import Dropout, attend
 
 __all__ = [
     "BERT4Rec",
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
         self.scale = 1.0 if norm_input else embedding_size**0.5
         self.positions = LearnedPositions(max_length, embedding_size)
         self.input_norm = nn.LayerNorm(embedding_size) if norm_input else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(make_block() for _ in range(num_layers))
 
     @requires_mask
@@ -149,9 +150,7 @@ class SelfAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         is_causal = self.causal and position is None
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
-        )
+        attended = attend(query, key, value, mask, is_causal=is_causal, dropout=dropout)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # [B, L, D]
         return output
 
@@ -177,7 +176,7 @@ class ResidualBlock(nn.Module):
         self.feed_forward = feed_forward
         self.attention_norm = nn.LayerNorm(size)
         self.feed_forward_norm = nn.LayerNorm(size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
         """[B, L, D] to [B, L, D] or [B, 1, D]; `mask` and `position` as for `SelfAttention`."""
@@ -195,7 +194,7 @@ class ResidualBlock(nn.Module):
 def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
     """Return the point-wise network of a block: two linear maps with an activation between them."""
     return nn.Sequential(
-        nn.Linear(size, hidden_size), activation, nn.Dropout(dropout), nn.Linear(hidden_size, size)
+        nn.Linear(size, hidden_size), activation, Dropout(dropout), nn.Linear(hidden_size, size)
     )
 
 
@@ -346,7 +345,7 @@ class _GatedBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = _SwiGLU(size, expansion * size, dropout)
         self.feed_forward_gate = nn.Linear(size, size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
         attended = self.dropout(self.attention(self.attention_norm(x), mask, position))
@@ -361,7 +360,7 @@ class _SwiGLU(nn.Module):
     def __init__(self, size: int, hidden_size: int, dropout: float) -> None:
         super().__init__()
         self.gate_and_value = nn.Linear(size, 2 * hidden_size, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,6 +47,12 @@ class Task:
     memory_gib: float
     device: str
     precision: str
+    clock: str
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock: the processor time of this process, of all its threads, is deaf to other programs."""
+        return time.process_time if self.clock == "cpu" else time.perf_counter
 
     @property
     def trainer_settings(self) -> dict[str, Any]:
@@ -121,11 +127,11 @@ class StepClock:
 
     def restart(self) -> None:
         """Begin to count now, where data were prepared meanwhile."""
-        self.born = self.start = self.end = time.perf_counter()
+        self.born = self.start = self.end = self.task.now()
 
     def step(self, sessions: float, loss: float) -> bool:
         """Note a step that has just ended; True if it was the last one."""
-        now = time.perf_counter()
+        now = self.task.now()
         self.losses.append(loss)
         if self.before == 0 or (self.warming and self.before < self.task.warm_up):
             self.before += 1
@@ -163,11 +169,11 @@ def repeat(task: Task, once: Callable[[], tuple[int, dict[str, float]]]) -> dict
     Returns:
         What goes into the worker's line.
     """
-    rates, born, metrics = [], time.perf_counter(), {}
-    while not rates or time.perf_counter() - born < task.seconds:
-        start = time.perf_counter()
+    rates, born, metrics = [], task.now(), {}
+    while not rates or task.now() - born < task.seconds:
+        start = task.now()
         sessions, metrics = once()
-        rates.append(sessions / (time.perf_counter() - start))
+        rates.append(sessions / (task.now() - start))
     return {"sessions_per_second": statistics.median(rates[1:] or rates), "steps": len(rates), **metrics}
 
 
@@ -200,6 +206,7 @@ def read_task() -> Task:
     parser.add_argument("--memory_gib", type=float, default=16.0, help="what this process may have")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", default="32-true", help="of Lightning's Trainer, in training")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     return Task(**vars(parser.parse_args()))
 
 

@@ -66,6 +66,7 @@ def compare(
     memory_gib: float = 16.0,
     device: Literal["cpu", "cuda"] = "cpu",
     precision: str = "32-true",
+    clock: Literal["wall", "cpu"] = "wall",
     environments: Path = REPOSITORY / ".benchmark_environments",
     output: Path = Path("peers.md"),
 ) -> None:
@@ -87,13 +88,16 @@ def compare(
         memory_gib: What a process may ask for; on a CPU only.
         device: Where; RecBole's worker is for a CPU alone.
         precision: Of Lightning's Trainer, in training; RecBole has its own.
+        clock: What a second is: `cpu` is the processor time of the worker, for a machine that others use
+            too; at one thread the two are the same otherwise. Not for a GPU.
         environments: Where `set_up.sh` has put the environments of the peers.
         output: The table.
     """
     present, notes = find_libraries(libraries, environments)
     notes.insert(
         0,
-        f"Batch {batch}, {device}, {precision}, {threads} threads, {rounds} rounds of {seconds:g} s each; a "
+        f"Batch {batch}, {device}, {precision}, {threads} threads, {rounds} rounds of {seconds:g} s "
+        f"({clock} time) each; a "
         f"process may take {time_limit:g} s"
         + (f" and ask for {memory_gib:g} GiB" if device == "cpu" else "")
         + ". Sessions a second; ours over that; peak memory.",
@@ -106,6 +110,7 @@ def compare(
         "memory_gib": memory_gib,
         "device": device,
         "precision": precision,
+        "clock": clock,
     }
     cells: Cells = {}
     with tempfile.TemporaryDirectory() as name:
