@@ -1,5 +1,7 @@
+import dataclasses
 import importlib
 import inspect
+import sys
 
 import pytest
 
@@ -400,3 +402,32 @@ def test_a_setting_that_is_not_given_is_this(room):
             expected = OTHER_DEFAULTS.get(f"{path}.{one.name}", DEFAULTS.get(one.name))
             if one.default not in (one.empty, None) and not callable(one.default):
                 assert repr(one.default) == repr(expected), f"{path}({one.name})"
+
+
+# They hold arrays or tables, which have no single answer to `==`.
+COMPARED_BY_IDENTITY = {
+    "Catalogue",
+    "EvaluationReport",
+    "ItemFeatures",
+    "ListenerHistories",
+    "Listeners",
+    "MinedItems",
+    "PreparedData",
+    "SessionBlock",
+    "SessionStore",
+    "SessionView",
+    "SkipTradeOff",
+    "_VisibleTracks",
+}
+
+
+def test_settings_and_results_cannot_be_changed_and_only_those_without_arrays_are_equal_by_value():
+    importlib.import_module("skipcl_lightning.evaluation")
+    importlib.import_module("skipcl_lightning.data.simulate")
+    found = {}
+    for name, module in list(sys.modules.items()):
+        for each in list(vars(module).values()) if name.startswith("skipcl_lightning.") else ():
+            if dataclasses.is_dataclass(each) and each.__module__.startswith("skipcl_lightning."):
+                found[each.__name__] = each.__dataclass_params__
+    assert all(found[name].frozen for name in found)
+    assert {name for name in found if not found[name].eq} == COMPARED_BY_IDENTITY

@@ -271,6 +271,12 @@ def test_settings_are_checked_before_anything_is_read(log, setting, error):
         SessionDataModule(log, **setting)
 
 
+def test_the_ends_of_the_ranges_are_accepted(log):
+    least = {"bucket_batches": 0, "num_workers": 0, "history_length": 0, "seed": 0, "skip_threshold": 1.0}
+    for settings in (least, {"seed": 2**32 - 1, "batch_size": 1, "max_length": 1, "mining_depth": 1}):
+        assert SessionDataModule(log, **settings).num_items > 0
+
+
 def test_a_table_without_a_needed_column_is_told_at_once(log):
     with pytest.raises(ValueError, match="the column 'feedback'"):
         SessionDataModule(log.drop("feedback"))

@@ -9,6 +9,14 @@ def test_rows_are_sorted_by_key_and_order_and_equal_ones_stay():
     assert order_rows(table, "key", "order").rows() == [("a", 1, 2), ("a", 1, 3), ("a", 2, 1), ("b", 1, 0)]
 
 
+def test_many_equal_rows_stay_in_their_order():
+    table = pl.DataFrame(
+        {"key": [n % 3 for n in range(99)], "order": [n % 5 for n in range(99)], "n": range(99)}
+    )
+    found = order_rows(table, "key", "order")["n"].to_list()
+    assert found == sorted(range(99), key=lambda n: (n % 3, n % 5))
+
+
 def test_sorted_rows_are_returned_as_they_are():
     table = pl.DataFrame({"key": ["a", "a", "b"], "order": [1, 2, 1]})
     assert order_rows(table, "key", "order") is table

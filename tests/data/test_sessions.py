@@ -29,6 +29,16 @@ def cut_by_hand(plays: list[tuple[str, int, int]], gap_seconds: float, timed: bo
     return names
 
 
+@pytest.mark.parametrize(
+    "work", [lambda t: sessionise(t, gap_minutes=1), lambda t: label_by_next_play(t, skip_seconds=1)]
+)
+@pytest.mark.parametrize("users", [1, 3])
+def test_plays_at_one_time_stay_in_their_order(work, users):
+    rows = [{"user_id": n % users, "timestamp": n % 7, "item_id": n} for n in range(200)]
+    expected = sorted(range(200), key=lambda n: (n % users, n % 7))  # Python's sort is stable
+    assert work(pl.DataFrame(rows)).collect()["item_id"].to_list() == expected
+
+
 @given(plays=PLAYS, gap=st.sampled_from([0.5, 1.0, 10.0]), timed=st.booleans(), kind=st.sampled_from("ifd"))
 def test_sessions_are_those_of_a_plain_loop_whatever_the_clock(plays, gap, timed, kind):
     convert = {"i": int, "f": float, "d": lambda seconds: START + timedelta(seconds=seconds)}[kind]
