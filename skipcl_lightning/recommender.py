@@ -22,11 +22,12 @@ from skipcl_lightning.data.encoder import (
     Context,
     check_columns,
     check_rows,
+    flatten,
     group_sessions,
     session_lengths,
 )
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
-from skipcl_lightning.data.vocabulary import to_ids
+from skipcl_lightning.data.vocabulary import plain, to_ids
 from skipcl_lightning.export import export_model, load_export
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
@@ -256,9 +257,10 @@ class Recommender:
 
         Args:
             sessions: Item ids of each session, in the order of time; the model sees the latest `max_length`.
-                Or a polars, pandas or Arrow table with a row for each play, in the order of time:
-                `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, and the columns of the
-                context. Then `feedback`, `explicit_feedback`, `context` and `session_ids` are left out.
+                Lists, arrays, series, or tensors of integer ids without padding. Or a polars, pandas or Arrow
+                table with a row for each play, in the order of time: `session_id`, `item_id`, perhaps
+                `feedback` and `explicit_feedback`, and the columns of the context. Then `feedback`,
+                `explicit_feedback`, `context` and `session_ids` are left out.
             feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
                 feedback as an input has seldom seen.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.
@@ -273,10 +275,10 @@ class Recommender:
             exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
             exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
                 liked.
-            exclude: Ids to leave out of every list.
+            exclude: Ids to leave out of every list, in any order.
             allowed: The only ids that may be recommended; None for all.
-            unknown: What to do with an item of a session or history that was not trained: raise an `error`,
-                or `ignore` it. `unknown_items` counts them.
+            unknown: What to do with an item of a session, history, `exclude` or `allowed` that was not
+                trained: raise an `error`, or `ignore` it. `unknown_items` counts those of sessions.
             skip_penalty: The weight of skip prediction in the scores, at least 0; None for the module's own.
                 Above 0 it needs a `SkipPrediction` head.
             batch_size: Sessions encoded at once.
@@ -308,7 +310,7 @@ class Recommender:
         whole = self.encoder.replace(max_length=int(session_lengths(given.sessions).max()))
         with self.scorer.at_skip_penalty(skip_penalty):
             table = self._item_table()
-        left_out = self._left_out(exclude, allowed)
+        left_out = self._left_out(exclude, allowed, unknown)
         search = top_k_items if index is None else index.top_k_items
         frames = []
         for part in given.parts(batch_size):
@@ -341,22 +343,30 @@ class Recommender:
             self._kept = (state, weights, scorer.item_table)
         return self._kept[2]
 
-    def _left_out(self, exclude: Ids, allowed: Ids | None) -> Tensor | None:
+    def _left_out(self, exclude: Ids, allowed: Ids | None, unknown: str) -> Tensor | None:
         """[V + 1] bool, the items that no session is recommended; None for none."""
-        retired, excluded = self.scorer.retired, self._look_up("exclude", exclude)
+        retired, excluded = self.scorer.retired, self._look_up("exclude", exclude, unknown)
         if allowed is None and not len(excluded):
             return retired
         mask = torch.full((self.scorer.num_items + 1,), allowed is not None, device=self.device)
         if allowed is not None:
-            mask[self._look_up("allowed", allowed)] = False
+            mask[self._look_up("allowed", allowed, unknown)] = False
         mask[excluded] = True
         return mask if retired is None else mask | retired
 
-    def _look_up(self, name: str, ids: Ids | AbstractSet[Any]) -> Tensor:
-        """Return the indices of ids, also of a set, since their order has no effect."""
+    def _look_up(self, name: str, ids: Ids | AbstractSet[Any], unknown: str) -> Tensor:
+        """Return the indices of ids, also of a set, since their order has no effect; 0 for an ignored one."""
         vocabulary = self.encoder.vocabulary
-        found = to_ids(name, tuple(ids) if isinstance(ids, AbstractSet) else ids, vocabulary.dtype)
-        return torch.from_numpy(vocabulary.encode(found)).to(self.device)
+        given = to_ids(name, tuple(ids) if isinstance(ids, AbstractSet) else ids, vocabulary.dtype)
+        found = torch.tensor(vocabulary.encode(given, unknown="ignore"))
+        missing = found == PADDING_INDEX
+        if unknown == "error" and missing.any():
+            first = given[int(missing.nonzero()[0])]
+            raise ValueError(
+                f"`{name}` must hold tracks of the vocabulary, got {first!r} ({int(missing.sum())} unknown "
+                "in all). `unknown='ignore'` leaves them out."
+            )
+        return found.to(self.device)
 
     def after_skip(
         self,
@@ -408,9 +418,9 @@ class Recommender:
         for name, values in {**lists, "session": session}.items():
             if not (is_ordered(values) or (values is None and name != "session")):
                 raise TypeError(f"`{name}` must be a list with a value for each track, got {values!r}.")
-        items = [*session, track]
-        signals = [*([0.0] * len(session) if feedback is None else feedback), track_feedback]
-        likes = None if explicit_feedback is None else [*explicit_feedback, 0.0]
+        items = [*plain(session), track]
+        signals = [*([0.0] * len(session) if feedback is None else plain(feedback)), track_feedback]
+        likes = None if explicit_feedback is None else [*plain(explicit_feedback), 0.0]
         # The longer session first, because lengths are checked against it.
         after, before = (
             self.recommend(
@@ -533,7 +543,7 @@ class Recommender:
         tracks = _Given.of(sessions).sessions
         session_lengths(tracks)
         vocabulary = self.encoder.vocabulary
-        flat = to_ids("sessions", [item for one in tracks for item in one], vocabulary.dtype)
+        flat = to_ids("sessions", flatten(tracks), vocabulary.dtype)
         missing = flat.filter(pl.Series(vocabulary.encode(flat, unknown="ignore") == PADDING_INDEX))
         counts = missing.alias("item_id").value_counts()
         return counts.sort("count", "item_id", descending=[True, False])
@@ -671,8 +681,8 @@ class _Given:
 
 
 def _is_table(sessions: Sessions | Frame) -> "TypeIs[Frame]":
-    """Return whether sessions are rows of a table; a polars series holds lists."""
-    if isinstance(sessions, pl.Series):
+    """Return whether sessions are rows of a table; a series of polars or pandas holds lists."""
+    if type(sessions).__name__ == "Series":
         return False
     return isinstance(sessions, pl.LazyFrame) or hasattr(sessions, "__arrow_c_stream__")
 

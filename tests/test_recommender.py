@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
+from skipcl_lightning.model import Scorer, SessionModel
 
 SESSIONS = [["b", "a", "d"], ["c"], ["a", "a", "e", "b"]]
 FEEDBACK = [[1.0, -1.0, 1.0], [1.0], [-1.0, 1.0, -1.0, 1.0]]
@@ -345,8 +347,14 @@ def test_given_items_are_left_out_or_the_only_ones():
     only = recommend.recommend(SESSIONS, FEEDBACK, top_k=5, allowed=["a", "c"])
     assert set(only["item_id"]) == {"c"}
     for name in ("exclude", "allowed"):
-        with pytest.raises(ValueError, match="nobody"):
-            recommend.recommend(SESSIONS, FEEDBACK, top_k=2, **{name: ["nobody"]})
+        with pytest.raises(
+            ValueError, match=rf"`{name}` must hold tracks .* got 'nobody' \(2 unknown in all"
+        ):
+            recommend.recommend(SESSIONS, FEEDBACK, top_k=2, **{name: ["a", "nobody", "either"]})
+    ignored = {"exclude": ["e", "nobody"], "allowed": ["nobody", "c", "e"], "unknown": "ignore"}
+    assert recommend.recommend(SESSIONS, FEEDBACK, top_k=5, **ignored)["item_id"].unique().to_list() == ["c"]
+    ignored = {"allowed": ["nobody"], "unknown": "ignore"}
+    assert recommend.recommend(SESSIONS, FEEDBACK, top_k=5, **ignored).is_empty()
 
 
 def plays(**columns):
@@ -396,6 +404,55 @@ def test_bad_tables_are_named(table, arguments, kind, message):
         frame = frame.cast(pl.String)
     with pytest.raises(kind, match=message):
         recommender().recommend(frame, top_k=2, **arguments)
+
+
+def rows_of_pandas(rows):
+    """A series of lists, as `groupby` gives it."""
+    flat = [(f"s{number}", value) for number, row in enumerate(rows) for value in row]
+    return pd.DataFrame(flat, columns=["session", "value"]).groupby("session")["value"].agg(list)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.tensor,
+        lambda rows: [torch.tensor(row) for row in rows],
+        np.array,
+        lambda rows: [np.array(row) for row in rows],
+        pl.Series,
+        rows_of_pandas,
+    ],
+)
+def test_sessions_of_any_library_give_the_same_as_lists(kind):
+    torch.manual_seed(0)
+    encoder = SessionEncoder(ItemVocabulary([10, 20, 30, 40, 50]), max_length=4)
+    recommend = Recommender(Scorer(SessionModel(SASRec(8, max_length=4), num_items=5)), encoder)
+    rows, signals, ids = [[10, 20], [30, 40], [50, 10]], [[1.0, -1.0], [0.5, 1.0], [-1.0, 1.0]], [7, 8, 9]
+    settings = {"top_k": 3, "batch_size": 2}
+    expected = recommend.recommend(
+        rows,
+        signals,
+        explicit_feedback=signals,
+        session_ids=ids,
+        exclude=[40],
+        allowed=[20, 40, 50],
+        **settings,
+    )
+    found = recommend.recommend(
+        kind(rows),
+        kind(signals),
+        explicit_feedback=kind(signals),
+        session_ids=next(iter(kind([ids]))),
+        exclude=next(iter(kind([[40]]))),
+        allowed=next(iter(kind([[20, 40, 50]]))),
+        **settings,
+    )
+    assert found.equals(expected)
+    assert recommend.unknown_items(kind([[10, 99], [99, 20]])).rows() == [(99, 2)]
+    moved = recommend.after_skip(next(iter(kind(rows))), 30, next(iter(kind(signals))), top_k=3)
+    assert moved.equals(recommend.after_skip(rows[0], 30, signals[0], top_k=3))
+    similar = recommend.similar_items(next(iter(kind(rows))), top_k=2)
+    assert similar.equals(recommend.similar_items(rows[0], top_k=2))
 
 
 def test_unknown_tracks_are_counted():

@@ -1,6 +1,6 @@
 """From sessions of external ids to batches, and from recommendations to external ids."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -22,12 +22,13 @@ from skipcl_lightning.data.canonical_table import (
 from skipcl_lightning.data.prepare.inputs import ContextEncoder
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
-from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary
+from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary, plain
 
 __all__ = [
     "SessionEncoder",
     "check_columns",
     "check_rows",
+    "flatten",
     "group_sessions",
     "recommendation_frame",
     "session_lengths",
@@ -142,7 +143,7 @@ class SessionEncoder:
             else _flatten("feedback", feedback, lengths)
         )
         plays = _context_table(self.context, context, owner, lengths)
-        items = self._look_up([item for session in sessions for item in session], owner, unknown)
+        items = self._look_up(flatten(sessions), owner, unknown)
         known = items != PADDING_INDEX
         counts = np.bincount(owner[known], minlength=len(lengths))
         if not counts.all():
@@ -184,7 +185,7 @@ class SessionEncoder:
         check_rows("histories", histories, sessions, cure="Use an empty one for an unknown listener.")
         lengths = session_lengths(histories, name="histories", may_be_empty=True)
         owner = np.repeat(np.arange(sessions), lengths)
-        flat = [item for history in histories for item in history]
+        flat = flatten(histories)
         items = self._look_up(flat, owner, unknown, "histories")
         known = items != PADDING_INDEX
         stops = np.cumsum(np.bincount(owner[known], minlength=sessions))
@@ -282,7 +283,7 @@ def _context_column(
             f"`context` must have one value a track in {name!r}, got {found} for sessions of "
             f"{lengths.tolist()}. Use None where it is unknown."
         )
-    flat = [value for one in values for value in one]
+    flat = flatten(values)
     # polars takes True for the integer 1.
     if len({isinstance(value, bool) for value in flat if value is not None}) > 1:
         raise TypeError(f"`context` must have one type in {name!r}, got booleans and others. Convert them.")
@@ -383,6 +384,11 @@ def check_columns(context: Context, sessions: int) -> None:
             check_rows("context", values, sessions, cure="Use None for a column that is unknown.")
 
 
+def flatten(sessions: Iterable[Iterable[Any]]) -> list[Any]:
+    """Return the values of all sessions in one list."""
+    return [value for one in sessions for value in plain(one)]
+
+
 def _flatten(
     name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
 ) -> NDArray[np.float32]:
@@ -407,6 +413,7 @@ def _flatten(
 
 def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any]:
     """Return the feedback of one session as numbers."""
+    signals = plain(signals)
     # numpy converts True beside other numbers to 1.0.
     flags = isinstance(signals, list | tuple) and any(isinstance(value, bool | np.bool_) for value in signals)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, is_ordered
 from skipcl_lightning.batch import PADDING_INDEX
 
-__all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "to_ids"]
+__all__ = ["UNKNOWN_CHOICES", "ItemVocabulary", "fingerprint_vocabulary", "plain", "to_ids"]
 
 UNKNOWN_CHOICES = ("error", "ignore")
 _MOST_ITEMS = 2**31 - 1
@@ -241,6 +241,11 @@ class ItemVocabulary:
         )
 
 
+def plain(values: Any) -> Any:
+    """Return a tensor as a list of Python numbers, and any other value as it is."""
+    return values.tolist() if isinstance(values, Tensor) else values
+
+
 def to_ids(
     name: str, values: Sequence[str] | Sequence[int] | pl.Series, dtype: pl.DataType | None = None
 ) -> pl.Series:
@@ -249,7 +254,7 @@ def to_ids(
     Errors name the caller's argument `name`.
     """
     if not isinstance(values, pl.Series):
-        values = _sequence_to_series(name, values, dtype)
+        values = _sequence_to_series(name, plain(values), dtype)
     if not (values.dtype == pl.String or values.dtype.is_integer()):
         raise TypeError(f"`{name}` must be strings or integers, got {values.dtype}. Cast them first.")
     if values.null_count():
