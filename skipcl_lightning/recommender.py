@@ -300,6 +300,10 @@ class Recommender:
         )
         check_integer("batch_size", batch_size)
         if index is not None:
+            if not isinstance(index, ItemIndex):
+                raise TypeError(
+                    f"`index` must be an ItemIndex, got {type(index).__name__}. Build or load one."
+                )
             index.check(self.scorer, self.encoder)
         check_flag("exclude_seen", exclude_seen)
         check_flag("exclude_skipped", exclude_skipped)

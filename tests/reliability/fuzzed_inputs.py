@@ -20,7 +20,7 @@ from hostile import (
     pack,
 )
 
-from skipcl_lightning import Recommender
+from skipcl_lightning import ItemIndex, Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.cli.configs import check_yaml
 from skipcl_lightning.cli.recommend import recommend
@@ -278,6 +278,7 @@ def recommend_cases(folder, trained):
         "unknown": "ignore",
         "skip_penalty": 0.5,
         "batch_size": 2,
+        "index": None,
     }
 
     def run(generator):
@@ -369,6 +370,25 @@ def checkpoint_value_cases(folder, trained):
             mutant[part] = mutate_value(dict(whole[part]), generator, NEWS)
         torch.save(mutant, file)
         Recommender.from_checkpoint(file)
+
+    return run
+
+
+def index_cases(folder, trained):
+    """Changed values of a file of `ItemIndex.save`, which its checksums cover."""
+    pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    scorer = Scorer(SessionModel(SASRec(8, max_length=4, num_layers=1, num_heads=1), num_items=1000))
+    recommender = Recommender(scorer, SessionEncoder(ItemVocabulary(range(1000)), max_length=4))
+    file = folder / "items.index"
+    ItemIndex.build(scorer, recommender.encoder).save(file)
+    whole = torch.load(file, weights_only=True)
+
+    def run(generator):
+        torch.save(mutate_value(whole, generator, NEWS), file)
+        if generator.random() < 0.2:
+            file.write_bytes(mutate_bytes(file.read_bytes(), generator))
+        recommender.recommend([[1, 2]], top_k=3, index=ItemIndex.load(file))
 
     return run
 
@@ -642,6 +662,7 @@ KINDS = {
     "encoder": encoder_cases,
     "checkpoint": checkpoint_cases,
     "checkpoint values": checkpoint_value_cases,
+    "index": index_cases,
     "vocabulary": vocabulary_cases,
     "item features": item_feature_cases,
     "store": store_cases,
