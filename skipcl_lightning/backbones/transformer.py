@@ -1,7 +1,7 @@
 """The Transformer backbones: what they share, and SASRec, eSASRec and BERT4Rec."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from skipcl_lightning.backbones.dropout import Dropout, attend
 __all__ = [
     "BERT4Rec",
     "ESASRec",
+    "Packing",
     "ResidualBlock",
     "SASRec",
     "SelfAttention",
@@ -23,12 +24,56 @@ __all__ = [
     "key_mask",
 ]
 
+# With less padding, the copies cost more than the products that they save.
+_MOST_PACKED = 0.9
+
+
+class Packing(NamedTuple):
+    """The items of a batch in a row, without its padding.
+
+    Attributes:
+        items: [T] int64, the place of each item among the B · L positions.
+        rows: [B · L] int64, the item at each position; at padding, any item.
+        last: [B] int64, the last item of each session; of an empty session, any item.
+        shape: B and L.
+    """
+
+    items: Tensor
+    rows: Tensor
+    last: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, valid_mask: Tensor) -> "Packing | None":
+        """Return the packing of a batch [B, L]; None where it does not pay.
+
+        The number of items would make a GPU wait for the host, and a graph valid for one batch alone.
+        """
+        if valid_mask.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        items = valid_mask.flatten().nonzero().squeeze(1)
+        if not 0 < len(items) < _MOST_PACKED * valid_mask.numel():
+            return None
+        rows = (valid_mask.flatten().cumsum(0) - 1).clamp(min=0)
+        last = (valid_mask.sum(dim=1).cumsum(0) - 1).clamp(min=0)
+        return cls(items, rows, last, (valid_mask.shape[0], valid_mask.shape[1]))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [T, D]."""
+        return x.flatten(0, 1).index_select(0, self.items)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[T, D] to [B, L, D]; the vectors at padding mean nothing."""
+        return x.index_select(0, self.rows).view(*self.shape, -1)
+
 
 class Transformer(nn.Module):
     """Learned positions, blocks of attention and an output: the base of SASRec, ESASRec and BERT4Rec.
 
-    `make_block` returns a block `forward(x, mask, position)`. `norm_input` replaces the factor of the items,
-    the square root of D, by a layer norm. A subclass sets `norm`, which follows the last block.
+    On a CPU, all but attention is computed at the items alone, without the padding.
+
+    `make_block` returns a block `forward(x, mask, position, packing)`. `norm_input` replaces the factor of
+    the items, the square root of D, by a layer norm. A subclass sets `norm`, which follows the last block.
     """
 
     causal = True
@@ -84,21 +129,25 @@ class Transformer(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.dropout(self.input_norm(self.positions(x * self.scale)))
+        x = self.positions(x * self.scale)
+        packing = Packing.of(valid_mask)
+        x = x if packing is None else packing.pack(x)
+        x = self.dropout(self.input_norm(x))
         mask = None if self.causal else key_mask(valid_mask)
         *earlier, final = self.blocks
         for block in earlier:
-            x = block(x, mask)
+            x = block(x, mask, packing=packing)
         if last_only:
             position = (valid_mask.sum(dim=1) - 1).clamp(min=0)
-            x = final(x, key_mask(valid_mask), position)
-            valid_mask = at_position(valid_mask, position)
+            x = self.finish(final(x, key_mask(valid_mask), position, packing))
+            valid_mask = valid_mask.any(dim=1, keepdim=True)
         else:
-            x = final(x, mask)
-        return torch.where(valid_mask[..., None], self.finish(x), 0)
+            x = self.finish(final(x, mask, packing=packing))
+            x = x if packing is None else packing.unpack(x)
+        return torch.where(valid_mask[..., None], x, 0)
 
     def finish(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D], after the last block."""
+        """[..., D] to [..., D], after the last block."""
         finished: Tensor = self.norm(x)
         return finished
 
@@ -126,32 +175,44 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """Attend from all positions, or from the one `position` [B] int64 of each session.
 
         Args:
-            x: [B, L, D].
+            x: [B, L, D], or the items alone [T, D].
             mask: [B, 1, 1, L] bool, True at visible positions; None if causal, because padding on the right
                 is then invisible anyway.
             position: None for all.
+            packing: Where the items are, if `x` holds them alone.
 
         Returns:
-            [B, L, D], or [B, 1, D].
+            Shaped as `x`, or [B, 1, D].
         """
+        unpack = _same if packing is None else packing.unpack
         if position is None:
-            parts = self.query_key_value(x).chunk(3, dim=2)
+            parts = unpack(self.query_key_value(x)).chunk(3, dim=2)
         else:
-            weight, bias, size = self.query_key_value.weight, self.query_key_value.bias, x.shape[2]
-            asking = F.linear(at_position(x, position), weight[:size], bias[:size])
-            parts = (asking, *F.linear(x, weight[size:], bias[size:]).chunk(2, dim=2))
+            weight, bias, size = self.query_key_value.weight, self.query_key_value.bias, x.shape[-1]
+            asking = F.linear(at_position(x, position, packing), weight[:size], bias[:size])
+            parts = (asking, *unpack(F.linear(x, weight[size:], bias[size:])).chunk(2, dim=2))
+        width = x.shape[-1] // self.num_heads
         query, key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, L, D / heads]
+            part.view(*part.shape[:2], self.num_heads, width).transpose(1, 2)  # [B, heads, L, D / heads]
             for part in parts
         )
         dropout = self.dropout if self.training else 0.0
         is_causal = self.causal and position is None
         attended = attend(query, key, value, mask, is_causal=is_causal, dropout=dropout)
-        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # [B, L, D]
+        attended = attended.transpose(1, 2).flatten(2)  # [B, L, D]
+        if packing is not None and position is None:
+            attended = packing.pack(attended)
+        output: Tensor = self.output(attended)
         return output
 
 
@@ -178,15 +239,21 @@ class ResidualBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """[B, L, D] to [B, L, D] or [B, 1, D]; `mask` and `position` as for `SelfAttention`."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """Return what `SelfAttention` does, of the same arguments."""
         output: Tensor
-        own = at_position(x, position)
+        own = at_position(x, position, packing)
         if self.norm_first:
-            x = own + self.dropout(self.attention(self.attention_norm(x), mask, position))
+            x = own + self.dropout(self.attention(self.attention_norm(x), mask, position, packing))
             output = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         else:
-            x = self.attention_norm(own + self.dropout(self.attention(x, mask, position)))
+            x = self.attention_norm(own + self.dropout(self.attention(x, mask, position, packing)))
             output = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
 
@@ -198,12 +265,21 @@ def feed_forward(size: int, hidden_size: int, activation: nn.Module, dropout: fl
     )
 
 
-def at_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Return one position of each session, [B, 1, ...] of [B, L, ...], or all if `position` is None."""
+def at_position(x: Tensor, position: Tensor | None, packing: Packing | None = None) -> Tensor:
+    """Return one position of each session, [B, 1, D], or all if `position` is None.
+
+    With a `packing` of the items `x` [T, D], it is the last one.
+    """
     if position is None:
         return x
+    if packing is not None:
+        return x.index_select(0, packing.last)[:, None]
     rows = torch.arange(x.shape[0], device=x.device)  # `len` would be fixed by an export
     return x[rows[:, None], position[:, None]]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def key_mask(valid_mask: Tensor) -> Tensor:
@@ -347,9 +423,15 @@ class _GatedBlock(nn.Module):
         self.feed_forward_gate = nn.Linear(size, size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, position: Tensor | None = None) -> Tensor:
-        attended = self.dropout(self.attention(self.attention_norm(x), mask, position))
-        x = at_position(x, position)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        attended = self.dropout(self.attention(self.attention_norm(x), mask, position, packing))
+        x = at_position(x, position, packing)
         x = x + self.attention_gate(x).sigmoid() * attended
         fed_forward = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         output: Tensor = x + self.feed_forward_gate(x).sigmoid() * fed_forward
@@ -364,7 +446,7 @@ class _SwiGLU(nn.Module):
         self.output = nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.gate_and_value(x).chunk(2, dim=2)
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
         output: Tensor = self.output(self.dropout(F.silu(gate) * value))
         return output
 
@@ -438,6 +520,6 @@ class BERT4Rec(Transformer):
         )
 
     def finish(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]: the last non-linear map, and a layer norm."""
+        """[..., D] to [..., D]: the last non-linear map, and a layer norm."""
         finished: Tensor = self.output(x)
         return finished

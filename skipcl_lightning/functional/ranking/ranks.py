@@ -135,8 +135,8 @@ def target_ranks(
         retired: [V + 1] bool, False for padding, items that are no candidates of any query; None for none.
             Each call then copies the rows of the others. A retired target ranks V.
         ties: The rule for equal scores; see `score_ranks`.
-        chunk_size: The largest number of scores held at once; None for 2^21 on a CPU, where they fit the
-            cache, and 2^24 elsewhere.
+        chunk_size: The largest number of scores held at once; None for 2^20 on a CPU, where they fit the
+            cache, or 2^21 for more than 1,024 queries, and 2^24 elsewhere.
 
     Returns:
         [N] ranks in 1..V: int64, or float32 for `mean`, exact up to V of 2^23. A target whose score is NaN
@@ -164,7 +164,8 @@ def target_ranks(
     if exclude is not None and retired is not None:
         exclude = exclude.masked_fill(retired[exclude], PADDING_INDEX)
     if chunk_size is None:
-        chunk_size = 2**21 if queries.device.type == "cpu" else 2**24
+        on_cpu = 2**20 if len(queries) <= 2**10 else 2**21
+        chunk_size = on_cpu if queries.device.type == "cpu" else 2**24
     check_integer("chunk_size", chunk_size)
     own, _ = multiply_pairs(queries, item_embeddings, target[:, None])  # [N, 1]
     if added is not None:
