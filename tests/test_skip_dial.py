@@ -1,6 +1,8 @@
 """The penalty that lets a trained model's ranking avoid the tracks that it expects to be skipped."""
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import polars as pl
 import pytest
@@ -40,9 +42,10 @@ def build(data, head=None, **settings):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    module = build(data)
+    module = build(data, transition_weight=1.0)
     trainer = quiet_trainer(max_epochs=6)
     trainer.fit(module, data)
+    module.transition_weight = 0.0
     path = tmp_path_factory.mktemp("trained") / "model.ckpt"
     trainer.save_checkpoint(path)
     return module.eval(), path
@@ -209,6 +212,34 @@ def test_the_trade_off_may_spend_what_a_model_gained_over_another(data, trained)
         skip_trade_off(module, data, penalties=(1.0,), reference=other, num_resamples=200)
 
 
+def test_the_trade_off_may_choose_transitions_and_penalty_together(data, trained, tmp_path):
+    module, _ = trained
+    popular = evaluate(Popularity(data.item_counts), data, split="validation", top_k=(10,), num_resamples=50)
+    penalties, weights = (300.0, 1.0, 4.0), (1.0, 0.2)
+    settings = {"penalties": penalties, "transition_weights": weights, "num_resamples": 50}
+    front = skip_trade_off(module, data, reference=popular, **settings)
+    assert (module.transition_weight, module.skip_penalty) == (0, 0)
+    names = ["hit_rate@10", "skip_hit_rate@10", "skip_mrr@10"]
+    values = {}
+    for weight, penalty in [(0.0, 0.0), *product(weights, (0.0, *penalties))]:
+        module.transition_weight = weight
+        report = evaluate(module, data, split="validation", num_resamples=0, skip_penalty=penalty)
+        values[weight, penalty] = tuple(report[name] for name in names)
+    module.transition_weight = 0.0
+    measured = front.table.select("transition_weight", "skip_penalty").rows()
+    assert measured[0] == (0, 0)
+    assert measured == sorted(measured)
+    assert front.table.select(names).rows() == [values[pair] for pair in measured]
+    kept = [pair for pair in values if values[pair][0] >= popular["hit_rate@10"]]
+    assert (front.transition_weight, front.penalty) == min(kept, key=lambda pair: values[pair][2]) != (0, 0)
+    assert front.save_plot(tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    # No pair keeps the hit rate of a perfect model.
+    perfect = replace(popular, sessions=popular.sessions.with_columns(rank=pl.lit(1.0)))
+    nearest = skip_trade_off(module, data, reference=perfect, **settings | {"transition_weights": (1.0,)})
+    tried = nearest.table.select("transition_weight", "skip_penalty").rows()
+    assert (nearest.transition_weight, nearest.penalty) == max(tried, key=lambda pair: values[pair][0])
+
+
 def test_what_cannot_be_is_named(data, trained, tmp_path):
     module, _ = trained
     plain = build(data, SkipInfoNCE(weight=0.1))
@@ -232,6 +263,8 @@ def test_what_cannot_be_is_named(data, trained, tmp_path):
         skip_trade_off(module, data, penalties=(-0.1,), num_resamples=10)
     with pytest.raises(ValueError, match="`num_resamples` must be at least 1, got 0"):
         skip_trade_off(module, data, num_resamples=0)
+    with pytest.raises(TypeError, match="`transition_weights` must be a sequence of numbers"):
+        skip_trade_off(module, data, transition_weights=2.0, num_resamples=10)
     heard = data.log.with_columns(feedback=pl.lit(1.0))
     without = SessionDataModule(heard, max_length=12, split=SplitBySession(0.2, 0.2, targets="every"))
     fresh = build(without)

@@ -1,5 +1,6 @@
 """The trade-off between listened and skipped tracks in the ranking, and the penalty that it suggests."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,12 @@ __all__ = ["SkipTradeOff", "skip_trade_off"]
 PENALTIES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 
-def check_penalties(penalties: Any) -> None:
+def check_penalties(penalties: Any, name: str = "penalties") -> None:
     """Raise unless these are several numbers of at least 0."""
     if isinstance(penalties, str) or not isinstance(penalties, Iterable):
-        raise TypeError(
-            f"`penalties` must be a sequence of numbers, got {penalties!r}. Write one as `[0.5]`."
-        )
+        raise TypeError(f"`{name}` must be a sequence of numbers, got {penalties!r}. Write one as `[0.5]`.")
     for penalty in penalties:
-        check_number("penalties", penalty, minimum=0)
+        check_number(name, penalty, minimum=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +37,20 @@ class SkipTradeOff:
     """The result of `skip_trade_off`.
 
     Args:
-        table: One row for each penalty, ascending: `skip_penalty`; the hit rate and skip hit rate at the
-            cut-off; and for both, the paired difference from a penalty of 0, or from the reference, with its
-            interval by session, as `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with
-            `skip_hit_rate_` before.
-        penalty: The largest penalty whose hit rate is not significantly lower, and whose skip hit rate is
-            lower than at 0; 0 if there is none.
+        table: One row for each pair that was measured, ascending: `transition_weight` and `skip_penalty`;
+            hit rate, skip hit rate and skip MRR at the cut-off; and for each of the three,
+            the paired difference from the first row, or from the reference, with its interval by session, as
+            `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with `skip_hit_rate_` or `skip_mrr_`
+            before.
+        penalty: The chosen penalty.
+        transition_weight: The chosen weight of the transitions; the module's own if there was no choice.
         cut_off: k of the metrics.
         split: The set on which they were measured.
     """
 
     table: pl.DataFrame
     penalty: float
+    transition_weight: float
     cut_off: int
     split: Split
 
@@ -76,17 +77,25 @@ class SkipTradeOff:
         low, high = ({n: base[n] + table[f"{n}_{side}"].to_numpy() for n in base} for side in ("low", "high"))
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.subplots()
-        axes.errorbar(
-            skips,
-            hits,
-            xerr=[(skips - low["skip_hit_rate"]).clip(0), (high["skip_hit_rate"] - skips).clip(0)],
-            yerr=[(hits - low["hit_rate"]).clip(0), (high["hit_rate"] - hits).clip(0)],
-            marker="o",
-            capsize=2,
-            linewidth=1,
-        )
-        for penalty, x, y in zip(table["skip_penalty"], skips, hits, strict=True):
-            chosen = penalty == self.penalty
+        weights = table["transition_weight"].to_numpy()
+        left, right = (skips - low["skip_hit_rate"]).clip(0), (high["skip_hit_rate"] - skips).clip(0)
+        down, up = (hits - low["hit_rate"]).clip(0), (high["hit_rate"] - hits).clip(0)
+        for weight in sorted(set(weights)):
+            of = weights == weight
+            axes.errorbar(
+                skips[of],
+                hits[of],
+                xerr=[left[of], right[of]],
+                yerr=[down[of], up[of]],
+                marker="o",
+                capsize=2,
+                linewidth=1,
+                label=f"transition weight {weight:g}",
+            )
+        if len(set(weights)) > 1:
+            axes.legend(frameon=False)
+        for weight, penalty, x, y in zip(weights, table["skip_penalty"], skips, hits, strict=True):
+            chosen = (weight, penalty) == (self.transition_weight, self.penalty)
             axes.annotate(
                 f"{penalty:g}" + (" (chosen)" if chosen else ""),
                 (x, y),
@@ -110,6 +119,7 @@ def skip_trade_off(
     data: SessionDataModule,
     *,
     penalties: Sequence[float] = PENALTIES,
+    transition_weights: Sequence[float] | None = None,
     cut_off: int = 10,
     split: Split = "validation",
     reference: EvaluationReport | None = None,
@@ -128,20 +138,29 @@ def skip_trade_off(
         module.skip_penalty = front.penalty
         report = evaluate(module, data)
 
+    With `transition_weights`, both are chosen together: the pair with the lowest skip MRR among those whose
+    hit rate is at least that of the module without transitions and penalty, or of the `reference`. If there
+    is none, it is the pair of the highest hit rate. For each weight, bisection finds the largest penalty that
+    keeps the hit rate, so only some of the penalties are measured.
+
     Args:
-        module: A trained module with a `SkipPrediction` head; its `skip_penalty` stays as it is.
+        module: A trained module with a `SkipPrediction` head; its `skip_penalty` and `transition_weight` stay
+            as they are.
         data: The sessions.
         penalties: The penalties, each at least 0; 0 is added if it is missing.
+        transition_weights: The weights of the transitions, each at least 0, of a module that was trained with
+            a `transition_weight` above 0. None for the module's own weight.
         cut_off: k of the hit rates.
         split: `validation` or `test`.
         reference: The report on the same split whose hit rate must be kept, with `cut_off` among its
-            `top_k` and with intervals; None for the module's own at a penalty of 0.
+            `top_k` and with intervals; None for the module's own at a penalty of 0, and at a transition
+            weight of 0 with `transition_weights`.
         confidence: The coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions, at least 1.
         seed: Seed of the resamples.
 
     Returns:
-        The table, the chosen penalty and a plot.
+        The table, the chosen penalty and transition weight, and a plot.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -161,37 +180,90 @@ def skip_trade_off(
     check_penalties(penalties)
     if not num_resamples:
         raise ValueError("`num_resamples` must be at least 1, got 0. The choice needs intervals.")
-    reports = {
-        penalty: evaluate(
-            module,
-            data,
-            split=split,
-            top_k=(cut_off,) if reference is None else reference.settings["top_k"],
-            confidence=confidence,
-            num_resamples=num_resamples,
-            seed=seed,
-            compare_markov=False,
-            skip_penalty=penalty,
-        )
-        for penalty in sorted({0.0, *map(float, penalties)})
-    }
-    counts = reports[0.0].populations
-    for kind in ("listened", "skipped"):
-        if not counts[kind]:
-            raise ValueError(
-                f"`data` must have {kind} targets in its {split} set, got none of {counts['targets']:,}. A "
-                "trade-off needs both kinds; hold out every track of a session with `targets='every'`."
+    if transition_weights is not None:
+        check_penalties(transition_weights, "transition_weights")
+
+    def measure(weight: float, penalty: float) -> EvaluationReport:
+        before, module.transition_weight = module.transition_weight, weight
+        try:
+            return evaluate(
+                module,
+                data,
+                split=split,
+                top_k=(cut_off,) if reference is None else reference.settings["top_k"],
+                confidence=confidence,
+                num_resamples=num_resamples,
+                seed=seed,
+                compare_markov=False,
+                skip_penalty=penalty,
             )
-    names = {"hit_rate": f"hit_rate@{cut_off}", "skip_hit_rate": f"skip_hit_rate@{cut_off}"}
+        finally:
+            module.transition_weight = before
+
+    own = measure(module.transition_weight if transition_weights is None else 0.0, 0.0)
+    _check_both_kinds(own)
+    base = own if reference is None else reference
+    ascending = sorted({0.0, *map(float, penalties)})
+    if transition_weights is None:
+        weight = module.transition_weight
+        reports = {(weight, 0.0): own} | {(weight, value): measure(weight, value) for value in ascending[1:]}
+        table = _tabulate(reports, base, cut_off)
+        chosen = _largest_penalty(table, cut_off)
+    else:
+        reports = {(0.0, 0.0): own}
+        least = base[f"hit_rate@{cut_off}"]
+
+        def is_lower(pair: tuple[float, float]) -> bool:
+            reports[pair] = measure(*pair)
+            return reports[pair][f"hit_rate@{cut_off}"] < least
+
+        for weight in sorted(map(float, transition_weights)):
+            # The hit rate falls with the penalty.
+            bisect_left([(weight, value) for value in ascending], True, key=is_lower)
+        table = _tabulate(reports, base, cut_off)
+        chosen = _fewest_skips(table, cut_off)
+    return SkipTradeOff(table, chosen["skip_penalty"], chosen["transition_weight"], cut_off, split)
+
+
+def _check_both_kinds(report: EvaluationReport) -> None:
+    """Raise unless there are listened and skipped targets."""
+    for kind in ("listened", "skipped"):
+        if not report.populations[kind]:
+            raise ValueError(
+                f"`data` must have {kind} targets in its {report.settings['split']} set, got none of "
+                f"{report.populations['targets']:,}. A trade-off needs both kinds; hold out every track of a "
+                "session with `targets='every'`."
+            )
+
+
+def _tabulate(
+    reports: dict[tuple[float, float], EvaluationReport], base: EvaluationReport, cut_off: int
+) -> pl.DataFrame:
+    """Return a row for each pair of weight and penalty, with the differences from a report."""
+    names = {metric: f"{metric}@{cut_off}" for metric in ("hit_rate", "skip_hit_rate", "skip_mrr")}
     rows = []
-    for penalty, report in reports.items():
-        row = {"skip_penalty": penalty} | {metric: report[metric] for metric in names.values()}
-        differences = compare(reports[0.0] if reference is None else reference, report)
+    for weight, penalty in sorted(reports):
+        report = reports[weight, penalty]
+        row = {"transition_weight": weight, "skip_penalty": penalty}
+        row |= {metric: report[metric] for metric in names.values()}
+        differences = compare(base, report)
         for name, metric in names.items():
             found = differences.row(by_predicate=pl.col("metric") == metric, named=True)
             row |= {f"{name}_{column}": found[column] for column in ("difference", "low", "high")}
         rows.append(row)
-    table = pl.DataFrame(rows)
-    skips = pl.col(names["skip_hit_rate"])
-    harmless = table.filter(pl.col("hit_rate_high") >= 0, skips < skips.first())["skip_penalty"].to_list()
-    return SkipTradeOff(table, max(harmless, default=0.0), cut_off, split)
+    return pl.DataFrame(rows)
+
+
+def _largest_penalty(table: pl.DataFrame, cut_off: int) -> dict[str, float]:
+    """Return the row of the largest penalty that lowers the skip hit rate alone; the first without one."""
+    skips = pl.col(f"skip_hit_rate@{cut_off}")
+    harmless = table.filter(pl.col("hit_rate_high") >= 0, skips < skips.first())
+    return (harmless.tail(1) if harmless.height else table.head(1)).row(0, named=True)
+
+
+def _fewest_skips(table: pl.DataFrame, cut_off: int) -> dict[str, float]:
+    """Return the row of the lowest skip MRR among those that keep the hit rate; if none does, the nearest."""
+    kept = table.filter(pl.col("hit_rate_difference") >= 0)
+    if not kept.height:
+        return table.sort("hit_rate_difference", descending=True).row(0, named=True)
+    return kept.sort(f"skip_mrr@{cut_off}", maintain_order=True).row(0, named=True)

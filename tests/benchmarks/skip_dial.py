@@ -51,6 +51,9 @@ METRICS = (
 COMPARED = ("hit_rate@1", "hit_rate@10", "skip_hit_rate@10", "skip_mrr@10")
 PLAIN = "plain"
 BASELINE = "simple model"
+# What may be chosen together.
+WEIGHTS = (0.5, 1.0, 2.0)
+PENALTIES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
 def skip_dial(
@@ -137,6 +140,11 @@ def run(name: str, seed: int, data: SessionDataModule, epochs: int) -> list[dict
         module, data, num_resamples=300, penalties=(1.0, 2.0, 4.0, 8.0), reference=kept
     ).penalty
     add("+ feedback, SkipPrediction, transitions, penalty that keeps the plain hit rate", module)
+    front = skip_trade_off(
+        module, data, num_resamples=300, penalties=PENALTIES, transition_weights=WEIGHTS, reference=kept
+    )
+    module.transition_weight, module.skip_penalty = front.transition_weight, front.penalty
+    add("+ feedback, SkipPrediction, transitions and penalty together", module)
     calibrate_skip_prediction(module, data)
     predictors = {
         "item's skip rate": ItemSkipRate(data),
