@@ -154,6 +154,7 @@ def test_the_trade_off_shows_both_rates_with_the_intervals_of_their_differences(
     monkeypatch.setattr("matplotlib.figure.Figure", Kept)
     table = pl.DataFrame(
         {
+            "transition_weight": [0.0, 0.0],
             "skip_penalty": [0.0, 0.5],
             "hit_rate@5": [0.4, 0.3],
             "skip_hit_rate@5": [0.2, 0.1],
@@ -165,7 +166,7 @@ def test_the_trade_off_shows_both_rates_with_the_intervals_of_their_differences(
             "skip_hit_rate_high": [0.0, -0.08],
         }
     )
-    path = SkipTradeOff(table, 0.5, 5, "validation").save_plot(str(tmp_path / "front.png"))
+    path = SkipTradeOff(table, 0.5, 0.0, 5, "validation").save_plot(str(tmp_path / "front.png"))
     assert path == tmp_path / "front.png"
     size = path.read_bytes()[16:24]
     assert (int.from_bytes(size[:4]), int.from_bytes(size[4:])) == (960, 660)
