@@ -1,8 +1,10 @@
 """A configuration that is no good is refused at once, and never run as code."""
 
 import pytest
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
 
-from skipcl_lightning.cli.configs import check_yaml
+from skipcl_lightning.cli.configs import PARSER_MODE, check_yaml
 
 FILES = {
     "bomb": "a0: &a0 [x, x]\n"
@@ -11,6 +13,7 @@ FILES = {
     "latin": "data:\n  log: café.csv\n".encode("latin-1"),
     "bytes": bytes(range(256)),
     "open": "a: [1",
+    "deep": "[" * 2_000,
     "large": "a: " + "x" * 1_000_000,
 }
 
@@ -24,6 +27,28 @@ def test_a_configuration_that_cannot_be_read_is_refused_at_once(skipcl, tmp_path
     for arguments in (["--config", "run.yaml"], ["--config=run.yaml"]):
         with pytest.raises(SystemExit, match=message):
             skipcl(command, *arguments)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_a_configuration_names_is_refused_at_once_too(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    content = FILES[kind]
+    (tmp_path / "part.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "run.yaml").write_text("data: part.yaml\n")
+    parser = ArgumentParser(parser_mode=PARSER_MODE)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    for arguments in (["--config", "run.yaml"], ["--data", "part.yaml"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        assert 'Parser key "data"' in capsys.readouterr().err
+
+
+def test_a_training_refuses_such_a_file(skipcl, tmp_path, capsys):
+    (tmp_path / "part.yaml").write_text(FILES["bomb"])
+    with pytest.raises(SystemExit):
+        skipcl("fit", "--model.init_args.backbone", "part.yaml")
+    assert "YAML must be small and without cycles" in capsys.readouterr().err
 
 
 def test_tags_of_yaml_run_no_code(skipcl, tmp_path, capsys):
