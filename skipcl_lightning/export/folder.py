@@ -168,6 +168,7 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
         values = {**description["encoder"], "vocabulary": {"ids": ids}}
         encoder = SessionEncoder.from_state_dict(values)
         settings = description["settings"]
+        num_items = settings["num_items"]
     except Exception as error:
         raise _refuse(
             folder, f"whose contents do not fit each other ({type(error).__name__}: {error})"
@@ -177,8 +178,8 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
             f"`folder` must be of a model whose `embed` is the library's, got {str(folder)!r} of a subclass. "
             "Use its model.onnx or model.pt2, or load the checkpoint with its class."
         )
-    if settings["num_items"] != len(encoder.vocabulary):
-        raise _refuse(folder, f"with {len(encoder.vocabulary)} items for a model of {settings['num_items']}")
+    if num_items != len(encoder.vocabulary):
+        raise _refuse(folder, f"with {len(encoder.vocabulary)} items for a model of {num_items}")
     with named_in_errors(folder, "`folder` must be an export"):
         check_num_items({"state_dict": state, "hyper_parameters": settings})
         return Scorer.from_settings(settings, state, backbone=backbone), encoder

@@ -96,7 +96,8 @@ class Manifest:
             manifest = cls(**content)
             _ = manifest.settings.keys(), manifest.versions.keys(), manifest.counts.keys()
             bare = all(Path(name).name == name for name in manifest.files)
-            if not bare or any(name not in manifest.files for name in _names(folder)):
+            types = {(type(told["bytes"]), type(told["sha256"])) for told in manifest.files.values()}
+            if not (bare and types <= {(int, str)} and _names(folder) <= manifest.files.keys()):
                 raise ValueError("the manifest does not describe the files of the folder")
         return manifest
 
