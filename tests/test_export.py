@@ -219,6 +219,14 @@ def test_a_scan_equals_the_gru_of_torch():
                 torch.testing.assert_close(found, expected)
 
 
+def test_a_graph_holds_one_copy_of_the_weights():
+    model = scorer(GRU4Rec(8))
+    made = graph.Graph(model)
+    tables = [one.model.item_embedding.weight for one in (made.scorer, made.original[0], model)]
+    assert tables[0] is tables[1]
+    assert tables[1].data_ptr() != tables[2].data_ptr()
+
+
 def test_a_graph_that_differs_from_the_model_is_refused():
     made = graph.Graph(scorer(SASRec(8)))
     graph._compare(made, lambda inputs: made(*inputs), "onnx")

@@ -37,7 +37,8 @@ class Graph(nn.Module):
         super().__init__()
         #: As it was, to compare with; in a tuple, so that it is no part of the graph.
         self.original = (copy.deepcopy(scorer).to("cpu").eval().requires_grad_(False),)
-        self.scorer = copy.deepcopy(self.original[0])
+        # With the same weights, because one more copy of a large table may not fit the memory.
+        self.scorer = copy.deepcopy(self.original[0], {id(one): one for one in self.original[0].parameters()})
         _replace_recurrent(self.scorer)
         model = self.scorer.model
         feedback = model.feedback_embedding
