@@ -257,6 +257,7 @@ def test_a_folder_has_the_usual_rights_and_its_parts_are_made_too(tmp_path):
     finally:
         os.umask(mask)
     assert place.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o644}
     assert list(place.parent.iterdir()) == [place]
     assert load_export(place)[1].vocabulary.ids == IDS
 

@@ -111,6 +111,8 @@ def export_model(
             temporary / WEIGHTS,
         )
         _items(kept, encoder).write_parquet(temporary / ITEMS)
+        # safetensors lets nobody but the owner read its file.
+        shutil.copymode(temporary / ITEMS, temporary / WEIGHTS)
         if onnx:
             write_onnx(graph, temporary / ONNX)
         if pt2:
