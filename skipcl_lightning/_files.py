@@ -218,11 +218,12 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def newest_whole(paths: Iterable[Path]) -> Path | None:
+def newest_whole(paths: Iterable[Path], *, quietly: bool = False) -> Path | None:
     """Return the first whole checkpoint of several, and warn of damaged ones before it; None without one.
 
     Args:
         paths: Files, the preferred one first.
+        quietly: Whether no warning is wanted.
     """
     skipped = []
     for path in paths:
@@ -231,7 +232,7 @@ def newest_whole(paths: Iterable[Path]) -> Path | None:
         except (OSError, ValueError) as error:
             skipped.append(str(error))
             continue
-        if skipped:
+        if skipped and not quietly:
             warnings.warn(f"Took {str(path)!r} for the last checkpoint: {' '.join(skipped)}", stacklevel=2)
         return path
     return None

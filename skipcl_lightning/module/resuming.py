@@ -13,7 +13,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from skipcl_lightning._files import check_weights_only, open_checkpoint, save_checkpoint
+from skipcl_lightning._files import (
+    check_weights_only,
+    newest_first,
+    newest_whole,
+    open_checkpoint,
+    save_checkpoint,
+)
 
 __all__ = [
     "WholeCheckpointIO",
@@ -82,10 +88,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is a URL, is damaged, holds other objects, or `weights_only` is False.
+            ValueError: It is a URL, is damaged, holds other objects, or `weights_only` is False. If it is
+                damaged, the message names the newest whole one of its folder.
         """
         check_weights_only(weights_only)
-        checkpoint = open_checkpoint(path, map_location=map_location, mmap=False)
+        try:
+            checkpoint = open_checkpoint(path, map_location=map_location, mmap=False)
+        except ValueError as error:
+            # Lightning gives a path for "last" too, so that another file must not be taken here.
+            others = {file for file in Path(path).parent.glob("*.ckpt") if file != Path(path)}
+            newest = newest_whole(newest_first(others), quietly=True)
+            if newest is None:
+                raise
+            raise ValueError(f"{error} The newest whole one of its folder is {str(newest)!r}.") from error
         version, weights = (checkpoint.get(name) for name in ("pytorch-lightning_version", "state_dict"))
         whole = re.match(r"\d+\.\d+", str(version)) and isinstance(version, str) and isinstance(weights, dict)
         if not whole and Path(path).name != _SPAWNED:

@@ -171,6 +171,20 @@ def test_last_skips_a_damaged_file_and_says_which_one_it_took(tmp_path, trained)
         trainer.test(make_module(data), data, **settings)
 
 
+def test_lightnings_own_checkpoints_and_a_path_name_the_newest_whole_file(tmp_path, trained):
+    _, data, path = trained
+    for name, age in [("step=1", 30), ("step=2", 20), ("step=3", 10), ("last", 0)]:
+        shutil.copyfile(path, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (time.time() - age,) * 2)
+    for name in ("step=3", "last"):
+        (tmp_path / f"{name}.ckpt").write_bytes(path.read_bytes()[:-9])
+    trainer = quiet_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, save_last=True)])
+    message = r"last\.ckpt', which is cut.* The newest whole one of its folder is '.*step=2\.ckpt'"
+    for wanted in ("last", tmp_path / "last.ckpt"):
+        with pytest.raises(ValueError, match=message):
+            trainer.test(make_module(data), data, ckpt_path=wanted, verbose=False)
+
+
 def test_the_command_line_skips_a_damaged_last_too(monkeypatch, tmp_path, trained):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "lightning_logs/version_0/checkpoints"
