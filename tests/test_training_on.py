@@ -11,6 +11,7 @@ from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import CombinedHead, SampledSoftmax, SkipInfoNCE, SkipPrediction
 from skipcl_lightning.model import Transitions
+from skipcl_lightning.module.checkpoint import load_list
 
 KNOWN, ALL = 40, 46
 WEIGHT = 1.0
@@ -210,6 +211,12 @@ def test_a_checkpoint_is_extended_for_a_sharded_run(old, old_data, new_data, tmp
         assert value.shape == module.state_dict()[name].shape, name
     assert loaded.growth == [old_data.num_items, new_data.num_items]
     assert stored_counts(loaded, 2) == counts_by_hand(old_data, new_data, 2)
+    seeds = [
+        load_list(torch.load(path, weights_only=True), "batch_seed")
+        for path in (old[2], tmp_path / "extended.ckpt")
+    ]
+    assert len(seeds[0]) == 1
+    assert seeds[0] == seeds[1]
 
 
 def test_weights_of_another_model_are_refused(old, old_data, new_data):

@@ -582,20 +582,29 @@ class SkipCLModule(Scoring, LightningModule):
         `ValueError` if the data has other items.
         """
         trainer = self._trainer
+        path = None if trainer is None else trainer.ckpt_path
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        with named_in_errors(None if trainer is None else trainer.ckpt_path):
+        with named_in_errors(path):
             restore(self, checkpoint, getattr(trainer, "datamodule", None), fits=fits)
-            if "state_dict" in checkpoint:
-                check_weights(checkpoint["state_dict"], self, strict=self.strict_loading)
+            state = checkpoint.get("state_dict")
+            if state is None and path is not None and Path(path).is_file():
+                # The strategy of shards has read the file, without a comparison of its checksums.
+                state = open_checkpoint(path)["state_dict"]
+            if state is not None:
+                check_weights(state, self, strict=self.strict_loading)
             if fits:
                 correct_progress(checkpoint)
-                self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
-                check_integer("batch_seed", self.batch_seed or 0, minimum=0)
+                self._take_seed(checkpoint)
             if trainer is not None:
                 check_training_state(trainer, checkpoint)
         settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.model.transitions is not None:
             self.transition_weight = settings.get("transition_weight", self.transition_weight)
+
+    def _take_seed(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the seed of the batches from a checkpoint; None for one without."""
+        self.batch_seed = next(iter(load_list(checkpoint, "batch_seed")), None)
+        check_integer("batch_seed", self.batch_seed or 0, minimum=0)
 
     @_restricted_classmethod
     def load_from_checkpoint(  # type: ignore[override]  # a path alone: the file is read twice
@@ -662,7 +671,7 @@ class SkipCLModule(Scoring, LightningModule):
 
         Without shards, `Trainer.fit(ckpt_path=path)` appends new items by itself. Under Lightning's
         `ModelParallelStrategy`, call this first, in each process, and resume from `extended`. Moments of new
-        items are zero, and their rows as of `init_from`.
+        items are zero, and their rows as of `init_from`. The seed of the batches stays that of the run.
 
         Args:
             path: A checkpoint, one file, of a run with `ModelParallelStrategy`.
@@ -681,6 +690,7 @@ class SkipCLModule(Scoring, LightningModule):
             for state in checkpoint["optimizer_states"]
         ]
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["num_items"] = self.num_items
+        self._take_seed(checkpoint)
         self.on_save_checkpoint(checkpoint)
         if getattr(rank_zero_only, "rank", 0) == 0:
             save_checkpoint(checkpoint, Path(extended))

@@ -128,6 +128,22 @@ def test_flipped_bits_of_a_whole_file(tmp_path, trained, record):
     record(f"{MANY_FLIPS} flipped bits: {refused} refused, the others without an effect, 0 silent")
 
 
+def test_a_file_that_a_strategy_of_shards_has_read_is_checked_after_it(tmp_path, trained):
+    _, data, path = trained
+    checkpoint = torch.load(path, weights_only=True)
+    weights = checkpoint.pop("state_dict")["model.item_embedding.weight"]
+    whole = path.read_bytes()
+    place = whole.index(weights.numpy().tobytes())
+    (tmp_path / "flipped.ckpt").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    module, trainer = make_module(data), quiet_trainer()
+    module.trainer = trainer
+    trainer.ckpt_path = path
+    module.on_load_checkpoint(checkpoint)
+    trainer.ckpt_path = tmp_path / "flipped.ckpt"
+    with pytest.raises(ValueError, match=r"flipped\.ckpt', which is cut or damaged: Bad CRC-32"):
+        module.on_load_checkpoint(checkpoint)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, trained):
     _, data, path = trained
     for name, value in [
