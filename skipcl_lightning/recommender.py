@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_flag, check_integer, is_ordered
+from skipcl_lightning._checks import check_choice, check_flag, check_integer, is_ordered
 from skipcl_lightning._files import check_num_items, named_in_errors, open_checkpoint
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
@@ -27,7 +27,7 @@ from skipcl_lightning.data.encoder import (
     session_lengths,
 )
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
-from skipcl_lightning.data.vocabulary import plain, to_ids
+from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, plain, to_ids
 from skipcl_lightning.export import export_model, load_export
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
@@ -305,6 +305,7 @@ class Recommender:
                     f"`index` must be an ItemIndex, got {type(index).__name__}. Build or load one."
                 )
             index.check(self.scorer, self.encoder)
+        check_choice("unknown", unknown, UNKNOWN_CHOICES)
         check_flag("exclude_seen", exclude_seen)
         check_flag("exclude_skipped", exclude_skipped)
         given = _Given.of(

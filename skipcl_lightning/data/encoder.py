@@ -288,12 +288,16 @@ def _context_column(
     if len({isinstance(value, bool) for value in flat if value is not None}) > 1:
         raise TypeError(f"`context` must have one type in {name!r}, got booleans and others. Convert them.")
     try:
-        return pl.Series(flat)
-    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        column = pl.Series(flat)
+        is_plain = column.dtype != pl.Object and not column.dtype.is_nested()
+    except Exception:  # Whatever polars raises for objects of any class.
+        is_plain = False
+    if not is_plain:
         raise TypeError(
             f"`context` must have one type in {name!r}, got {flat[:5]}. Convert the values to that of "
             "training."
-        ) from error
+        )
+    return column
 
 
 def group_sessions(
