@@ -188,9 +188,10 @@ def write_pt2(graph: Graph, path: Path) -> None:
         ValueError: The model cannot be exported, or the file gives other outputs.
     """
     # In memory first, because torch ends the whole process where a disk is full.
-    buffer = io.BytesIO()
-    torch.export.save(graph.program, buffer)
-    path.write_bytes(buffer.getbuffer())
+    with io.BytesIO() as buffer:
+        torch.export.save(graph.program, buffer)
+        with path.open("wb") as stream, buffer.getbuffer() as content:
+            stream.write(content)
     loaded = torch.export.load(path).module()
     _compare(graph, lambda inputs: tuple(loaded(*inputs)), "pt2")
 
