@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from small_models import quiet_trainer
 from small_run import fill_disk, make_data, make_module
 
+from skipcl_lightning._files import write_whole
 from skipcl_lightning.callbacks import BestCheckpoint
 from skipcl_lightning.callbacks.loggers import publish_table
 from skipcl_lightning.cli.predictions import RecommendationWriter
@@ -95,6 +96,18 @@ def test_disks_with_any_room_hold_whole_files_only(small_disk, writers, record):
         f"{sum(counts.values())} writes of reports, predictions, tables, exports and stores on a disk with "
         f"little room: {counts[False]} refused with the path, {counts[True]} had enough, none half-written"
     )
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_an_error_that_hides_a_full_disk_is_found_out(small_disk, full):
+    def write(place):
+        if full:
+            fill_disk(small_disk)
+        raise RuntimeError("transport error")  # as polars says at the end of a Parquet file
+
+    with pytest.raises(OSError if full else RuntimeError) as caught:
+        write_whole(small_disk / "rows.parquet", write)
+    assert full == (str(small_disk / "rows.parquet") in str(caught.value))
 
 
 class AtSecondEpoch(Callback):
