@@ -45,8 +45,9 @@ class ItemIndex:
     refused for any other. Build it again after further training. It needs the extra `faiss`.
 
     An item is kept as the number of its list and 4 bits for each dimension of its difference from the centre
-    of the list: about 44 bytes at D = 64 and a million items. With a `SkipPrediction` head, the vector is a
-    row of `SkipPrediction.extended_table`, and a query without a penalty has zeros in its second part.
+    of the list: 34 bytes at D = 64 and a million items, and 43 with a head of M = 16. With a `SkipPrediction`
+    head, the vector is a row of `SkipPrediction.extended_table`, and a query without a penalty has zeros in
+    its second part.
 
     Make an index with `build` or `load`.
 

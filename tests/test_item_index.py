@@ -9,6 +9,7 @@ import torch
 from skipcl_lightning import ItemIndex, Recommender, item_index
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 from skipcl_lightning.model.transitions import Transitions
@@ -147,6 +148,22 @@ def test_transitions_and_retired_items_count_as_in_exact_search(index, monkeypat
     monkeypatch.undo()
     found = recommender.recommend(SESSIONS, FEEDBACK, **few, index=index)
     assert found.equals(recommender.recommend(SESSIONS, FEEDBACK, **few))
+
+
+@pytest.mark.usefixtures("no_exact_search")
+def test_the_index_also_finds_what_takes_the_place_of_excluded_items(recommender, index):
+    torch.manual_seed(1)
+    table, queries = recommender.scorer.item_table, torch.randn(4, SIZE)
+    best = top_k_items(queries, table, 205)[0]
+    index.num_candidates = 100
+
+    exclude = torch.nn.functional.pad(best[:, :195], (300, 300))  # with zeros, which exclude nothing
+    found, _ = in_all_lists(index).top_k_items(queries, table, 10, exclude=exclude)
+
+    assert torch.equal(found, best[:, 195:])
+    retired = torch.zeros(len(table), dtype=torch.bool).index_fill(0, best[0, :195], True)
+    found, _ = index.top_k_items(queries[:1], table, 10, retired=retired)
+    assert torch.equal(found, best[:1, 195:])
 
 
 def test_lists_are_full_if_the_lists_that_are_read_have_too_few_items(recommender, index):
