@@ -166,6 +166,15 @@ def test_the_index_also_finds_what_takes_the_place_of_excluded_items(recommender
     assert torch.equal(found, best[:1, 195:])
 
 
+@pytest.mark.usefixtures("no_exact_search")
+def test_at_least_ten_candidates_are_scored_for_each_item_of_a_list(recommender, index):
+    index.num_candidates = 1
+
+    found = recommender.recommend(SESSIONS, FEEDBACK, index=in_all_lists(index))
+
+    assert found.equals(recommender.recommend(SESSIONS, FEEDBACK))
+
+
 def test_lists_are_full_if_the_lists_that_are_read_have_too_few_items(recommender, index):
     index.num_probes = 1
 
@@ -258,6 +267,12 @@ def test_an_index_of_another_model_is_refused(index, other, change, message):
         recommender.recommend(sessions, index=index)
 
 
+def test_ids_that_are_the_same_text_without_their_ends_are_others():
+    ids = [["ab", "c"], ["a", "bc"], ["abc"], [1, 2], [2, 1]]
+    digests = {item_index._digest(item_index._id_bytes(pl.Series(one))) for one in ids}
+    assert len(digests) == len(ids)
+
+
 def test_the_table_is_read_once_for_the_same_weights(recommender, index, monkeypatch):
     index.check(recommender.scorer, recommender.encoder)
     with torch.no_grad():
@@ -320,7 +335,11 @@ def test_a_file_with_parts_that_do_not_fit_is_refused_before_faiss_sees_them(
 ):
     path = tmp_path / "items.index"
     torch.save({**index._state, **change}, path)
-    monkeypatch.setattr(item_index, "_assemble", None)
+
+    def refuse(state):
+        raise AssertionError("FAISS")
+
+    monkeypatch.setattr(item_index, "_assemble", refuse)
 
     with pytest.raises(ValueError, match=r"`path` must be a file of `ItemIndex.save`"):
         ItemIndex.load(path)
