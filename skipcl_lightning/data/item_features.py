@@ -349,6 +349,11 @@ def _to_numbers(rows: pl.DataFrame, name: str, size: int | None) -> NDArray[np.f
     lengths = series.list.len()
     present = series.is_not_null()
     size = int(lengths.drop_nulls()[0]) if size is None else size
+    if size == 0:
+        raise ValueError(
+            f"`item_features` must have vectors of some numbers in column {name!r}, got an empty one. Use "
+            "null for a missing value, or drop the column."
+        )
     wrong = (lengths != size).fill_null(value=False)
     if wrong.any():
         raise ValueError(
