@@ -221,7 +221,7 @@ def test_the_trade_off_may_choose_transitions_and_penalty_together(data, trained
     assert (module.transition_weight, module.skip_penalty) == (0, 0)
     names = ["hit_rate@10", "skip_hit_rate@10", "skip_mrr@10"]
     values = {}
-    for weight, penalty in [(0.0, 0.0), *product(weights, (0.0, *penalties))]:
+    for weight, penalty in product((0.0, *weights), (0.0, *penalties)):
         module.transition_weight = weight
         report = evaluate(module, data, split="validation", num_resamples=0, skip_penalty=penalty)
         values[weight, penalty] = tuple(report[name] for name in names)

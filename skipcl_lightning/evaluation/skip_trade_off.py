@@ -149,7 +149,7 @@ def skip_trade_off(
         data: The sessions.
         penalties: The penalties, each at least 0; 0 is added if it is missing.
         transition_weights: The weights of the transitions, each at least 0, of a module that was trained with
-            a `transition_weight` above 0. None for the module's own weight.
+            a `transition_weight` above 0; 0 is added if it is missing. None for the module's own weight.
         cut_off: k of the hit rates.
         split: `validation` or `test`.
         reference: The report on the same split whose hit rate must be kept, with `cut_off` among its
@@ -217,7 +217,7 @@ def skip_trade_off(
             reports[pair] = measure(*pair)
             return reports[pair][f"hit_rate@{cut_off}"] < least
 
-        for weight in sorted(map(float, transition_weights)):
+        for weight in sorted({0.0, *map(float, transition_weights)}):
             # The hit rate falls with the penalty.
             bisect_left([(weight, value) for value in ascending], True, key=is_lower)
         table = _tabulate(reports, base, cut_off)

@@ -52,7 +52,7 @@ COMPARED = ("hit_rate@1", "hit_rate@10", "skip_hit_rate@10", "skip_mrr@10")
 PLAIN = "plain"
 BASELINE = "simple model"
 # What may be chosen together.
-WEIGHTS = (0.5, 1.0, 2.0)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 PENALTIES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
