@@ -400,7 +400,6 @@ def _numbers(tensors: list[Tensor]) -> Iterator[Any]:
 
 
 def _id_bytes(ids: pl.Series) -> Iterator[Any]:
-    yield str(ids.dtype).encode()
     if ids.dtype == pl.String:
         yield ids.str.len_bytes().to_numpy()
         yield "".join(ids.to_list()).encode()

@@ -320,11 +320,16 @@ WRONG = {
     "no digest": {"ids_digest": 5},
     "lists that there are not": {"codes": torch.full((NUM_ITEMS, 7), 255, dtype=torch.uint8)},
     "codes of another size": {"codes": torch.zeros(NUM_ITEMS, 5, dtype=torch.uint8)},
-    "codes without storage": {"codes": torch.zeros(1, dtype=torch.uint8).expand(10**12, 7)},
+    "codes without storage": {"codes": torch.zeros(1, dtype=torch.uint8).expand(10**5, 7)},
     "no number": {"centres": torch.full((76, SIZE + 4), torch.nan)},
     "another type": {"levels": torch.zeros(SIZE + 4, 16, dtype=torch.float64)},
     "more levels": {"levels": torch.zeros(SIZE + 4, 17)},
     "no lists": {"centres": torch.zeros(0, SIZE + 4)},
+    "vectors without a number": {
+        "centres": torch.zeros(76, 0),
+        "levels": torch.zeros(0, 16),
+        "codes": torch.zeros(NUM_ITEMS, 1, dtype=torch.uint8),
+    },
     "centres in one dimension": {"centres": torch.zeros(SIZE + 4)},
 }
 
