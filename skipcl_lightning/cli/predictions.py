@@ -2,9 +2,10 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from skipcl_lightning._files import path_in_errors, write_whole
@@ -12,6 +13,8 @@ from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["RecommendationWriter", "SessionTrainer"]
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 ENDINGS = (".parquet", ".csv")
 # Rows to collect in memory before a part is written.
@@ -95,6 +98,7 @@ class SessionTrainer(Trainer):
         *,
         init_from: str | Path | None = None,
         ckpt_path: str | Path | None = None,
+        compile: CompileMode | None = None,  # noqa: A002 - `torch.compile`'s name
     ) -> None:
         """Train, from random weights or from those of a checkpoint.
 
@@ -105,7 +109,22 @@ class SessionTrainer(Trainer):
                 start anew. Tracks of the log that it does not know are appended.
             ckpt_path: The checkpoint of a run that goes on, with its optimizer and epochs. Tracks of the log
                 that it does not know are appended.
+            compile: Compile the training step with this mode of `torch.compile`. It takes a minute at first,
+                and pays on a GPU in long runs; `reduce-overhead` replays a step as a CUDA graph.
         """
+        if compile is not None:
+            if not isinstance(model, SkipCLModule):
+                raise TypeError(
+                    f"`compile` must be null but for a SkipCLModule, got {type(model).__name__}. Compile "
+                    "your own model in its `configure_model`."
+                )
+            if model.model.item_embedding.sparse:
+                raise ValueError(
+                    f"`compile` must be null beside `sparse_item_table`, got {compile!r}. torch cannot "
+                    "compile sparse gradients."
+                )
+            compiled = torch.compile(model.part_losses, mode=compile, dynamic=True)
+            model.part_losses = compiled  # type: ignore[method-assign]
         if init_from is not None:
             if not isinstance(model, SkipCLModule) or not isinstance(datamodule, SessionDataModule):
                 raise TypeError(

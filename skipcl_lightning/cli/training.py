@@ -132,6 +132,7 @@ class SaveRunConfig(SaveConfigCallback):
         # Other commands do not know it, and a run that resumes does not begin with it again.
         config = self.config.clone()
         config.pop("init_from", None)
+        config.pop("compile", None)
         text = self.parser.dump(config, skip_unset=False)
         write_whole(file, lambda place: place.write_text(text, encoding="utf-8"))
 

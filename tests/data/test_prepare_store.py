@@ -71,6 +71,18 @@ def contents(data):
     }
 
 
+def test_parts_of_a_cluster_are_one_log(tmp_path, log):
+    plays = log.collect()
+    (tmp_path / "parts").mkdir()
+    for number in range(3):
+        part = plays.filter(pl.col("session_id").hash() % 3 == number).sort("session_id", descending=True)
+        part.write_parquet(tmp_path / "parts" / f"{number}.parquet")
+    parts = pl.scan_parquet(tmp_path / "parts" / "*.parquet")
+    found = prepare_store(parts, tmp_path / "of_parts")
+    expected = prepare_store(plays, tmp_path / "of_one")
+    assert contents(found) == contents(expected)
+
+
 def nothing_beside(folder):
     return [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []
 
