@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import EvaluationSampler, TrainingSampler
+from skipcl_lightning.data import EvaluationSampler, TrainingSampler, keep_batch
 from skipcl_lightning.data import batches as batches_room
 
 
@@ -150,3 +150,24 @@ def test_the_order_of_a_seed_is_the_same_in_every_release():
     assert list(sampler) == [3, 0, 2, 5, 4, 6, 1]
     sampler = TrainingSampler(range(200_000), batch_size=2, num_replicas=1, rank=0, seed=3)
     assert list(sampler)[:5] == [153646, 87938, 18872, 67206, 143074]
+
+
+@pytest.mark.parametrize("given", range(5))
+def test_an_epoch_goes_on_after_any_number_of_its_batches(given):
+    def loader():
+        sampler = TrainingSampler(range(10), batch_size=3, num_replicas=1, rank=0)
+        return batches_room.ResumableLoader(range(10), batch_size=3, sampler=sampler, collate_fn=keep_batch)
+
+    broken_off, resumed, later = loader(), loader(), loader()
+    batches, iterator = list(loader()), iter(broken_off)
+    for _ in range(given):
+        next(iterator)
+    state = broken_off.state_dict()
+    assert (state["epoch"], state["batches"], len(batches)) == (0, given, 4)
+    resumed.load_state_dict(state)
+    # A finished epoch has no batches left, so the next iteration is a new one.
+    assert list(resumed) == (batches[given:] if given < 4 else batches)
+    assert list(resumed) == batches
+    later.load_state_dict(state)
+    later.sampler.set_epoch(1)
+    assert len(list(later)) == 4

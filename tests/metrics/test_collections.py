@@ -1,8 +1,11 @@
+import inspect
 import sys
 
 import pytest
 import torch
+from torchmetrics import Metric
 
+from skipcl_lightning import metrics
 from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.metrics import HitRate, RankingMetrics, SkipRankMetrics
 
@@ -92,3 +95,24 @@ def test_collections_refuse_ranks_beside_scores_and_keywords_they_do_not_know():
             collection.update(SCORES, TARGETS, ranks=TARGETS + 1, target_feedback=HEARD)
         with pytest.raises(TypeError, match="target_feedbak"):
             collection.update(SCORES, TARGETS, target_feedbak=HEARD)
+
+
+# Whether higher is better, and the bounds of a plot, where they differ from (True, 0.0, 1.0).
+OTHER_READINGS = {
+    "DeltaHitRate": (True, -1.0, 1.0),
+    "Novelty": (True, 0.0, None),
+    "SkipBrierScore": (False, 0.0, 1.0),
+    "SkipCalibrationError": (False, 0.0, 1.0),
+    "SkipHitRate": (False, 0.0, 1.0),
+    "SkipMRR": (False, 0.0, 1.0),
+    "TargetCount": (None, 0.0, None),
+}
+
+
+def test_every_metric_says_how_to_read_it():
+    for name in metrics.__all__:
+        metric = getattr(metrics, name)
+        if inspect.isclass(metric) and issubclass(metric, Metric):
+            found = (metric.higher_is_better, metric.plot_lower_bound, metric.plot_upper_bound)
+            assert found == OTHER_READINGS.get(name, (True, 0.0, 1.0)), name
+            assert (metric.is_differentiable, metric.full_state_update) == (False, False), name
