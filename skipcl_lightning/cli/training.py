@@ -188,6 +188,7 @@ class TrainingCLI(LightningCLI):
         """Build data, model and trainer; exit with a short message if a setting or a file is wrong."""
         try:
             # All that can be checked without the data comes first.
+            self._check_parts()
             if output := self._get(self.config, "output"):
                 RecommendationWriter(output)
             self._find_checkpoint()
@@ -198,6 +199,15 @@ class TrainingCLI(LightningCLI):
             self._check_num_items()
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
             raise SystemExit(f"skipcl {self.subcommand}: {_root_cause(error)}") from error
+
+    def _check_parts(self) -> None:
+        """Raise unless the model and the trainer have settings; jsonargparse lets a number pass."""
+        for part in ("model", "trainer"):
+            given = self._get(self.config, part)
+            if not isinstance(given, Namespace):
+                raise ValueError(  # noqa: TRY004 - as for each other wrong setting
+                    f"`--{part}` must be a mapping of settings, got {given!r}. See `skipcl configs`."
+                )
 
     def _find_checkpoint(self) -> None:
         """Check that checkpoints exist, and replace `last` and `best` by the path of the newest one."""

@@ -495,9 +495,9 @@ SETTINGS = {
 }
 
 
-def change_settings(generator):
+def change_settings(generator, log="log.parquet"):
     """A configuration as bytes."""
-    text = yaml.safe_dump(mutate_value(SETTINGS, generator, with_root=True))
+    text = yaml.safe_dump(mutate_value(SETTINGS, generator, with_root=True)).replace("log.parquet", str(log))
     kind = int(generator.integers(8))
     if kind == 0:
         text = mutate_lines(text, generator, ": ")
@@ -525,7 +525,7 @@ def command_cases(folder, trained):
     """Configurations of `skipcl fit`, up to the training."""
     from skipcl_lightning.cli.training import TrainingCLI
 
-    CANONICAL.write_parquet(folder / "log.parquet")
+    CANONICAL.write_parquet(folder / "plays.parquet")
     file = folder / "run.yaml"
 
     class Untrained(TrainingCLI):
@@ -533,7 +533,7 @@ def command_cases(folder, trained):
             pass
 
     def run(generator):
-        file.write_bytes(change_settings(generator))
+        file.write_bytes(change_settings(generator, folder / "plays.parquet"))
         try:
             check_yaml(file)
         except ValueError as error:

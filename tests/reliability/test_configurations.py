@@ -51,6 +51,12 @@ def test_a_training_refuses_such_a_file(skipcl, tmp_path, capsys):
     assert "YAML must be small and without cycles" in capsys.readouterr().err
 
 
+def test_a_number_in_place_of_settings_is_refused(skipcl, tmp_path):
+    (tmp_path / "run.yaml").write_text("trainer: 0.5\n")
+    with pytest.raises(SystemExit, match=r"skipcl fit: `--trainer` must be a mapping of settings, got 0\.5"):
+        skipcl("fit", "--config", "simulated/sasrec", "--config", "run.yaml")
+
+
 def test_tags_of_yaml_run_no_code(skipcl, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("data: !!python/object/apply:os.mkdir [made]\n")
     with pytest.raises(SystemExit):
