@@ -49,6 +49,10 @@ from skipcl_lightning.export.folder import _digest_description
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 
+# The share of cases that change nothing, of the kinds that refuse nearly all others: a kind that also refuses
+# its own example would show nothing.
+UNCHANGED = 0.1
+
 
 def make_recommender():
     torch.manual_seed(0)
@@ -122,7 +126,10 @@ def parquet_reader(frame, read):
         file = folder / "listens.parquet"
 
         def run(generator):
-            write_parquet(mutate_frame(frame, generator), file, generator)
+            if generator.random() < UNCHANGED:
+                frame.write_parquet(file)
+            else:
+                write_parquet(mutate_frame(frame, generator), file, generator)
             use(read(file))
 
         return run
@@ -346,7 +353,7 @@ def checkpoint_cases(folder, trained):
     whole, file = trained.read_bytes(), folder / "model.ckpt"
 
     def run(generator):
-        file.write_bytes(mutate_bytes(whole, generator))
+        file.write_bytes(whole if generator.random() < UNCHANGED else mutate_bytes(whole, generator))
         Recommender.from_checkpoint(file).embed_items()
 
     return run
@@ -385,7 +392,8 @@ def index_cases(folder, trained):
     whole = torch.load(file, weights_only=True)
 
     def run(generator):
-        torch.save(mutate_value(whole, generator, NEWS), file)
+        unchanged = generator.random() < UNCHANGED
+        torch.save(whole if unchanged else mutate_value(whole, generator, NEWS), file)
         if generator.random() < 0.2:
             file.write_bytes(mutate_bytes(file.read_bytes(), generator))
         recommender.recommend([[1, 2]], top_k=3, index=ItemIndex.load(file))
@@ -431,6 +439,9 @@ def store_cases(folder, trained):
     def run(generator):
         for name, content in whole.items():
             (place / name).write_bytes(content)
+        if generator.random() < UNCHANGED:
+            open_store(place)
+            return
         name = choose(generator, sorted(whole))
         manifest = json.loads(whole["manifest.json"])
         del manifest["sha256"]
