@@ -16,6 +16,7 @@ from rich.table import Table
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import (
+    EvaluationReport,
     LastItemMarkov,
     choose_transition_weight,
     evaluate,
@@ -34,6 +35,7 @@ __all__ = ["Results", "demo", "describe_results"]
 Results = dict[str, list[dict[str, float]]]
 
 MAX_LENGTH = 20
+PENALTIES = (0.25, 0.5, 1.0)
 MARKOV, PLAIN, FEEDBACK = "Markov", "plain", "+ feedback"
 HEAD, TRANSITIONS = "+ skip head", "+ counts"
 ROWS = {
@@ -88,7 +90,8 @@ def demo(
         f"{seeds} simulated logs of {sessions:,} sessions and {items:,} tracks; 4 in 10 plays are skips.\n"
         f"{PLAIN!r} is SASRec. {FEEDBACK!r} also shows it the feedback of each past track.\n"
         f"{HEAD!r} predicts skips, and ranks with a penalty on tracks that it expects\n"
-        f"to be skipped. {TRANSITIONS!r} also counts how often a track followed the last ones."
+        f"to be skipped. {TRANSITIONS!r} also counts how often a track followed the last ones.\n"
+        f"Both penalties keep the hit rate of {PLAIN!r} on a validation set."
     )
 
     def add(name: str, module: SkipCLModule, data: SessionDataModule) -> None:
@@ -97,6 +100,7 @@ def demo(
         results.setdefault(name, []).append(report.values)
         ranks.setdefault(name, []).append(report.sessions.select("rank", "skipped"))
 
+    to_keep: list[EvaluationReport] = []
     chosen: dict[str, tuple[float, float]] = {}
     with quiet_lightning(), Progress(console=console) as progress:
         task = progress.add_task("Training", total=seeds * 3 * epochs)
@@ -112,7 +116,11 @@ def demo(
                 module = _train(data, name, seed, epochs, lambda: progress.advance(task))
                 if name != HEAD:
                     add(name, module, data)
-            chosen = chosen or _choose(module, data)
+                # Of the first model, which is the plain one.
+                to_keep = to_keep or [
+                    evaluate(module, data, split="validation", num_resamples=200, compare_markov=False)
+                ]
+            chosen = chosen or _choose(module, data, to_keep[0])
             for name, (module.skip_penalty, module.transition_weight) in chosen.items():
                 add(name, module, data)
     shown = (PLAIN, FEEDBACK, HEAD)
@@ -146,19 +154,22 @@ def _train(
     return module
 
 
-def _choose(module: SkipCLModule, data: SessionDataModule) -> dict[str, tuple[float, float]]:
-    """Return the penalty and the weight of transitions of each variant, by the validation set."""
-    alone = _choose_penalty(module, data)
-    choose_transition_weight(module, data)
-    return {HEAD: (alone, 0.0), TRANSITIONS: (_choose_penalty(module, data), module.transition_weight)}
+def _choose(
+    module: SkipCLModule, data: SessionDataModule, plain: EvaluationReport
+) -> dict[str, tuple[float, float]]:
+    """Return the penalty of each variant, which keeps the plain model's hit rate, and the transition weight.
 
-
-def _choose_penalty(module: SkipCLModule, data: SessionDataModule) -> float:
-    """Return the largest penalty that costs no hit rate; 0 for a log without skipped targets."""
-    try:
-        return skip_trade_off(module, data, penalties=(0.25, 0.5, 1.0), num_resamples=200).penalty
-    except ValueError:
-        return 0.0
+    They are 0 for a log without skipped targets in the validation set.
+    """
+    if not plain.populations["skipped"]:
+        return {HEAD: (0.0, 0.0), TRANSITIONS: (0.0, 0.0)}
+    chosen = {}
+    for name in (HEAD, TRANSITIONS):
+        if name == TRANSITIONS:
+            choose_transition_weight(module, data)
+        front = skip_trade_off(module, data, penalties=PENALTIES, reference=plain, num_resamples=200)
+        chosen[name] = (front.penalty, module.transition_weight)
+    return chosen
 
 
 def _table(results: Results) -> Table:
