@@ -6,6 +6,7 @@ import torch
 from torchmetrics import Metric
 
 from skipcl_lightning import metrics
+from skipcl_lightning.evaluation.report_metrics import HIGHER_IS_BETTER, is_higher_better
 from skipcl_lightning.functional import score_ranks
 from skipcl_lightning.metrics import HitRate, RankingMetrics, SkipRankMetrics
 
@@ -116,3 +117,16 @@ def test_every_metric_says_how_to_read_it():
             found = (metric.higher_is_better, metric.plot_lower_bound, metric.plot_upper_bound)
             assert found == OTHER_READINGS.get(name, (True, 0.0, 1.0)), name
             assert (metric.is_differentiable, metric.full_state_update) == (False, False), name
+
+
+def test_reports_and_metrics_agree_on_what_is_better():
+    named = {**metrics.session_metrics(9, top_k=[1])}
+    found = {name: metric.higher_is_better for name, metric in named.items() if "num_" not in name}
+    assert {name: is_higher_better(name) for name in found} == found
+    others = HIGHER_IS_BETTER.keys() - {name.split("@")[0] for name in found}
+    assert {name: HIGHER_IS_BETTER[name] for name in others} == {
+        "coverage": True,
+        "novelty": None,
+        "last_item_first": None,
+        "last_item_next": None,
+    }
