@@ -395,3 +395,8 @@ def test_a_softmax_draws_at_most_all_other_items():
         items = torch.tensor([[1, 2, 3]])
         head(table[items], table[items], (items, torch.tensor([[1.0, -1.0, 1.0]])), table)
     assert drawn == [(4, 5)]  # of 5 items, all but the target
+
+
+def test_heads_of_the_users_own_need_no_item_hidden():
+    heads = CombinedHead([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    assert heads.hides_rejected is False
