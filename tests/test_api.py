@@ -427,7 +427,8 @@ def test_settings_and_results_cannot_be_changed_and_only_those_without_arrays_ar
     found = {}
     for name, module in list(sys.modules.items()):
         for each in list(vars(module).values()) if name.startswith("skipcl_lightning.") else ():
-            if dataclasses.is_dataclass(each) and each.__module__.startswith("skipcl_lightning."):
+            is_ours = isinstance(each, type) and each.__module__.startswith("skipcl_lightning.")
+            if is_ours and dataclasses.is_dataclass(each):
                 found[each.__name__] = each.__dataclass_params__
     assert all(found[name].frozen for name in found)
     assert {name for name in found if not found[name].eq} == COMPARED_BY_IDENTITY
