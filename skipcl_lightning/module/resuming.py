@@ -2,6 +2,7 @@
 
 import random
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = [
 
 # The file by which Lightning takes the weights alone from a process that it has spawned.
 _SPAWNED = ".temp.ckpt"
+# The names that `ModelCheckpoint(save_last=True)` gives.
+_LAST = re.compile(r"last(-v\d+)?\.ckpt")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,10 +48,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
     `SkipCLModule` and the command line use it unless the `Trainer` has another plugin. Files elsewhere, such
     as `s3://…`, are written by Lightning; copy one to a local disk before it is read.
 
+    A training that resumes from a damaged `last.ckpt` takes the newest whole checkpoint of its folder, and
+    warns.
+
     Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(plugins=[WholeCheckpointIO()], accelerator="cpu", logger=False)
     """
+
+    # Whether a training may resume, which `keep_checkpoints_whole` knows.
+    resumes = False
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
@@ -89,17 +98,21 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is a URL, is damaged, holds other objects, or `weights_only` is False. If it is
-                damaged, the message names the newest whole one of its folder.
+                damaged, the message names the newest whole one of its folder, which a resumed training takes
+                for a file `last.ckpt`.
         """
         check_weights_only(weights_only)
         try:
             checkpoint = open_checkpoint(path, map_location=map_location, mmap=False)
         except ValueError as error:
-            # Lightning gives a path for "last" too, so that another file must not be taken here.
             others = {file for file in Path(path).parent.glob("*.ckpt") if file != Path(path)}
             newest = newest_whole(newest_first(others), quietly=True)
             if newest is None:
                 raise
+            # Lightning gives a path for "last" too.
+            if self.resumes and _LAST.fullmatch(Path(path).name):
+                warnings.warn(f"Took {str(newest)!r} for the last checkpoint: {error}", stacklevel=2)
+                return self.load_checkpoint(newest, map_location)
             raise ValueError(f"{error} The newest whole one of its folder is {str(newest)!r}.") from error
         version, weights = (checkpoint.get(name) for name in ("pytorch-lightning_version", "state_dict"))
         whole = re.match(r"\d+\.\d+", str(version)) and isinstance(version, str) and isinstance(weights, dict)
@@ -119,6 +132,9 @@ def keep_checkpoints_whole(trainer: Trainer) -> None:
     """
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, WholeCheckpointIO):
+        plugin.resumes = trainer.state.fn == TrainerFn.FITTING
 
 
 def check_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

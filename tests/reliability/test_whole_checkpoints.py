@@ -187,7 +187,10 @@ def test_last_skips_a_damaged_file_and_says_which_one_it_took(tmp_path, trained)
         trainer.test(make_module(data), data, **settings)
 
 
-def test_lightnings_own_checkpoints_and_a_path_name_the_newest_whole_file(tmp_path, trained):
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # Lightning warns of one that is not empty
+def test_with_lightnings_own_checkpoints_a_resumed_run_skips_a_damaged_last_and_others_name_the_whole_one(
+    tmp_path, trained
+):
     _, data, path = trained
     for name, age in [("step=1", 30), ("step=2", 20), ("step=3", 10), ("last", 0)]:
         shutil.copyfile(path, tmp_path / f"{name}.ckpt")
@@ -195,10 +198,23 @@ def test_lightnings_own_checkpoints_and_a_path_name_the_newest_whole_file(tmp_pa
     for name in ("step=3", "last"):
         (tmp_path / f"{name}.ckpt").write_bytes(path.read_bytes()[:-9])
     trainer = quiet_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, save_last=True)])
-    message = r"last\.ckpt', which is cut.* The newest whole one of its folder is '.*step=2\.ckpt'"
-    for wanted in ("last", tmp_path / "last.ckpt"):
+    for name in ("last", "step=3"):
+        message = rf"{name}\.ckpt', which is cut.* The newest whole one of its folder is '.*step=2\.ckpt'"
         with pytest.raises(ValueError, match=message):
-            trainer.test(make_module(data), data, ckpt_path=wanted, verbose=False)
+            trainer.test(make_module(data), data, ckpt_path=tmp_path / f"{name}.ckpt", verbose=False)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(make_module(data), data, ckpt_path=tmp_path / "step=3.ckpt")
+    # The first of these runs writes `last-v1.ckpt`.
+    for number, (wanted, taken) in enumerate([("last", "step=2"), (tmp_path / "last.ckpt", "last-v1")]):
+        (tmp_path / "last.ckpt").write_bytes(path.read_bytes()[:-9])
+        trainer = quiet_trainer(
+            max_epochs=2 + number,
+            enable_checkpointing=True,
+            callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
+        )
+        with pytest.warns(UserWarning, match=rf"Took '.*{taken}\.ckpt' for the last.*last\.ckpt'"):
+            trainer.fit(make_module(data), data, ckpt_path=wanted)
+        assert trainer.current_epoch == 2 + number
 
 
 def test_the_command_line_skips_a_damaged_last_too(monkeypatch, tmp_path, trained):
