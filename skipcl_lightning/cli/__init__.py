@@ -83,10 +83,12 @@ def _call(command: str, arguments: list[str]) -> None:
     """Call the function of a command with the settings of the command line."""
     from jsonargparse import ArgumentParser
 
-    from skipcl_lightning.cli.configs import PARSER_MODE, check_yaml
+    from skipcl_lightning.cli.configs import check_yaml, parser_mode
 
     function = getattr(import_module(FUNCTIONS[command]), command)
-    parser = ArgumentParser(prog=f"skipcl {command}", description=COMMANDS[command], parser_mode=PARSER_MODE)
+    parser = ArgumentParser(
+        prog=f"skipcl {command}", description=COMMANDS[command], parser_mode=parser_mode()
+    )
     parser.add_argument("--config", action="config", help="a YAML file with settings")
     parser.add_function_arguments(function, as_positional=True)
     for before, argument in pairwise(["", *arguments]):

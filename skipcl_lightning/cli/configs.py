@@ -10,17 +10,16 @@ from string import Template
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
 from rich.console import Console
 from rich.table import Table
 
 from skipcl_lightning.cli import suggest
 
 __all__ = [
-    "PARSER_MODE",
     "check_yaml",
     "configuration_names",
     "expand_arguments",
+    "parser_mode",
     "read_configuration",
     "run_configs",
 ]
@@ -152,21 +151,25 @@ def _count_nodes(text: str) -> None:
             raise ValueError("aliases (*) make it too large, or contain themselves")
 
 
-def _load_yaml(text: str) -> Any:
-    """Return the value of a YAML text, an argument or a file that one names, after the same checks."""
-    if len(text) > _MOST_BYTES:
-        raise ValueError(f"YAML must have at most {_MOST_BYTES:,} bytes, got {len(text):,}. Split it.")
-    if "*" in text or len(text) > _MOST_DEEP:
-        try:
-            _count_nodes(text)
-        except ValueError as error:
-            raise ValueError(f"YAML must be small and without cycles: {error}. Write it out.") from error
-    return get_loader("yaml")(text)
+def parser_mode() -> str:
+    """Return the mode by which jsonargparse reads YAML after these checks, which it learns here."""
+    # Here, because `skipcl --help` must not import it.
+    from jsonargparse import get_loader, set_loader
 
+    def load_yaml(text: str) -> Any:
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"YAML must have at most {_MOST_BYTES:,} bytes, got {len(text):,}. Split it.")
+        if "*" in text or len(text) > _MOST_DEEP:
+            try:
+                _count_nodes(text)
+            except ValueError as error:
+                raise ValueError(f"YAML must be small and without cycles: {error}. Write it out.") from error
+        return get_loader("yaml")(text)
 
-# For the parsers of jsonargparse: not under the name "yaml", which other programs of a process use.
-PARSER_MODE = "yaml of skipcl"
-set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
+    # Not under the name "yaml", which other programs of a process use.
+    mode = "yaml of skipcl"
+    set_loader(mode, load_yaml, exceptions=(yaml.YAMLError,))
+    return mode
 
 
 def _configuration(text: str) -> str:

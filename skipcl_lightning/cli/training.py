@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from skipcl_lightning._files import newest_first, newest_whole, open_checkpoint, write_whole
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
-from skipcl_lightning.cli.configs import PARSER_MODE, expand_arguments
+from skipcl_lightning.cli.configs import expand_arguments, parser_mode
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
@@ -74,7 +74,7 @@ class TrainingParser(LightningArgumentParser):
     """LightningCLI's parser with a one-line usage and short error messages."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **{"formatter_class": ShortHelp, "parser_mode": PARSER_MODE, **settings})
+        super().__init__(*args, **{"formatter_class": ShortHelp, "parser_mode": parser_mode(), **settings})
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]  # argparse's own type
         """Print the usage in one line, to standard output by default; all settings would take a hundred."""

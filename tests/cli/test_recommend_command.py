@@ -191,7 +191,7 @@ def test_real_processes_leave_a_whole_file_or_nothing(checkpoint, tmp_path, end)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_index_is_built_once_and_read_by_each_process(tmp_path, monkeypatch, processes):
     torch.manual_seed(0)
-    scorer = Scorer(SessionModel(SASRec(8), num_items=2100)).requires_grad_(False)
+    scorer = Scorer(SessionModel(SASRec(8), num_items=2100)).requires_grad_(False).eval()  # threads share it
     encoder = SessionEncoder(ItemVocabulary([f"t{n}" for n in range(2100)]), max_length=50)
     monkeypatch.setattr(Recommender, "from_checkpoint", lambda path: Recommender(scorer, encoder))
     build, built = ItemIndex.build, []

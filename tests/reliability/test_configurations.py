@@ -4,7 +4,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
-from skipcl_lightning.cli.configs import PARSER_MODE, check_yaml
+from skipcl_lightning.cli.configs import check_yaml, parser_mode
 
 FILES = {
     "bomb": "a0: &a0 [x, x]\n"
@@ -35,7 +35,7 @@ def test_a_file_that_a_configuration_names_is_refused_at_once_too(tmp_path, monk
     content = FILES[kind]
     (tmp_path / "part.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "run.yaml").write_text("data: part.yaml\n")
-    parser = ArgumentParser(parser_mode=PARSER_MODE)
+    parser = ArgumentParser(parser_mode=parser_mode())
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningDataModule, "data")
     for arguments in (["--config", "run.yaml"], ["--data", "part.yaml"]):
