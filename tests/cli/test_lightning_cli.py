@@ -54,6 +54,7 @@ def in_a_process(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_own(
     tmp_path, small_store, skipcl, monkeypatch, capsys
 ):

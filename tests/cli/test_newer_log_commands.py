@@ -23,6 +23,7 @@ def figure(printed, name):
     return float(line.split("│")[2])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_on_a_newer_log_with_its_own_vocabulary(skipcl, tmp_path, capsys, caplog):
     skipcl("fit", *SMALL)
     newer = simulate_sessions(40, num_items=45, seed=5).collect()

@@ -60,6 +60,7 @@ def test_commands_rank_at_the_penalty_that_is_given(skipcl, trained, capsys):
     assert penalised < plain
 
 
+@pytest.mark.slow
 def test_commands_rank_at_the_transition_weight_that_is_given(skipcl, trained, capsys):
     module = SkipCLModule.load_from_checkpoint(trained[-1], weights_only=True)
     data = SessionDataModule(simulate_sessions(200, num_items=40, max_length=20), max_length=20)
