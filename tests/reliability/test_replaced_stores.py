@@ -1,4 +1,4 @@
-"""A store that another process replaces, and is killed at, is whole for whoever opens it."""
+"""Readers find a whole store while another process replaces it and is killed."""
 
 import os
 import shutil
