@@ -14,9 +14,10 @@ from skipcl_lightning.data import open_store, prepare_store, simulate_sessions
 
 REPLACED, KILLS = 500, 5
 
-# Two stores take turns: each has the version of the one before the last.
+# Two stores take turns: each has the version of the one before the last. The pause is shorter than any
+# preparation; without one, at 450 stores a second, a reader may give up after 50 attempts.
 WRITER = """
-import shutil, sys
+import shutil, sys, time
 from pathlib import Path
 from skipcl_lightning.data.store.folder import new_store, publish
 folder = Path(sys.argv[1])
@@ -25,6 +26,7 @@ for n in range(100_000):
         shutil.copytree(folder.with_name(f"store {n % 2}"), store, dirs_exist_ok=True)
         publish(store, folder)
     print(n, flush=True)
+    time.sleep(0.02)
 """
 
 
