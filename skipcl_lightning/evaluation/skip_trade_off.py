@@ -38,8 +38,8 @@ class SkipTradeOff:
 
     Args:
         table: One row for each pair that was measured, ascending: `transition_weight` and `skip_penalty`;
-            hit rate, skip hit rate and skip MRR at the cut-off; and for each of the three,
-            the paired difference from the first row, or from the reference, with its interval by session, as
+            hit rate, skip hit rate and skip MRR at the cut-off; and for each of the three, the paired
+            difference from the first row, or from the reference, with its interval by session, as
             `hit_rate_difference`, `hit_rate_low`, `hit_rate_high`, and with `skip_hit_rate_` or `skip_mrr_`
             before.
         penalty: The chosen penalty.
@@ -214,7 +214,7 @@ def skip_trade_off(
         least = base[f"hit_rate@{cut_off}"]
 
         def is_lower(pair: tuple[float, float]) -> bool:
-            reports[pair] = measure(*pair)
+            reports[pair] = reports.get(pair) or measure(*pair)
             return reports[pair][f"hit_rate@{cut_off}"] < least
 
         for weight in sorted({0.0, *map(float, transition_weights)}):
