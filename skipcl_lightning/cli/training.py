@@ -34,7 +34,7 @@ from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTraine
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
 from skipcl_lightning.module.checkpoint import holds_vocabulary, read_setting
-from skipcl_lightning.module.resuming import keep_checkpoints_whole
+from skipcl_lightning.module.training_run import keep_checkpoints_whole
 
 __all__ = ["ShortProgressBar", "TrainingCLI", "run_training"]
 

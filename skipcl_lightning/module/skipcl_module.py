@@ -57,7 +57,6 @@ from skipcl_lightning.module.checkpoint import (
     restore,
     save_encoder,
 )
-from skipcl_lightning.module.divergence import DivergenceWatch, check_precision
 from skipcl_lightning.module.growth import (
     Ids,
     NewRows,
@@ -73,7 +72,9 @@ from skipcl_lightning.module.optimizers import (
     make_adamw,
     may_fuse,
 )
-from skipcl_lightning.module.resuming import (
+from skipcl_lightning.module.training_run import (
+    DivergenceWatch,
+    check_precision,
     check_training_state,
     correct_progress,
     draw_seed,
