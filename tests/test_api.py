@@ -239,6 +239,7 @@ DEFAULTS = {
     "cold_targets": "miss",
     "columns": (),
     "compare_markov": True,
+    "list_recommendations": True,
     "confidence": 0.95,
     "context": (),
     "correct_sampling": False,

@@ -63,7 +63,8 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         )
     ratios = [report.ratios(report.sessions) for report in (before, after)]
     values = [ratio_values(each) for each in ratios]
-    differences = {name: ratio - ratios[0][name] for name, ratio in ratios[1].items()}
+    # Perhaps only one of the reports has recommendations.
+    differences = {name: ratio - ratios[0][name] for name, ratio in ratios[1].items() if name in ratios[0]}
     intervals = bootstrap(
         differences,
         sessions=after.session_numbers(after.sessions),

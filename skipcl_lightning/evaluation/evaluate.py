@@ -54,6 +54,7 @@ def evaluate(
     seed: int = 0,
     compare_markov: bool = True,
     skip_penalty: float | None = None,
+    list_recommendations: bool = True,
 ) -> EvaluationReport:
     """Rank every held-out target, and return a report with intervals and segments.
 
@@ -82,6 +83,9 @@ def evaluate(
             training set of `data` is empty; novelty is then undefined.
         skip_penalty: Evaluate a `SkipCLModule` with a `SkipPrediction` head at this penalty, at least 0; None
             for the model's own.
+        list_recommendations: Whether each target's recommendations are listed too, for coverage, novelty and
+            the share of lists that begin with the item that just played. Ranks alone take about half the
+            time.
 
     Returns:
         The report. If most lists begin with the item that just played, its `caution` is also a warning,
@@ -127,7 +131,7 @@ def evaluate(
         check_integer("top_k", k)
     protocol = RankingProtocol(
         num_items=data.num_items,
-        list_length=min(max(top_k), data.num_items),
+        list_length=min(max(top_k), data.num_items) if list_recommendations else 0,
         ties=getattr(model, "ties", "pessimistic") if ties is None else ties,
         exclude_seen=bool(getattr(model, "exclude_seen", False)) if exclude_seen is None else exclude_seen,
         num_candidates=num_candidates,
@@ -139,7 +143,6 @@ def evaluate(
     markov = LastItemMarkov(data) if beside else None
     with _at_penalty(model, skip_penalty):
         measured = _measure(model, data, split, protocol, seed, markov)
-    counts = count_recommendations(measured["recommended"], data.num_items)
     report = EvaluationReport(
         name=name or type(model).__name__,
         sessions=_describe_sessions(measured, data),
@@ -159,7 +162,7 @@ def evaluate(
             "unknown_items": data.drop_report.unknown_items,
             "skip_penalty": getattr(model, "skip_penalty", 0.0) if skip_penalty is None else skip_penalty,
         },
-        coverage=float(catalogue_coverage(counts)),
+        coverage=_coverage(measured["recommended"], data.num_items),
     )
     # The share of few targets says little.
     if report.caution and report.sessions.height >= _FEWEST_TARGETS:
@@ -224,10 +227,6 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
     values: dict[str, Any] = {name: tensor.numpy() for name, tensor in measured.items()}
     item_counts = data.item_counts
     deciles = popularity_deciles(item_counts.numpy())
-    recommended = measured["recommended"]
-    listed = recommended > 0
-    information = self_information(item_counts) if item_counts.any() else torch.full((), torch.nan)
-    bits = (information.expand(len(item_counts))[recommended] * listed).sum(dim=1) / listed.sum(dim=1)
     ids = data.vocabulary.decode(values["target"])
     frame = pl.DataFrame(
         {
@@ -237,16 +236,34 @@ def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> 
             "skipped": values["feedback"] < 0,
             "repeat": values["seen"],
             "unscored": values["unscored"],
-            "last_first": (values["recommended"][:, 0] == values["last"]) & (values["last"] > 0),
-            "last_next": values["target"] == values["last"],
+            **(_describe_lists(measured, item_counts) if measured["recommended"].shape[1] else {}),
             "length": values["length"],
             "skip_rate": values["skips"] / np.maximum(values["tracks"], 1),
             "target_count": item_counts.numpy()[values["target"]],
             "popularity_decile": deciles[values["target"]],
             "half_points": values["half_points"],
             "pairs": values["pairs"],
-            "novelty": bits.double().numpy(),
             **({"markov_rank": values["markov_rank"].astype(np.float64)} if "markov_rank" in values else {}),
         }
     )
     return add_segments(frame)
+
+
+def _coverage(recommended: Tensor, num_items: int) -> float | None:
+    """Return the share of the catalogue in lists [N, K]; None if they are empty."""
+    if not recommended.shape[1]:
+        return None
+    return float(catalogue_coverage(count_recommendations(recommended, num_items)))
+
+
+def _describe_lists(measured: dict[str, Tensor], item_counts: Tensor) -> dict[str, Any]:
+    """Return the columns that come from the recommendations."""
+    recommended, last = measured["recommended"], measured["last"]
+    listed = recommended > 0
+    information = self_information(item_counts) if item_counts.any() else torch.full((), torch.nan)
+    bits = (information.expand(len(item_counts))[recommended] * listed).sum(dim=1) / listed.sum(dim=1)
+    return {
+        "last_first": ((recommended[:, 0] == last) & (last > 0)).numpy(),
+        "last_next": (measured["target"] == last).numpy(),
+        "novelty": bits.double().numpy(),
+    }

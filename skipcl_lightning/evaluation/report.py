@@ -44,13 +44,13 @@ class EvaluationReport:
         sessions: One row for each held-out target: external ids, `rank`, `skipped`, `repeat`, `unscored`, its
             segments, and perhaps `markov_rank`. A session has several rows with `targets="every"`.
         settings: The protocol.
-        coverage: The share of the catalogue that is recommended at all.
+        coverage: The share of the catalogue that is recommended at all; None without recommendations.
     """
 
     name: str
     sessions: pl.DataFrame
     settings: dict[str, Any]
-    coverage: float
+    coverage: float | None
 
     def __getitem__(self, metric: str) -> float:
         if metric not in self._all_values:
@@ -120,7 +120,11 @@ class EvaluationReport:
     @cached_property
     def _all_values(self) -> dict[str, float]:
         values = ratio_values(self.ratios(self.sessions))
-        return {**values, f"coverage@{max(self.settings['top_k'])}": self.coverage}
+        return values if self.coverage is None else {**values, self._coverage_name: self.coverage}
+
+    @property
+    def _coverage_name(self) -> str:
+        return f"coverage@{max(self.settings['top_k'])}"
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
@@ -131,7 +135,9 @@ class EvaluationReport:
         sessions.
         """
         frame = self._describe(self.sessions)
-        coverage = {"metric": f"coverage@{max(self.settings['top_k'])}", "value": self.coverage}
+        if self.coverage is None:
+            return frame
+        coverage = {"metric": self._coverage_name, "value": self.coverage}
         counts = {"targets": self.sessions.height, "sessions": self.sessions["session_id"].n_unique()}
         return pl.concat([frame, pl.DataFrame([coverage | counts])], how="diagonal")
 

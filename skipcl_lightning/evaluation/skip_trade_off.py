@@ -196,6 +196,7 @@ def skip_trade_off(
                 seed=seed,
                 compare_markov=False,
                 skip_penalty=penalty,
+                list_recommendations=False,
             )
         finally:
             module.transition_weight = before

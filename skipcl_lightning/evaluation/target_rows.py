@@ -72,7 +72,7 @@ class RankingProtocol:
 
     Args:
         num_items: V.
-        list_length: The number of recommendations.
+        list_length: The number of recommendations; 0 for none.
         ties: The rule for equal scores.
         exclude_seen: Whether a session's items, except the target, are no candidates.
         num_candidates: The number of sampled candidates; None for the whole catalogue.
@@ -163,6 +163,8 @@ def _rank_queries(
     ranked = rank_batch(
         query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates, **more
     )
+    if not protocol.list_length:
+        return ranked, batch.items[:, :0]
     exclude = batch.seen_items if exclude_seen else None
     return ranked, top_k_items(query, table, protocol.list_length, exclude=exclude, **more)[0]
 
@@ -174,6 +176,8 @@ def _rank_scores(
     check_shape("scores", scores, "B V+1", {"B": len(batch), "V+1": protocol.num_items + 1}, floating=True)
     exclude_seen, ties = protocol.exclude_seen, protocol.ties
     ranked = rank_scored_batch(scores, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates)
+    if not protocol.list_length:
+        return ranked, batch.items[:, :0]
     listed = exclude_items(scores, batch.seen_items) if exclude_seen else scores
     best = (
         listed[:, 1:]

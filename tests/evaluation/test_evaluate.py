@@ -373,6 +373,25 @@ class LastItem:
         return scores.scatter_add(1, last, ones)
 
 
+@pytest.mark.parametrize("of_scores", [False, True])
+def test_ranks_without_recommendations_are_the_same(data, of_scores):
+    model = Popularity(data.item_counts) if of_scores else module(data)
+    whole = evaluate(model, data, num_resamples=50)
+    ranks = evaluate(model, data, num_resamples=50, list_recommendations=False)
+    of_lists = {"coverage@20", "novelty@20", "last_item_first", "last_item_next"}
+    assert set(whole.values) - set(ranks.values) == of_lists
+    assert ranks.values == {name: value for name, value in whole.values.items() if name not in of_lists}
+    assert set(ranks.metrics["metric"]) == set(ranks.values)
+    assert set(ranks.segments["metric"]) <= set(ranks.values)
+    assert ranks.coverage is None
+    assert not ranks.caution
+    assert str(ranks).count("hit_rate@10")
+    for pair in ((whole, ranks), (ranks, whole)):
+        table = compare(*pair)
+        assert set(table["metric"]) == set(ranks.values)
+        assert (table["difference"] == 0).all()
+
+
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_the_report_counts_how_often_the_item_that_just_played_comes_first(data, exclude_seen):
     report = evaluate(LastItem(data.num_items, 1.0), data, exclude_seen=exclude_seen, num_resamples=20)
