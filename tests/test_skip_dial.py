@@ -11,6 +11,7 @@ from small_models import quiet_trainer
 
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import GRU4Rec
+from skipcl_lightning.callbacks import SkipTradeOffTable
 from skipcl_lightning.data import SessionDataModule, SplitBySession, simulate_sessions
 from skipcl_lightning.evaluation import (
     ItemSkipRate,
@@ -238,6 +239,33 @@ def test_the_trade_off_may_choose_transitions_and_penalty_together(data, trained
     nearest = skip_trade_off(module, data, reference=perfect, **settings | {"transition_weights": (1.0,)})
     tried = nearest.table.select("transition_weight", "skip_penalty").rows()
     assert (nearest.transition_weight, nearest.penalty) == max(tried, key=lambda pair: values[pair][0])
+
+
+def test_a_margin_asks_for_evidence_that_little_is_lost(data, trained):
+    module, _ = trained
+    penalties = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 300.0)
+    chosen = {}
+    for margin in (None, 0.001, 0.02, 0.5):
+        front = skip_trade_off(module, data, penalties=penalties, margin=margin, num_resamples=200)
+        chosen[margin] = front.penalty
+        if margin is not None:
+            fewer = pl.col("skip_hit_rate@10") < pl.col("skip_hit_rate@10").first()
+            certain = front.table.filter(pl.col("hit_rate_low") >= -margin, fewer)["skip_penalty"].to_list()
+            assert front.penalty == max(certain, default=0.0)
+    assert chosen[0.001] <= chosen[0.02] < chosen[0.5] == 300
+    assert chosen[0.001] <= chosen[None]
+    popular = evaluate(Popularity(data.item_counts), data, split="validation", top_k=(10,), num_resamples=50)
+    settings = {"penalties": penalties, "transition_weights": (0.2, 1.0), "num_resamples": 50}
+    for margin in (0.02, 0.5):
+        front = skip_trade_off(module, data, reference=popular, margin=margin, **settings)
+        kept = front.table.filter(pl.col("hit_rate_low") >= -margin)
+        best = kept.sort("skip_mrr@10", maintain_order=True).row(0, named=True)
+        assert (front.transition_weight, front.penalty) == (best["transition_weight"], best["skip_penalty"])
+    for wrong in (0.0, 1.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="`margin` must be"):
+            skip_trade_off(module, data, margin=wrong, num_resamples=10)
+        with pytest.raises(ValueError, match="`margin` must be"):
+            SkipTradeOffTable(margin=wrong)
 
 
 def test_what_cannot_be_is_named(data, trained, tmp_path):

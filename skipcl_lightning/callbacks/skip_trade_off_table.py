@@ -1,6 +1,5 @@
 """Callback that shows the trade-off between listened and skipped tracks, and may choose the penalty."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from skipcl_lightning._checks import check_integer
 from skipcl_lightning.callbacks.loggers import publish_picture, publish_table
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import SkipTradeOff, skip_trade_off
-from skipcl_lightning.evaluation.skip_trade_off import PENALTIES, check_penalties
+from skipcl_lightning.evaluation.skip_trade_off import PENALTIES, check_margin, check_penalties
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["SkipTradeOffTable"]
@@ -41,6 +40,7 @@ class SkipTradeOffTable(Callback):
     Args:
         penalties: The penalties, each at least 0; 0 is added if it is missing.
         cut_off: k of the hit rates.
+        margin: As for `skip_trade_off`, the largest loss of hit rate to accept, above 0 and below 1.
         set_penalty: Whether a training sets the module's `skip_penalty` to the suggested one.
         num_resamples: Bootstrap resamples of the sessions, at least 1.
         every_n_epochs: Measure in every n-th epoch of training.
@@ -61,16 +61,19 @@ class SkipTradeOffTable(Callback):
         *,
         penalties: Sequence[float] = PENALTIES,
         cut_off: int = 10,
+        margin: float | None = None,
         set_penalty: bool = False,
         num_resamples: int = 200,
         every_n_epochs: int = 1,
     ) -> None:
         check_penalties(penalties)
+        check_margin(margin)
         check_integer("cut_off", cut_off)
         check_integer("num_resamples", num_resamples)
         check_integer("every_n_epochs", every_n_epochs)
         self.penalties = tuple(penalties)
         self.cut_off = cut_off
+        self.margin = margin
         self.set_penalty = set_penalty
         self.num_resamples = num_resamples
         self.every_n_epochs = every_n_epochs
@@ -96,14 +99,13 @@ class SkipTradeOffTable(Callback):
             return
         module, data = self._parts(trainer, pl_module)
         # A loader draws a seed from torch's generator, on which the training depends.
-        with _whole_set(data), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # `ListDiagnostics` warns of such lists, once.
-            warnings.filterwarnings("ignore", message="The first recommendation is the item that just played")
+        with _whole_set(data), torch.random.fork_rng(devices=[]):
             front = skip_trade_off(
                 module,
                 data,
                 penalties=self.penalties,
                 cut_off=self.cut_off,
+                margin=self.margin,
                 num_resamples=self.num_resamples,
             )
         self.front = front

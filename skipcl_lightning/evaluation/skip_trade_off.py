@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SkipTradeOff", "skip_trade_off"]
 
 PENALTIES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+Row = dict[str, float]
 
 
 def check_penalties(penalties: Any, name: str = "penalties") -> None:
@@ -30,6 +31,12 @@ def check_penalties(penalties: Any, name: str = "penalties") -> None:
         raise TypeError(f"`{name}` must be a sequence of numbers, got {penalties!r}. Write one as `[0.5]`.")
     for penalty in penalties:
         check_number(name, penalty, minimum=0)
+
+
+def check_margin(margin: Any) -> None:
+    """Raise unless this is None, or a number above 0 and below 1."""
+    if margin is not None:
+        check_number("margin", margin, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +130,7 @@ def skip_trade_off(
     cut_off: int = 10,
     split: Split = "validation",
     reference: EvaluationReport | None = None,
+    margin: float | None = None,
     confidence: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -143,6 +151,9 @@ def skip_trade_off(
     is none, it is the pair of the highest hit rate. For each weight, bisection finds the largest penalty that
     keeps the hit rate, so only some of the penalties are measured.
 
+    With few targets, a large loss is not significant either. A `margin` asks for evidence instead (a test of
+    non-inferiority): the interval of the difference must exclude a larger loss than this.
+
     Args:
         module: A trained module with a `SkipPrediction` head; its `skip_penalty` and `transition_weight` stay
             as they are.
@@ -155,6 +166,8 @@ def skip_trade_off(
         reference: The report on the same split whose hit rate must be kept, with `cut_off` among its
             `top_k` and with intervals; None for the module's own at a penalty of 0, and at a transition
             weight of 0 with `transition_weights`.
+        margin: The largest loss of hit rate to accept, above 0 and below 1, such as 0.005; None for the rules
+            above.
         confidence: The coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples of the sessions, at least 1.
         seed: Seed of the resamples.
@@ -182,6 +195,7 @@ def skip_trade_off(
         raise ValueError("`num_resamples` must be at least 1, got 0. The choice needs intervals.")
     if transition_weights is not None:
         check_penalties(transition_weights, "transition_weights")
+    check_margin(margin)
 
     def measure(weight: float, penalty: float) -> EvaluationReport:
         before, module.transition_weight = module.transition_weight, weight
@@ -201,29 +215,32 @@ def skip_trade_off(
         finally:
             module.transition_weight = before
 
-    own = measure(module.transition_weight if transition_weights is None else 0.0, 0.0)
+    first = (module.transition_weight if transition_weights is None else 0.0, 0.0)
+    own = measure(*first)
     _check_both_kinds(own)
     base = own if reference is None else reference
     ascending = sorted({0.0, *map(float, penalties)})
+    rows = {first: _describe(first, own, base, cut_off)}
+
+    def row(pair: tuple[float, float]) -> Row:
+        if pair not in rows:
+            rows[pair] = _describe(pair, measure(*pair), base, cut_off)
+        return rows[pair]
+
     if transition_weights is None:
-        weight = module.transition_weight
-        reports = {(weight, 0.0): own} | {(weight, value): measure(weight, value) for value in ascending[1:]}
-        table = _tabulate(reports, base, cut_off)
-        chosen = _largest_penalty(table, cut_off)
+        found = [row((first[0], penalty)) for penalty in ascending]
+        chosen = _largest_penalty(found, cut_off, margin)
     else:
-        reports = {(0.0, 0.0): own}
-        least = base[f"hit_rate@{cut_off}"]
-
-        def is_lower(pair: tuple[float, float]) -> bool:
-            reports[pair] = reports.get(pair) or measure(*pair)
-            return reports[pair][f"hit_rate@{cut_off}"] < least
-
         for weight in sorted({0.0, *map(float, transition_weights)}):
             # The hit rate falls with the penalty.
-            bisect_left([(weight, value) for value in ascending], True, key=is_lower)
-        table = _tabulate(reports, base, cut_off)
-        chosen = _fewest_skips(table, cut_off)
-    return SkipTradeOff(table, chosen["skip_penalty"], chosen["transition_weight"], cut_off, split)
+            bisect_left(
+                [(weight, value) for value in ascending], True, key=lambda p: not _keeps(row(p), margin)
+            )
+        found = [rows[pair] for pair in sorted(rows)]
+        chosen = _fewest_skips(found, cut_off, margin)
+    return SkipTradeOff(
+        pl.DataFrame(found), chosen["skip_penalty"], chosen["transition_weight"], cut_off, split
+    )
 
 
 def _check_both_kinds(report: EvaluationReport) -> None:
@@ -237,34 +254,35 @@ def _check_both_kinds(report: EvaluationReport) -> None:
             )
 
 
-def _tabulate(
-    reports: dict[tuple[float, float], EvaluationReport], base: EvaluationReport, cut_off: int
-) -> pl.DataFrame:
-    """Return a row for each pair of weight and penalty, with the differences from a report."""
+def _describe(
+    pair: tuple[float, float], report: EvaluationReport, base: EvaluationReport, cut_off: int
+) -> Row:
+    """Return the row of a pair of weight and penalty, with the differences from a report."""
+    row = dict(zip(("transition_weight", "skip_penalty"), pair, strict=True))
     names = {metric: f"{metric}@{cut_off}" for metric in ("hit_rate", "skip_hit_rate", "skip_mrr")}
-    rows = []
-    for weight, penalty in sorted(reports):
-        report = reports[weight, penalty]
-        row = {"transition_weight": weight, "skip_penalty": penalty}
-        row |= {metric: report[metric] for metric in names.values()}
-        differences = compare(base, report)
-        for name, metric in names.items():
-            found = differences.row(by_predicate=pl.col("metric") == metric, named=True)
-            row |= {f"{name}_{column}": found[column] for column in ("difference", "low", "high")}
-        rows.append(row)
-    return pl.DataFrame(rows)
+    row |= {metric: report[metric] for metric in names.values()}
+    differences = compare(base, report)
+    for name, metric in names.items():
+        found = differences.row(by_predicate=pl.col("metric") == metric, named=True)
+        row |= {f"{name}_{column}": found[column] for column in ("difference", "low", "high")}
+    return row
 
 
-def _largest_penalty(table: pl.DataFrame, cut_off: int) -> dict[str, float]:
+def _largest_penalty(rows: Sequence[Row], cut_off: int, margin: float | None) -> Row:
     """Return the row of the largest penalty that lowers the skip hit rate alone; the first without one."""
-    skips = pl.col(f"skip_hit_rate@{cut_off}")
-    harmless = table.filter(pl.col("hit_rate_high") >= 0, skips < skips.first())
-    return (harmless.tail(1) if harmless.height else table.head(1)).row(0, named=True)
+    skips = f"skip_hit_rate@{cut_off}"
+    harmless = [row for row in rows if (row["hit_rate_high"] >= 0 if margin is None else _keeps(row, margin))]
+    return [rows[0], *(row for row in harmless if row[skips] < rows[0][skips])][-1]
 
 
-def _fewest_skips(table: pl.DataFrame, cut_off: int) -> dict[str, float]:
+def _fewest_skips(rows: Sequence[Row], cut_off: int, margin: float | None) -> Row:
     """Return the row of the lowest skip MRR among those that keep the hit rate; if none does, the nearest."""
-    kept = table.filter(pl.col("hit_rate_difference") >= 0)
-    if not kept.height:
-        return table.sort("hit_rate_difference", descending=True).row(0, named=True)
-    return kept.sort(f"skip_mrr@{cut_off}", maintain_order=True).row(0, named=True)
+    kept = [row for row in rows if _keeps(row, margin)]
+    if not kept:
+        return max(rows, key=lambda row: row["hit_rate_difference"])
+    return min(kept, key=lambda row: row[f"skip_mrr@{cut_off}"])
+
+
+def _keeps(row: Row, margin: float | None) -> bool:
+    """Return whether the hit rate is no lower, or certainly by no more than the margin."""
+    return row["hit_rate_difference"] >= 0 if margin is None else row["hit_rate_low"] >= -margin
