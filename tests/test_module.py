@@ -181,6 +181,21 @@ def test_seen_tracks_can_be_left_out_of_the_candidates(data):
         assert not seen & set(recommended["item_id"])
 
 
+def test_what_a_session_rejected_is_not_predicted(data):
+    frame = quiet_trainer().predict(small_module(data), data)[0]
+    batch = next(iter(data.predict_dataloader()))
+    names = dict(enumerate(data.session_ids))
+    repeated = 0
+    for row, items, rejected in zip(
+        batch.session_index.tolist(), batch.items, batch.rejected_mask, strict=True
+    ):
+        recommended = set(frame.filter(session_id=names[row])["item_id"])
+        assert not recommended & set(data.vocabulary.decode(items[rejected]))
+        repeated += len(recommended & set(data.vocabulary.decode(items[~rejected & (items > 0)])))
+    assert batch.rejected_mask.any()
+    assert repeated
+
+
 @pytest.mark.parametrize(
     "loss",
     [

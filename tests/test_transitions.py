@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import polars as pl
 import pytest
 import torch
 from small_models import quiet_trainer
@@ -277,6 +278,28 @@ def test_a_callback_chooses_before_each_validation_and_checkpoints_keep_the_choi
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = SkipCLModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert loaded.transition_weight == 5.0
+
+
+def test_a_metric_without_targets_does_not_choose(data, trained):
+    module, _ = trained
+    listened = data.log.with_columns(feedback=pl.lit(1.0))
+    without = SessionDataModule(listened, batch_size=32, max_length=8, vocabulary=data.vocabulary)
+    with pytest.raises(
+        ValueError, match="`metric` must have targets in the validation set, got 'delta_hit_ra"
+    ):
+        choose_transition_weight(module, without, metric="delta_hit_rate@10")
+    assert module.transition_weight == WEIGHT
+
+
+def test_the_first_of_equally_good_weights_is_chosen(data, trained):
+    module, _ = trained
+    try:
+        for weights in ((2.0, 2.0 + 1e-12), (2.0 + 1e-12, 2.0)):
+            table = choose_transition_weight(module, data, weights=weights)
+            assert table["ndcg@10"].n_unique() == 1
+            assert module.transition_weight == weights[0]
+    finally:
+        module.transition_weight = WEIGHT
 
 
 def test_a_choice_without_transitions_is_refused(data):

@@ -29,7 +29,8 @@ class ChooseTransitionWeight(Callback):
     Raises:
         TypeError: A setting has the wrong type, or, when a run starts, the module is no `SkipCLModule` or its
             data no `SessionDataModule`.
-        ValueError: A setting is out of range, or the metric unknown.
+        ValueError: A setting is out of range, or the metric unknown. When it measures: the validation set has
+            no target for the metric.
 
     Examples:
         >>> callbacks = [ChooseTransitionWeight(weights=(0.0, 2.0, 4.0))]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
+from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.baselines import LastItemMarkov
 from skipcl_lightning.evaluation.report import EvaluationReport
@@ -28,7 +29,7 @@ from skipcl_lightning.functional.ranking.diversity import (
     count_recommendations,
     self_information,
 )
-from skipcl_lightning.functional.ranking.metrics import CandidateSampler
+from skipcl_lightning.functional.ranking.metrics import CandidateSampler, rank_scored_batch
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.module.checkpoint import match_context, refuse_other_items
 
@@ -69,8 +70,9 @@ def evaluate(
         split: `validation` or `test`.
         top_k: The cut-offs of the metrics; recommendations are listed up to the largest.
         ties: The rule for equal scores; None for the model's own `ties`, or `pessimistic`.
-        exclude_seen: Whether a session's items, except the target, are left out of the candidates; None for
-            the model's own `exclude_seen`, or False.
+        exclude_seen: Whether a session's items are left out of the candidates; None for the model's own
+            `exclude_seen`, or False. A target that the session already held has the worst rank then, as in
+            the lists that are recommended.
         num_candidates: Rank each target among this many sampled items instead of the whole catalogue, to
             compare with a paper that does so. The metrics' names then contain the number, and a warning says
             why not to.
@@ -209,9 +211,17 @@ def _measure(
         for batch in loader:
             part = measure_batch(model, batch.to(device), protocol, generator, table)
             if markov is not None:
-                part["markov_rank"] = markov.target_ranks(batch, exclude_seen=protocol.exclude_seen)
+                part["markov_rank"] = _rank_by_markov(markov, batch, protocol)
             parts.append(part)
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _rank_by_markov(markov: LastItemMarkov, batch: SessionBatch, protocol: RankingProtocol) -> Tensor:
+    """[B] the ranks of the targets by the protocol."""
+    if protocol.ties == "pessimistic":  # without the scores of the whole catalogue
+        return markov.target_ranks(batch, exclude_seen=protocol.exclude_seen)
+    scores = markov.scores(batch)
+    return rank_scored_batch(scores, batch, exclude_seen=protocol.exclude_seen, ties=protocol.ties).ranks
 
 
 def _device(model: QueryModel | Baseline) -> torch.device:

@@ -346,5 +346,5 @@ def describe_last_first(first: float, following: float) -> str:
     return (
         f"The first recommendation is the item that just played before {first:.0%} of the targets, but "
         f"only {following:.0%} of the listened targets are that item. Train with a `transition_weight`, or "
-        "evaluate and recommend with `exclude_seen=True`."
+        "recommend with `exclude_seen=True`, if listeners seldom repeat a track."
     )

@@ -1,7 +1,7 @@
 """Skip predictions of several models, measured on the same held-out targets."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Protocol, get_args
 
@@ -36,6 +36,7 @@ def compare_skip_predictions(
     """Return the metrics of skip predictions of several models, one row each.
 
     A model that does not beat `ItemAndLastSkipRate` has learned nothing of the session beyond its last track.
+    Targets that training never saw are left out.
 
     Args:
         predictors: The models by name.
@@ -94,10 +95,10 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
     head = module.skip_prediction
     logits, listened = [], []
     with evaluation_mode(module):
-        for batch in data.val_dataloader():
+        for batch in _of_known_targets(data.val_dataloader()):
+            batch = batch.to(module.device)
             assert batch.target is not None  # noqa: S101 - loaders for evaluation have targets
             assert batch.target_feedback is not None  # noqa: S101
-            batch = batch.to(module.device)
             query, target = module.model.session_query(batch), batch.target[:, None]
             logits.append(head.listen_logits(query, target, module.model.item_table).squeeze(1))
             listened.append(batch.target_feedback >= batch.skip_threshold)
@@ -113,13 +114,24 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
     return float(temperature)
 
 
+def _of_known_targets(loader: Iterable[SessionBatch]) -> Iterator[SessionBatch]:
+    """Yield the sessions whose target training saw.
+
+    With `cold_targets="miss"`, loaders leave out the other skipped targets, but not the other listened ones.
+    """
+    for batch in loader:
+        known = batch if batch.cold_target is None else batch[~batch.cold_target]
+        if len(known):
+            yield known
+
+
 def _measure(name: str, predictor: SkipPredictor, loader: Iterable[SessionBatch]) -> dict[str, str | float]:
     metrics = skip_prediction_metrics()
     targets, skips = 0, 0
     module = predictor if isinstance(predictor, nn.Module) else None
     parameter = None if module is None else next(module.parameters(), None)
     with nullcontext() if module is None else evaluation_mode(module):
-        for batch in loader:
+        for batch in _of_known_targets(loader):
             assert batch.target_feedback is not None  # noqa: S101 - loaders for evaluation have targets
             skipped = batch.target_feedback < batch.skip_threshold
             on_device = batch if parameter is None else batch.to(parameter.device)

@@ -74,7 +74,7 @@ class RankingProtocol:
         num_items: V.
         list_length: The number of recommendations; 0 for none.
         ties: The rule for equal scores.
-        exclude_seen: Whether a session's items, except the target, are no candidates.
+        exclude_seen: Whether a session's items are no candidates.
         num_candidates: The number of sampled candidates; None for the whole catalogue.
         sampler: The distribution of the candidates.
         item_counts: [V + 1] int64, for the sampler `popularity`.

@@ -47,7 +47,8 @@ def choose_transition_weight(
 
     Raises:
         TypeError: A weight is no number.
-        ValueError: No weight is given, a weight is out of range, or the module has no counted transitions.
+        ValueError: No weight is given, a weight is out of range, the module has no counted transitions, or
+            the validation set has no target for the metric.
 
     Examples:
         >>> import logging, warnings
@@ -104,5 +105,17 @@ def choose_transition_weight(
         {"transition_weight": [float(weight) for weight in weights]}
         | {name: [float(found[name]) for found in values] for name in names}
     )
-    module.transition_weight = float(weights[table[metric].fill_nan(-2.0).arg_max() or 0])
+    module.transition_weight = _best(table, metric)
     return table
+
+
+def _best(table: pl.DataFrame, metric: str) -> float:
+    """Return the first weight with the largest value."""
+    # All values have the same population.
+    if table[metric].is_nan().any():
+        raise ValueError(
+            f"`metric` must have targets in the validation set, got {metric!r} without. Choose another, or "
+            "hold out every track of a session with `targets='every'`."
+        )
+    best: float = max(table.iter_rows(named=True), key=lambda row: row[metric])["transition_weight"]
+    return best

@@ -97,9 +97,15 @@ class OpposingSequences(SessionHead):
             A scalar; exactly 0, with a zero gradient, without skips.
 
         Raises:
-            ValueError: The batch hides items and a setting is not defined for that, or the table is missing.
+            ValueError: The batch hides items and a setting is not defined for that, the table is missing, or
+                its D is not `embedding_size`.
         """
         batch, table = as_batch(sessions), require_table(item_embeddings, "the sequence of skips")
+        if table.shape[1] != self.encoder.input_size:
+            raise ValueError(
+                f"`embedding_size` must be the item table's {table.shape[1]}, got {self.encoder.input_size}. "
+                f"Pass `OpposingSequences({table.shape[1]})`."
+            )
         contrast = session_contrast(batch, **self.contrast.options)
         skipped = rejected_sequence(batch.items, contrast).items
         opposing: Tensor = self.encoder(look_up(skipped, table, sparse=self.sparse_gradients))[0]  # [B, L, D]

@@ -169,8 +169,8 @@ class SkipCLModule(Scoring, LightningModule):
             listening to it, which needs a `SkipPrediction` head; more avoids skips more. It changes
             evaluation and recommendations, not the training; `evaluation.skip_trade_off` suggests a value
             after training.
-        exclude_seen: Whether evaluation and prediction leave out the session's items, except the target. Off
-            by default, because listeners repeat tracks.
+        exclude_seen: Whether evaluation and prediction leave out the session's items; a target that the
+            session already held has the worst rank then. Off by default, because listeners repeat tracks.
         top_k: The cut-offs of the metrics.
         ties: The rule for equal scores in ranks.
         learning_rate: Learning rate of AdamW, above 0.
@@ -872,6 +872,8 @@ class SkipCLModule(Scoring, LightningModule):
     def predict_step(self, batch: SessionBatch, batch_idx: int) -> pl.DataFrame:  # noqa: ARG002 - Lightning's
         """Return the best next items of each session, as many as the largest cut-off of the metrics.
 
+        Items that the session rejected are left out, as `Recommender` does by default.
+
         Args:
             batch: B sessions, from a `SessionDataModule`.
             batch_idx: Unused.
@@ -889,11 +891,12 @@ class SkipCLModule(Scoring, LightningModule):
                 "`predict` must be called with a `SessionDataModule`, got other data, whose sessions and "
                 "items have no external ids. Use `Recommender` for sessions from elsewhere."
             )
-        seen = batch.seen_items if self.exclude_seen else None
+        rejected = torch.where(batch.rejected_mask, batch.items, PADDING_INDEX)
+        excluded = batch.seen_items if self.exclude_seen else rejected
         top_k = min(max(self.hparams["top_k"]), self.num_items)
         query, added = self.session_query(batch), self.added_scores(batch)
         items, scores = top_k_items(
-            query, self._epoch_table(), top_k, exclude=seen, added=added, retired=self.retired
+            query, self._epoch_table(), top_k, exclude=excluded, added=added, retired=self.retired
         )
         skips = self.skip_probability(batch, items) if self.predicts_skips else None
         names = session_ids.gather(batch.session_index.cpu().numpy())

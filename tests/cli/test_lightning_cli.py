@@ -178,7 +178,6 @@ def test_recommendations_are_those_of_the_recommender(skipcl, of_trained, tmp_pa
         [data.vocabulary.decode(batch.items[batch.valid_mask])],
         [batch.feedback[batch.valid_mask].tolist()],
         top_k=20,
-        exclude_skipped=False,
     )
     (session,) = data.session_ids.gather(batch.session_index.numpy())
     assert written.filter(session_id=session)["item_id"].to_list() == expected["item_id"].to_list()

@@ -194,10 +194,38 @@ def test_sampled_candidates_leave_out_what_was_seen_where_asked(data):
             scores = torch.zeros(len(batch), 41).scatter_(1, batch.seen_items, 2.0)
             return scores.scatter_(1, batch.target[:, None], 1.0)
 
-    for exclude, last in ((True, 1), (False, 11)):
+    for exclude in (True, False):
         with pytest.warns(UserWarning, match="sampled candidates"):
             report = evaluate(Seen(), data, num_candidates=10, exclude_seen=exclude, num_resamples=0)
-        assert (report.sessions["rank"] == 1).all() == (last == 1)
+        first = report.sessions["rank"] == 1
+        if exclude:
+            assert first.equals(~report.sessions["repeat"])
+            assert (report.sessions.filter(~first)["rank"] == 11).all()
+        else:
+            assert not first.all()
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"])
+def test_without_the_tracks_of_a_session_a_repeated_target_is_in_no_list(data, ties):
+    models = (module(data), Scores(module(data)), LastItemMarkov(data), Popularity(data.item_counts))
+    for model in models:
+        report = evaluate(model, data, exclude_seen=True, top_k=(5,), ties=ties, num_resamples=0)
+        rows = report.sessions
+        assert 10 < rows["repeat"].sum() < rows.height
+        assert (rows.filter("repeat")["rank"] == 40).all()
+        assert report["hit_rate@5/repeat"] == 0
+        with_all = evaluate(model, data, top_k=(5,), ties=ties, num_resamples=0)
+        new = ~rows["repeat"]
+        assert (rows.filter(new)["rank"] <= with_all.sessions.filter(new)["rank"]).all()
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_markov_beside_a_model_is_ranked_by_the_same_rules(data, ties, exclude_seen):
+    settings = {"ties": ties, "exclude_seen": exclude_seen, "num_resamples": 0}
+    beside = evaluate(module(data), data, **settings).markov
+    alone = evaluate(LastItemMarkov(data), data, **settings)
+    assert beside == {name: alone[name] for name in beside}
 
 
 def test_a_collapsed_table_ranks_last_among_sampled_candidates_too(data):

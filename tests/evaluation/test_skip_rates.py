@@ -163,6 +163,26 @@ def test_a_table_measures_all_predictors_on_the_same_targets():
     assert validation["skip_auc"].to_list() == [1]
 
 
+def test_targets_that_training_never_saw_are_left_out():
+    # The skipped ones among them would be missing anyway, and all others be listened to.
+    rows = [
+        (s, p, f"t{p}" if p % 2 else f"rare{s}-{p}", (s + p // 2) % 2) for s in range(40) for p in range(8)
+    ]
+    log = pl.DataFrame(rows, schema=["session_id", "position", "item_id", "feedback"], orient="row")
+    log = log.with_columns(feedback=1.0 - 2 * pl.col("feedback"))
+    split = SplitBySession(0.3, 0.3, targets="every")
+    by_rule = {rule: SessionDataModule(log, split=split, cold_targets=rule) for rule in ("miss", "score")}
+    known, skipped = 0, 0
+    for batch in by_rule["score"].test_dataloader():
+        warm = by_rule["score"].item_counts[batch.target] > 0
+        known, skipped = known + int(warm.sum()), skipped + int((warm & (batch.target_feedback < 0)).sum())
+    (cold,) = (int(batch.cold_target.sum()) for batch in by_rule["miss"].test_dataloader())
+    assert cold > 10
+    table = compare_skip_predictions({"last": LastSkipRate(by_rule["miss"])}, by_rule["miss"])
+    assert table["targets"].item() == known
+    assert table["skipped"].item() == skipped / known == pytest.approx(0.5, abs=0.1)
+
+
 def test_places_are_those_of_the_whole_session():
     log = pl.DataFrame(
         {

@@ -59,19 +59,20 @@ def slow_mean(
             if session[s] and (said[b, s] > 0 or (feedback[b, s] >= 0 and said[b, s] == 0))
         }
         found = [w * similarity(q, table[session[s]]) for s, w in chosen.items()] if own_session else []
+        wanted = [(session[p], 1.0)]
+        if positives is not None:
+            wanted += [(item, beta) for item in positives[b, t].tolist() if item and item not in rejected]
+        pulled = {item for item, _ in wanted[1:]}
         for place, item in enumerate(list(shared)):
-            if item and item not in kept:
+            if item and item not in kept | pulled:
                 scale = 1.0 if shared_weights is None else shared_weights[place]
                 found.append(scale * similarity(q, table[item]))
         if mined is not None:
             own_mined = mined[b, t].tolist()
-            found += [similarity(q, table[item]) for item in own_mined if item and item not in kept]
+            found += [similarity(q, table[item]) for item in own_mined if item and item not in kept | pulled]
         if not found:
             continue
         sums = sorted(found, reverse=True)[:hardest]
-        wanted = [(session[p], 1.0)]
-        if positives is not None:
-            wanted += [(item, beta) for item in positives[b, t].tolist() if item and item not in rejected]
         each = [
             (w, -math.log(similarity(q, table[i]) / (similarity(q, table[i]) + sum(sums)))) for i, w in wanted
         ]

@@ -147,6 +147,13 @@ def test_the_settings_of_the_contrast_are_one_frozen_object():
         SkipMargin(negative="past")
 
 
+def test_the_opposing_encoder_must_have_the_size_of_the_model():
+    query, table = tensors()
+    sessions = batch()
+    with pytest.raises(ValueError, match="`embedding_size` must be the item table's 8, got 64"):
+        OpposingSequences(num_samples=6)(query, table[sessions.items], sessions, table)
+
+
 def test_the_opposing_encoder_learns_the_next_skip_besides_the_contrast():
     query, table = tensors()
     skips = torch.tensor([[1.0, -1, 1, -1, 1], [1, -1, -1, 0, 0]])

@@ -55,7 +55,8 @@ class LastItemMarkov:
 
         Args:
             batch: B sessions with targets, on the CPU.
-            exclude_seen: Whether the items of a session, except the target, are left out of the candidates.
+            exclude_seen: Whether the items of a session are left out of the candidates. A target that the
+                session already held has the worst rank then.
 
         Returns:
             [B] int64; a tie counts against the target, and a cold target has the worst rank.
@@ -79,9 +80,11 @@ class LastItemMarkov:
         others = len(self.popularity) - 1 - torch.searchsorted(self.popularity[1:].sort().values, popularity)
         others -= torch.bincount(rows[as_popular], minlength=len(batch))
         ranks += torch.where(of_target == 0, others, 0)
+        worst = len(self.popularity) - 1
         if exclude_seen:
             ranks -= self._better_seen(batch, target, of_target)
-        return batch.worst_if_cold(ranks, len(self.popularity) - 1)
+            ranks[(batch.seen_items == target[:, None]).any(dim=1)] = worst
+        return batch.worst_if_cold(ranks, worst)
 
     def _followers(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
         """[F] int64 each: the batch's row and the transition, for each follower of each last item."""
@@ -106,4 +109,4 @@ class LastItemMarkov:
         )
         as_popular = self.popularity[seen] >= self.popularity[target][:, None]
         better = (counts > of_target[:, None]) | ((counts == of_target[:, None]) & as_popular)
-        return (better & ~repeated & (seen != PADDING_INDEX) & (seen != target[:, None])).sum(dim=1)
+        return (better & ~repeated & (seen != PADDING_INDEX)).sum(dim=1)

@@ -399,7 +399,8 @@ def skip_pair_scores(
 class RankedBatch(NamedTuple):
     """The arguments of the metrics' `update` for a batch of B sessions.
 
-    A cold target, which training never saw, and a retired one have the worst rank and the score -inf.
+    A cold target, which training never saw, and a retired one have the worst rank and the score -inf. If the
+    session's items are excluded, a target that it already held has the worst rank too.
 
     Attributes:
         ranks: [B] int64, or float32 for the tie rule `mean`; 1 is the best.
@@ -436,7 +437,8 @@ def rank_batch(
         query: [B, D] floating point, the sessions before their targets.
         item_embeddings: [V + 1, D] floating point; row 0 is padding.
         batch: B sessions with targets.
-        exclude_seen: Whether the items of a session, except the target, are left out of the candidates.
+        exclude_seen: Whether the items of a session are left out of the candidates. A target that the session
+            already held can't be recommended then: it has the worst rank.
         ties: The tie rule of `target_ranks`.
         candidates: [B, n] int64, rank each target among these items (0 is none) instead of the catalogue.
         added: Scores of some items, added to their inner products.
@@ -479,6 +481,7 @@ def rank_batch(
         values = (products if added is None else products + look_up_scores(added, ranked)).float()
         ranks = candidate_ranks(values[:, 0], values[:, 1:], candidates, ties=ties)
         worst = candidates.shape[1] + 1
+    ranks = _worst_if_seen(ranks, worst, batch, target) if exclude_seen else ranks
     return _assemble(batch, target, feedback, ranks, worst, (own, others, pairs))
 
 
@@ -516,13 +519,23 @@ def rank_scored_batch(
     target, feedback = _targets(batch)
     own = scores.gather(1, target[:, None]).squeeze(1)
     if candidates is None:
-        ranked = exclude_items(scores, batch.seen_items, keep=target) if exclude_seen else scores
+        ranked = exclude_items(scores, batch.seen_items) if exclude_seen else scores
         ranks, worst = score_ranks(ranked[:, 1:], target - 1, ties=ties), scores.shape[1] - 1
     else:
         ranks = candidate_ranks(own, scores.gather(1, candidates), candidates, ties=ties)
         worst = candidates.shape[1] + 1
+    ranks = _worst_if_seen(ranks, worst, batch, target) if exclude_seen else ranks
     pairs = skip_pair_mask(target, batch.items, batch.rejected_mask)
     return _assemble(batch, target, feedback, ranks, worst, (own, scores.gather(1, batch.items), pairs))
+
+
+def _worst_if_seen(ranks: Tensor, worst: int, batch: SessionBatch, target: Tensor) -> Tensor:
+    """[B] ranks, and the worst one for each target that its session already held."""
+    return torch.where(_is_seen(batch, target), torch.full_like(ranks, worst), ranks)
+
+
+def _is_seen(batch: SessionBatch, target: Tensor) -> Tensor:
+    return (batch.seen_items == target[:, None]).any(dim=1)
 
 
 def _targets(batch: SessionBatch) -> tuple[Tensor, Tensor]:
@@ -543,7 +556,7 @@ def _assemble(
         ranks=batch.worst_if_cold(ranks, worst),
         # The threshold of the metrics is 0.
         target_feedback=feedback - batch.skip_threshold,
-        target_seen=(batch.seen_items == target[:, None]).any(dim=1),
+        target_seen=_is_seen(batch, target),
         target_scores=batch.worst_if_cold(scores[0], -torch.inf),
         skip_scores=scores[1],
         skip_mask=scores[2],

@@ -208,10 +208,9 @@ def check_catalogue(
     return sizes
 
 
-def exclude_items(scores: Tensor, exclude: Tensor, *, keep: Tensor | None = None) -> Tensor:
-    """[N, C] scores, -inf at the columns `exclude` [N, S] of each row, except at its column `keep` [N]."""
-    excluded = scores.scatter(1, exclude, -torch.inf)
-    return excluded if keep is None else excluded.scatter(1, keep[:, None], scores.gather(1, keep[:, None]))
+def exclude_items(scores: Tensor, exclude: Tensor) -> Tensor:
+    """[N, C] scores, -inf at the columns `exclude` [N, S] of each row."""
+    return scores.scatter(1, exclude, -torch.inf)
 
 
 def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:

@@ -443,7 +443,8 @@ def skip_info_nce(
     Half-precision input is contrasted in float32.
 
     If the batch has mined items (`SessionDataModule(mined_negatives=…)`), they join the negatives and
-    positives. With the mined positives j, each of weight β and with the same negatives, the loss is
+    positives. No negative of a position is one of its mined positives. With the mined positives j, each of
+    weight β and with the same negatives, the loss is
 
     $$
     \ell_t = \frac{\ell_{t, p(t)} + \beta \sum_j \ell_{t, j}}{1 + \beta \sum_j 1}
@@ -511,17 +512,23 @@ def skip_info_nce(
     )
     if mined_negatives is not None:
         shared["mined_negatives"] = mined_negatives
+    if mined_positives is not None:
+        positive_mask = _unrejected_mask(mined_positives, batch.items, found.rejected_mask)  # [B, L, P]
     for name, part in shared.items():
         logits = candidate_similarity(name, query, part, temperature, valid_mask)
         log_weight = logits.new_zeros(1) if part.log_weight is None else part.log_weight
-        parts.append((logits, unkept_mask(part, found.kept_items), log_weight))
+        mask = unkept_mask(part, found.kept_items)
+        if mined_positives is not None:
+            mask = _without(mask, part.items, mined_positives.items.where(positive_mask, PADDING_INDEX))
+        parts.append((logits, mask, log_weight))
     negative_logit, has_negative = _sum_negatives(parts, num_hardest)
     losses = -F.logsigmoid(own_logit - negative_logit)
     if mined_positives is not None:
         logits = candidate_similarity("mined_positives", query, mined_positives, temperature, valid_mask)
-        mask = _unrejected_mask(mined_positives, batch.items, found.rejected_mask)
-        extra = torch.where(mask, -F.logsigmoid(logits - negative_logit[..., None]), 0).sum(dim=2)
-        losses = (losses + mined_positive_weight * extra) / (1 + mined_positive_weight * mask.sum(dim=2))
+        extra = torch.where(positive_mask, -F.logsigmoid(logits - negative_logit[..., None]), 0).sum(dim=2)
+        losses = (losses + mined_positive_weight * extra) / (
+            1 + mined_positive_weight * positive_mask.sum(dim=2)
+        )
     anchor_mask = found.anchor_mask & has_negative
     return reduce_anchors(
         torch.where(anchor_mask, losses, 0),
@@ -561,6 +568,13 @@ def _mined(
         # The positive of a hidden position is the item there, so the position before it counts.
         items = F.pad(items[:, :-1], (0, 0, 1, 0), value=PADDING_INDEX)
     return Candidates(items, look_up(items, require_table(item_embeddings, "mined tracks"), sparse=sparse))
+
+
+def _without(mask: Tensor, items: Tensor, positives: Tensor) -> Tensor:
+    """[B, L, C] bool: the mask of candidates [C] or [B, L, C], without the positives [B, L, P] of a place."""
+    for positive in positives.unbind(2):
+        mask = mask & (items != positive[..., None])
+    return mask
 
 
 def _unrejected_mask(part: Candidates, items: Tensor, rejected_mask: Tensor) -> Tensor:
