@@ -15,7 +15,7 @@ import polars as pl
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folder", type=Path, help="what `skipcl export` wrote")
-parser.add_argument("session", help="ids with their feedback in the order of time, such as a:1,b:-1")
+parser.add_argument("session", help="ids in the order of time, perhaps with their feedback: a:1,b:-1")
 parser.add_argument(
     "--penalty", type=float, default=0.0, help="how much tracks that may be skipped are avoided"
 )
@@ -26,20 +26,26 @@ about = json.loads((given.folder / "model.json").read_text(encoding="utf-8"))
 items = pl.read_parquet(given.folder / "items.parquet")
 model = onnxruntime.InferenceSession(given.folder / "model.onnx", providers=["CPUExecutionProvider"])
 
-plays = [play.rpartition(":") for play in given.session.split(",")][-about["longest_session"] :]
 index_of = dict(zip(items["item_id"].cast(pl.String), items["index"], strict=True))
-inputs = {"items": np.array([[index_of[item] for item, _, _ in plays]])}
+plays = []
+for play in given.session.split(","):
+    item, _, feedback = (play, "", "1") if play in index_of else play.rpartition(":")
+    plays.append((index_of[item], float(feedback)))
+skipped = [item for item, feedback in plays if feedback < 0]
+plays = plays[-about["longest_session"] :]
+inputs = {"items": np.array([[item for item, _ in plays]])}
 for name in about["inputs"]:  # what is unknown is 0
     spec = about["inputs"][name]
     shape = [1, *(size if isinstance(size, int) else len(plays) for size in spec["shape"][1:])]
     inputs.setdefault(name, np.zeros(shape, spec["dtype"]))
 if "feedback" in inputs:
-    inputs["feedback"][0] = [float(feedback) for _, _, feedback in plays]
+    inputs["feedback"][0] = [feedback for _, feedback in plays]
 query, *skip_vector = model.run(None, inputs)
 if skip_vector:
     query = np.hstack([query, given.penalty * skip_vector[0], np.full((1, 1), given.penalty, np.float32)])
 
-candidates = items.filter(~pl.col("retired"))
+# As `skipcl recommend`, which also adds the transitions of a model that has them: see the guide on export.
+candidates = items.filter(~pl.col("retired"), ~pl.col("index").is_in(skipped))
 vectors = np.ascontiguousarray(candidates["vector"].to_numpy())
 search = faiss.IndexFlatIP(vectors.shape[1])  # any other index of inner products will do
 search.add(vectors)

@@ -131,7 +131,7 @@ def test_a_graph_is_used_without_torch(folder, tmp_path):
     # The model sees the latest five, as in training.
     plays = [play.split(":") for play in LONG.split(",")]
     items, feedback = [item for item, _ in plays], [float(signal) for _, signal in plays]
-    expected = Recommender(model, encoder(5)).recommend([items], [feedback], top_k=6, exclude_skipped=False)
+    expected = Recommender(model, encoder(5)).recommend([items], [feedback], top_k=6)
     rows = [line.split() for line in run.stdout.splitlines()]
     assert [row[1] for row in rows] == expected["item_id"].to_list()
     assert [float(row[2]) for row in rows] == pytest.approx(expected["score"].to_list(), abs=1e-3)

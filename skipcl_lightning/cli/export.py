@@ -28,4 +28,9 @@ def export(checkpoint: Path, folder: Path, onnx: bool = True, pt2: bool = True) 
     recommender = Recommender.from_checkpoint(checkpoint)
     written = export_model(recommender.scorer, recommender.encoder, folder, onnx=onnx, pt2=pt2)
     lines = [f"{path.name}: {path.stat().st_size:,} bytes" for path in sorted(written.iterdir())]
+    if recommender.scorer.transition_weight > 0:
+        lines.append(
+            "Vectors and graphs know no transitions, so they rank otherwise than `skipcl recommend`. "
+            "model.safetensors has them; the guide's page on export adds them to the scores."
+        )
     Console().print("\n".join([f"{recommender} in {written}", *lines]), markup=False, highlight=False)
