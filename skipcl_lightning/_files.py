@@ -265,7 +265,13 @@ def named_in_errors(path: str | Path | None, what: str = "`path` must be a check
             raise
         why = str(error)
         if not isinstance(error, ValueError):
-            why = f"{type(error).__name__}: {why}. Load it with the class and settings that were trained."
+            cure = "Load it with the class and settings that were trained."
+            if "got multiple values for" in why:
+                cure = (
+                    "A subclass that sets an argument of its base itself must name the others in its "
+                    "`__init__`, in place of `**settings`."
+                )
+            why = f"{type(error).__name__}: {why}. {cure}"
         raise ValueError(f"{what} that fits the model, got {str(path)!r}, which does not. {why}") from error
 
 

@@ -416,6 +416,65 @@ def test_a_validation_that_begins_at_a_later_batch_is_logged_whole(data):
     assert logged["val/num_listened"] + logged["val/num_skipped"] == len(data.session_ids)
 
 
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_an_interrupted_evaluation_leaves_nothing_to_the_next(data, stage):
+    class Interrupted(Callback):
+        def stop(self, *_, **__):
+            raise RuntimeError("stopped")
+
+        on_validation_batch_end = on_test_batch_end = stop
+
+    module = small_module(data)
+    run = {"validation": "validate", "test": "test"}[stage]
+    expected = getattr(quiet_trainer(), run)(module, data, verbose=False)
+    with pytest.raises(RuntimeError, match="stopped"):
+        getattr(quiet_trainer(callbacks=[Interrupted()]), run)(module, data, verbose=False)
+    assert getattr(quiet_trainer(), run)(module, data, verbose=False) == expected
+
+
+def test_a_module_as_an_argument_of_a_subclass_is_not_in_the_checkpoint(data, tmp_path):
+    class Projected(SkipCLModule):
+        def __init__(self, *args, projector=None, **settings):
+            super().__init__(*args, **settings)
+            self.projector = projector
+
+    path = tmp_path / "model.ckpt"
+    with pytest.warns(
+        UserWarning, match="Attribute 'projector' is an instance of `nn.Module`"
+    ):  # Lightning's
+        module = Projected(SASRec(8), num_items=data.num_items, projector=nn.Linear(8, 8))
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(path)
+    with pytest.warns(UserWarning, match="Attribute 'projector' is an instance of `nn.Module`"):
+        loaded = Projected.load_from_checkpoint(path, projector=nn.Linear(8, 8))
+    assert loaded.projector.weight.equal(module.projector.weight)
+    quiet_trainer(max_steps=2).fit(module, data, ckpt_path=path)
+    quiet_trainer().test(module, data, ckpt_path=path, verbose=False)
+
+
+def test_a_subclass_that_cannot_be_built_from_its_settings_says_why(data, tmp_path):
+    class Fixed(SkipCLModule):
+        def __init__(self, num_items, hidden=16, **settings):
+            super().__init__(SASRec(hidden, max_length=20), num_items=num_items, **settings)
+
+    class Named(SkipCLModule):
+        def __init__(self, num_items, hidden=16, learning_rate=0.1):
+            backbone = SASRec(hidden, max_length=20)
+            super().__init__(backbone, num_items=num_items, learning_rate=learning_rate)
+
+    for subclass in (Fixed, Named):
+        trainer = quiet_trainer(max_steps=1)
+        trainer.fit(subclass(num_items=data.num_items, hidden=8, learning_rate=0.2), data)
+        trainer.save_checkpoint(tmp_path / f"{subclass.__name__}.ckpt")
+    with pytest.raises(
+        ValueError, match=r"must name the others in its `__init__`, in place of `\*\*settings`"
+    ):
+        Fixed.load_from_checkpoint(tmp_path / "Fixed.ckpt")
+    loaded = Named.load_from_checkpoint(tmp_path / "Named.ckpt")
+    assert (loaded.model.embedding_size, loaded.learning_rate) == (8, 0.2)
+
+
 def test_it_subclasses_like_any_lightning_module(data):
     class Doubled(SkipCLModule):
         def losses(self, states):

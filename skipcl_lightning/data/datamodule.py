@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -407,9 +407,10 @@ class SessionDataModule(LightningDataModule):
         _ = self._data
         model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
         length = getattr(model, "max_length", None)
-        if self._takes_length and isinstance(length, int):
+        if self._takes_length and model is not None:
             # A bidirectional backbone needs one position for its mask token.
-            self.max_length = length if getattr(model, "causal", True) else max(1, length - 1)
+            spared = 0 if getattr(model, "causal", True) else 1
+            self.max_length = max(1, length - spared) if isinstance(length, int) else DEFAULT_LENGTH
         warnings.filterwarnings("ignore", message=_OLD_QUESTION)
         if not self.num_workers:
             warnings.filterwarnings("ignore", message=_WORKER_ADVICE)
@@ -467,6 +468,23 @@ class SessionDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[SessionBatch]:
         """Return the batches of the test set."""
         return self._evaluation_loader("test")
+
+    @contextmanager
+    def at_least_as_long(self, length: int) -> Iterator[None]:
+        """Let loaders that are made in a context keep so many items of a session, for a model of another fit.
+
+        It does nothing for data with a `max_length` of its own.
+
+        Args:
+            length: The number of items, at least 1.
+        """
+        before = self.max_length
+        if self._takes_length:
+            self.max_length = max(before, length)
+        try:
+            yield
+        finally:
+            self.max_length = before
 
     def predict_dataloader(self) -> DataLoader[SessionBatch]:
         """Return batches of whole sessions, without targets."""

@@ -21,6 +21,7 @@ from skipcl_lightning.evaluation.target_rows import (
     Baseline,
     QueryModel,
     RankingProtocol,
+    held_out_batches,
     is_query_model,
     measure_batch,
 )
@@ -204,7 +205,7 @@ def _measure(
     """Return the rows of all targets, on the CPU."""
     device = _device(model)
     generator = torch.Generator().manual_seed(seed)
-    loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
+    loader = held_out_batches(data, split, model)
     parts = []
     with evaluation_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
         table = model.item_table if is_query_model(model) else None

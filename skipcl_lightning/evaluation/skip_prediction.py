@@ -14,6 +14,7 @@ from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.evaluate import Split
+from skipcl_lightning.evaluation.target_rows import held_out_batches
 from skipcl_lightning.functional import fit_temperature
 from skipcl_lightning.metrics import skip_prediction_metrics
 from skipcl_lightning.module import SkipCLModule
@@ -59,7 +60,7 @@ def compare_skip_predictions(
         ['item', 'last']
     """
     check_choice("split", split, get_args(Split))
-    loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
+    loader = held_out_batches(data, split, *predictors.values())
     return pl.DataFrame([_measure(name, one, loader) for name, one in predictors.items()]).fill_nan(None)
 
 
@@ -95,7 +96,7 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
     head = module.skip_prediction
     logits, listened = [], []
     with evaluation_mode(module):
-        for batch in _of_known_targets(data.val_dataloader()):
+        for batch in _of_known_targets(held_out_batches(data, "validation", module)):
             batch = batch.to(module.device)
             assert batch.target is not None  # noqa: S101 - loaders for evaluation have targets
             assert batch.target_feedback is not None  # noqa: S101

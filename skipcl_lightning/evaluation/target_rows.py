@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.functional import (
     RankedBatch,
     last_position,
@@ -21,9 +22,10 @@ from skipcl_lightning.functional.ranking.metrics import CandidateSampler
 from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
     from typing_extensions import TypeIs
 
-__all__ = ["Baseline", "QueryModel", "RankingProtocol", "is_query_model", "measure_batch"]
+__all__ = ["Baseline", "QueryModel", "RankingProtocol", "held_out_batches", "is_query_model", "measure_batch"]
 
 
 @runtime_checkable
@@ -64,6 +66,25 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
         False
     """
     return hasattr(model, "item_table") and hasattr(model, "session_query")
+
+
+def held_out_batches(data: SessionDataModule, split: str, *models: object) -> "DataLoader[SessionBatch]":
+    """Return the batches of a held-out set, with all that the models were trained to see of a session.
+
+    Data without a `max_length` of its own may have been fitted with another model since, of a shorter one.
+
+    Args:
+        data: The sessions.
+        split: `validation` or `test`.
+        models: The models; one without an encoder sees what the data has.
+
+    Returns:
+        A loader.
+    """
+    encoders = [getattr(model, "encoder", None) for model in models]
+    lengths = [encoder.max_length for encoder in encoders if isinstance(encoder, SessionEncoder)]
+    with data.at_least_as_long(max(lengths, default=1)):
+        return data.val_dataloader() if split == "validation" else data.test_dataloader()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation.target_rows import held_out_batches
 from skipcl_lightning.functional import rank_batch
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.module import SkipCLModule
@@ -80,7 +81,7 @@ def choose_transition_weight(
     metrics = [
         session_metrics(data.num_items, top_k=(1, 10), ties=module.ties).to(module.device) for _ in weights
     ]
-    loader = data.val_dataloader()
+    loader = held_out_batches(data, "validation", module)
     stride = 1 if max_targets is None else max(1, len(loader) * data.batch_size // max_targets)
     with evaluation_mode(module):
         for number, batch in enumerate(loader):

@@ -565,8 +565,10 @@ class SkipCLModule(Scoring, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
-        # Not the modules that a subclass's own arguments may hold.
         settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        # A file with the modules that a subclass's own arguments may hold could not be read again.
+        for name in [name for name, value in settings.items() if isinstance(value, nn.Module)]:
+            del settings[name]
         settings.update(self._describe_parts(), item_features=self.item_columns)
         for name in ("transition_weight", "skip_penalty"):
             if name in settings:
@@ -834,12 +836,14 @@ class SkipCLModule(Scoring, LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch, and stop a run that diverged; an override must call it."""
         self._candidates = None
+        self.val_metrics.reset()  # perhaps an earlier run was interrupted
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._divergence.check(self)
 
     def on_test_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch; an override must call it."""
         self._candidates = None
+        self.test_metrics.reset()
         self._warn_without_history()
 
     def on_predict_epoch_start(self) -> None:

@@ -21,6 +21,7 @@ from skipcl_lightning.data import (
     read_mssd,
     simulate_sessions,
 )
+from skipcl_lightning.evaluation import choose_transition_weight, evaluate
 
 
 class Recorder(lightning.LightningModule):
@@ -323,3 +324,26 @@ def test_it_is_pickled_after_a_training():
     again = pickle.loads(pickle.dumps(data))  # noqa: S301 - our own
     assert again.vocabulary == data.vocabulary
     assert again.trainer is None
+
+
+def test_a_model_is_evaluated_as_it_was_trained_whatever_was_fitted_since():
+    data = SessionDataModule(simulate_sessions(60, num_items=40, num_moods=4), batch_size=16)
+    long = SkipCLModule(SASRec(8, max_length=9), num_items=data.num_items, transition_weight=1.0)
+    quiet_trainer(max_epochs=1).fit(long, data)
+    ranks = evaluate(long, data, num_resamples=0).sessions["rank"]
+    weights = choose_transition_weight(long, data)
+    long.transition_weight = 1.0
+    short = SkipCLModule(SASRec(8, max_length=2), num_items=data.num_items)
+    quiet_trainer(max_epochs=1).fit(short, data)
+    assert data.max_length == 2
+    assert evaluate(long, data, num_resamples=0).sessions["rank"].equals(ranks)
+    assert choose_transition_weight(long, data).equals(weights)
+    assert data.max_length == 2
+    # A backbone without a limit does not take that of another.
+    free = SkipCLModule(GRU4Rec(8), num_items=data.num_items)
+    quiet_trainer(max_steps=1).fit(free, data)
+    assert data.max_length == 50
+    assert free.encoder.max_length > 9
+    # Data with a length of its own keeps it.
+    own = SessionDataModule(simulate_sessions(60, num_items=40, num_moods=4), batch_size=16, max_length=3)
+    assert not evaluate(long, own, num_resamples=0).sessions["rank"].equals(ranks)
