@@ -40,6 +40,7 @@ __all__ = [
     "TableParts",
     "arrange_parts",
     "check_log_columns",
+    "count_missing",
     "describe_columns",
     "describe_polars_error",
     "drop_copies",
@@ -204,6 +205,12 @@ def _check_types(schema: pl.Schema) -> None:
                 f"`log` must have {wanted} in column {column!r}, got {dtype}. "
                 f"{GRADE_FLAG if column.endswith('feedback') else cure}"
             )
+
+
+def count_missing(ids: pl.Series) -> int:
+    """Return the number of ids that are null or blank."""
+    blank = int((ids.str.strip_chars() == "").sum()) if ids.dtype == pl.String else 0
+    return ids.null_count() + blank
 
 
 # Called with the step's name, the amount done, and the total (None if unknown).

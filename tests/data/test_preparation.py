@@ -149,7 +149,7 @@ def test_feedback_that_is_null_is_unknown():
 
 
 def test_a_null_session_is_an_error():
-    with pytest.raises(ValueError, match="null in at least 1"):
+    with pytest.raises(ValueError, match="null or blank in at least 1"):
         prepare_sessions(make_log(session_id=["s", None, "s"]))
 
 

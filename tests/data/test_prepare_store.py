@@ -477,12 +477,11 @@ def test_feedback_of_its_own_and_a_rule_for_it_are_one_too_many(tmp_path):
     history = pl.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "timestamp": [1, 2, 3], "feedback": 1.0})
     with pytest.raises(ValueError, match="`skip_seconds` must be None where the log has feedback"):
         prepare_store(history, tmp_path / "store", gap_minutes=20, skip_seconds=30)
-    with pytest.raises(ValueError, match="must have a user in every row, got null in at least 1"):
-        prepare_store(
-            pl.concat([history, history.head(1).with_columns(user_id=None)], how="vertical_relaxed"),
-            tmp_path / "store",
-            gap_minutes=20,
-        )
+    for user in (None, " "):
+        nobody = history.head(1).with_columns(user_id=pl.lit(user, pl.String))
+        log = pl.concat([history.cast({"user_id": pl.String}), nobody])
+        with pytest.raises(ValueError, match="must have a user in every row, got null or blank in"):
+            prepare_store(log, tmp_path / "store", gap_minutes=20)
 
 
 def test_ids_that_look_alike_stay_apart(tmp_path):

@@ -142,3 +142,14 @@ def test_equal_times_of_a_file_that_runs_newest_first_are_reversed():
     joined = join_histories([history])
     assert joined.collect()["tie_order"].to_list() == [0, -1, -2, -3, -4]
     assert "".join(in_listening_order(joined).collect()["item_id"]) == "abcde"
+
+
+@pytest.mark.parametrize("users", [[None, "u", None], ["", "u", " "], [None, 1, None]])
+@pytest.mark.parametrize(
+    "work", [lambda t: sessionise(t, gap_minutes=1), lambda t: label_by_next_play(t, skip_seconds=1)]
+)
+def test_plays_without_a_user_are_refused_and_counted_where_users_are_told_apart(work, users):
+    made = work(pl.DataFrame({"user_id": users, "timestamp": [0, 1, 2], "item_id": 7}))
+    for lazy in (made, made.filter(pl.col("user_id").is_not_null()), made.select("item_id")):
+        with pytest.raises(ValueError, match=r"^`frame` must have a user .*none in 2 of 3 rows\. Drop"):
+            lazy.collect()

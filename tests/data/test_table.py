@@ -24,6 +24,21 @@ def test_columns_are_mapped_to_their_canonical_names_and_the_rest_is_left_out():
     assert table.schema["feedback"] == pl.Float32
 
 
+def test_plays_without_a_user_do_not_become_sessions_of_one(tmp_path):
+    plays = pl.DataFrame({"t": "a", "who": ["u", None, " ", "u"], "when": [0, 1, 2, 3], "s": 1})
+    plays.write_parquet(tmp_path / "log.parquet")
+    plays.write_csv(tmp_path / "log.csv")
+    for source in (plays, tmp_path / "log.parquet", tmp_path / "log.csv"):
+        settings = {"item": "t", "user": "who", "timestamp": "when"}
+        cut = read_table(source, gap_minutes=30, **settings)
+        message = "`source` must have a user in every row .* in 2 of 4 rows.* column of sessions as `session`"
+        with pytest.raises(ValueError, match=message):
+            cut.collect()
+        with pytest.raises(ValueError, match=message):
+            prepare_sessions(cut)
+        assert read_table(source, session="s", **settings).collect()["user_id"].null_count() == 2
+
+
 def test_any_table_is_read(tmp_path):
     rows = [{"s": "1", "t": "a", "n": 4}, {"s": "1", "t": "", "n": 5}]
     expected = read_table(pl.DataFrame(rows), item="t", session="s", position="n").collect()

@@ -51,6 +51,12 @@ def test_plays_become_sessions_of_a_user(tmp_path):
     ]
 
 
+def test_plays_without_a_user_are_refused(tmp_path):
+    write_plays(tmp_path, [(None, 7, 0, 100), (1, 8, 5, 100)])
+    with pytest.raises(ValueError, match=r"^`listens` must .* user .* in 1 of 2 rows.*`gap_minutes=None`"):
+        read_yambda(tmp_path).collect()
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

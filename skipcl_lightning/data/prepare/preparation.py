@@ -20,6 +20,7 @@ from skipcl_lightning.data.canonical_table import (
     TableParts,
     arrange_parts,
     check_log_columns,
+    count_missing,
     drop_copies,
     drop_repeated,
     in_listening_order,
@@ -525,10 +526,10 @@ def _check_contents(table: pl.DataFrame) -> None:
         if "session_id" in table.columns
         else ("user_id", "Drop these rows: nobody is known to have listened.")
     )
-    if owner in table.columns and table[owner].null_count():
+    if owner in table.columns and (missing := count_missing(table[owner])):
         raise ValueError(
-            f"`log` must have a {owner.removesuffix('_id')} in every row, got null in at least "
-            f"{table[owner].null_count()}. {cure}"
+            f"`log` must have a {owner.removesuffix('_id')} in every row, got null or blank in at least "
+            f"{missing}. {cure}"
         )
     for column in ("position", "timestamp"):
         if column not in table.columns:

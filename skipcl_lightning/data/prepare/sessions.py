@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import polars as pl
 
@@ -9,6 +10,7 @@ from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.canonical_table import (
     CANONICAL_COLUMNS,
     Table,
+    count_missing,
     describe_columns,
     in_listening_order,
     resolve_schema,
@@ -16,12 +18,14 @@ from skipcl_lightning.data.canonical_table import (
 )
 
 __all__ = [
+    "PLAIN_HISTORY",
     "cut_at_gaps",
     "feedback_from_ratio",
     "flag_to_feedback",
     "join_histories",
     "label_and_cut",
     "label_by_next_play",
+    "require_users",
     "sessionise",
     "times_fall",
     "to_microseconds",
@@ -34,6 +38,8 @@ _PLACE = "(place)"
 _MOST_ROWS = 1 << 40
 _ROWS_LOOKED_AT = 10_000
 _FEWEST_FALLS = 3
+_OWN_SESSIONS = "Or give the table sessions of its own, as `session_id`."
+PLAIN_HISTORY = "`gap_minutes=None` returns the plain history, which can be filtered and then cut."
 
 
 def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None) -> pl.LazyFrame:
@@ -56,7 +62,7 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
     Raises:
         TypeError: `frame` is no table or `gap_minutes` no number.
         ValueError: A column is missing, `timestamp` has another type, the table has a `session_id` already,
-            or `gap_minutes` is not above 0.
+            or `gap_minutes` is not above 0. When collected: a row has no user.
 
     Examples:
         >>> plays = pl.DataFrame({"item_id": ["a", "b", "c"], "timestamp": [0, 600, 3000]})
@@ -89,7 +95,7 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     Raises:
         TypeError: `frame` is no table or `skip_seconds` no number.
         ValueError: `timestamp` is missing or has another type, the table has a `feedback` already, or
-            `skip_seconds` is not above 0.
+            `skip_seconds` is not above 0. When collected: a row has no user.
 
     Examples:
         >>> plays = pl.DataFrame({"user_id": ["u", "u", "v"], "timestamp": [0, 20, 25]})
@@ -141,7 +147,7 @@ def label_and_cut(
         return history
     history = in_listening_order(history)
     # Before labels are made, because a copy would seem to end its own play at once.
-    plays = history.unique(maintain_order=True)
+    plays = require_users(history, "paths", PLAIN_HISTORY).unique(maintain_order=True)
     labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
     schema = labelled.collect_schema()
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
@@ -210,7 +216,29 @@ def _open_history(
             )
     if made in schema:
         raise ValueError(f"`frame` must not have a column {made!r} yet, got one. Drop it to {remake} anew.")
-    return history, schema
+    return require_users(history, "frame", _OWN_SESSIONS), schema
+
+
+def require_users(history: pl.LazyFrame, name: str, cure: str) -> pl.LazyFrame:
+    """Raise, when a history is collected, if it has users but not in every row; a blank id is none.
+
+    The plays of several unknown listeners would otherwise become sessions of one.
+    """
+    if "user_id" not in history.collect_schema():
+        return history
+    # No push-down (polars' default), so that a filter further on cannot hide such rows.
+    return history.map_batches(partial(_check_users, name=name, cure=cure))
+
+
+def _check_users(history: pl.DataFrame, *, name: str, cure: str) -> pl.DataFrame:
+    missing = count_missing(history["user_id"])
+    if missing:
+        raise ValueError(
+            f"`{name}` must have a user in every row where sessions are cut at pauses, got none in "
+            f"{missing:,} of {history.height:,} rows. Drop these rows: nobody is known to have listened. "
+            f"{cure}"
+        )
+    return history
 
 
 def cut_at_gaps(ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes: float) -> pl.LazyFrame:
@@ -220,7 +248,7 @@ def cut_at_gaps(ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes
     begins = (pause > round(gap_minutes * 60 * _MICROSECONDS)).fill_null(False)
     number = begins.cast(pl.Int64).cum_sum()
     if "user_id" in ordered.collect_schema():
-        name = pl.format("{}/{}", pl.col("user_id").cast(pl.String).fill_null(""), number.over("user_id"))
+        name = pl.format("{}/{}", pl.col("user_id").cast(pl.String), number.over("user_id"))
     else:
         name = number
     return ordered.with_columns(name.alias("session_id"))

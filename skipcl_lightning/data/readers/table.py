@@ -21,6 +21,7 @@ from skipcl_lightning.data.prepare.sessions import (
     feedback_from_ratio,
     flag_to_feedback,
     join_histories,
+    require_users,
     sessionise,
 )
 from skipcl_lightning.data.readers.parsing import (
@@ -97,7 +98,7 @@ def read_table(
             `2024-05-01T10:00:00Z`. Text without an offset is UTC.
         time_format: The format of times in text, such as `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
         position: The column with the order within a session.
-        user: The column with the listener's id.
+        user: The column with the listener's id, which no row may lack if sessions are cut here.
         separator: The character between the columns of a CSV file; `"\t"` is a tab, also as the two
             characters that a shell may pass.
         gap_minutes: The longest pause within a session, if sessions are cut here.
@@ -108,8 +109,8 @@ def read_table(
         TypeError: `source` is neither paths nor a table, or a number is none.
         ValueError: A column is missing (the message lists the columns) or has an unusable type, CSV and
             Parquet are mixed, a path does not exist, settings exclude each other or are unused, or sessions
-            or their order are not defined. When collected: a value is wrong; the message names the file, the
-            row, the column and the value.
+            or their order are not defined. When collected: a value is wrong (the message names the file, the
+            row, the column and the value), or sessions are cut here and a row has no user.
 
     Examples:
         >>> log = pl.DataFrame(
@@ -155,7 +156,8 @@ def read_table(
         signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items()
     )
     if gap_minutes is not None:
-        mapped = sessionise(in_listening_order(mapped), gap_minutes=gap_minutes)
+        known = require_users(mapped, "source", "Or name a column of sessions as `session`.")
+        mapped = sessionise(in_listening_order(known), gap_minutes=gap_minutes)
     made = {*signals, "session_id", "tie_order"} & set(mapped.collect_schema())
     kept = [name for name in CANONICAL_COLUMNS if name in given or name in made]
     return mapped.select(*kept, *columns)

@@ -6,7 +6,12 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS
-from skipcl_lightning.data.prepare.sessions import feedback_from_ratio, sessionise
+from skipcl_lightning.data.prepare.sessions import (
+    PLAIN_HISTORY,
+    feedback_from_ratio,
+    require_users,
+    sessionise,
+)
 from skipcl_lightning.data.readers.parsing import (
     Column,
     Paths,
@@ -94,7 +99,7 @@ def read_yambda(
         history = _add_opinions(history, opinions)
     if gap_minutes is None:
         return history
-    cut = sessionise(history, gap_minutes=gap_minutes)
+    cut = sessionise(require_users(history, "listens", PLAIN_HISTORY), gap_minutes=gap_minutes)
     schema = cut.collect_schema()
     return cut.select(name for name in CANONICAL_COLUMNS if name in schema)
 
