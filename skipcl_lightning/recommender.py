@@ -258,9 +258,12 @@ class Recommender:
         Args:
             sessions: Item ids of each session, in the order of time; the model sees the latest `max_length`.
                 Lists, arrays, series, or tensors of integer ids without padding. Or a polars, pandas or Arrow
-                table with a row for each play, in the order of time: `session_id`, `item_id`, perhaps
-                `feedback` and `explicit_feedback`, and the columns of the context. Then `feedback`,
-                `explicit_feedback`, `context` and `session_ids` are left out.
+                table with a row for each play: `session_id`, `item_id`, perhaps `feedback` and
+                `explicit_feedback`, and the columns of the context. A session's rows are sorted by
+                `position`, or else by `timestamp`, and without either must be in the order of time. Equal
+                times stay in the order of the rows, or in reverse where the table runs from the newest row
+                to the oldest; a session with an unknown time keeps the order of its rows. With a table,
+                `feedback`, `explicit_feedback`, `context` and `session_ids` are left out.
             feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
                 feedback as an input has seldom seen.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,35 @@ def test_a_table_of_plays_gives_the_same_as_lists(kind):
     )
 
 
+ORDERS = {
+    "position": {"position": [3, 1, 2, 7], "timestamp": [0, 0, 1, 0]},
+    "seconds": {"timestamp": [2.5, 0, 1, 9.5]},
+    "times": {"timestamp": [datetime(2024, 5, day) for day in (2, 1, 1, 9)]},
+    "ties": {"timestamp": [0, 0, 0, 1], "tie_order": [1, 0, 0, 1]},
+    "equal times": {"item_id": ["a", "c", "b", "e"], "timestamp": [5, 5, 5, 5]},
+    "unknown times": {"item_id": ["a", "c", "b", "e"], "timestamp": [5, 1, None, 2]},
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", [pl.DataFrame, pl.LazyFrame, pd.DataFrame])
+def test_rows_of_a_session_are_sorted_as_in_training(kind, order):
+    recommend = recommender()
+    expected = recommend.recommend([["a", "b"], ["c", "e"]], session_ids=["y", "x"], top_k=5)
+    table = kind(plays(**ORDERS[order]))
+    assert recommend.recommend(table, top_k=5).equals(expected)
+    assert recommend.embed_sessions(table)["session_id"].to_list() == ["y", "x"]
+
+
+def test_a_table_from_the_newest_row_to_the_oldest_is_read_backwards_where_times_are_equal():
+    recommend = recommender()
+    rows = {"session_id": "s", "item_id": list("abcde"), "timestamp": [1, 2, 2, 3, 4]}
+    table = pl.DataFrame(rows)
+    expected = recommend.recommend([list("abcde")], session_ids=["s"], top_k=5)
+    for one in (table, table.reverse()):
+        assert recommend.recommend(one, top_k=5).equals(expected)
+
+
 @pytest.mark.parametrize(
     ("table", "arguments", "kind", "message"),
     [
@@ -394,6 +424,13 @@ def test_a_table_of_plays_gives_the_same_as_lists(kind):
         (plays(feedback=[2.0] * 4), {}, ValueError, r"`feedback` must be in \[-1, 1\]"),
         (plays(), {"session_ids": ["y", "x"]}, ValueError, "`session_ids` must be None for a table"),
         (plays(), {"feedback": [[1.0], [1.0]]}, ValueError, "`feedback` must be None for a table"),
+        (plays(position=[0, 1, None, 2]), {}, ValueError, "`sessions` must have a position .* null in 1"),
+        (
+            plays(timestamp=["now"] * 4),
+            {},
+            ValueError,
+            "a Datetime in column 'timestamp', .* String",
+        ),
         ({"session_id": [], "item_id": []}, {}, ValueError, "at least one session"),
         ({"session_id": [1.5], "item_id": ["a"]}, {}, TypeError, "`session_id` must be strings or integers"),
     ],

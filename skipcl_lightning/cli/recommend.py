@@ -2,12 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import cache, partial
-from itertools import compress, pairwise
+from itertools import pairwise
 from multiprocessing import active_children, get_context, parent_process
 from operator import add
 from pathlib import Path
@@ -23,9 +23,12 @@ from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import write_whole
-from skipcl_lightning.data import ContextEncoder, SessionEncoder
+from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
-from skipcl_lightning.data.encoder import group_sessions
+from skipcl_lightning.data.encoder import find_order, group_sessions
+from skipcl_lightning.data.prepare.inputs import Category
+from skipcl_lightning.data.prepare.sessions import runs_newest_first
 from skipcl_lightning.data.readers.parsing import (
     ROW,
     Column,
@@ -36,18 +39,28 @@ from skipcl_lightning.data.readers.parsing import (
     text_column,
     time_column,
 )
+from skipcl_lightning.data.vocabulary import to_ids
 from skipcl_lightning.item_index import ItemIndex
 from skipcl_lightning.recommender import Recommender
 
 __all__ = ["parse_session", "recommend"]
 
-# The names, items, feedback and context of sessions.
-Given = tuple[list[Any], list[list[Any]], list[list[float]], dict[str, list[Any]]]
 # A file, the first of its rows, the one after the last, and the arguments of `Recommender.recommend`.
 Job = tuple[Path, int, int, dict[str, Any]]
 Results = Generator["Counts"]
 WRITERS = {".csv": "sink_csv", ".parquet": "sink_parquet"}
 ROWS_IN_MEMORY = 2**18
+
+
+class Given(NamedTuple):
+    """Names, known items, feedback and context of sessions, and counts that include what was left out."""
+
+    names: list[Any]
+    items: list[list[Any]]
+    feedback: list[list[float]]
+    context: dict[str, list[Any]]
+    plays: int
+    sessions: int
 
 
 class Counts(NamedTuple):
@@ -79,18 +92,20 @@ def recommend(
     Args:
         checkpoint: The checkpoint of a trained model, such as checkpoints/best.ckpt.
         session: A session such as "a:1,b:-1", or a list of them: item ids in the order of listening, each
-            with its feedback in [-1, 1] after a colon; without one, the feedback is unknown.
-        file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback, its rows in
-            the order of listening. A model with context inputs needs their columns of the training log too,
-            such as timestamp; an empty field is unknown.
+            with its feedback in [-1, 1] after a colon; without one, the feedback is unknown. An id that the
+            model knows may itself end with a colon and a number.
+        file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback. The rows of
+            a session are sorted by position, or else by timestamp; without these columns they must be in the
+            order of listening. A model with context inputs needs their columns of the training log too; an
+            empty field is unknown.
         histories: With `file`, another such file: what the listener of each session heard before it, by the
             session_id of `file`, without skipped tracks or with their feedback. For a model that was trained
             with a history_length.
         top_k: Items for each session.
         exclude_seen: Leave out the session's own items.
         exclude_skipped: Leave out the items that the session skipped.
-        unknown: What to do with items that the model does not know: `error` names the first, `ignore` leaves
-            them out, and sessions without another, and says how many.
+        unknown: What to do with items that the model does not know, and with rows without an item: `error`
+            names the first, `ignore` leaves them out, and sessions without another, and says how many.
         skip_penalty: How much the ranking avoids tracks that the model expects to be skipped, at least 0. It
             needs a model with the head SkipPrediction.
         output: A .csv or .parquet file for the recommendations; without it they are printed. With it, a
@@ -136,7 +151,7 @@ def recommend(
         )
         counts = _write_parts(output, rank, jobs, console)
     else:
-        given, earlier = _collect(session, file, histories, recommender.encoder)
+        given, earlier = _collect(session, file, histories, recommender.encoder, unknown)
         found, counts = _rank(recommender, given, earlier, settings)
         _check_known(counts)
         if output is None:
@@ -168,26 +183,20 @@ def _rank(
     recommender: Recommender, given: Given, earlier: list[list[Any]] | None, settings: dict[str, Any]
 ) -> tuple[pl.DataFrame, Counts]:
     """Return the recommendations for sessions, and what they are."""
-    names, items, feedback, context = given
     if settings["index"] is not None:
         settings = {**settings, "index": _open_index(settings["index"], recommender)}
-    plays, unknown = sum(map(len, items)), 0
-    keep = [True] * len(items)
-    if settings["unknown"] == "ignore":
-        missing = recommender.unknown_items(items)
-        strange = set(missing["item_id"])
-        keep, unknown = [not strange.issuperset(one) for one in items], int(missing["count"].sum())
     found = pl.DataFrame()
-    if any(keep) or not keep:  # No session at all is refused.
+    if given.names or not given.sessions:  # No session at all is refused.
         found = recommender.recommend(
-            list(compress(items, keep)),
-            list(compress(feedback, keep)),
-            histories=None if earlier is None else list(compress(earlier, keep)),
-            context={column: list(compress(values, keep)) for column, values in context.items()},
-            session_ids=list(compress(names, keep)),
+            given.items,
+            given.feedback,
+            histories=earlier,
+            context=given.context,
+            session_ids=given.names,
             **settings,
         )
-    return found, Counts(sum(keep), len(keep) - sum(keep), plays, unknown, len(found))
+    known, sessions = sum(map(len, given.items)), len(given.names)
+    return found, Counts(sessions, given.sessions - sessions, given.plays, given.plays - known, len(found))
 
 
 @cache
@@ -311,8 +320,13 @@ def _rank_part(recommender: Recommender, job: Job, place: Path) -> Counts:
     """Write the recommendations for the sessions of some rows of a file."""
     file, start, stop, settings = job
     with name_unreadable("file"):
-        table = pl.scan_parquet(file).slice(start, stop - start).collect()
-    given = _to_given("file", file, table, recommender.encoder)
+        scan = pl.scan_parquet(file)
+        table = scan.slice(start, stop - start).collect()
+        # The first rows of the whole file say whether it runs from the newest row to the oldest.
+        if find_order(table.columns) == "timestamp" and "tie_order" not in table.columns:
+            step = -1 if runs_newest_first(scan.select("session_id", "timestamp")) else 1
+            table = table.with_columns(tie_order=step * pl.int_range(pl.len()))
+    given = _to_given("file", file, table, recommender.encoder, settings["unknown"])
     found, counts = _rank(recommender, given, None, settings)
     if counts.sessions:
         write_whole(place, found.write_parquet)
@@ -344,17 +358,15 @@ def _cut(file: Path, processes: int) -> list[int] | None:
     return [*cuts["start"].sort(), rows] if rows else [0, 0]
 
 
-def parse_session(text: str) -> tuple[list[Any], list[float]]:
-    """Return the items and the feedback of a session such as `a:1,b:-1,c`; no feedback is 0."""
+def parse_session(text: str, known: Container[str] = ()) -> tuple[list[str], list[float]]:
+    """Return the items and the feedback of a session such as `a:1,b:-1,c`; no feedback is 0.
+
+    A part that is one of the `known` ids is an item without feedback, even if it ends with a number. Only a
+    number in [-1, 1] is feedback.
+    """
     items, feedback = [], []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        item, _, number = part.rpartition(":")
-        try:
-            value = float(number)
-        except ValueError:
-            item, value = part, 0.0
-        if not item:
-            item, value = part, 0.0
+        item, value = (part, 0.0) if part in known else _split_feedback(part)
         items.append(item)
         feedback.append(value)
     if not items:
@@ -362,33 +374,48 @@ def parse_session(text: str) -> tuple[list[Any], list[float]]:
     return items, feedback
 
 
+def _split_feedback(part: str) -> tuple[str, float]:
+    item, _, number = part.rpartition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        return part, 0.0
+    return (item, value) if item and -1 <= value <= 1 else (part, 0.0)
+
+
 def _collect(
-    session: list[str] | str | None, file: Path | None, histories: Path | None, encoder: SessionEncoder
+    session: list[str] | str | None,
+    file: Path | None,
+    histories: Path | None,
+    encoder: SessionEncoder,
+    unknown: str,
 ) -> tuple[Given, list[list[Any]] | None]:
     """Return the sessions, and the tracks before each of them."""
     context = encoder.context
     if file is not None:
-        given = _read_sessions("file", file, encoder)
-        return given, None if histories is None else _read_histories(histories, given[0], encoder)
+        given = _read_sessions("file", file, encoder, unknown)
+        earlier = None if histories is None else _read_histories(histories, given.names, encoder, unknown)
+        return given, earlier
     if context is not None and context.columns:
         raise ValueError(
             f"`file` must be given for a model with the context {', '.join(context.columns)}, got `session`. "
             "Write the sessions with these columns."
         )
     texts = [session] if isinstance(session, str) else session or []
-    parsed = [parse_session(text) for text in texts]
-    items = _to_ids([one[0] for one in parsed], encoder)
-    return (list(range(len(items))), items, [one[1] for one in parsed], {}), None
+    parsed = [parse_session(text, encoder.vocabulary) for text in texts]
+    rows = [(number, *row) for number, one in enumerate(parsed) for row in zip(*one, strict=True)]
+    schema = {"session_id": pl.Int64, "item_id": pl.String, "feedback": pl.Float64}
+    return _to_given("session", None, pl.DataFrame(rows, schema, orient="row"), encoder, unknown), None
 
 
-def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder) -> list[list[Any]]:
+def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder, unknown: str) -> list[list[Any]]:
     """Return the tracks before each session, without those that were skipped."""
-    earlier, items, feedback, _ = _read_sessions("histories", file, encoder.replace(context=None))
+    given = _read_sessions("histories", file, encoder.replace(context=None), unknown)
     found = {
         name: [item for item, signal in zip(tracks, signals, strict=True) if signal >= encoder.skip_threshold]
-        for name, tracks, signals in zip(earlier, items, feedback, strict=True)
+        for name, tracks, signals in zip(given.names, given.items, given.feedback, strict=True)
     }
-    if not found.keys() & set(names):
+    if names and not found.keys() & set(names):
         raise ValueError(
             f"`histories` must have sessions of `file` in session_id, got {next(iter(found), None)!r}. "
             "Use the ids of the sessions that follow, of the same type."
@@ -396,55 +423,96 @@ def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder) -> li
     return [found.get(name, []) for name in names]
 
 
-def _read_sessions(argument: str, file: Path, encoder: SessionEncoder) -> Given:
-    """Return names, items, feedback and context of the sessions in a file."""
+def _read_sessions(argument: str, file: Path, encoder: SessionEncoder, unknown: str) -> Given:
+    """Return the sessions in a file."""
     if file.suffix not in WRITERS:
         raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
     if not file.exists():
         raise FileNotFoundError(f"`{argument}` must be a file that exists, got {str(file)!r}.")
     with name_unreadable(argument):
         table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-    return _to_given(argument, file, table, encoder)
+    return _to_given(argument, file, table, encoder, unknown)
 
 
-def _to_given(argument: str, file: Path, table: pl.DataFrame, encoder: SessionEncoder) -> Given:
-    """Return the same for rows of the file."""
-    context = encoder.context
-    needed = [] if context is None else context.columns
-    if context is not None and (texts := [name for name in needed if table.schema.get(name) == pl.String]):
-        parsers = [_text_parser(name, table[name], context) for name in texts]
+def _to_given(
+    argument: str, file: Path | None, table: pl.DataFrame, encoder: SessionEncoder, unknown: str
+) -> Given:
+    """Return the sessions of a table, of a file or of the command line."""
+    needed = [] if encoder.context is None else encoder.context.columns
+    table = _parse_texts(argument, file, table, encoder)
+    known = table
+    if {"session_id", "item_id"} <= set(table.columns):  # Otherwise the error names them below.
+        known = _keep_known(argument, file, table, encoder, unknown)
+    found: dict[str, Any] = group_sessions(known, needed, name=argument)
+    items = found["item_id"]
+    return Given(
+        found["session_id"].to_list(),
+        items,
+        found.get("feedback") or [[0.0] * len(one) for one in items],
+        {column: found[column] for column in needed},
+        table.height,
+        table["session_id"].n_unique(),
+    )
+
+
+def _parse_texts(
+    argument: str, file: Path | None, table: pl.DataFrame, encoder: SessionEncoder
+) -> pl.DataFrame:
+    """Return the table with numbers and times in place of texts: the context, the order and the feedback."""
+    categories = {} if encoder.context is None else encoder.context.categories
+    needed = [*([] if encoder.context is None else encoder.context.columns), find_order(table.columns)]
+    texts = [name for name in dict.fromkeys(needed) if name and table.schema.get(name) == pl.String]
+    if texts:
+        parsers = [_text_parser(name, table[name], categories.get(name)) for name in texts]
         # The first row is the header.
         rows = table.lazy().select(texts).with_row_index(ROW, offset=2)
         table = table.with_columns(parse_columns(rows, file, parsers, name=argument).collect())
     if table.schema.get("feedback") == pl.String:
         with name_unreadable(argument):
             table = table.with_columns(pl.col("feedback").cast(pl.Float64))
-    found: dict[str, Any] = group_sessions(table, needed, name=argument)
-    items = _to_ids(found["item_id"], encoder)
-    feedback = found.get("feedback") or [[0.0] * len(one) for one in items]
-    return found["session_id"].to_list(), items, feedback, {column: found[column] for column in needed}
+    return table
 
 
-def _text_parser(name: str, texts: pl.Series, context: ContextEncoder) -> Column:
-    """Return the parsing of a context column that is text; the training log tells its type."""
-    categories = context.categories.get(name)
+def _text_parser(name: str, texts: pl.Series, categories: Sequence[Category] | None) -> Column:
+    """Return the parsing of a column that is text; the training log tells the type of a category."""
     if categories is not None:
         kind = type(categories[0])
         parser = {bool: flag_column, int: integer_column}.get(kind, text_column)
         return parser(name, optional=True)
+    if name == "position":
+        return integer_column(name)
     numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
     return (time_column if numbers.null_count() == len(numbers) else number_column)(name, optional=True)
 
 
-def _to_ids(sessions: list[list[Any]], encoder: SessionEncoder) -> list[list[Any]]:
-    """Return ids of the type that the model knows; the command line and CSV files have texts alone."""
-    if encoder.vocabulary.dtype != pl.Int64:
-        return sessions
-    return [[_to_integer(item) for item in one] for one in sessions]
+def _keep_known(
+    argument: str, file: Path | None, table: pl.DataFrame, encoder: SessionEncoder, unknown: str
+) -> pl.DataFrame:
+    """Return the plays of tracks that the model knows, with ids of its type; `error` refuses others."""
+    vocabulary = encoder.vocabulary
+    with name_unreadable(argument):
+        ids = _to_type(argument, table["item_id"], vocabulary.dtype)
+    known = ids.is_not_null().to_numpy().copy()
+    known[known] = vocabulary.encode(ids.drop_nulls(), unknown="ignore") != PADDING_INDEX
+    strange = table.filter(~pl.Series(known, dtype=pl.Boolean))
+    if strange.height and unknown == "error":
+        session, item = strange.select("session_id", "item_id").row(0)
+        wanted = "integer ids" if vocabulary.dtype == pl.Int64 else "ids"
+        where = "" if file is None else f" of {str(file)!r}"
+        raise ValueError(
+            f"`{argument}` must hold {wanted} that the model knows, got {item!r} in session {session!r}"
+            f"{where} ({strange.height:,} such plays in {table.height:,}). Use the ids of the training "
+            "log, or leave such plays out with `--unknown ignore`."
+        )
+    return table.with_columns(ids.alias("item_id")).filter(pl.Series(known, dtype=pl.Boolean))
 
 
-def _to_integer(item: Any) -> Any:
-    try:
-        return int(item)
-    except ValueError as error:
-        raise ValueError(f"`session` must hold integer ids for this model, got {item!r}.") from error
+def _to_type(argument: str, ids: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Return ids of the type that the model knows, null where one has another form."""
+    if ids.dtype == pl.Null:
+        return ids.cast(dtype)
+    if dtype == pl.Int64 and (ids.dtype == pl.String or ids.dtype.is_numeric()):
+        return integer_column("item_id", optional=True).parse(ids)
+    if ids.dtype.is_integer():
+        ids = ids.cast(pl.String)
+    return ids if ids.dtype == pl.String else to_ids(argument, ids, dtype)

@@ -1,6 +1,6 @@
 """From sessions of external ids to batches, and from recommendations to external ids."""
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Container, Iterable, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +15,13 @@ from skipcl_lightning.data.canonical_table import (
     GRADE_FLAG,
     Table,
     describe_columns,
+    in_listening_order,
     name_unreadable,
     resolve_schema,
     to_frame,
 )
 from skipcl_lightning.data.prepare.inputs import ContextEncoder
+from skipcl_lightning.data.prepare.sessions import runs_newest_first
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary, plain
@@ -28,6 +30,7 @@ __all__ = [
     "SessionEncoder",
     "check_columns",
     "check_rows",
+    "find_order",
     "flatten",
     "group_sessions",
     "recommendation_frame",
@@ -36,6 +39,7 @@ __all__ = [
 
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 Context = Mapping[str, Sequence[Sequence[Any]] | None]
+_ROW = "(row)"
 
 
 class SessionEncoder:
@@ -303,11 +307,15 @@ def _context_column(
 def group_sessions(
     table: Table, context: Sequence[str] = (), *, name: str = "sessions"
 ) -> dict[str, pl.Series | list[Any]]:
-    """Return the sessions of a table of plays, a row for each, in the order of time.
+    """Return the sessions of a table of plays, a row for each.
+
+    A session's rows are sorted by `position`, or else by `timestamp`, if there is one. Equal values stay in
+    the order of the rows; equal times are reversed where the table runs from the newest row to the oldest,
+    or have the order of `tie_order`. A session with an unknown time keeps the order of its rows.
 
     Args:
         table: `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, where null is 0, and the
-            columns of the context. Rows of one session need not be neighbours.
+            columns of the order and the context. Rows of one session need not be neighbours.
         context: The columns that are needed besides.
         name: The caller's argument, for errors.
 
@@ -317,7 +325,7 @@ def group_sessions(
 
     Raises:
         TypeError: It is no table, or feedback is no number.
-        ValueError: A column is missing.
+        ValueError: A column is missing, or the one of the order has another type or a row without a position.
     """
     frame = to_frame(name, table).lazy()
     schema = resolve_schema(name, frame)
@@ -331,13 +339,42 @@ def group_sessions(
     for column in signals:
         if not (schema[column].is_numeric() or schema[column] == pl.Null):
             raise TypeError(f"`{name}` must have numbers in {column!r}, got {schema[column]}. {GRADE_FLAG}")
+    order = find_order(schema)
+    placed = [column for column in (order, "tie_order") if column in schema and column not in needed]
     numbers = [pl.col(column).cast(pl.Float64).fill_null(0.0) for column in signals]
     with name_unreadable(name):
-        grouped = (
-            frame.group_by("session_id", maintain_order=True).agg("item_id", *numbers, *context).collect()
+        rows = frame.select(*needed, *numbers, *placed).with_row_index(_ROW).collect()
+    if order is not None:
+        rows = _sort_by(rows, order, name)
+    kept = ("item_id", *signals, *context)
+    grouped = rows.group_by("session_id", maintain_order=True).agg(pl.col(_ROW).min(), *kept).sort(_ROW)
+    return {"session_id": grouped["session_id"], **{column: grouped[column].to_list() for column in kept}}
+
+
+def find_order(columns: Container[str]) -> str | None:
+    """Return the column that orders the rows of a session, `position` or else `timestamp`, or None."""
+    return next((column for column in ("position", "timestamp") if column in columns), None)
+
+
+def _sort_by(rows: pl.DataFrame, order: str, name: str) -> pl.DataFrame:
+    """Return rows in the order of a column, after a check of its type."""
+    dtype = rows.schema[order]
+    if not (dtype.is_numeric() or dtype in (pl.Datetime, pl.Date, pl.Null)):
+        raise ValueError(
+            f"`{name}` must have a number or a Datetime in column {order!r}, which orders the rows, got "
+            f"{dtype}. Convert it, or leave it out if the rows have the order of listening."
         )
-    ids = grouped["session_id"]
-    return {"session_id": ids, **{column: grouped[column].to_list() for column in grouped.columns[1:]}}
+    place = rows[order].fill_nan(None) if dtype.is_float() else rows[order]
+    if order == "position" and place.null_count():
+        raise ValueError(
+            f"`{name}` must have a position in every row, got null in {place.null_count():,}. Fill it in, or "
+            "leave the column out if the rows have the order of listening."
+        )
+    if order == "timestamp" and "tie_order" not in rows.columns and runs_newest_first(rows.lazy()):
+        rows = rows.with_columns(tie_order=-pl.col(_ROW).cast(pl.Int64))
+    whole = pl.col(order).is_not_null().all().over("session_id")
+    key = pl.when(whole).then(order) if place.null_count() else pl.col(order)
+    return in_listening_order(rows.with_columns(place)).sort(key, maintain_order=True)
 
 
 def session_lengths(

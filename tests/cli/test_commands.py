@@ -15,6 +15,7 @@ from skipcl_lightning.cli.configs import configuration_names, expand_arguments, 
 from skipcl_lightning.cli.predictions import RecommendationWriter
 from skipcl_lightning.cli.recommend import parse_session
 from skipcl_lightning.cli.training import _cut_lines, _root_cause, _suggest_part
+from skipcl_lightning.data import ItemVocabulary
 
 BACKBONES = sorted({name.partition("/")[2] for name in configuration_names()})
 SMALL = ["--trainer.accelerator", "cpu", "--data.log.num_sessions", 60, "--data.log.num_items", 40]
@@ -262,6 +263,20 @@ def test_wrong_sessions_are_named(skipcl, trained_in_terminal):
 
 def test_a_session_is_read_from_text():
     assert parse_session("a:1,b:-1,spotify:track:c") == (["a", "b", "spotify:track:c"], [1.0, -1.0, 0.0])
+
+
+def test_a_number_at_the_end_of_an_id_is_no_feedback():
+    known = ItemVocabulary(["spotify:track:1", "a"])
+    for text, item, feedback in (
+        ("spotify:track:1", "spotify:track:1", 0.0),
+        ("spotify:track:1:-0.5", "spotify:track:1", -0.5),
+        ("a:1", "a", 1.0),
+        ("deezer:3135556", "deezer:3135556", 0.0),
+        ("a:nan", "a:nan", 0.0),
+        (":1", ":1", 0.0),
+    ):
+        assert parse_session(text, known) == ([item], [feedback])
+    assert parse_session("7:1", ItemVocabulary([7])) == (["7"], [1.0])
 
 
 def test_names_of_configurations_become_yaml_and_printed_ones_have_comments():

@@ -115,9 +115,9 @@ def test_a_file_is_read_in_parts_of_whole_sessions(checkpoint, tmp_path, rows, m
     sizes = []
     read = recommend_command._to_given
 
-    def watched(argument, file, part, encoder):
+    def watched(argument, file, part, *settings):
         sizes.append(len(part))
-        return read(argument, file, part, encoder)
+        return read(argument, file, part, *settings)
 
     monkeypatch.setattr(recommend_command, "_to_given", watched)
     expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=2)

@@ -77,7 +77,7 @@ def test_the_error_of_a_process_is_shown_and_nothing_is_left(checkpoint, tmp_pat
     table = write_plays(tmp_path / "plays.parquet", checkpoint)
     wrong = pl.when(pl.int_range(pl.len()) == 60).then(pl.lit("nobody")).otherwise("item_id")
     table.with_columns(item_id=wrong).write_parquet(tmp_path / "plays.parquet")
-    with pytest.raises(ValueError, match=r"got 'nobody' in session .* Session 0 of these is 's"):
+    with pytest.raises(ValueError, match=r"got 'nobody' in session 's.*`--unknown ignore`"):
         recommend(checkpoint, file=tmp_path / "plays.parquet", output=tmp_path / "out.csv", processes=3)
     assert [path.name for path in tmp_path.iterdir()] == ["plays.parquet"]
 
@@ -127,6 +127,63 @@ def test_what_the_model_does_not_know_is_left_out_and_counted(
         with pytest.raises(ValueError, match="`unknown` must leave a session, got"):
             recommend(checkpoint, **given, **settings)
     assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize("column", ["position", "timestamp"])
+@pytest.mark.parametrize("rows", [2, 2**18])
+def test_a_file_in_any_order_gives_what_the_sorted_one_gives(checkpoint, tmp_path, column, rows, monkeypatch):
+    monkeypatch.setattr(command, "ROWS_IN_MEMORY", rows)
+    recommender = Recommender.from_checkpoint(checkpoint)
+    ids = recommender.encoder.vocabulary.ids
+    sessions = {"a": ids[:5], "b": ids[7:4:-1], "c": [ids[9], ids[8], ids[10]]}
+    plays = {"session_id": list(sessions), "item_id": list(sessions.values())}
+    # From 9 to 11, which texts would sort otherwise. A file from the newest time on reverses equal ones.
+    fourth = 10 if column == "position" else 9
+    place = pl.Series(column, [7, 8, 9, fourth, 11, *[9, 10, 11] * 2])
+    table = pl.DataFrame(plays).explode("item_id").with_columns(place)
+    expected = recommender.recommend(list(sessions.values()), top_k=3)["item_id"]
+    for changed in (table, table.reverse()):
+        changed = changed.sort("session_id", maintain_order=True)
+        changed.write_parquet(tmp_path / "plays.parquet")
+        changed.write_csv(tmp_path / "plays.csv")
+        for name in ("plays.parquet", "plays.csv"):
+            recommend(checkpoint, file=tmp_path / name, top_k=3, output=tmp_path / "out.parquet")
+            assert pl.read_parquet(tmp_path / "out.parquet")["item_id"].equals(expected)
+
+
+@pytest.mark.parametrize("ids", [["a", "b", "c"], [1, 2, 3]])
+@pytest.mark.parametrize("rows", [1, 2**18])
+def test_rows_without_a_usable_item_are_unknown_ones(tmp_path, ids, rows, monkeypatch, capsys):
+    encoder = SessionEncoder(ItemVocabulary(ids), max_length=4)
+    recommender = Recommender(Scorer(SessionModel(SASRec(8), num_items=3)).eval(), encoder)
+    monkeypatch.setattr(Recommender, "from_checkpoint", lambda _: recommender)
+    monkeypatch.setattr(command, "ROWS_IN_MEMORY", rows)
+    first, second, _ = map(str, ids)
+    items = [first, None, second, "xyz", "xyz", " ", first]
+    feedback = [1.0, -1.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    table = pl.DataFrame({"session_id": [*"sssttuv"], "item_id": items, "feedback": feedback})
+    table.write_parquet(tmp_path / "plays.parquet")
+    table.write_csv(tmp_path / "plays.csv")
+    numbers = table.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # as pandas writes null: 1.0
+    numbers.cast({"item_id": pl.Float64}).write_parquet(tmp_path / "floats.parquet")
+    expected = recommender.recommend([ids[:2], ids[:1]], [[1, 0.5], [1]], session_ids=["s", "v"], top_k=2)
+    for name in ("plays.parquet", "plays.csv", "floats.parquet")[: 3 if ids[0] == 1 else 2]:
+        given = {"file": tmp_path / name, "top_k": 2, "output": tmp_path / "out.parquet"}
+        with pytest.raises(
+            ValueError, match=r"`file` must hold .*ids that the model knows, got None in session 's'"
+        ):
+            recommend("model.ckpt", **given)
+        recommend("model.ckpt", **given, unknown="ignore")
+        assert pl.read_parquet(tmp_path / "out.parquet").drop("score").equals(expected.drop("score"))
+        said = "Left out: 4 plays of unknown tracks, 2 sessions without a known track."
+        assert said in " ".join(capsys.readouterr().out.split())
+    given = {"session": [f"{first}:1", "xyz"], "top_k": 2}
+    with pytest.raises(
+        ValueError, match=r"`session` must hold .* got 'xyz' in session 1 \(1 such plays in 2\)"
+    ):
+        recommend("model.ckpt", **given)
+    recommend("model.ckpt", **given, unknown="ignore")
+    assert "1 plays of unknown tracks, 1 sessions" in " ".join(capsys.readouterr().out.split())
 
 
 def workers_of(run):

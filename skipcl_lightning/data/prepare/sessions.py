@@ -26,6 +26,7 @@ __all__ = [
     "label_and_cut",
     "label_by_next_play",
     "require_users",
+    "runs_newest_first",
     "sessionise",
     "times_fall",
     "to_microseconds",
@@ -162,7 +163,7 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     nine times as often as they rise. If one does, all rows get a `tie_order`, which reverses the equal times
     of such files.
     """
-    newest_first = [_runs_newest_first(history) for history in histories]
+    newest_first = [runs_newest_first(history) for history in histories]
     if not any(newest_first):
         return pl.concat(histories)
     numbered = []
@@ -173,7 +174,7 @@ def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     return pl.concat(numbered)
 
 
-def _runs_newest_first(history: pl.LazyFrame) -> bool:
+def runs_newest_first(history: pl.LazyFrame) -> bool:
     """Return whether times fall in the first rows of each listener or session."""
     schema = history.collect_schema()
     keys = [key for key in ("user_id", "session_id") if key in schema][:1]
