@@ -42,6 +42,8 @@ __all__ = ["Recommender"]
 Sessions = Sequence[Sequence[str]] | Sequence[Sequence[int]]
 Ids = Sequence[str] | Sequence[int]
 Frame = pl.LazyFrame | ArrowTable
+# For methods without `unknown`.
+_KNOWN_ALONE = "Leave such tracks out, or train on data that has them."
 
 
 class Recommender:
@@ -362,8 +364,14 @@ class Recommender:
         mask[excluded] = True
         return mask if retired is None else mask | retired
 
-    def _look_up(self, name: str, ids: Ids | AbstractSet[Any], unknown: str) -> Tensor:
-        """Return the indices of ids, also of a set, since their order has no effect; 0 for an ignored one."""
+    def _look_up(
+        self,
+        name: str,
+        ids: Ids | AbstractSet[Any],
+        unknown: str = "error",
+        cure: str = "`unknown='ignore'` leaves them out.",
+    ) -> Tensor:
+        """Return the indices of ids, of a set in any order; 0 for an ignored one."""
         vocabulary = self.encoder.vocabulary
         given = to_ids(name, tuple(ids) if isinstance(ids, AbstractSet) else ids, vocabulary.dtype)
         found = torch.tensor(vocabulary.encode(given, unknown="ignore"))
@@ -372,7 +380,7 @@ class Recommender:
             first = given[int(missing.nonzero()[0])]
             raise ValueError(
                 f"`{name}` must hold tracks of the vocabulary, got {first!r} ({int(missing.sum())} unknown "
-                "in all). `unknown='ignore'` leaves them out."
+                f"in all). {cure}"
             )
         return found.to(self.device)
 
@@ -416,7 +424,7 @@ class Recommender:
 
         Raises:
             TypeError: As for `recommend`.
-            ValueError: As for `recommend`.
+            ValueError: As for `recommend`. An unknown item is always an error.
         """
         check_integer("top_k", top_k)
         check_integer("depth", depth, minimum=top_k)
@@ -426,6 +434,10 @@ class Recommender:
         for name, values in {**lists, "session": session}.items():
             if not (is_ordered(values) or (values is None and name != "session")):
                 raise TypeError(f"`{name}` must be a list with a value for each track, got {values!r}.")
+        earlier = [] if history is None else history
+        ids: Any
+        for name, ids in (("session", session), ("track", [track]), ("history", earlier)):
+            self._look_up(name, ids, cure=_KNOWN_ALONE)
         items = [*plain(session), track]
         signals = [*([0.0] * len(session) if feedback is None else plain(feedback)), track_feedback]
         likes = None if explicit_feedback is None else [*plain(explicit_feedback), 0.0]
@@ -472,7 +484,7 @@ class Recommender:
         )
         vocabulary = self.encoder.vocabulary
         ids = to_ids("items", items, vocabulary.dtype)
-        indices = torch.tensor(vocabulary.encode(ids), device=self.device)
+        indices = self._look_up("items", items, cure=_KNOWN_ALONE)
         table = F.normalize(self.scorer.model.item_table.float(), dim=1)
         found, cosines = top_k_items(
             table[indices], table, top_k, exclude=indices[:, None], retired=self.scorer.retired

@@ -301,6 +301,18 @@ def test_a_skip_moves_the_list():
     assert "d" in played.filter(pl.col("rank").is_not_null())["item_id"].to_list()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("track", (["a"], "nobody")),
+        ("session", (["a", "nobody"], "b")),
+    ],
+)
+def test_an_unknown_track_of_a_moved_list_is_named_by_its_own_argument(name, arguments):
+    with pytest.raises(ValueError, match=rf"^`{name}` must hold tracks .* got 'nobody' [^`]*$"):
+        recommender().after_skip(*arguments, top_k=2)
+
+
 def test_similar_items_have_the_largest_cosine():
     recommend = recommender()
     found = recommend.similar_items(["c", "a"], top_k=3)
@@ -316,7 +328,7 @@ def test_similar_items_have_the_largest_cosine():
         assert one["item_id"].to_list() == [name] * 3
         assert one["similar_item_id"].to_list() == best
         assert one["cosine"].to_list() == pytest.approx([cosines[item] for item in best], abs=1e-6)
-    with pytest.raises(ValueError, match="nobody"):
+    with pytest.raises(ValueError, match=r"^`items` must .* got 'nobody' [^`]*$"):
         recommend.similar_items(["nobody"], top_k=2)
     with pytest.raises(ValueError, match="`top_k` must be"):
         recommend.similar_items(["a"], top_k=5)
