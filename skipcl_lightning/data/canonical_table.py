@@ -81,6 +81,9 @@ CANONICAL_COLUMNS = (
 _REQUIRED = ("session_id", "item_id", "feedback")
 _HISTORY = ("item_id", "timestamp")
 _QUERY = "This error occurred"  # polars describes the query from here on
+_MOST_COLUMNS = 20
+_LONGEST_NAME = 60
+_LONGEST_REASON = 500
 GRADE_FLAG = (
     'Grade a flag with `pl.when(pl.col("listened")).then(1.0).otherwise(-1.0)`, or map one of skips with '
     "`read_table(..., skipped=...)`."
@@ -139,16 +142,21 @@ def name_unreadable(name: str = "log") -> Iterator[None]:
 def describe_polars_error(error: Exception) -> str:
     """Return the type and text of an error, without polars' description of the query."""
     reason = str(error).split("\n\n", maxsplit=1)[0].split(_QUERY, maxsplit=1)[0]
-    return f"{type(error).__name__}: {' '.join(reason.split()).rstrip('.')}"
+    return f"{type(error).__name__}: {_shorten(' '.join(reason.split()).rstrip('.'), _LONGEST_REASON)}"
 
 
 def describe_columns(schema: Mapping[str, object] | Iterable[str]) -> str:
-    """Return the columns of a table as text for an error message."""
+    """Return the first columns of a table as text for an error message."""
     if isinstance(schema, Mapping):
-        names = [f"{name} ({dtype})" for name, dtype in schema.items()]
+        names = [f"{_shorten(name, _LONGEST_NAME)} ({dtype})" for name, dtype in schema.items()]
     else:
-        names = list(schema)
-    return ", ".join(names) or "no columns"
+        names = [_shorten(name, _LONGEST_NAME) for name in schema]
+    more = [f"and {len(names) - _MOST_COLUMNS:,} more"] if len(names) > _MOST_COLUMNS else []
+    return ", ".join([*names[:_MOST_COLUMNS], *more]) or "no columns"
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def resolve_schema(name: str, frame: pl.LazyFrame | pl.DataFrame) -> pl.Schema:

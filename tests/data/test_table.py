@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 from datetime import UTC, date, datetime
 from functools import partial
 
@@ -397,6 +398,90 @@ def test_times_are_read_in_a_stated_format(tmp_path):
         ValueError, match=r"a time in the format '%d/%m/%Y %H:%M:%S'.*'01\.02\.2024 10:00 \+0200'"
     ):
         read_table(file, item="t", session="s", timestamp="n", time_format="%d/%m/%Y %H:%M:%S").collect()
+
+
+@pytest.mark.parametrize("form", ["csv", "integers", "floats"])
+def test_compact_dates_are_no_seconds(tmp_path, form):
+    days = [20240101, 20240131, None, 20231224]
+    source = pl.DataFrame({"t": "a", "s": 1, "n": days}, schema_overrides={"n": pl.Int64})
+    if form == "csv":
+        source.write_csv(tmp_path / "log.csv")
+        source = tmp_path / "log.csv"
+    elif form == "floats":
+        source = source.cast({"n": pl.Float64})
+    settings = {"item": "t", "session": "s", "timestamp": "n"}
+    with pytest.raises(ValueError, match=r"'n' of dates such as 20240101\. Pass `time_format=\"%Y%m%d\"`"):
+        read_table(source, **settings)
+    if form != "floats":
+        source = source if form == "csv" else source.cast({"n": pl.String})
+        times = read_table(source, time_format="%Y%m%d", **settings).collect()["timestamp"].to_list()
+        assert times == [utc(2024, 1, 1), utc(2024, 1, 31), None, utc(2023, 12, 24)]
+
+
+@pytest.mark.parametrize("seconds", [[20240101, 20240132], [20240101.5], [5, 60], [1714560000], [None]])
+def test_numbers_that_are_no_compact_dates_stay_seconds(seconds):
+    log = pl.DataFrame({"t": "a", "s": 1, "n": seconds}, schema_overrides={"n": pl.Float64})
+    table = read_table(log, item="t", session="s", timestamp="n").collect()
+    assert table["timestamp"].to_list() == seconds
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_another_separator_is_named_with_the_setting_for_it(tmp_path, separator):
+    file = tmp_path / "log.csv"
+    file.write_text("s,t,n\n1,a,1\n".replace(",", separator))
+    shown = separator.replace("\t", "\\t")
+    given = ";" if separator == "," else ","
+    message = rf"^`source` .* `separator=\"{re.escape(shown)}\"` \(`--separator \"{re.escape(shown)}\"` on"
+    settings = {"item": "t", "session": "s", "position": "n"}
+    with pytest.raises(ValueError, match=message):
+        read_table(file, separator=given, **settings)
+    assert read_table(file, separator=shown, **settings).collect().height == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "cure"),
+    [
+        ("played", ['"178,0"', '"3,5"'], "Convert the whole column to numbers with a decimal point"),
+        ("feedback", ['"0,5"', "1"], "decimal point, such as 0.5. Name a flag of skips as `skipped`"),
+        ("skipped", ["yes", "no"], "Convert the whole column to true and false, or to 1 and 0."),
+        ("skipped", ["", "yes"], "Convert the whole column to true and false"),
+        ("position", ["I", "II"], "Convert the whole column to integers."),
+        ("played", ["1", "x", "x"], "Correct or remove that row"),
+        ("played", ["178,0", "3,5"], "quotation marks around a field that holds the separator"),
+    ],
+)
+def test_a_column_in_another_form_is_to_be_converted_and_a_single_value_corrected(
+    tmp_path, setting, values, cure
+):
+    file = tmp_path / "log.csv"
+    rows = [f"1,a,{place},{value}" for place, value in enumerate(values)]
+    file.write_text("\n".join(["s,t,n,x", *rows]))
+    settings = {"item": "t", "session": "s", "position": "n"} | {setting: "x"}
+    with pytest.raises(ValueError, match=rf"^`source` must hold .* {re.escape(cure)}"):
+        read_table(file, **settings).collect()
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+def test_a_mistyped_column_is_met_with_the_closest_and_a_few_others(tmp_path, form):
+    columns = ["track_id", "Session", *(f"extra{n}" for n in range(500)), "x" * 500]
+    source = pl.DataFrame({name: [1] for name in columns})
+    if form == "csv":
+        source.write_csv(tmp_path / "log.csv")
+        source = tmp_path / "log.csv"
+    message = r"^`source` must .*'session', 'trackid'.*483 more.* Did you mean 'Session' and 'track_id'\?"
+    with pytest.raises(ValueError, match=message) as raised:
+        read_table(source, item="trackid", session="session", position="extra3")
+    assert len(str(raised.value)) < 800
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_lines_that_end_with_a_carriage_return_alone_are_named_in_a_short_message(tmp_path, compressed):
+    text = b"s,t,n\r" + b"1,a,1\r" * 5000
+    file = tmp_path / ("log.csv.gz" if compressed else "log.csv")
+    file.write_bytes(gzip.compress(text) if compressed else text)
+    with pytest.raises(ValueError, match=r"^`source` must .* lines end with a line feed, got") as raised:
+        read_table(file, item="t", session="s", position="n")
+    assert len(str(raised.value)) < 300
 
 
 def test_dates_of_a_frame_are_times():

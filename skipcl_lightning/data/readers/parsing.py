@@ -1,6 +1,7 @@
 """Files of a path, and strict parsing of their lines and columns: an error names file, row and column."""
 
 import csv
+import difflib
 import gzip
 import json
 import re
@@ -43,6 +44,7 @@ __all__ = [
     "scan_csv_text",
     "scan_fields",
     "scan_parquet",
+    "suggest_columns",
     "text_column",
     "time_column",
 ]
@@ -158,24 +160,67 @@ def _expand(path: Path, patterns: Sequence[str], name: str) -> Iterable[Path]:
     return found
 
 
-def read_header(file: Path, needed: Iterable[str], *, separator: str = ",") -> list[str]:
-    """Return the columns of a CSV file, none twice and among them those needed, from its first two lines."""
-    with _open_text(file, "CSV") as stream:
+def read_header(
+    file: Path,
+    needed: Iterable[str],
+    *,
+    separator: str = ",",
+    name: str = "paths",
+    has_separator: bool = False,
+) -> list[str]:
+    """Return the columns of a CSV file, none twice and among them those needed, from its first two lines.
+
+    `name` is the caller's argument; `has_separator` says whether the caller has the argument `separator`.
+    """
+    with _open_text(file, "CSV", name=name) as stream:
         rows = [row for row, _ in zip(csv.reader(stream, delimiter=separator), range(2), strict=False)]
+        only_returns = stream.newlines == "\r"
     if not rows:
-        raise _empty(file)
-    header = rows[0]
-    wrong = [name for name in dict.fromkeys([*needed, *header]) if header.count(name) != 1]
-    if wrong:
+        raise _empty(file, name)
+    if only_returns:
         raise ValueError(
-            f"`paths` must hold files with one column {', '.join(map(repr, wrong))} each, got {str(file)!r} "
-            f"with {describe_columns(header)}. It needs a header, and {separator!r} between the columns."
+            f"`{name}` must hold files whose lines end with a line feed, got {str(file)!r}, whose lines end "
+            "with a carriage return alone. Convert it, such as with `tr '\\r' '\\n'`."
+        )
+    header = rows[0]
+    wrong = [column for column in dict.fromkeys([*needed, *header]) if header.count(column) != 1]
+    if wrong:
+        _refuse_separator(header, separator, file, name, has_separator)
+        raise ValueError(
+            f"`{name}` must hold files with one column {', '.join(map(repr, wrong))} each, got {str(file)!r} "
+            f"with {describe_columns(header)}.{suggest_columns(wrong, header)} It needs a header, and "
+            f"{separator!r} between the columns."
         )
     if len(rows) == 1:
         raise ValueError(
-            f"`paths` must hold files with rows, got {str(file)!r} with a header only. Delete it."
+            f"`{name}` must hold files with rows, got {str(file)!r} with a header only. Delete it."
         )
     return header
+
+
+def _refuse_separator(
+    header: Sequence[str], separator: str, file: Path, name: str, has_separator: bool
+) -> None:
+    """Raise if a header is a single field that has another separator."""
+    text = header[0] if len(header) == 1 else ""
+    other = max(_SEPARATORS, key=text.count)
+    if other == separator or other not in text:
+        return
+    shown = other.replace("\t", "\\t")
+    cure = f'Pass `separator="{shown}"` (`--separator "{shown}"` on the command line).'
+    raise ValueError(
+        f"`{name}` must hold files with {separator!r} between the columns, got {str(file)!r} with {other!r}: "
+        f"{_quote(text)}. {cure if has_separator else 'Convert it, or download the file again.'}"
+    )
+
+
+def suggest_columns(missing: Iterable[str], columns: Iterable[str]) -> str:
+    """Return a sentence, after a space, with the closest columns to missing ones; empty if none is close."""
+    given = {column.lower(): column for column in columns}
+    unknown = [column.lower() for column in missing if column not in given.values()]
+    close = [difflib.get_close_matches(column, given, n=1) for column in unknown]
+    named = " and ".join(repr(given[found[0]]) for found in close if found)
+    return f" Did you mean {named}?" if named else ""
 
 
 def read_first_line(file: Path) -> str:
@@ -184,7 +229,7 @@ def read_first_line(file: Path) -> str:
         while line := stream.readline(_LONGEST_LINE):
             if line.strip("\r\n"):
                 return line.rstrip("\r\n")
-    raise _empty(file)
+    raise _empty(file, "paths")
 
 
 def scan_parquet(
@@ -204,8 +249,8 @@ def scan_parquet(
     return table
 
 
-def _empty(file: Path) -> ValueError:
-    return ValueError(f"`paths` must not hold empty files, got {str(file)!r}. Delete it or fetch it again.")
+def _empty(file: Path, name: str) -> ValueError:
+    return ValueError(f"`{name}` must not hold empty files, got {str(file)!r}. Delete it or fetch it again.")
 
 
 def _is_gzipped(file: Path) -> bool:
@@ -214,7 +259,7 @@ def _is_gzipped(file: Path) -> bool:
 
 
 @contextmanager
-def _open_text(file: Path, kind: str, newline: str = "") -> Iterator[TextIO]:
+def _open_text(file: Path, kind: str, newline: str = "", name: str = "paths") -> Iterator[TextIO]:
     """Open a text file, through gzip if the name or the first bytes say so; errors name the file."""
     try:
         opened = gzip.open if _is_gzipped(file) or file.suffix == ".gz" else open
@@ -222,7 +267,7 @@ def _open_text(file: Path, kind: str, newline: str = "") -> Iterator[TextIO]:
             yield cast("TextIO", stream)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(
-            f"`paths` must hold readable {kind} files in UTF-8, got {str(file)!r}: {error}. "
+            f"`{name}` must hold readable {kind} files in UTF-8, got {str(file)!r}: {error}. "
             "Fetch it again if it was cut short, or unpack or convert it."
         ) from error
 
@@ -370,7 +415,13 @@ ARTIST_TRACK_DASH = " \N{EN DASH} "
 PLACEHOLDER_IDS = ("", "none", "null", "nan", "undefined", "unknown")
 PLACEHOLDER_NAMES = ("", "unknown artist", "unknown track", "<unknown>", "[unknown]", "[untitled]")
 _SURPLUS = "(surplus)"
+_SEPARATORS = ",;\t|"
 _REPAIR = "Correct or remove that row, or download the file again."
+_REPAIR_FIELDS = (
+    "Correct or remove that row, put quotation marks around a field that holds the separator (perhaps a "
+    "decimal comma), or download the file again."
+)
+_TO_NUMBERS = "Convert the whole column to numbers with a decimal point, such as 0.5."
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _ISO = (
     r"^(?P<date>\d{4}-\d{2}-\d{2})"
@@ -385,7 +436,8 @@ class Column:
     """The parsing of one column.
 
     `parse` returns null where a value is wrong, and `wanted` names what is right. An optional value may be
-    null or an empty text; it is then null. An empty `output` keeps the column's name.
+    null or an empty text; it is then null. The message ends with `cure`; `convert` is the cure for a column
+    that has another form throughout. An empty `output` keeps the column's name.
     """
 
     name: str
@@ -394,6 +446,7 @@ class Column:
     wanted: str
     optional: bool = field(default=False, kw_only=True)
     cure: str = field(default=_REPAIR, kw_only=True)
+    convert: str = field(default="", kw_only=True)
     output: str = field(default="", kw_only=True)
 
 
@@ -406,7 +459,8 @@ def cast_column(name: str, dtype: pl.DataType | type[pl.DataType], *, output: st
 
 def integer_column(name: str, *, optional: bool = False) -> Column:
     """Return a column of integers, which becomes Int64; `" 3 "` and `"3.0"` are integers too."""
-    return Column(name, _to_integers, pl.Int64, "an integer", optional=optional)
+    convert = "Convert the whole column to integers."
+    return Column(name, _to_integers, pl.Int64, "an integer", optional=optional, convert=convert)
 
 
 def number_column(
@@ -421,12 +475,15 @@ def number_column(
     bounded = minimum > -float("inf") or maximum < float("inf")
     wanted = f"a number in [{minimum:g}, {maximum:g}]" if bounded else "a finite number"
     parse = partial(_to_numbers, minimum=minimum, maximum=maximum)
-    return Column(name, parse, pl.Float64, wanted, optional=optional, cure=cure)
+    convert = _TO_NUMBERS if cure == _REPAIR else f"{_TO_NUMBERS} {cure}"
+    return Column(name, parse, pl.Float64, wanted, optional=optional, cure=cure, convert=convert)
 
 
 def flag_column(name: str, *, optional: bool = False) -> Column:
     """Return a column of flags (true or false in any case, or 1 or 0), which becomes Boolean."""
-    return Column(name, _to_flags, pl.Boolean, "true or false, or 1 or 0,", optional=optional)
+    convert = "Convert the whole column to true and false, or to 1 and 0."
+    wanted = "true or false, or 1 or 0,"
+    return Column(name, _to_flags, pl.Boolean, wanted, optional=optional, convert=convert)
 
 
 def text_column(name: str, *, optional: bool = False) -> Column:
@@ -449,15 +506,22 @@ def time_column(
 
 
 def scan_csv_text(
-    file: Path, needed: Sequence[str], *, separator: str = ",", quote_char: str | None = '"'
+    file: Path,
+    needed: Sequence[str],
+    *,
+    separator: str = ",",
+    quote_char: str | None = '"',
+    name: str = "paths",
+    has_separator: bool = False,
 ) -> pl.LazyFrame:
     """Scan a CSV file with a header, all columns as text; `parse_columns` must follow.
 
     No type is guessed, so the first rows have no effect on types. The table also has the number of the row
     (the header is row 1). A row with too many fields is an error of `parse_columns`; missing fields at its
-    end are null. A `quote_char` of None makes quotation marks ordinary characters.
+    end are null. A `quote_char` of None makes quotation marks ordinary characters. `name` and `has_separator`
+    are those of `read_header`.
     """
-    header = read_header(file, needed, separator=separator)
+    header = read_header(file, needed, separator=separator, name=name, has_separator=has_separator)
     table = pl.scan_csv(
         file,
         separator=separator,
@@ -499,7 +563,7 @@ def _parse_part(
             row, value = surplus.row(0)
             raise ValueError(
                 f"`{name}` must hold rows with as many fields as the header, got a field more, "
-                f"{_quote(value)}, in row {row}{where}. {_REPAIR}"
+                f"{_quote(value)}, in row {row}{where}. {_REPAIR_FIELDS}"
             )
     parsed = []
     for column in columns:

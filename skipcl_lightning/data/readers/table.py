@@ -34,6 +34,7 @@ from skipcl_lightning.data.readers.parsing import (
     number_column,
     parse_columns,
     scan_csv_text,
+    suggest_columns,
     text_column,
     time_column,
 )
@@ -42,6 +43,9 @@ __all__ = ["read_table"]
 
 Unit = Literal["seconds", "milliseconds"]
 _PER_SECOND = {"seconds": 1, "milliseconds": 1000}
+# As seconds, these dates lie within a month of 1970, from which hardly any log comes.
+_COMPACT_DATES = (19000101, 21001231)
+_ROWS_LOOKED_AT = 1000
 _GRADE = "Grade a flag yourself with `pl.when(...).then(1.0).otherwise(-1.0)`."
 _FEEDBACK_CURE = f"Name a flag of skips as `skipped`, or the played time as `played`. {_GRADE}"
 _TIME_CURE = 'Give another format as in `time_format="%d/%m/%Y %H:%M:%S"`.'
@@ -96,7 +100,8 @@ def read_table(
             liked; null becomes 0, unknown.
         timestamp: The column with the time: Datetime, a number of SECONDS, or text in ISO 8601 such as
             `2024-05-01T10:00:00Z`. Text without an offset is UTC.
-        time_format: The format of times in text, such as `"%d/%m/%Y %H:%M:%S"`; None for ISO 8601.
+        time_format: The format of times in text, such as `"%d/%m/%Y %H:%M:%S"`, or `"%Y%m%d"` for 20240501;
+            None for ISO 8601.
         position: The column with the order within a session.
         user: The column with the listener's id, which no row may lack if sessions are cut here.
         separator: The character between the columns of a CSV file; `"\t"` is a tab, also as the two
@@ -108,9 +113,10 @@ def read_table(
     Raises:
         TypeError: `source` is neither paths nor a table, or a number is none.
         ValueError: A column is missing (the message lists the columns) or has an unusable type, CSV and
-            Parquet are mixed, a path does not exist, settings exclude each other or are unused, or sessions
-            or their order are not defined. When collected: a value is wrong (the message names the file, the
-            row, the column and the value), or sessions are cut here and a row has no user.
+            Parquet are mixed, a path does not exist, settings exclude each other or are unused, sessions or
+            their order are not defined, or times are compact dates without a `time_format`. When collected:
+            a value is wrong (the message names the file, the row, the column and the value), or sessions are
+            cut here and a row has no user.
 
     Examples:
         >>> log = pl.DataFrame(
@@ -147,6 +153,7 @@ def read_table(
     _check_time_format(given, time_format)
     _check_signals(given, unit, skip_ratio, skip_seconds)
     log = _scan(source, given, time_format, _to_separator(separator))
+    _refuse_compact_dates(log, timestamp)
     if position is None:
         log = join_histories([log])
     signals = {"feedback": _feedback(given, unit, skip_ratio, skip_seconds)}
@@ -161,6 +168,26 @@ def read_table(
     made = {*signals, "session_id", "tie_order"} & set(mapped.collect_schema())
     kept = [name for name in CANONICAL_COLUMNS if name in given or name in made]
     return mapped.select(*kept, *columns)
+
+
+def _refuse_compact_dates(log: pl.LazyFrame, name: str | None) -> None:
+    """Raise if the first times are numbers such as 20240131, which would be seconds in the year 1970."""
+    if name is None or not log.collect_schema()["timestamp"].is_numeric():
+        return
+    try:
+        first = log.select("timestamp").head(_ROWS_LOOKED_AT).collect(engine="streaming")
+    except (ValueError, OSError, pl.exceptions.PolarsError):
+        return  # The error is raised later, when all rows are read.
+    times = first["timestamp"].drop_nulls()
+    days = times.cast(pl.Int64, strict=False)
+    dates = days.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    compact = days.is_between(*_COMPACT_DATES) & dates.is_not_null() & (days == times)
+    if len(times) and compact.all(ignore_nulls=False):
+        raise ValueError(
+            f"`timestamp` must name a column of seconds or times, got {name!r} of dates such as "
+            f'{times[0]:.0f}. Pass `time_format="%Y%m%d"` for text, as in a CSV file; cast another column '
+            "with `.cast(pl.String)` first."
+        )
 
 
 def _feedback(
@@ -265,7 +292,10 @@ def _scan(
         return pl.concat(
             [_select(pl.scan_parquet(file, glob=False), file, given, time_format) for file in files]
         )
-    tables = [scan_csv_text(file, list(given.values()), separator=separator) for file in files]
+    tables = [
+        scan_csv_text(file, list(given.values()), separator=separator, name="source", has_separator=True)
+        for file in files
+    ]
     columns = _csv_columns(given, tables[0], time_format)
     return pl.concat(
         [
@@ -281,7 +311,7 @@ def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str
     if time_format is None and "timestamp" in given and _starts_with_number(table, given["timestamp"]):
         parsers["timestamp"] = number_column
     columns = [parsers.get(role, text_column)(name, optional=True) for role, name in given.items()]
-    return _named_after_roles(columns, given)
+    return _fitted(columns, given, table)
 
 
 def _text_parsers(time_format: str | None) -> dict[str, Callable[..., Column]]:
@@ -297,8 +327,26 @@ def _text_parsers(time_format: str | None) -> dict[str, Callable[..., Column]]:
     }
 
 
-def _named_after_roles(columns: Sequence[Column], given: Mapping[str, str]) -> list[Column]:
-    return [replace(column, output=role) for column, role in zip(columns, given, strict=True)]
+def _fitted(columns: Sequence[Column], given: Mapping[str, str], table: pl.LazyFrame) -> list[Column]:
+    """Return columns that are named after their roles, with the cure for those whose first value is wrong."""
+    named = [replace(column, output=role) for column, role in zip(columns, given, strict=True)]
+    names = dict.fromkeys(column.name for column in named if column.convert)
+    try:
+        rows = table.select(*names).head(_ROWS_LOOKED_AT).collect(engine="streaming")
+    except (ValueError, OSError, pl.exceptions.PolarsError):
+        return named  # The error is raised later, when all rows are read.
+    return [
+        replace(column, cure=column.convert) if column.convert and _begins_wrong(column, rows) else column
+        for column in named
+    ]
+
+
+def _begins_wrong(column: Column, rows: pl.DataFrame) -> bool:
+    """Return whether the first value that is not blank has another form than the column's."""
+    values = rows[column.name].drop_nulls()
+    if values.dtype == pl.String:
+        values = values.filter(values.str.strip_chars() != "")
+    return column.parse(values.head(1)).null_count() > 0
 
 
 def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
@@ -321,7 +369,7 @@ def _select(
         where = "`source`" if file is None else repr(str(file))
         raise ValueError(
             f"`source` must have the column {', '.join(map(repr, missing))}, got {describe_columns(schema)} "
-            f"in {where}. Name one of these instead."
+            f"in {where}.{suggest_columns(missing, schema)} Name one of these instead."
         )
     if time_format is not None and schema[given["timestamp"]] != pl.String:
         name = given["timestamp"]
@@ -335,7 +383,7 @@ def _select(
     return parse_columns(
         frame.select(list(dict.fromkeys(given.values()))),
         file,
-        _named_after_roles(columns, given),
+        _fitted(columns, given, frame),
         name="source",
     )
 
