@@ -17,8 +17,8 @@ COMMANDS = {
     "fit": "Train a model by a configuration.",
     "validate": "Evaluate a trained model on the validation set.",
     "test": "Evaluate a trained model on the test set.",
-    "predict": "Write the best next items of every session to a file.",
-    "recommend": "Show the best next items after given sessions.",
+    "predict": "Write the best next items of all sessions but too short ones (min_session_length) to a file.",
+    "recommend": "Show the best next items after given sessions, or after any session of a file (--file).",
     "export": "Write a trained model to a folder: weights, items, ONNX and torch.export.",
     "study": "Compare skip heads over backbones, weights, seeds and data sets.",
 }

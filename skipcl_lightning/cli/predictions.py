@@ -142,7 +142,9 @@ class SessionTrainer(Trainer):
         output: Path | None = Path("recommendations.parquet"),
         ckpt_path: str | Path | None = None,
     ) -> Any:
-        """Write the top next items of every session, with external ids, to a file.
+        """Write the top next items of every session that the data keep, with external ids, to a file.
+
+        Sessions shorter than `min_session_length` are dropped; `skipcl recommend --file` takes any session.
 
         Args:
             model: The model to predict with.

@@ -36,6 +36,7 @@ from skipcl_lightning.data.readers.parsing import (
     integer_column,
     number_column,
     parse_columns,
+    read_header,
     text_column,
     time_column,
 )
@@ -429,6 +430,8 @@ def _read_sessions(argument: str, file: Path, encoder: SessionEncoder, unknown: 
         raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
     if not file.exists():
         raise FileNotFoundError(f"`{argument}` must be a file that exists, got {str(file)!r}.")
+    if file.suffix == ".csv":
+        read_header(file, ["session_id", "item_id"], name=argument)
     with name_unreadable(argument):
         table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
     return _to_given(argument, file, table, encoder, unknown)

@@ -142,6 +142,14 @@ def test_mistyped_names_are_met_with_the_nearest(skipcl, capsys):
     assert capsys.readouterr().err.rstrip().endswith("Did you mean SASRec?")
 
 
+def test_help_says_which_sessions_are_left_out_and_where_to_take_them(skipcl, capsys):
+    with pytest.raises(SystemExit):
+        skipcl("--help")
+    predict, recommend = re.findall(r"^ +(?:predict|recommend) .*$", capsys.readouterr().out, re.MULTILINE)
+    assert "all sessions but too short ones (min_session_length)" in predict
+    assert "any session of a file (--file)" in recommend
+
+
 def test_help_and_the_list_of_configurations_import_nothing_heavy(tmp_path):
     code = """
 import sys

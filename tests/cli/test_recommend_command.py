@@ -186,6 +186,22 @@ def test_rows_without_a_usable_item_are_unknown_ones(tmp_path, ids, rows, monkey
     assert "1 plays of unknown tracks, 1 sessions" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("session_id,item_id\rs,a\r", "whose lines end with a line feed"),
+        ("session_id;item_id\ns;a\n", "',' between the columns, got .* with ';'"),
+        ("session,item_id\ns,a\n", "one column 'session_id' .* Did you mean 'session'"),
+        ("session_id,item_id,position\ns,a,\n", "an integer in column 'position' .* row 2"),
+    ],
+)
+def test_a_file_in_another_form_is_met_with_the_cause(checkpoint, tmp_path, text, message):
+    file = tmp_path / "plays.csv"
+    file.write_bytes(text.encode())
+    with pytest.raises(ValueError, match=f"^`file` must hold .*{message}"):
+        recommend(checkpoint, file=file)
+
+
 def workers_of(run):
     """The processes that a run has started to share its work."""
     found = subprocess.run(  # noqa: S603
