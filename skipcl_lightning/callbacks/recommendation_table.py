@@ -167,14 +167,15 @@ def _data_of(trainer: Trainer) -> object:
 
 
 def _cut(batch: SessionBatch, kept_mask: Tensor) -> SessionBatch:
-    """Return the sessions with only the kept positions."""
-    explicit = batch.explicit_feedback
-    return SessionBatch(
-        batch.items.where(kept_mask, PADDING_INDEX),
-        batch.feedback.where(kept_mask, 0.0),
-        explicit_feedback=None if explicit is None else explicit.where(kept_mask, 0.0),
-        skip_threshold=batch.skip_threshold,
-    )
+    """Return the sessions with only the kept positions, and without what comes after them."""
+    # The history comes before the session, so it stays whole.
+    changes: dict[str, Any] = dict.fromkeys(("target", "target_feedback", "cold_target", "seen"))
+    for name in ("items", "feedback", "explicit_feedback", "context"):
+        tensor: Tensor | None = getattr(batch, name)
+        if tensor is not None:
+            mask = kept_mask if tensor.ndim == kept_mask.ndim else kept_mask[..., None]
+            changes[name] = tensor.where(mask, PADDING_INDEX)
+    return batch.replace(**changes)
 
 
 def _ask(module: WatchedModule, batch: SessionBatch, skipped: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ from lightning.pytorch.loggers import CSVLogger
 from watched_runs import OwnModule, small_data, small_module, watched_trainer
 
 from skipcl_lightning import Recommender
+from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.callbacks import RecommendationTable
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
 
 
 def shown(module, data, callback, **settings):
@@ -78,6 +80,40 @@ def test_a_module_of_another_make_is_shown_too():
     data = small_data()
     frame = shown(OwnModule(data.num_items), data, RecommendationTable(num_sessions=2))
     assert frame.height == 2
+
+
+def listeners_log():
+    hours = pl.duration(hours=pl.col("session_id"), minutes=pl.col("position"))
+    log = simulate_sessions(60, num_items=30, num_moods=3)
+    return log.with_columns(user_id=pl.col("session_id") % 10, timestamp=pl.datetime(2024, 1, 1) + hours)
+
+
+@pytest.mark.parametrize("settings", [{"context": ["hour"]}, {"history_length": 5}])
+@torch.no_grad()
+def test_contexts_and_histories_reach_the_model(settings):
+    data = SessionDataModule(listeners_log(), batch_size=64, max_length=10, **settings)
+    module = small_module(data, context_sizes=data.context_sizes or None)
+    frame = shown(module, data, RecommendationTable(num_sessions=30, top_k=5), max_epochs=4)
+    last = frame.filter(pl.col("epoch") == 3)
+    batch = next(iter(data.val_dataloader()))
+    ids = data.session_ids.gather(batch.session_index.numpy()).to_list()
+    module.eval()
+    plain = []
+    for row in last.iter_rows(named=True):
+        one = batch[torch.tensor([ids.index(row["session_id"])])]
+        end = int(one.rejected_mask[0].nonzero().max()) + 1
+        context = None if one.context is None else one.context[:, :end]
+        cut = SessionBatch(one.items[:, :end], one.feedback[:, :end], history=one.history, context=context)
+        assert row["after"] == best_five(module, data, cut)
+        if context is not None:
+            context = torch.zeros_like(context)
+        plain.append(row["after"] == best_five(module, data, cut.replace(history=None, context=context)))
+    assert not all(plain)
+
+
+def best_five(module, data, session):
+    scores = module.session_query(session)[0] @ module.item_table.T
+    return data.vocabulary.decode(scores[1:].argsort(descending=True)[:5] + 1)
 
 
 def test_a_second_run_with_the_same_callback_starts_anew():
