@@ -207,7 +207,7 @@ def test_what_a_session_rejected_is_not_predicted(data):
 )
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision_trains_with_finite_losses(data, loss, precision):
-    module = small_module(data, next_item_loss=loss, feedback_input=True)
+    module = small_module(data, next_item_loss=loss, feedback_input=True, transition_weight=1.0)
     trainer = quiet_trainer(precision=precision, limit_val_batches=1)
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/loss"].isfinite()

@@ -61,8 +61,11 @@ def counts_by_hand(data, rule="next_listened"):
 
 
 def dense_scores(module, batch, counts, weight=WEIGHT):
+    return add_counts(module.model.score(module.session_query(batch)).double(), batch, counts, weight)
+
+
+def add_counts(scores, batch, counts, weight=WEIGHT):
     after_one, after_two = counts
-    scores = module.model.score(module.session_query(batch)).double()
     for row, (items, length) in enumerate(zip(batch.items.tolist(), batch.lengths.tolist(), strict=True)):
         last, before = items[length - 1], items[length - 2] if length > 1 else None
         for item in range(1, scores.shape[1]):
@@ -176,6 +179,36 @@ def test_recommendations_and_predictions_use_them(data, trained):
         scores = dense_scores(module, next(iter(data.predict_dataloader())), counts)
     best = scores[0, 1:].topk(5).values.tolist()
     assert predicted["score"].head(5).to_list() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_ranks_by_exact_counts(data, trained, precision):
+    module = build(data)
+    trainer = quiet_trainer(precision=precision)
+    trainer.fit(module, data)
+    for table, other in zip(module.model.transitions, trained[0].model.transitions, strict=True):
+        assert table.values.dtype == torch.float32
+        assert torch.equal(table.values, other.values)
+    (logged,) = trainer.test(module, data, verbose=False)
+    assert all(math.isfinite(value) for value in logged.values())
+    (predicted, *_) = trainer.predict(module, data)
+    counts, expected = counts_by_hand(data), []
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        report = evaluate(module.eval(), data, num_resamples=0)
+        for batch in data.test_dataloader():
+            scores = wide_scores(module, batch, counts)
+            expected += score_ranks(scores[:, 1:], batch.target - 1).tolist()
+        best = wide_scores(module, next(iter(data.predict_dataloader())), counts)[0, 1:].max()
+    found = report.sessions["rank"].to_list()
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 0.99 * len(found)
+    assert logged["test/ndcg@10"] == pytest.approx(report["ndcg@10"], abs=0.01)
+    assert predicted["score"][0] == pytest.approx(float(best), rel=1e-5)
+
+
+def wide_scores(module, batch, counts):
+    """Scores in float64 of the query and the table as they are, whatever their precision."""
+    products = module.session_query(batch).double() @ module.item_table.double().T
+    return add_counts(products, batch, counts)
 
 
 def test_only_the_most_frequent_followers_are_kept():

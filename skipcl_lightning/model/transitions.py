@@ -1,5 +1,8 @@
 """How often an item followed another one in the training set, as scores."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,8 @@ _MOST_FOLLOWERS = 100
 
 class Transitions(nn.Module):
     """How often items follow a context in the training set: log(1 + count), for the most frequent followers.
+
+    Its values stay float32 where a module is converted to another precision, so the counts stay exact.
 
     Args:
         num_contexts: C, the number of contexts.
@@ -39,7 +44,17 @@ class Transitions(nn.Module):
         self.register_buffer("contexts", torch.zeros(num_contexts, dtype=torch.int64))
         self.register_buffer("offsets", torch.zeros(num_contexts + 1, dtype=torch.int64))
         self.register_buffer("followers", torch.zeros(num_transitions, dtype=torch.int64))
-        self.register_buffer("values", torch.zeros(num_transitions))
+        self.register_buffer("values", torch.zeros(num_transitions, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers, and keep the values float32."""
+        # Conversions to another precision leave integers alone.
+        self.values = self.values.view(torch.int32)
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        finally:
+            self.values = self.values.view(torch.float32)
+        return self
 
     @classmethod
     def from_counts(
