@@ -1,7 +1,5 @@
 """Callbacks that keep the best checkpoint, and that upload it to W&B."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ class BestCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which keeps the latest state while its metric does not exist.
 
     `ModelCheckpoint` raises an error if its metric is missing, for example because `max_steps` ends a run
-    before its first validation, or `limit_val_batches` leaves no target for the metric.
+    before its first validation, or `limit_val_batches` leaves no target for the metric. The first checkpoint
+    with the metric replaces that state, also in a run that resumes; with `save_top_k=-1` all are kept.
 
     `Trainer.fit(ckpt_path="last")` skips a damaged file, takes the newest whole one of the folder, and warns.
 
@@ -32,15 +31,50 @@ class BestCheckpoint(ModelCheckpoint):
         'val/ndcg@20'
     """
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if this is the moment; see `ModelCheckpoint`."""
-        with self._known_metric_only(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+    # The file that was saved without the metric, until one with it is saved.
+    _unmeasured_path = ""
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if this is the moment; see `ModelCheckpoint`."""
-        with self._known_metric_only(trainer):
-            super().on_validation_end(trainer, pl_module)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of `ModelCheckpoint`, and the file that was saved without the metric."""
+        return {**super().state_dict(), "unmeasured_path": self._unmeasured_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a checkpoint; see `ModelCheckpoint`."""
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict.get("dirpath", self.dirpath):
+            self._unmeasured_path = state_dict.get("unmeasured_path", "")
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        replaced = self._unmeasured_path
+        if self.save_top_k == 0 or self.monitor is None or self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+            self._unmeasured_path = ""
+        elif self.save_top_k == -1 or not self.best_k_models:
+            self._save_unmeasured(trainer, monitor_candidates)
+        # Otherwise the best one so far is kept.
+        kept = {self._unmeasured_path, *self.best_k_models}
+        if (
+            replaced
+            and replaced not in kept
+            and self._should_remove_checkpoint(trainer, replaced, self.best_model_path)
+        ):
+            self._remove_checkpoint(trainer, replaced)
+
+    def _save_unmeasured(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        path = self._get_metric_interpolated_filepath_name(monitor_candidates, trainer)
+        # Both paths are set before the file is saved, because they are part of the state in it.
+        if not self.best_k_models:
+            self.best_model_path = path
+        if self.save_top_k != -1:
+            self._unmeasured_path = path
+        self._save_checkpoint(trainer, path)
+
+    def _get_metric_interpolated_filepath_name(
+        self, monitor_candidates: dict[str, Tensor], trainer: Trainer, del_filepath: str | None = None
+    ) -> str:
+        """Return a name that no other file has, except the one that the new file replaces."""
+        replaced = del_filepath or self._unmeasured_path
+        return super()._get_metric_interpolated_filepath_name(monitor_candidates, trainer, replaced)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return the newest whole one of the files that Lightning finds, or else of their folder."""
@@ -50,16 +84,6 @@ class BestCheckpoint(ModelCheckpoint):
         whole = newest_whole([*newest, *newest_first(others.difference(found))])
         # Without a whole one, reading the newest tells what is wrong with it.
         return {str(path) for path in (newest[:1] if whole is None else [whole])}
-
-    @contextmanager
-    def _known_metric_only(self, trainer: Trainer) -> Iterator[None]:
-        monitor = self.monitor
-        if monitor not in trainer.callback_metrics:
-            self.monitor = None
-        try:
-            yield
-        finally:
-            self.monitor = monitor
 
 
 class CheckpointArtifact(Callback):
