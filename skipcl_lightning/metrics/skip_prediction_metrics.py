@@ -36,8 +36,12 @@ __all__ = [
 class SkipPredictionMetric(CountMetric):
     """Metric of predicted skips against the feedback on each target.
 
+    Beside its sums it keeps the extremes of the predictions, so that only `compute` waits for a GPU to check
+    them.
+
     Args:
-        from_logits: Whether predictions are logits, whose sigmoid is the probability.
+        from_logits: Whether predictions are logits, whose sigmoid is the probability. Without it, `compute`
+            raises a `ValueError` if a prediction is outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -51,17 +55,45 @@ class SkipPredictionMetric(CountMetric):
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.from_logits = from_logits
         self.skip_threshold = float(skip_threshold)
+        self._extremes = self._named("extremes")
+        self.add_state(self._extremes, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="max")
 
     def _named(self, name: str) -> str:
         """Return a state's name, which contains everything on which the update depends."""
         return f"{name}_{self.from_logits}_{self.skip_threshold}"
 
     def _predicted(self, skip_predictions: Tensor, target_feedback: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return predicted_skips(
+        """Return the result of `predicted_skips` within [0, 1], and update the extremes."""
+        probability, skipped, known = predicted_skips(
             skip_predictions,
             target_feedback,
             from_logits=self.from_logits,
             skip_threshold=self.skip_threshold,
+        )
+        setattr(self, self._extremes, _widen(getattr(self, self._extremes), probability, known))
+        return probability.clamp(0, 1), skipped, known
+
+    def _check_predictions(self) -> None:
+        _check_extremes(getattr(self, self._extremes))
+
+
+# How far rounding, also in bfloat16, may move a probability out of [0, 1].
+_ROUNDING = 0.01
+
+
+def _widen(extremes: Tensor, probability: Tensor, known: Tensor) -> Tensor:
+    """Return [-lowest, highest], float64, of earlier probabilities and of those of the targets that count."""
+    probability = torch.where(known, probability, 0.5)
+    return torch.cat([extremes[:, None], torch.stack([-probability, probability])], dim=1).amax(dim=1)
+
+
+def _check_extremes(extremes: Tensor) -> None:
+    below, highest = extremes.tolist()
+    wrong = -below if below > _ROUNDING else highest
+    if not -_ROUNDING <= wrong <= 1 + _ROUNDING:
+        raise ValueError(
+            f"`skip_predictions` must be probabilities in [0, 1], got {wrong:.6g}. For logits, make the "
+            "metric with `from_logits=True`."
         )
 
 
@@ -109,7 +141,7 @@ class SkipAccuracyByPlace(SkipPredictionMetric):
     Args:
         num_places: The number of places; later places count in the last one. 1 gives the accuracy of all
             targets.
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -164,6 +196,7 @@ class SkipAccuracyByPlace(SkipPredictionMetric):
 
     def compute(self) -> Tensor:
         """Return [num_places] the share at each place; NaN at places without targets."""
+        self._check_predictions()
         return self._sum(self._correct) / self._sum(self._targets)
 
 
@@ -227,7 +260,7 @@ class MeanAverageAccuracy(_SessionMetric):
     cannot be compared with the cup's.
 
     Args:
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -247,6 +280,7 @@ class MeanAverageAccuracy(_SessionMetric):
 
     def compute(self) -> Tensor:
         """Return the mean over all sessions with a target so far; NaN without any."""
+        self._check_predictions()
         sessions = self._session_accuracy()
         return self._mean(None if sessions is None else sessions.average_accuracy)
 
@@ -265,6 +299,7 @@ class FirstPredictionAccuracy(_SessionMetric):
 
     def compute(self) -> Tensor:
         """Return the share of all sessions with a target so far; NaN without any."""
+        self._check_predictions()
         sessions = self._session_accuracy()
         return self._mean(None if sessions is None else sessions.first_correct)
 
@@ -280,7 +315,7 @@ class SkipBrierScore(SkipPredictionMetric):
     Formula: `functional.brier_score`, here rounded to 2^-30.
 
     Args:
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -317,6 +352,7 @@ class SkipBrierScore(SkipPredictionMetric):
 
     def compute(self) -> Tensor:
         """Return the mean over all targets so far; NaN without any."""
+        self._check_predictions()
         return (self._sum(self._scores).double() * _UNIT / self._sum(self._targets)).float()
 
 
@@ -328,7 +364,7 @@ class SkipCalibrationError(SkipPredictionMetric):
 
     Args:
         num_bins: K bins of equal width, at least 1.
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -382,6 +418,7 @@ class SkipCalibrationError(SkipPredictionMetric):
 
     def compute(self) -> Tensor:
         """Return the error over all targets so far; NaN without any."""
+        self._check_predictions()
         return calibration_error(self.bins).float()
 
 
@@ -396,7 +433,7 @@ class SkipAUC(BinaryAUROC):
     listened one, where a tie counts half. Like any exact AUC, it keeps all predictions.
 
     Args:
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         kwargs: Settings of `torchmetrics.Metric`.
 
@@ -415,7 +452,8 @@ class SkipAUC(BinaryAUROC):
         self.from_logits = from_logits
         self.skip_threshold = float(skip_threshold)
         # Its name keeps a `MetricCollection` from merging metrics with other settings (`CountMetric`).
-        self.add_state(f"settings_{from_logits}_{self.skip_threshold}", torch.zeros(()), dist_reduce_fx="sum")
+        self._extremes = f"extremes_{from_logits}_{self.skip_threshold}"
+        self.add_state(self._extremes, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(self, skip_predictions: Tensor, target_feedback: Tensor) -> None:
         """Keep the targets of a batch.
@@ -434,11 +472,13 @@ class SkipAUC(BinaryAUROC):
             from_logits=self.from_logits,
             skip_threshold=self.skip_threshold,
         )
+        setattr(self, self._extremes, _widen(getattr(self, self._extremes), probability, known))
         # Never logits: torchmetrics takes a batch for logits only if a value is outside [0, 1].
         super().update(probability[known].clamp(0, 1), skipped[known].long())
 
     def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics overrides its own base
         """Return the area over all targets so far; NaN unless some were skipped and some were not."""
+        _check_extremes(getattr(self, self._extremes))
         if len(self.target) == 0 or len(torch.unique(dim_zero_cat(self.target))) < 2:
             return torch.tensor(torch.nan, device=self.device)
         return super().compute().float()
@@ -453,7 +493,7 @@ def skip_prediction_metrics(
     `first_prediction_accuracy`. A metric whose population is empty is NaN.
 
     Args:
-        from_logits: Whether predictions are logits.
+        from_logits: Whether predictions are logits. Without it, `compute` refuses values outside [0, 1].
         skip_threshold: Feedback below it is a skip, in (-1, 1].
         num_bins: The number of bins of the calibration error.
         prefix: The start of every key, such as `"val/"`.

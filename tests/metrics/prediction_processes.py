@@ -37,6 +37,21 @@ def compute_all(metrics):
     return {name: value for collection in metrics for name, value in collection.compute().items()}
 
 
+def refusals(first_prediction):
+    """Return the error of each metric whose update got this prediction."""
+    batch = {name: tensor[:2] for name, tensor in eight_targets().items()}
+    batch["skip_predictions"] = torch.tensor([first_prediction, 0.5])
+    found = []
+    for collection in build_metrics():
+        for metric in collection.values():
+            metric.update(**metric._filter_kwargs(**batch))
+            try:
+                metric.compute()
+            except ValueError as error:
+                found.append(str(error))
+    return found
+
+
 def evaluate_shard(rank: int, folder: str):
     """Compute the metrics of one uneven shard, twice, as two epochs do."""
     torch.set_num_threads(1)
@@ -51,6 +66,7 @@ def evaluate_shard(rank: int, folder: str):
         for collection in metrics:
             collection.reset()
     torch.save(epochs, Path(folder) / f"predictions_{rank}.pt")
+    torch.save(refusals(first_prediction=0.5 + 3 * rank), Path(folder) / f"refusals_{rank}.pt")
     # Both files are written when the first process ends.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from prediction_processes import build_metrics, compute_all, eight_targets, update_all
+from prediction_processes import build_metrics, compute_all, eight_targets, refusals, update_all
 from torchmetrics.functional.classification import binary_calibration_error
 
 from skipcl_lightning.functional import (
@@ -236,6 +236,35 @@ def test_a_probability_that_rounding_moves_above_1_is_no_logit():
     metric.update(torch.tensor([1 + 1e-6, 0.5]), torch.tensor([-1.0, 1.0]))
     metric.update(torch.tensor([0.9]), torch.tensor([1.0]))
     assert metric.compute().item() == 1
+
+
+@pytest.mark.parametrize("prediction", [-0.5, 3.0, math.inf, -math.inf])
+def test_logits_in_the_place_of_probabilities_are_refused(prediction):
+    found = refusals(prediction)
+    assert len(found) == 6
+    for message in found:
+        assert f"`skip_predictions` must be probabilities in [0, 1], got {prediction:g}. For" in message
+        assert "make the metric with `from_logits=True`" in message
+
+
+@pytest.mark.parametrize("prediction", [1 + 2.0**-7, -1e-7])
+def test_rounding_out_of_0_to_1_is_no_error(prediction):
+    assert not refusals(prediction)
+    metric = SkipBrierScore()
+    assert metric(torch.tensor([prediction]), torch.tensor([1.0])).item() == round(prediction)
+
+
+def test_predictions_of_unknown_outcomes_are_not_checked():
+    metric = SkipBrierScore()
+    metric.update(torch.tensor([7.0, 0.5]), torch.tensor([math.nan, 1.0]))
+    assert metric.compute().item() == 0.25
+
+
+def test_a_logit_in_one_process_is_refused_in_all(two_processes):
+    for rank in range(2):
+        messages = torch.load(two_processes / f"refusals_{rank}.pt")
+        assert len(messages) == 6
+        assert all("got 3.5. For logits" in message for message in messages)
 
 
 def test_the_auc_of_all_ties_is_a_half():
