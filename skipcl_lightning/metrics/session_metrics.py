@@ -287,7 +287,8 @@ class RankingMetrics(_RankedCollection):
     """HitRate, NDCG and MRR of the listened targets at several cut-offs.
 
     Keys are `hit_rate@k`, `ndcg@k`, `mrr@k` (equal to MAP@k, because each row has one target), and
-    `num_listened`, the number of listened targets.
+    `num_listened`, the number of listened targets. A count has no better side, so
+    `torchmetrics.MetricTracker` needs `maximize=True`.
 
     Args:
         top_k: The cut-offs k, each at least 1.
@@ -327,7 +328,8 @@ class SkipRankMetrics(_RankedCollection):
 
     Keys are `skip_hit_rate@k`, `skip_mrr@k`, `delta_hit_rate@k` (which also counts the listened targets),
     `skip_rank_percentile`, and `num_skipped`, the number of skipped targets. `update` needs
-    `target_feedback`.
+    `target_feedback`. A count has no better side, so `torchmetrics.MetricTracker` needs
+    `maximize=[metric.higher_is_better is not False for metric in metrics.values()]`.
 
     Args:
         num_items: V, the catalogue's size, at least 2.
@@ -377,7 +379,8 @@ def session_metrics(
     It holds the metrics of `RankingMetrics` and `SkipRankMetrics`; `hit_rate@k/repeat` and
     `hit_rate@k/explore`, of listened targets that the session already held and of new ones;
     `pairwise_skip_accuracy`; and `num_repeated`, the number of repeats among the listened targets. A metric
-    whose population is empty is NaN.
+    whose population is empty is NaN. A count has no better side, so `torchmetrics.MetricTracker` needs
+    `maximize=[metric.higher_is_better is not False for metric in metrics.values()]`.
 
     Args:
         num_items: V, the catalogue's size, at least 2.

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricTracker
 
 from skipcl_lightning import metrics
 from skipcl_lightning.evaluation.report_metrics import HIGHER_IS_BETTER, is_higher_better
@@ -130,3 +130,22 @@ def test_reports_and_metrics_agree_on_what_is_better():
         "last_item_first": None,
         "last_item_next": None,
     }
+
+
+@pytest.mark.parametrize("make", [lambda: RankingMetrics(top_k=[2]), lambda: SkipRankMetrics(3, top_k=[2])])
+def test_a_tracker_finds_the_best_epoch_of_a_collection(make):
+    metrics = make()
+    better = {name: metric.higher_is_better for name, metric in metrics.items()}
+    assert {name for name, value in better.items() if value is None} == {
+        name for name in better if name.startswith("num_")
+    }
+    tracker = MetricTracker(metrics, maximize=[value is not False for value in better.values()])
+    values = []
+    for ranks in ([3, 1, 1, 3], [2, 3, 2, 2], [3, 2, 3, 2]):
+        tracker.increment()
+        tracker.update(ranks=torch.tensor(ranks), target_feedback=HEARD)
+        values.append(tracker.compute())
+    best, _ = tracker.best_metric(return_step=True)
+    for name, value in best.items():
+        of_epochs = [float(one[name]) for one in values]
+        assert value == (min if better[name] is False else max)(of_epochs), name
