@@ -6,6 +6,7 @@ from collections import Counter
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from small_models import quiet_trainer
 
 from skipcl_lightning import Recommender, SkipCLModule
@@ -386,3 +387,46 @@ def test_a_choice_does_not_change_the_training(data):
         quiet_trainer(max_epochs=2, callbacks=callbacks).fit(module, data)
         tables.append(module.model.item_table.detach().clone())
     assert torch.equal(*tables)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You're using the WeightAveraging callback with a model that overrides the configure_model",
+    "ignore:SWA is currently only supported every epoch",
+)
+@pytest.mark.parametrize("settings", [{}, {"history_length": 5}])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EMAWeightAveraging(decay=0.5, use_buffers=False),
+        lambda: StochasticWeightAveraging(1e-3, swa_epoch_start=1),
+    ],
+)
+def test_averages_of_weights_have_the_transitions_and_the_history(tmp_path, make, settings):
+    log = simulate_sessions(80, num_items=30).with_columns(
+        user_id=pl.col("session_id") % 10,
+        timestamp=pl.datetime(2024, 1, 1) + pl.duration(hours="session_id", minutes="position"),
+    )
+    data = SessionDataModule(log, batch_size=16, max_length=12, **settings)
+    plain = build(data)
+    quiet_trainer(max_epochs=1).fit(plain, data)
+    module = build(data)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[make()])
+    trainer.fit(module, data)
+    for name, value in plain.model.transitions.state_dict().items():
+        assert torch.equal(module.model.transitions.state_dict()[name], value), name
+    assert (module.model.history_embedding is None) == (not settings)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
+    resumed = build(data)
+    quiet_trainer(max_epochs=4, callbacks=[make()]).fit(resumed, data, ckpt_path=tmp_path / "averaged.ckpt")
+    assert torch.equal(resumed.model.transitions[1].values, plain.model.transitions[1].values)
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_an_average_of_integers_is_refused(data):
+    trainer = quiet_trainer(callbacks=[EMAWeightAveraging()])
+    with pytest.raises(ValueError, match="`use_buffers` must be False for EMAWeightAveraging, got True"):
+        trainer.fit(build(data), data)
+    quiet_trainer(callbacks=[EMAWeightAveraging()], limit_val_batches=0).fit(
+        SkipCLModule(SASRec(8, max_length=12, num_layers=1), None, num_items=data.num_items), data
+    )

@@ -402,10 +402,14 @@ class SessionDataModule(LightningDataModule):
         """The number of held-out targets whose item is not in the training set, by split."""
         return dict(self._data.num_cold_targets)
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        """Prepare the data if needed, and take `max_length` from the model if none was given."""
+    def setup(self, stage: str | None = None) -> None:
+        """Prepare the data if needed, and take `max_length` from the model if none was given.
+
+        Before a training, a module with a method `take_data(data)` gets the data.
+        """
         _ = self._data
-        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        module = getattr(self.trainer, "lightning_module", None)
+        model = getattr(module, "model", None)
         length = getattr(model, "max_length", None)
         if self._takes_length and model is not None:
             # A bidirectional backbone needs one position for its mask token.
@@ -414,6 +418,10 @@ class SessionDataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message=_OLD_QUESTION)
         if not self.num_workers:
             warnings.filterwarnings("ignore", message=_WORKER_ADVICE)
+        take_data = getattr(module, "take_data", None)
+        if stage == "fit" and take_data is not None:
+            # Callbacks that average weights copy the module before its own `setup`.
+            take_data(self)
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Show the warnings of Lightning again that `setup` has silenced."""

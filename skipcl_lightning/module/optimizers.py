@@ -248,7 +248,7 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
 
 
 _CURE = "Take another checkpoint, or begin another run with its weights: `init_from`."
-_NUMBERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+_NUMBERS = ("lr", "initial_lr", "swa_lr", "betas", "eps", "weight_decay")
 
 
 def _is_number(value: object) -> bool:

@@ -74,6 +74,7 @@ from skipcl_lightning.module.optimizers import (
 )
 from skipcl_lightning.module.training_run import (
     DivergenceWatch,
+    check_averaging,
     check_precision,
     check_training_state,
     correct_progress,
@@ -546,22 +547,39 @@ class SkipCLModule(Scoring, LightningModule):
         """
         keep_checkpoints_whole(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, SessionDataModule):
+        if stage == "fit":
+            self.take_data(data)
+            check_precision(self.trainer)
+            check_averaging(self.trainer)
+            self._divergence = DivergenceWatch()
+            self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
+        elif isinstance(encoder := getattr(data, "encoder", None), SessionEncoder):
+            match_context(self.encoder, encoder)
+            self.encoder = match_encoder(encoder, self.encoder, self.num_items)
+
+    def take_data(self, data: object) -> None:
+        """Take the item vocabulary from the data of a training, and add the weights and counts that it needs.
+
+        `SessionDataModule.setup` calls it before callbacks' `setup`, so callbacks that average weights copy
+        the whole module. A second call does nothing.
+
+        Args:
+            data: The data module, or None.
+
+        Raises:
+            ValueError: The data has another catalogue, or transitions are counted without a data module.
+        """
+        if isinstance(data, SessionDataModule):
             self._check_item_features(data)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
             match_context(self.encoder, encoder)
-            if stage == "fit":
-                check_context_sizes(self.model.context_sizes, encoder)
+            check_context_sizes(self.model.context_sizes, encoder)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
-            if stage == "fit" and encoder.history_length:
+            if encoder.history_length:
                 self.model.use_history()
                 self.encoder.history_length = encoder.history_length
-        if stage == "fit":
-            count_transitions(self, data)
-            check_precision(self.trainer)
-            self._divergence = DivergenceWatch()
-            self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
+        count_transitions(self, data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -143,6 +144,29 @@ def keep_checkpoints_whole(trainer: Trainer) -> None:
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, WholeCheckpointIO):
         plugin.resumes = trainer.state.fn == TrainerFn.FITTING
+
+
+def check_averaging(trainer: Trainer) -> None:
+    """Raise if a callback would average integers, such as counts of transitions, by which it changes them.
+
+    Args:
+        trainer: The trainer that runs.
+
+    Raises:
+        ValueError: A `WeightAveraging` has `use_buffers`, and a buffer of the module holds integers.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [one for one in callbacks if isinstance(one, WeightAveraging) and one._use_buffers]
+    integers = [
+        name
+        for name, buffer in trainer.lightning_module.named_buffers()
+        if buffer.dtype in (torch.int32, torch.int64)
+    ]
+    if averages and integers:
+        raise ValueError(
+            f"`use_buffers` must be False for {type(averages[0]).__name__}, got True, which would average "
+            f"the integers of {integers[0]!r}. Weights are averaged with `use_buffers=False` too."
+        )
 
 
 def check_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
