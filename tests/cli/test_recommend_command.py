@@ -108,7 +108,9 @@ def test_what_the_model_does_not_know_is_left_out_and_counted(
     recommender = Recommender.from_checkpoint(checkpoint)
     known = recommender.encoder.vocabulary.ids[0]
     plays = {"a": ["new", known, "new"], "b": ["new"], "c": [known, "other"], "d": ["other", "new"]}
-    table = pl.DataFrame({"session_id": list(plays), "item_id": list(plays.values())}).explode("item_id")
+    table = pl.DataFrame({"session_id": list(plays), "item_id": list(plays.values())}).explode(
+        "item_id", empty_as_null=False
+    )
     expected = recommender.recommend([[known], [known]], session_ids=["a", "c"], top_k=2)
     said = "Left out: 6 plays of unknown tracks, 2 sessions without a known track."
     table.write_parquet(tmp_path / "plays.parquet")
@@ -140,7 +142,7 @@ def test_a_file_in_any_order_gives_what_the_sorted_one_gives(checkpoint, tmp_pat
     # From 9 to 11, which texts would sort otherwise. A file from the newest time on reverses equal ones.
     fourth = 10 if column == "position" else 9
     place = pl.Series(column, [7, 8, 9, fourth, 11, *[9, 10, 11] * 2])
-    table = pl.DataFrame(plays).explode("item_id").with_columns(place)
+    table = pl.DataFrame(plays).explode("item_id", empty_as_null=False).with_columns(place)
     expected = recommender.recommend(list(sessions.values()), top_k=3)["item_id"]
     for changed in (table, table.reverse()):
         changed = changed.sort("session_id", maintain_order=True)
