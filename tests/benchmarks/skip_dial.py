@@ -239,7 +239,7 @@ def draw(rows: pl.DataFrame, path: Path) -> None:
     means = rows.group_by("backbone", "variant", maintain_order=True).mean()
     variants = means["variant"].unique(maintain_order=True).to_list()
     for marker, (backbone, group) in zip(
-        "osD^", means.group_by("backbone", maintain_order=True), strict=False
+        "osD^x", means.group_by("backbone", maintain_order=True), strict=False
     ):
         x, y = group["skip_hit_rate@10"].to_numpy(), group["hit_rate@10"].to_numpy()
         axis.plot(x, y, marker, markersize=4, label=backbone[0])
