@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from ddp_training import run_in_two_processes
 
 from skipcl_lightning.cli import main
@@ -20,6 +21,12 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))
 # seen once is seen again.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
+
+
+# Workers of pytest-xdist share the cores: more threads than cores wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 # What the tests of reliability have counted.
