@@ -1,7 +1,7 @@
 """Changed files and arguments end in a result or in an error of ours, for each kind of input.
 
 A case is a function of its kind and number. One that fails is run again alone by
-`SKIPCL_FUZZ=1 SKIPCL_FUZZ_FIRST=number pytest -m reliability tests/reliability/test_fuzz.py -k "kind"`.
+`SKIPCL_FUZZ=1 SKIPCL_FUZZ_FIRST=number pytest -n 0 -m reliability tests/reliability/test_fuzz.py -k "kind"`.
 """
 
 import contextlib
