@@ -87,8 +87,8 @@ def evaluate(
         skip_penalty: Evaluate a `SkipCLModule` with a `SkipPrediction` head at this penalty, at least 0; None
             for the model's own.
         list_recommendations: Whether each target's recommendations are listed too, for coverage, novelty and
-            the share of lists that begin with the item that just played. Ranks alone take about half the
-            time.
+            the share of lists that begin with the item that just played. Ranks alone take about 60 % of
+            the time.
 
     Returns:
         The report. If most lists begin with the item that just played, its `caution` is also a warning,
