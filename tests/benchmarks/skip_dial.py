@@ -3,6 +3,7 @@
 python tests/benchmarks/skip_dial.py sessions.parquet results.csv      # about 20 minutes a seed on one core
 python tests/benchmarks/skip_dial.py sessions.parquet results.csv --backbones [GRU4Rec] --seeds 3
 python tests/benchmarks/skip_dial.py sessions.parquet results.csv --short true  # what the README says
+python tests/benchmarks/skip_dial.py high_skip results.csv --short true  # simulated, a new log for each seed
 
 The columns of the log, the split and the training are those of transitions.py. Weights and penalties are
 chosen on the validation set, and the test set is read once for each model. A run that is in `results.csv` is
@@ -18,11 +19,11 @@ import polars as pl
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
-from transitions import make_backbone, read
+from transitions import make_backbone, read, split_every
 
 from skipcl_lightning import SkipCLModule, evaluate
 from skipcl_lightning._files import write_whole
-from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import (
     EvaluationReport,
     ItemAndLastSkipRate,
@@ -38,7 +39,7 @@ from skipcl_lightning.evaluation import (
 )
 from skipcl_lightning.evaluation.plots import make_figure
 from skipcl_lightning.evaluation.statistics import student_margin
-from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
+from skipcl_lightning.heads import FullSoftmax, SampledSoftmax, SkipInfoNCE, SkipPrediction
 
 METRICS = (
     "hit_rate@1",
@@ -52,13 +53,14 @@ METRICS = (
 COMPARED = ("hit_rate@1", "hit_rate@10", "skip_hit_rate@10", "skip_mrr@10")
 PLAIN = "plain"
 BASELINE = "simple model"
+SIMULATED = "high_skip"
 # What may be chosen together.
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 PENALTIES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
 def skip_dial(
-    sessions: Path,
+    sessions: str,
     results: Path,
     backbones: tuple[str, ...] = ("SASRec",),
     seeds: int = 3,
@@ -69,7 +71,7 @@ def skip_dial(
     """Run what is missing, then print the tables.
 
     Args:
-        sessions: The Parquet file.
+        sessions: The Parquet file, or `high_skip` for simulated logs, in which 65 % of the plays are skips.
         results: The CSV file of the results, which is extended.
         backbones: Backbones of `transitions.py`.
         seeds: The number of trainings of each model.
@@ -79,25 +81,29 @@ def skip_dial(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     done = pl.read_csv(results) if results.exists() else None
-    data = None
     for name in backbones:
         for seed in range(seeds):
             if done is not None and done.filter(backbone=name, seed=seed).height:
                 continue
-            data = read(sessions) if data is None else data
+            data = simulate(seed) if sessions == SIMULATED else read(Path(sessions))
             rows = pl.DataFrame(run(name, seed, data, epochs, short=short))
             done = rows if done is None else pl.concat([done, rows], how="diagonal")
             done.write_csv(results)
     assert done is not None, "at least one backbone and seed"
     if not done.filter(backbone=BASELINE).height:
-        data = read(sessions) if data is None else data
-        rows = pl.DataFrame(run_baselines(data))
+        rows = pl.DataFrame(run_baselines(simulate(0) if sessions == SIMULATED else read(Path(sessions))))
         done = pl.concat([done, rows], how="diagonal")
         done.write_csv(results)
     kept = pl.col("backbone").is_in(backbones) & (pl.col("seed") < seeds)
     print_tables(done.filter(kept | (pl.col("backbone") == BASELINE)))
     if picture is not None:
         draw(done.filter(kept | (pl.col("backbone") == BASELINE)), picture)
+
+
+def simulate(seed: int) -> SessionDataModule:
+    """Return 40,000 simulated sessions with many skips, split as the real ones are."""
+    log = simulate_sessions(40_000, skip_bias=1.5, seed=seed)
+    return split_every(log.select("session_id", "position", "item_id", "feedback"))
 
 
 def run(
@@ -196,7 +202,7 @@ def fit(
         head,
         num_items=data.num_items,
         feedback_input=feedback_input,
-        next_item_loss=SampledSoftmax(1000),
+        next_item_loss=SampledSoftmax(1000) if data.num_items > 1000 else FullSoftmax(),
         learning_rate=0.003,
         transition_weight=1.0,
     )

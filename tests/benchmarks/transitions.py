@@ -83,11 +83,16 @@ def transitions(
 
 
 def read(sessions: Path) -> SessionDataModule:
-    """Return sessions of 5 or more plays, items of 10 or more; every item of a test session is a target."""
+    """Return the log of real sessions; less than 30 seconds played is a skip."""
     skipped = pl.col("seconds_played") < 30
     log = pl.scan_parquet(sessions).select(
         "session_id", "position", "item_id", feedback=pl.when(skipped).then(-1.0).otherwise(1.0)
     )
+    return split_every(log)
+
+
+def split_every(log: pl.LazyFrame) -> SessionDataModule:
+    """Return sessions of 5 or more plays, items of 10 or more; every item of a test session is a target."""
     return SessionDataModule(
         log,
         batch_size=128,
