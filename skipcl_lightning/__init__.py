@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from skipcl_lightning.batch import SessionBatch
     from skipcl_lightning.data import SessionDataModule
     from skipcl_lightning.evaluation import evaluate
+    from skipcl_lightning.export.item_index import ItemIndex
     from skipcl_lightning.heads import SkipInfoNCE
-    from skipcl_lightning.item_index import ItemIndex
     from skipcl_lightning.module import SkipCLModule
     from skipcl_lightning.recommender import Recommender
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ItemIndex": "skipcl_lightning.item_index",
+    "ItemIndex": "skipcl_lightning.export.item_index",
     "Recommender": "skipcl_lightning.recommender",
     "SessionBatch": "skipcl_lightning.batch",
     "SessionDataModule": "skipcl_lightning.data",

@@ -29,9 +29,9 @@ from skipcl_lightning.data.encoder import (
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, plain, to_ids
 from skipcl_lightning.export import export_model, load_export
+from skipcl_lightning.export.hub import Report, fetch_folder, model_card, push_folder
+from skipcl_lightning.export.item_index import ItemIndex
 from skipcl_lightning.functional import top_k_items
-from skipcl_lightning.hub import Report, fetch_folder, model_card, push_folder
-from skipcl_lightning.item_index import ItemIndex
 from skipcl_lightning.model import Scorer, Scoring
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.export import export_model
+from skipcl_lightning.export.hub import FILES, escape, model_card
 from skipcl_lightning.heads import SkipPrediction
-from skipcl_lightning.hub import FILES, escape, model_card
 from skipcl_lightning.model import Scorer, SessionModel
 
 TOKEN = "hf_notforothers"  # noqa: S105 - of the stand-in

@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 import torch
 
-from skipcl_lightning import ItemIndex, Recommender, item_index
+from skipcl_lightning import ItemIndex, Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.export import item_index
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel

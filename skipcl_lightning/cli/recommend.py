@@ -41,7 +41,7 @@ from skipcl_lightning.data.readers.parsing import (
     time_column,
 )
 from skipcl_lightning.data.vocabulary import to_ids
-from skipcl_lightning.item_index import ItemIndex
+from skipcl_lightning.export.item_index import ItemIndex
 from skipcl_lightning.recommender import Recommender
 
 __all__ = ["parse_session", "recommend"]

@@ -1,4 +1,4 @@
-"""A trained model as a folder: weights, items and graphs for use without the training code."""
+"""A trained model outside training: a folder with weights and graphs, the Hugging Face Hub, an item index."""
 
 from skipcl_lightning.export.folder import export_model, load_export
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from skipcl_lightning import Recommender
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
+from skipcl_lightning.export.item_index import ItemIndex
 from skipcl_lightning.functional import top_k_items
-from skipcl_lightning.item_index import ItemIndex
 from skipcl_lightning.model import Scorer, SessionModel
 
 SIZE = 64

@@ -17,7 +17,7 @@ from skipcl_lightning.callbacks import BestCheckpoint, RunFacts
 from skipcl_lightning.cli.configs import check_yaml
 from skipcl_lightning.data import SessionDataModule, open_store, prepare_store
 from skipcl_lightning.export import export_model
-from skipcl_lightning.hub import model_card
+from skipcl_lightning.export.hub import model_card
 
 CODE = ("pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
