@@ -9,7 +9,7 @@ from small_models import batch, module, quiet_trainer
 from torch import nn
 
 from skipcl_lightning import SkipCLModule
-from skipcl_lightning.backbones import BACKBONES, BERT4Rec, GRU4Rec, SASRec
+from skipcl_lightning.backbones import BACKBONES, BERT4Rec, ESASRec, GRU4Rec, SASRec
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import SkipInfoNCE
 from skipcl_lightning.model import SessionModel
@@ -29,6 +29,15 @@ assert not {"lightning", "polars", "torchmetrics"} & set(sys.modules)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "(1, 10)"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scale"), [(SASRec(64), 0.4), (ESASRec(64), 0.4), (BERT4Rec(64), 1.0), (GRU4Rec(64), 1.0)]
+)
+def test_items_are_drawn_at_the_scale_of_the_backbone(backbone, scale):
+    torch.manual_seed(0)
+    weight = SessionModel(backbone, num_items=1000).item_embedding.weight[1:]
+    assert weight.std().item() == pytest.approx(scale / 8, rel=0.03)
 
 
 @pytest.mark.parametrize("backbone", [SASRec, BERT4Rec, GRU4Rec])

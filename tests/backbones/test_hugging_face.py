@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from skipcl_lightning.backbones import HFBackbone, check_backbone
+from skipcl_lightning.model import SessionModel
 
 CONFIG = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 10, "vocab_size": 9}
 
@@ -107,6 +108,15 @@ def test_a_table_narrower_than_the_model_is_fed_with_its_own_size():
 def test_another_size_is_led_in_and_out():
     backbone = HFBackbone({"model_type": "gpt2", **CONFIG}, causal=True, embedding_size=6)
     assert backbone(torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool)).shape == (2, 3, 6)
+
+
+def test_a_decoder_draws_small_items_and_an_encoder_does_not():
+    torch.manual_seed(0)
+    decoder = HFBackbone({"model_type": "gpt2", **CONFIG}, causal=True)
+    encoder = HFBackbone({"model_type": "bert", **BERT}, causal=False)
+    for backbone, scale in ((decoder, 0.4), (encoder, 1.0)):
+        weight = SessionModel(backbone, num_items=1000).item_embedding.weight[1:]
+        assert weight.std().item() == pytest.approx(scale * 8**-0.5, rel=0.03)
 
 
 def test_an_encoder_that_is_called_causal_is_refused():
