@@ -326,7 +326,9 @@ def arrange_parts(
         files.append(runs / f"{len(files)}.parquet")
         # Parquet keeps the least and greatest key of each row group, so most groups are not read below.
         run.write_parquet(files[-1], compression="lz4", row_group_size=_GROUP_ROWS)
-        samples.append(run[key].gather_every(spacing))
+        sample = run[key].gather_every(spacing)
+        # A copy, because a selection of strings keeps all strings of the run in memory.
+        samples.append(pl.Series(key, sample.to_list(), dtype=sample.dtype))
     parts: list[Path] = []
     for low, high in _bounds(pl.concat(samples), max(1, rows // spacing)):
         part = pl.concat([_between(file, key, low, high) for file in files]).collect()

@@ -1,4 +1,8 @@
+import subprocess
+import sys
+
 import polars as pl
+import pytest
 
 from skipcl_lightning.data.canonical_table import arrange_parts, drop_repeated, order_rows, read_chunks
 
@@ -39,3 +43,34 @@ def test_all_rows_of_a_key_are_in_one_part_and_keys_ascend(tmp_path):
     chunks = [pl.DataFrame({"key": ["b", "a"]}), pl.DataFrame({"key": ["a", "c"]})]
     parts = arrange_parts(iter(chunks), "key", 2, tmp_path)
     assert [sorted(part["key"]) for part in parts] == [["a", "a"], ["b", "c"]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
+def test_the_sample_of_a_run_keeps_none_of_its_other_keys_in_memory(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from skipcl_lightning.data.canonical_table import arrange_parts
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+found = []
+
+def chunks():
+    for number in range(16):
+        found.append(resident())
+        keys = pl.int_range(100_000, eager=True).cast(pl.String).str.zfill(200)
+        yield pl.DataFrame({"session_id": keys + str(number)})
+
+arrange_parts(chunks(), "session_id", 100_000, Path(sys.argv[1]))
+print(found[-1] - found[5])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    # 20 MB of keys for each of the ten runs between, and at most 1 MB of samples.
+    assert float(done.stdout) < 100
