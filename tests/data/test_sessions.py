@@ -53,6 +53,20 @@ def test_a_pause_of_exactly_the_gap_is_within_a_session():
     assert sessionise(frame, gap_minutes=1).collect()["session_id"].to_list() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [pl.Int16, pl.Int32, pl.UInt32, pl.Int64, pl.Float32, pl.Float64])
+def test_lengths_of_any_type_of_number_end_their_plays(dtype):
+    lengths = pl.Series([3900, None, 50], dtype=dtype)
+    frame = pl.DataFrame({"timestamp": [0, 4000, 4600], "length": lengths})
+    cut = sessionise(frame, gap_minutes=5, duration="length").collect()
+    assert cut["session_id"].to_list() == [0, 0, 1]
+
+
+def test_a_length_that_is_nan_counts_as_0():
+    frame = pl.DataFrame({"timestamp": [0, 60, 130], "length": [float("nan"), 10.0, None]})
+    cut = sessionise(frame, gap_minutes=1, duration="length").collect()
+    assert cut["session_id"].to_list() == [0, 0, 0]
+
+
 def test_equal_times_stay_in_the_order_of_the_rows():
     frame = pl.DataFrame({"timestamp": [5, 5, 0, 5], "item_id": ["z", "a", "first", "m"]})
     assert sessionise(frame, gap_minutes=1).collect()["item_id"].to_list() == ["first", "z", "a", "m"]

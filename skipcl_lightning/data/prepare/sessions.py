@@ -54,7 +54,7 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
             optionally `user_id`. Other columns are kept.
         gap_minutes: The longest pause within a session, above 0. A pause of exactly this length is within.
         duration: The column with the length of a play in seconds; the pause then begins at the end of a play,
-            otherwise at its start. Null counts as 0.
+            otherwise at its start. Null and NaN count as 0.
 
     Returns:
         The table, sorted by user and time (equal times in the row order), with `session_id`: String with a
@@ -72,7 +72,9 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
     """
     ordered, schema = _open_history(frame, "session_id", "cut the sessions", duration)
     start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
-    length = pl.lit(0) if duration is None else (pl.col(duration) * _MICROSECONDS).fill_null(0).cast(pl.Int64)
+    # Of small integers, the product would not fit into their own type.
+    length = pl.lit(0) if duration is None else pl.col(duration).cast(pl.Float64) * _MICROSECONDS
+    length = length.round().cast(pl.Int64, strict=False).fill_null(0)
     by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
     return cut_at_gaps(ordered.sort(by, maintain_order=True), start, start + length, gap_minutes)
 
