@@ -135,7 +135,8 @@ def run_prepare(arguments: Sequence[str]) -> None:
     settings = make_parser().parse_args(list(arguments))
     source: str = settings.source
     values: dict[str, Any] = settings[source].as_dict()
-    paths, folder = values.pop("paths"), values.pop("folder")
+    # A shell leaves the tilde of `--folder=~/store`.
+    paths, folder = values.pop("paths"), values.pop("folder").expanduser()
     reader = SOURCES[source]
     console = Console()
     try:

@@ -141,6 +141,13 @@ def test_feedback_that_looks_like_a_flag_is_one_plain_line_of_the_output(run, tm
     assert not recwarn
 
 
+def test_a_folder_may_be_below_the_home_folder(run, plays, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    printed = run("prepare", "table", plays, *OF_PLAYS, r"--separator=\t", "--folder=~/store")
+    assert str(tmp_path / "store") in printed
+    assert open_store(tmp_path / "store").drop_report.rows_read == 108
+
+
 @pytest.mark.parametrize("separator", ["::", ""])
 def test_a_separator_that_is_not_one_character_is_said_in_one_line(run, plays, tmp_path, separator):
     with pytest.raises(
