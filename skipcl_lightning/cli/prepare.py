@@ -28,7 +28,12 @@ from skipcl_lightning.data import (
     read_table,
     read_yambda,
 )
-from skipcl_lightning.data.prepare.inputs import BUILT_IN
+from skipcl_lightning.data.prepare.inputs import (
+    BUILT_IN,
+    ContextEncoder,
+    choose_context,
+    resolve_vocabulary,
+)
 from skipcl_lightning.data.prepare.preparation import FeedbackWarning
 from skipcl_lightning.data.splits import Split, Targets
 
@@ -145,7 +150,11 @@ def run_prepare(arguments: Sequence[str]) -> None:
         if source in HISTORIES:
             store_settings |= _take_history(values)
         if "columns" in inspect.signature(reader).parameters:
-            values["columns"] = [name for name in store_settings["context"] if name not in BUILT_IN]
+            given = store_settings["vocabulary"]
+            known = None if given is None else resolve_vocabulary(given)
+            chosen = choose_context(store_settings["context"], known)
+            names = chosen.categories if isinstance(chosen, ContextEncoder) else chosen
+            values["columns"] = [name for name in names if name not in BUILT_IN]
         log = reader(paths[0] if len(paths) == 1 else paths, **values)
         with _progress(console) as tell, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FeedbackWarning)

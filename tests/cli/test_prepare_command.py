@@ -141,6 +141,16 @@ def test_feedback_that_looks_like_a_flag_is_one_plain_line_of_the_output(run, tm
     assert not recwarn
 
 
+def test_the_columns_of_a_trained_context_are_read_without_naming_them_again(run, tmp_path):
+    rows = [f"u{user},t{n % 7},{n},{'tv' if n % 2 else 'phone'}" for user in range(9) for n in range(12)]
+    (tmp_path / "plays.csv").write_text("\n".join(["user,track,place,device", *rows]))
+    settings = ["prepare", "table", tmp_path / "plays.csv", "--item", "track", "--session", "user"]
+    settings += ["--position", "place"]
+    run(*settings, "--context", '["device"]', "--folder", tmp_path / "store")
+    run(*settings, "--vocabulary", tmp_path / "store", "--folder", tmp_path / "later")
+    assert open_store(tmp_path / "later").context == open_store(tmp_path / "store").context
+
+
 def test_a_folder_may_be_below_the_home_folder(run, plays, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     printed = run("prepare", "table", plays, *OF_PLAYS, r"--separator=\t", "--folder=~/store")
