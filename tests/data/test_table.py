@@ -82,6 +82,15 @@ def test_parquet_files_are_read_one_after_the_other(tmp_path):
         read_table(tmp_path, item="t", session="s", position="when")
 
 
+def test_parquet_files_of_other_types_are_an_error_that_names_column_and_files(tmp_path):
+    for name, zone in [("a", "UTC"), ("b", "Europe/Berlin")]:
+        frame = pl.DataFrame({"t": [1], "s": [1], "when": [datetime(2024, 5, 1)]})
+        zoned = frame.with_columns(pl.col("when").dt.replace_time_zone(zone))
+        zoned.write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"one type in column 'when', got .*UTC.*a\.parquet.*Berlin.*b\.par"):
+        read_table(tmp_path, item="t", session="s", timestamp="when")
+
+
 def test_sessions_are_cut_within_users_where_none_are_given():
     log = pl.DataFrame({"t": ["a", "b", "c", "d"], "u": ["x", "y", "x", "x"], "when": [0, 1, 60, 4000]})
     table = read_table(log, item="t", user="u", timestamp="when", gap_minutes=30).collect()

@@ -289,9 +289,9 @@ def _scan(
     if len(parquet) == 2:
         raise ValueError("`source` must hold CSV or Parquet files, got both. Read them one kind at a time.")
     if True in parquet:
-        return pl.concat(
-            [_select(pl.scan_parquet(file, glob=False), file, given, time_format) for file in files]
-        )
+        logs = [_select(pl.scan_parquet(file, glob=False), file, given, time_format) for file in files]
+        _refuse_other_types(files, logs, given)
+        return pl.concat(logs)
     tables = [
         scan_csv_text(file, list(given.values()), separator=separator, name="source", has_separator=True)
         for file in files
@@ -303,6 +303,22 @@ def _scan(
             for table, file in zip(tables, files, strict=True)
         ]
     )
+
+
+def _refuse_other_types(
+    files: Sequence[Path], logs: Sequence[pl.LazyFrame], given: Mapping[str, str]
+) -> None:
+    """Raise unless the columns of Parquet files have the types of the first file."""
+    first = logs[0].collect_schema()
+    for file, log in zip(files, logs, strict=True):
+        for role, dtype in log.collect_schema().items():
+            # polars fits a later column of nulls only.
+            if dtype not in (first[role], pl.Null):
+                raise ValueError(
+                    f"`source` must hold Parquet files with one type in column {given[role]!r}, got "
+                    f"{first[role]} in {str(files[0])!r} and {dtype} in {str(file)!r}. Read each with "
+                    "`pl.scan_parquet`, cast the column, and pass the result of `pl.concat`."
+                )
 
 
 def _csv_columns(given: Mapping[str, str], table: pl.LazyFrame, time_format: str | None) -> list[Column]:
