@@ -67,6 +67,13 @@ def test_a_length_that_is_nan_counts_as_0():
     assert cut["session_id"].to_list() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("length", [timedelta(seconds=3), "3"])
+def test_lengths_that_are_no_numbers_are_an_error(length):
+    frame = pl.DataFrame({"timestamp": [0, 4000], "length": [length, length]})
+    with pytest.raises(ValueError, match="`duration` must name a column of seconds, got 'length' of "):
+        sessionise(frame, gap_minutes=1, duration="length")
+
+
 def test_equal_times_stay_in_the_order_of_the_rows():
     frame = pl.DataFrame({"timestamp": [5, 5, 0, 5], "item_id": ["z", "a", "first", "m"]})
     assert sessionise(frame, gap_minutes=1).collect()["item_id"].to_list() == ["first", "z", "a", "m"]

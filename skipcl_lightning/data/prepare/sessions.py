@@ -217,6 +217,11 @@ def _open_history(
                 f"`frame` must have the column {column!r}, got {describe_columns(schema)}. "
                 "Rename the column that holds it."
             )
+    if duration is not None and not (schema[duration].is_numeric() or schema[duration] == pl.Null):
+        raise ValueError(
+            f"`duration` must name a column of seconds, got {duration!r} of {schema[duration]}. Convert "
+            "it, such as with `pl.col(...).dt.total_microseconds() / 1e6` for lengths of time."
+        )
     if made in schema:
         raise ValueError(f"`frame` must not have a column {made!r} yet, got one. Drop it to {remake} anew.")
     return require_users(history, "frame", _OWN_SESSIONS), schema
