@@ -121,6 +121,11 @@ def test_a_missing_column_is_an_error_that_lists_those_there_are(tmp_path):
         ({"session": "s", "position": "n", "time_format": "%Y"}, "`time_format` must be None without"),
         ({"session": "s", "timestamp": "t", "time_format": "Y"}, "`time_format` must be a format"),
         (
+            {"session": "s", "timestamp": "t", "time_format": "%Y%m%d%H"},
+            "`time_format` must be a format that",
+        ),
+        ({"session": "s", "position": "n", "columns": ["b", "b"]}, "`columns` must name each column once"),
+        (
             {"session": "s", "timestamp": "n", "time_format": "%Y"},
             "`time_format` must be None where column 'n'",
         ),

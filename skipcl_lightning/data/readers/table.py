@@ -13,6 +13,7 @@ from skipcl_lightning.data.canonical_table import (
     CANONICAL_COLUMNS,
     Table,
     describe_columns,
+    describe_polars_error,
     in_listening_order,
     resolve_schema,
     to_frame,
@@ -148,6 +149,10 @@ def read_table(
             raise ValueError(
                 f"`columns` must not name a column like one of the table's own, got {column!r}. Rename it."
             )
+        if column in given:
+            raise ValueError(
+                f"`columns` must name each column once, got {list(columns)}. Drop the repetition."
+            )
         given[column] = column
     _check_order(given, gap_minutes)
     _check_time_format(given, time_format)
@@ -236,6 +241,13 @@ def _check_time_format(given: Mapping[str, str], time_format: str | None) -> Non
             f"`time_format` must be a format with fields such as %Y, got {time_format!r}. "
             'Write it as in `time_format="%d/%m/%Y %H:%M:%S"`.'
         )
+    try:
+        pl.Series([""]).str.to_datetime(time_format, strict=False)
+    except pl.exceptions.ComputeError as error:
+        raise ValueError(
+            f"`time_format` must be a format that polars can read, got {time_format!r}: "
+            f"{describe_polars_error(error)}. An hour alone is none: add minutes to format and texts."
+        ) from error
 
 
 def _check_signals(
