@@ -213,6 +213,14 @@ def test_wrong_inputs_are_refused(log, context, error, message):
         _ = SessionDataModule(log, context=context).num_items
 
 
+def test_integers_that_would_become_unknown_are_refused():
+    devices = pl.DataFrame({"device": pl.Series([1, 2**64 - 1, None], dtype=pl.UInt64)})
+    with pytest.raises(
+        ValueError, match="fit into 64 bits with a sign, got 'device' with 18446744073709551615"
+    ):
+        ContextEncoder.fit(["device"], [devices])
+
+
 def test_a_column_of_too_many_categories_is_refused():
     length = MOST_CATEGORIES + 3
     log = pl.DataFrame(

@@ -90,7 +90,7 @@ class ContextEncoder:
             The encoder.
 
         Raises:
-            ValueError: A column has no value, or too many different ones.
+            ValueError: A column has no value, too many different ones, or too large an integer.
 
         Examples:
             >>> ContextEncoder.fit(["device"], [pl.DataFrame({"device": ["tv", "phone", None]})]).sizes
@@ -100,7 +100,13 @@ class ContextEncoder:
         found: dict[str, pl.Series] = {}
         for table in tables if own else ():
             for name in own:
-                values = _as_category(table[name]).drop_nulls().unique()
+                values = _as_category(table[name])
+                if values.null_count() > table[name].null_count():
+                    raise ValueError(
+                        "`context` must name columns whose integers fit into 64 bits with a sign, got "
+                        f"{name!r} with {table[name].max()!r}. Cast it to pl.String."
+                    )
+                values = values.drop_nulls().unique()
                 found[name] = values if name not in found else found[name].append(values).unique()
                 if len(found[name]) > MOST_CATEGORIES:
                     _refuse_many(name, len(found[name]))
