@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import write_whole
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, is_rejected
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
 from skipcl_lightning.data.encoder import find_order, group_sessions
@@ -59,6 +60,7 @@ class Given(NamedTuple):
     names: list[Any]
     items: list[list[Any]]
     feedback: list[list[float]]
+    explicit_feedback: list[list[float]] | None
     context: dict[str, list[Any]]
     plays: int
     sessions: int
@@ -95,12 +97,12 @@ def recommend(
         session: A session such as "a:1,b:-1", or a list of them: item ids in the order of listening, each
             with its feedback in [-1, 1] after a colon; without one, the feedback is unknown. An id that the
             model knows may itself end with a colon and a number.
-        file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback. The rows of
-            a session are sorted by position, or else by timestamp; without these columns they must be in the
-            order of listening. A model with context inputs needs their columns of the training log too; an
-            empty field is unknown.
+        file: In place of it, a CSV or Parquet file with session_id, item_id and perhaps feedback and
+            explicit_feedback, in [-1, 1]. The rows of a session are sorted by position, or else by timestamp;
+            without these columns they must be in the order of listening. A model with context inputs needs
+            their columns of the training log too; an empty field is unknown.
         histories: With `file`, another such file: what the listener of each session heard before it, by the
-            session_id of `file`, without skipped tracks or with their feedback. For a model that was trained
+            session_id of `file`, without rejected tracks or with their feedback. For a model that was trained
             with a history_length.
         top_k: Items for each session.
         exclude_seen: Leave out the session's own items.
@@ -191,6 +193,7 @@ def _rank(
         found = recommender.recommend(
             given.items,
             given.feedback,
+            explicit_feedback=given.explicit_feedback,
             histories=earlier,
             context=given.context,
             session_ids=given.names,
@@ -410,12 +413,13 @@ def _collect(
 
 
 def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder, unknown: str) -> list[list[Any]]:
-    """Return the tracks before each session, without those that were skipped."""
+    """Return the tracks before each session, without those that were rejected."""
     given = _read_sessions("histories", file, encoder.replace(context=None), unknown)
-    found = {
-        name: [item for item, signal in zip(tracks, signals, strict=True) if signal >= encoder.skip_threshold]
-        for name, tracks, signals in zip(given.names, given.items, given.feedback, strict=True)
-    }
+    likes = given.explicit_feedback or [[0.0] * len(one) for one in given.items]
+    found = {}
+    for name, tracks, feedback, explicit in zip(given.names, given.items, given.feedback, likes, strict=True):
+        rejected = is_rejected(np.array(feedback), np.array(explicit), encoder.skip_threshold)
+        found[name] = [track for track, out in zip(tracks, rejected, strict=True) if not out]
     if names and not found.keys() & set(names):
         raise ValueError(
             f"`histories` must have sessions of `file` in session_id, got {next(iter(found), None)!r}. "
@@ -452,6 +456,7 @@ def _to_given(
         found["session_id"].to_list(),
         items,
         found.get("feedback") or [[0.0] * len(one) for one in items],
+        found.get("explicit_feedback"),
         {column: found[column] for column in needed},
         table.height,
         table["session_id"].n_unique(),
@@ -463,16 +468,14 @@ def _parse_texts(
 ) -> pl.DataFrame:
     """Return the table with numbers and times in place of texts: the context, the order and the feedback."""
     categories = {} if encoder.context is None else encoder.context.categories
-    needed = [*([] if encoder.context is None else encoder.context.columns), find_order(table.columns)]
+    context = [] if encoder.context is None else encoder.context.columns
+    needed = [*context, find_order(table.columns), "feedback", "explicit_feedback"]
     texts = [name for name in dict.fromkeys(needed) if name and table.schema.get(name) == pl.String]
     if texts:
         parsers = [_text_parser(name, table[name], categories.get(name)) for name in texts]
         # The first row is the header.
         rows = table.lazy().select(texts).with_row_index(ROW, offset=2)
         table = table.with_columns(parse_columns(rows, file, parsers, name=argument).collect())
-    if table.schema.get("feedback") == pl.String:
-        with name_unreadable(argument):
-            table = table.with_columns(pl.col("feedback").cast(pl.Float64))
     return table
 
 
@@ -484,6 +487,8 @@ def _text_parser(name: str, texts: pl.Series, categories: Sequence[Category] | N
         return parser(name, optional=True)
     if name == "position":
         return integer_column(name)
+    if name in ("feedback", "explicit_feedback"):
+        return number_column(name, minimum=-1, maximum=1, optional=True)
     numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
     return (time_column if numbers.null_count() == len(numbers) else number_column)(name, optional=True)
 

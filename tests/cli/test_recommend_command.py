@@ -195,6 +195,8 @@ def test_rows_without_a_usable_item_are_unknown_ones(tmp_path, ids, rows, monkey
         ("session_id;item_id\ns;a\n", "',' between the columns, got .* with ';'"),
         ("session,item_id\ns,a\n", "one column 'session_id' .* Did you mean 'session'"),
         ("session_id,item_id,position\ns,a,\n", "an integer in column 'position' .* row 2"),
+        ("session_id,item_id,feedback\ns,a,true\n", "a number in .* 'feedback' .* 'true' in row 2"),
+        ("session_id,item_id,explicit_feedback\ns,a,5\n", "a number in .* 'explicit_feedback' .* row 2"),
     ],
 )
 def test_a_file_in_another_form_is_met_with_the_cause(checkpoint, tmp_path, text, message):
@@ -202,6 +204,33 @@ def test_a_file_in_another_form_is_met_with_the_cause(checkpoint, tmp_path, text
     file.write_bytes(text.encode())
     with pytest.raises(ValueError, match=f"^`file` must hold .*{message}"):
         recommend(checkpoint, file=file)
+
+
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_likes_and_dislikes_of_a_file_count(tmp_path, output, ending, monkeypatch):
+    model = SessionModel(SASRec(8), num_items=4)
+    model.use_history()
+    encoder = SessionEncoder(ItemVocabulary(["a", "b", "c", "d"]), max_length=4, history_length=2)
+    recommender = Recommender(Scorer(model).eval(), encoder)
+    monkeypatch.setattr(Recommender, "from_checkpoint", lambda _: recommender)
+    shown = []
+    monkeypatch.setattr(command, "_print", lambda found, _: shown.append(found))
+    items, feedback, likes = ["a", "b", "c"], [1.0, -1.0, -1.0], [-1.0, 1.0, None]
+    table = pl.DataFrame({"session_id": "s", "item_id": items, "feedback": feedback})
+    table = table.with_columns(explicit_feedback=pl.Series(likes))
+    getattr(table, f"write_{ending}")(tmp_path / f"plays.{ending}")
+    given = {"file": tmp_path / f"plays.{ending}", "output": tmp_path / "out.parquet" if output else None}
+
+    def recommended(**arguments):
+        recommend("model.ckpt", top_k=4, **given, **arguments)
+        return pl.read_parquet(given["output"]) if output else shown[-1]
+
+    sessions = {"sessions": [items], "feedback": [feedback], "explicit_feedback": [[-1.0, 1.0, 0.0]]}
+    for histories, arguments in ((None, {}), ([["b"]], {"histories": given["file"]})):
+        expected = recommender.recommend(**sessions, histories=histories, session_ids=["s"], top_k=4)
+        assert set(expected["item_id"]) == {"b", "d"}
+        assert recommended(**arguments).equals(expected)
 
 
 def workers_of(run):
