@@ -284,13 +284,16 @@ def test_what_cannot_be_is_named(data, trained, tmp_path):
         skip_trade_off(plain, data, num_resamples=10)
     with pytest.raises(ValueError, match=r"`skip_penalty` must be None for a model .* for Popularity"):
         evaluate(Popularity(data.item_counts), data, skip_penalty=0.1)
-    for wrong in (0.5, "0.5"):
-        with pytest.raises(TypeError, match=r"`penalties` must be a sequence of numbers, got .?0.5"):
+    for wrong in (0.5, "0.5", iter([0.5])):
+        with pytest.raises(TypeError, match=r"`penalties` must be a sequence of numbers, got .*Write one as"):
             skip_trade_off(module, data, penalties=wrong, num_resamples=10)
     with pytest.raises(ValueError, match=r"`penalties` must be in \[0, inf\), got -0.1"):
         skip_trade_off(module, data, penalties=(-0.1,), num_resamples=10)
     with pytest.raises(ValueError, match="`num_resamples` must be at least 1, got 0"):
         skip_trade_off(module, data, num_resamples=0)
+    other = evaluate(Popularity(data.item_counts), data, split="validation", top_k=(5,), num_resamples=10)
+    with pytest.raises(ValueError, match=r"`reference` must have `cut_off` 10 among .*, got \(5,\)"):
+        skip_trade_off(module, data, reference=other, num_resamples=10)
     with pytest.raises(TypeError, match="`transition_weights` must be a sequence of numbers"):
         skip_trade_off(module, data, transition_weights=2.0, num_resamples=10)
     heard = data.log.with_columns(feedback=pl.lit(1.0))

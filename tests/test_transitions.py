@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -342,7 +343,10 @@ def test_a_choice_without_transitions_is_refused(data):
     with pytest.raises(ValueError, match="`weights` must hold at least one weight"):
         choose_transition_weight(build(data), data, weights=())
     with pytest.raises(ValueError, match="`weights` must be in"):
-        choose_transition_weight(build(data), data, weights=(-1.0,))
+        choose_transition_weight(build(data), data, weights=np.array([-1.0, 0.0]))
+    for wrong in (1.0, iter([1.0])):
+        with pytest.raises(TypeError, match="`weights` must be a sequence of numbers"):
+            choose_transition_weight(build(data), data, weights=wrong)
     with pytest.raises(ValueError, match="`max_targets` must be at least 1"):
         choose_transition_weight(build(data), data, max_targets=0)
     with pytest.raises(ValueError, match="`rule` must be one of"):

@@ -1,7 +1,7 @@
 """The trade-off between listened and skipped tracks in the ranking, and the penalty that it suggests."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ Row = dict[str, float]
 
 def check_penalties(penalties: Any, name: str = "penalties") -> None:
     """Raise unless these are several numbers of at least 0."""
-    if isinstance(penalties, str) or not isinstance(penalties, Iterable):
+    # Not an iterator, which is empty after the check.
+    if isinstance(penalties, str) or not isinstance(penalties, Collection):
         raise TypeError(f"`{name}` must be a sequence of numbers, got {penalties!r}. Write one as `[0.5]`.")
     for penalty in penalties:
         check_number(name, penalty, minimum=0)
@@ -196,6 +197,7 @@ def skip_trade_off(
     if transition_weights is not None:
         check_penalties(transition_weights, "transition_weights")
     check_margin(margin)
+    _check_reference(reference, cut_off)
 
     def measure(weight: float, penalty: float) -> EvaluationReport:
         before, module.transition_weight = module.transition_weight, weight
@@ -241,6 +243,15 @@ def skip_trade_off(
     return SkipTradeOff(
         pl.DataFrame(found), chosen["skip_penalty"], chosen["transition_weight"], cut_off, split
     )
+
+
+def _check_reference(reference: EvaluationReport | None, cut_off: int) -> None:
+    """Raise unless a report has the hit rate that must be kept."""
+    if reference is not None and cut_off not in reference.settings["top_k"]:
+        raise ValueError(
+            f"`reference` must have `cut_off` {cut_off} among its `top_k`, got "
+            f"{reference.settings['top_k']}. Evaluate it with that cut-off, or choose one of these."
+        )
 
 
 def _check_both_kinds(report: EvaluationReport) -> None:
