@@ -235,6 +235,26 @@ def test_a_graph_that_differs_from_the_model_is_refused():
             graph._compare(made, lambda inputs, change=change: [made(*inputs)[0] + change, None], "onnx")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_has_graphs_of_float32(dtype, tmp_path):
+    model = scorer(SASRec(8)).to(dtype)
+    folder = export_model(model, encoder(), tmp_path / "model")
+    described = json.loads((folder / "model.json").read_text())
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    program = torch.export.load(folder / "model.pt2").module()
+    inputs = {
+        "items": torch.tensor([[3, 7, 2]]),
+        "feedback": torch.tensor([[1.0, -1.0, 0.5]]),
+        "explicit_feedback": torch.zeros(1, 3),
+    }
+    given = {name: inputs[name] for name in described["inputs"]}
+    of_onnx = session.run(None, {name: value.numpy() for name, value in given.items()})
+    for one, other in zip(of_onnx, program(*given.values()), strict=True):
+        assert (one.dtype, other.dtype) == ("float32", torch.float32)
+    assert model.model.item_embedding.weight.dtype == dtype
+
+
 def test_an_error_leaves_nothing(tmp_path, monkeypatch):
     def fail(made, path):
         path.write_bytes(b"half")

@@ -30,13 +30,14 @@ class Graph(nn.Module):
     """A model as a function of tensors alone.
 
     Args:
-        scorer: The model; it is copied to the CPU.
+        scorer: The model; it is copied to the CPU, as float32.
     """
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
-        #: As it was, to compare with; in a tuple, so that it is no part of the graph.
-        self.original = (copy.deepcopy(scorer).to("cpu").eval().requires_grad_(False),)
+        #: As it was, to compare with; in a tuple, so that it is no part of the graph. In float32, as its
+        #: inputs and outputs are: after `bf16-true`, onnxruntime knows no operator for its weights.
+        self.original = (copy.deepcopy(scorer).to("cpu", torch.float32).eval().requires_grad_(False),)
         # With the same weights, because one more copy of a large table may not fit the memory.
         self.scorer = copy.deepcopy(self.original[0], {id(one): one for one in self.original[0].parameters()})
         _replace_recurrent(self.scorer)
