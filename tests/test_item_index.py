@@ -118,6 +118,15 @@ def test_a_search_in_all_lists_gives_the_table_of_exact_search(recommender, inde
 
 
 @pytest.mark.usefixtures("no_exact_search")
+@pytest.mark.parametrize("request_", [{}, {"exclude": ["t4"]}])
+def test_more_probes_than_lists_read_all_of_them(recommender, index, request_):
+    expected = recommender.recommend(SESSIONS, FEEDBACK, **request_)
+    index.num_probes = 2**70
+
+    assert recommender.recommend(SESSIONS, FEEDBACK, **request_, index=index).equals(expected)
+
+
+@pytest.mark.usefixtures("no_exact_search")
 def test_transitions_and_retired_items_count_as_in_exact_search(index, monkeypatch):
     recommender = make_recommender()
     contexts = torch.arange(1, NUM_ITEMS + 1)

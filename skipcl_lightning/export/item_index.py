@@ -290,10 +290,12 @@ class ItemIndex:
         """[N, count] items whose approximate products are the largest, 0 for none."""
         faiss, size = _faiss(), self._state["centres"].shape[1]
         query = F.pad(queries.float(), (0, size - queries.shape[1])).cpu().contiguous().numpy()
-        settings = faiss.SearchParametersIVF(nprobe=self.num_probes)
+        # FAISS takes memory and time for lists that there are not.
+        probes = min(self.num_probes, len(self._state["centres"]))
+        settings = faiss.SearchParametersIVF(nprobe=probes)
         if retired is not None:
             kept = np.packbits(~retired[PADDING_INDEX + 1 :].cpu().numpy(), bitorder="little")
-            settings = faiss.SearchParametersIVF(nprobe=self.num_probes, sel=faiss.IDSelectorBitmap(kept))
+            settings = faiss.SearchParametersIVF(nprobe=probes, sel=faiss.IDSelectorBitmap(kept))
         _, rows = self._search.search(query, count, params=settings)
         return torch.from_numpy(rows).to(queries.device) + (PADDING_INDEX + 1)
 
