@@ -451,9 +451,10 @@ def _to_given(
     if {"session_id", "item_id"} <= set(table.columns):  # Otherwise the error names them below.
         known = _keep_known(argument, file, table, encoder, unknown)
     found: dict[str, Any] = group_sessions(known, needed, name=argument)
-    items = found["item_id"]
+    items, names = found["item_id"], found["session_id"].to_list()
+    to_ids(f"{argument}: session_id", names)  # Otherwise the error names `session_ids`.
     return Given(
-        found["session_id"].to_list(),
+        names,
         items,
         found.get("feedback") or [[0.0] * len(one) for one in items],
         found.get("explicit_feedback"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 
 import polars as pl
 import pytest
@@ -231,6 +232,15 @@ def test_likes_and_dislikes_of_a_file_count(tmp_path, output, ending, monkeypatc
         expected = recommender.recommend(**sessions, histories=histories, session_ids=["s"], top_k=4)
         assert set(expected["item_id"]) == {"b", "d"}
         assert recommended(**arguments).equals(expected)
+
+
+@pytest.mark.parametrize("names", [["s", None], [1.0, 2.0], [date(2026, 1, 1)] * 2])
+def test_sessions_without_a_usable_name_are_refused_by_their_column(checkpoint, tmp_path, names):
+    ids = Recommender.from_checkpoint(checkpoint).encoder.vocabulary.ids[:2]
+    pl.DataFrame({"session_id": names, "item_id": ids}).write_parquet(tmp_path / "plays.parquet")
+    for output in (None, tmp_path / "out.csv"):
+        with pytest.raises(TypeError, match=r"^`file: session_id` must be all strings or all integers, got"):
+            recommend(checkpoint, file=tmp_path / "plays.parquet", output=output)
 
 
 def workers_of(run):
