@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -434,6 +435,7 @@ class Recommender:
         for name, values in {**lists, "session": session}.items():
             if not (is_ordered(values) or (values is None and name != "session")):
                 raise TypeError(f"`{name}` must be a list with a value for each track, got {values!r}.")
+        _check_moved(session, track_feedback, feedback=feedback, explicit_feedback=explicit_feedback)
         earlier = [] if history is None else history
         ids: Any
         for name, ids in (("session", session), ("track", [track]), ("history", earlier)):
@@ -587,6 +589,23 @@ class Recommender:
         """
         table = self.scorer.model.item_table[PADDING_INDEX + 1 :].float().cpu().numpy()
         return pl.DataFrame({"item_id": self.encoder.vocabulary.to_series(), "embedding": table})
+
+
+def _check_moved(session: Ids, track_feedback: Any, **signals: Sequence[float] | None) -> None:
+    """Raise unless there is a session, with as many values of feedback, and that of the track is in range."""
+    if not len(session):
+        raise ValueError(
+            "`session` must hold at least one track before the skipped one, got none. Give what played."
+        )
+    for name, values in signals.items():
+        if values is not None and len(values) != len(session):
+            raise ValueError(
+                f"`{name}` must have one value a track of `session`, got {len(values)} for {len(session)}. "
+                "Use 0 for tracks without feedback."
+            )
+    # What is no number is refused with the session's feedback.
+    if isinstance(track_feedback, Real) and not -1 <= float(track_feedback) <= 1:
+        raise ValueError(f"`track_feedback` must be in [-1, 1], got {track_feedback}. -1 is a skip.")
 
 
 def _load_module(path: str | Path, module_class: Any, parts: dict[str, Any]) -> Scoring:

@@ -313,6 +313,20 @@ def test_an_unknown_track_of_a_moved_list_is_named_by_its_own_argument(name, arg
         recommender().after_skip(*arguments, top_k=2)
 
 
+@pytest.mark.parametrize(
+    ("session", "arguments", "message"),
+    [
+        ([], {}, "`session` must hold at least one track before the skipped one, got none"),
+        (["a", "b"], {"feedback": [1.0]}, "`feedback` must have one value a track of `session`, got 1 for 2"),
+        (["a"], {"explicit_feedback": [1, 1]}, "`explicit_feedback` must have .*, got 2 for 1"),
+        (["a"], {"track_feedback": 3}, r"`track_feedback` must be in \[-1, 1\], got 3"),
+    ],
+)
+def test_feedback_of_a_moved_list_is_named_by_its_own_argument(session, arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        recommender().after_skip(session, "d", top_k=2, **arguments)
+
+
 def test_similar_items_have_the_largest_cosine():
     recommend = recommender()
     found = recommend.similar_items(["c", "a"], top_k=3)
