@@ -251,7 +251,8 @@ def _write_parts(
                 total = Counts(*map(add, total, counts))
                 progress.advance(task, counts.plays)
         _check_known(total)
-        whole = pl.scan_parquet(Path(folder, "*.parquet"))
+        # Without patterns, because a folder may have brackets in its name.
+        whole = pl.scan_parquet([place for place in places if place.exists()], glob=False)
         write_whole(output, getattr(whole, WRITERS[output.suffix]))
     return total
 
@@ -324,7 +325,7 @@ def _rank_part(recommender: Recommender, job: Job, place: Path) -> Counts:
     """Write the recommendations for the sessions of some rows of a file."""
     file, start, stop, settings = job
     with name_unreadable("file"):
-        scan = pl.scan_parquet(file)
+        scan = pl.scan_parquet(file, glob=False)
         table = scan.slice(start, stop - start).collect()
         # The first rows of the whole file say whether it runs from the newest row to the oldest.
         if find_order(table.columns) == "timestamp" and "tie_order" not in table.columns:
@@ -346,7 +347,7 @@ def _cut(file: Path, processes: int) -> list[int] | None:
         return None
     ids, row = pl.col("session_id"), pl.col("row")
     with name_unreadable("file"):
-        scan = pl.scan_parquet(file)
+        scan = pl.scan_parquet(file, glob=False)
         if "session_id" not in scan.collect_schema():
             return None
         rows = scan.select(pl.len()).collect().item()
@@ -437,7 +438,10 @@ def _read_sessions(argument: str, file: Path, encoder: SessionEncoder, unknown: 
     if file.suffix == ".csv":
         read_header(file, ["session_id", "item_id"], name=argument)
     with name_unreadable(argument):
-        table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+        if file.suffix == ".csv":
+            table = pl.read_csv(file, infer_schema=False, glob=False)
+        else:
+            table = pl.read_parquet(file, glob=False)
     return _to_given(argument, file, table, encoder, unknown)
 
 

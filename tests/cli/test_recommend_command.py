@@ -243,6 +243,20 @@ def test_sessions_without_a_usable_name_are_refused_by_their_column(checkpoint, 
             recommend(checkpoint, file=tmp_path / "plays.parquet", output=output)
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_names_of_files_are_no_patterns(checkpoint, tmp_path, ending):
+    table = write_plays(tmp_path / "plays.parquet", checkpoint, sessions=4)
+    expected = Recommender.from_checkpoint(checkpoint).recommend(table, top_k=2)
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    getattr(table, f"write_{ending}")(folder / f"plays[1].{ending}")
+    # What the name would stand for as a pattern.
+    getattr(table.head(1), f"write_{ending}")(folder / f"plays1.{ending}")
+    out = folder / "out.parquet"
+    recommend(checkpoint, file=folder / f"plays[1].{ending}", top_k=2, output=out)
+    assert pl.read_parquet(out, glob=False).drop("score").equals(expected.drop("score"))
+
+
 def workers_of(run):
     """The processes that a run has started to share its work."""
     found = subprocess.run(  # noqa: S603
