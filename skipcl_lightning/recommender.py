@@ -191,7 +191,7 @@ class Recommender:
             ImportError: A package of these extras is not installed.
             ValueError: `model` is no name of a repository, or as for `from_export`.
         """
-        folder = Path(model)
+        folder = Path(model).expanduser()
         if not folder.is_dir():
             folder = fetch_folder(str(model), revision=revision, token=token)
         return cls.from_export(folder, backbone=backbone)

@@ -159,7 +159,9 @@ def test_a_folder_is_loaded_without_the_hub(recommender, tmp_path, monkeypatch):
         recommender.scorer, recommender.encoder, tmp_path / "exported", onnx=False, pt2=False
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert Recommender.from_pretrained(folder).encoder.vocabulary == recommender.encoder.vocabulary
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (folder, "~/exported"):
+        assert Recommender.from_pretrained(place).encoder.vocabulary == recommender.encoder.vocabulary
     with pytest.raises(ImportError, match=r'pip install "skipcl-lightning\[hub\]"'):
         Recommender.from_pretrained("me/it")
 
