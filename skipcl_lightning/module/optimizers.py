@@ -297,7 +297,7 @@ def clip_gradients_by_norm(parameters: Iterable[nn.Parameter], max_norm: float) 
 def clip_gradients(
     module: LightningModule,
     optimizer: Optimizer,
-    value: float | None,
+    value: float,
     algorithm: str | None,
     *,
     sparse: bool,
@@ -307,14 +307,14 @@ def clip_gradients(
     Args:
         module: The trained module.
         optimizer: Its optimizer.
-        value: The Trainer's `gradient_clip_val`; None for no clipping.
+        value: The Trainer's `gradient_clip_val`, above 0.
         algorithm: `norm` (or None), or `value`, which is not possible with a sparse table.
         sparse: Whether the item table has sparse gradients.
 
     Raises:
         ValueError: Gradients of a sparse table are to be clipped by value.
     """
-    if sparse and value:
+    if sparse:
         if algorithm == "value":
             raise ValueError(
                 "`gradient_clip_algorithm` must be 'norm' beside `sparse_item_table`, got 'value'. Leave it "
@@ -323,7 +323,7 @@ def clip_gradients(
         clip_gradients_by_norm(module.parameters(), value)
         return
     plugin = module.trainer.precision_plugin
-    if value and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
         # Lightning refuses fused optimizers here, although there is no scale to undo.
         Precision.clip_gradients(plugin, optimizer, value, GradClipAlgorithmType(algorithm or "norm"))
     else:

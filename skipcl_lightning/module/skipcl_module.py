@@ -780,8 +780,9 @@ class SkipCLModule(Scoring, LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip gradients by the Trainer's settings: `optimizers.clip_gradients`."""
-        sparse = self.model.item_embedding.sparse
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
+        if gradient_clip_val:
+            sparse = self.model.item_embedding.sparse
+            clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm, sparse=sparse)
 
     def on_fit_start(self) -> None:
         """Warn if there is a skip head but no rejected item, and tell the model which items have plays.
