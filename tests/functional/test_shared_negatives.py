@@ -13,7 +13,11 @@ from skipcl_lightning.functional import (
     chunked_gbce_loss,
     gbce_loss,
 )
-from skipcl_lightning.functional.next_item.shared_negatives import chunked_mean, shared_logits
+from skipcl_lightning.functional.next_item.shared_negatives import (
+    _find_targets,
+    chunked_mean,
+    shared_logits,
+)
 
 DTYPE = torch.float64
 
@@ -340,3 +344,27 @@ def test_a_loss_of_ones_own_is_a_formula_of_logits():
         chunk_size=None,
     )
     assert found == 0.5
+
+
+@given(
+    target=st.lists(st.integers(1, 5), max_size=9),
+    negatives=st.lists(st.integers(1, 5), max_size=7),
+    chunk_size=st.integers(1, 10),
+)
+def test_the_places_of_targets_among_the_negatives(target, negatives, chunk_size):
+    found = _find_targets(
+        torch.tensor(negatives, dtype=torch.int64), torch.tensor(target, dtype=torch.int64), chunk_size
+    )
+    places = [
+        (chunk, row, column)
+        for chunk, (rows, columns) in enumerate(found)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]
+    expected = {
+        (number // chunk_size, number % chunk_size, column)
+        for number, item in enumerate(target)
+        for column, negative in enumerate(negatives)
+        if negative == item
+    }
+    assert sorted(places) == sorted(expected)
+    assert len(found) == max(1, -(-len(target) // chunk_size))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_shape
-from skipcl_lightning.functional.next_item.shared_negatives import chunked_mean, shared_logits
+from skipcl_lightning.functional.next_item.shared_negatives import Hits, chunked_mean, shared_logits
 
 __all__ = [
     "Sampler",
@@ -216,12 +216,12 @@ def _softmax_losses(own: Tensor, logits: Tensor, is_target: Tensor, correction: 
 
 
 def _softmax_slopes(
-    own: Tensor, logits: Tensor, is_target: Tensor, correction: Tensor | None
+    own: Tensor, logits: Tensor, hits: Hits, correction: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the losses and their gradients by the logits; overwrite the logits, to save memory traffic."""
     if correction is not None:
         logits -= correction.to(logits.dtype)
-    logits.masked_fill_(is_target, -torch.inf)
+    logits[hits] = -torch.inf
     highest = torch.maximum(logits.amax(dim=1, keepdim=True), own)
     weights = logits.sub_(highest).exp_()
     own_weight = (own - highest).exp()

@@ -12,12 +12,14 @@ from skipcl_lightning.functional.next_item.full_softmax import check_softmax_arg
 from skipcl_lightning.functional.next_item.look_up import look_up
 from skipcl_lightning.functional.products import autocast_dtype, softmax_scales, without_autocast
 
-__all__ = ["Formula", "Slopes", "chunked_mean", "shared_logits"]
+__all__ = ["Formula", "Hits", "Slopes", "chunked_mean", "shared_logits"]
 
 # Target logits [N, 1], negative logits [N, K], and where a negative is the target -> losses [N].
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A mask, or the rows and columns in a chunk: both are an index of the chunk's logits.
+Hits = Tensor | tuple[Tensor, Tensor]
 # The same arguments -> losses [N] and their gradients by both logits; may overwrite the negative logits.
-Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Slopes = Callable[[Tensor, Tensor, Hits], tuple[Tensor, Tensor, Tensor]]
 
 # The default number of logits in a chunk: what fits the caches of a CPU, and what keeps a GPU busy.
 _CPU_LOGITS = 1 << 18
@@ -60,8 +62,10 @@ def chunked_mean(
     `torch.compile` the formula is applied to all logits at once.
 
     `formula` must be finite, with finite gradients, where all negatives are the target. `slopes` takes less
-    time than autograd, the default. `precision` is the dtype of the products; None for autocast's, or the
-    query's own. The other arguments are those of `chunked_gbce_loss`, as are the result and the errors.
+    time than autograd, the default; on a CPU it gets the places of the few negatives that are the target,
+    because a mask of all logits takes longer than their exponentials. `precision` is the dtype of the
+    products; None for autocast's, or the query's own. The other arguments are those of `chunked_gbce_loss`,
+    as are the result and the errors.
     """
     sizes = check_softmax_arguments(query, item_embeddings, target)
     check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
@@ -80,11 +84,26 @@ def chunked_mean(
     negative_rows, target_rows = (
         look_up(items, item_embeddings, sparse=sparse_gradients) for items in (negatives, target)
     )
-    slopes = _slopes_by_autograd(formula) if slopes is None else slopes
-    slopes = slopes if torch.is_grad_enabled() else None
+    places = None
+    if not torch.is_grad_enabled():
+        slopes = None
+    elif slopes is None:
+        slopes = _slopes_by_autograd(formula)
+    elif query.device.type == "cpu":
+        places = _find_targets(negatives, target, chunk_size)
     precision = autocast_dtype(query) if precision is None else precision
     loss: Tensor = _ChunkedMean.apply(  # type: ignore[no-untyped-call]
-        query, target_rows, negative_rows, target, negatives, share, formula, slopes, precision, chunk_size
+        query,
+        target_rows,
+        negative_rows,
+        target,
+        negatives,
+        share,
+        formula,
+        slopes,
+        places,
+        precision,
+        chunk_size,
     )
     return loss
 
@@ -103,6 +122,7 @@ class _ChunkedMean(torch.autograd.Function):
         share: Tensor,
         formula: Formula,
         slopes: Slopes | None,
+        places: list[tuple[Tensor, Tensor]] | None,
         low: torch.dtype,
         chunk_size: int,
     ) -> Tensor:
@@ -115,15 +135,18 @@ class _ChunkedMean(torch.autograd.Function):
         loss = torch.zeros((), dtype=exact, device=query.device)
         of_slope, of_query = softmax_scales(low)
         with without_autocast(query.device):
-            for start in range(0, len(query), chunk_size):
+            for number, start in enumerate(range(0, len(query), chunk_size)):
                 rows = slice(start, start + chunk_size)
                 shares = share[rows, None].to(exact)
                 logits = (queries[rows] @ candidates.T).to(exact)  # [chunk, K]
-                parts = own[rows], logits, negatives == target[rows, None]
+                if places is not None:
+                    hits: Any = places[number]
+                else:
+                    hits = negatives == target[rows, None]
                 if slopes is None:
-                    loss += (formula(*parts) * shares[:, 0]).sum()
+                    loss += (formula(own[rows], logits, hits) * shares[:, 0]).sum()
                     continue
-                losses, by_own, slope = slopes(*parts)
+                losses, by_own, slope = slopes(own[rows], logits, hits)
                 loss += (losses * shares[:, 0]).sum()
                 own_slope[rows] = by_own * shares
                 # The row's weight is applied to the query, not to the gradient by the logits.
@@ -142,11 +165,24 @@ class _ChunkedMean(torch.autograd.Function):
         (gradient,) = gradients
         # A GradScaler may have scaled the loss up, so that low precision can hold the gradient.
         found = ((one * gradient).to(dtype) for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return (*found, None, None, None, None, None, None, None)
+        return (*found, *[None] * 8)
+
+
+def _find_targets(negatives: Tensor, target: Tensor, chunk_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Return, for each chunk of queries, the rows and columns of its logits whose negative is the target."""
+    order = negatives.argsort()
+    ordered = negatives[order]
+    first = torch.searchsorted(ordered, target)
+    counts = torch.searchsorted(ordered, target, right=True) - first
+    rows = torch.arange(len(target)).repeat_interleave(counts)
+    in_run = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    columns = order[first.repeat_interleave(counts) + in_run]
+    ends = counts.cumsum(0)[chunk_size - 1 : -1 : chunk_size]
+    return list(zip((rows % chunk_size).tensor_split(ends), columns.tensor_split(ends), strict=True))
 
 
 def _slopes_by_autograd(formula: Formula) -> Slopes:
-    def slopes(own: Tensor, logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slopes(own: Tensor, logits: Tensor, is_target: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             own, logits = own.detach().requires_grad_(), logits.detach().requires_grad_()
             losses = formula(own, logits, is_target)
