@@ -37,6 +37,7 @@ SETTINGS = (
     "beta2",
     "warmup_steps",
     "learning_rate",
+    "weight_decay",  # of all matrices but the item table
     "dropout",
     "num_layers",
     "bucket_batches",
@@ -116,6 +117,7 @@ def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, 
         feedback_input=sessions,
         exclude_seen=not sessions,
         learning_rate=setting.get("learning_rate", 0.003),
+        weight_decay=setting.get("weight_decay", 0.0),
         warmup_steps=int(setting.get("warmup_steps", 0)),
         schedule="cosine" if "cosine" in setting else "constant",
     )
