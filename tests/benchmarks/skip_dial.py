@@ -12,6 +12,7 @@ not repeated. Prints Markdown: means over the seeds, then the paired differences
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def skip_dial(
     epochs: int = 8,
     picture: Path | None = None,
     short: bool = False,
+    weight_decay: float = 0.0,
 ) -> None:
     """Run what is missing, then print the tables.
 
@@ -78,6 +80,7 @@ def skip_dial(
         epochs: The epochs of each.
         picture: A PNG file for both hit rates of each model, means over the seeds.
         short: Leave out the variants without `SkipPrediction` and the comparison of skip predictors.
+        weight_decay: That of all models; take another file of results for another one.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     done = pl.read_csv(results) if results.exists() else None
@@ -86,7 +89,7 @@ def skip_dial(
             if done is not None and done.filter(backbone=name, seed=seed).height:
                 continue
             data = simulate(seed) if sessions == SIMULATED else read(Path(sessions))
-            rows = pl.DataFrame(run(name, seed, data, epochs, short=short))
+            rows = pl.DataFrame(run(name, seed, data, epochs, weight_decay, short=short))
             done = rows if done is None else pl.concat([done, rows], how="diagonal")
             done.write_csv(results)
     assert done is not None, "at least one backbone and seed"
@@ -107,7 +110,7 @@ def simulate(seed: int) -> SessionDataModule:
 
 
 def run(
-    name: str, seed: int, data: SessionDataModule, epochs: int, *, short: bool
+    name: str, seed: int, data: SessionDataModule, epochs: int, weight_decay: float, *, short: bool
 ) -> list[dict[str, float | str]]:
     """Train all models of one seed; return a row for each model that is tested."""
     rows: list[dict[str, float | str]] = []
@@ -132,13 +135,14 @@ def run(
         print(variant, {metric: round(report[metric], 4) for metric in METRICS}, flush=True)
         return report
 
-    module = fit(name, None, data, seed, epochs, feedback_input=False)
+    train = partial(fit, name, data=data, seed=seed, epochs=epochs, weight_decay=weight_decay)
+    module = train(None, feedback_input=False)
     plain = add(PLAIN, module)
     kept = evaluate(module, data, split="validation", top_k=(10,), num_resamples=300, compare_markov=False)
     if not short:
-        add("+ feedback input", fit(name, None, data, seed, epochs))
-        add("+ feedback, SkipInfoNCE", fit(name, SkipInfoNCE(weight=0.1), data, seed, epochs))
-    module = fit(name, SkipPrediction(), data, seed, epochs)
+        add("+ feedback input", train(None))
+        add("+ feedback, SkipInfoNCE", train(SkipInfoNCE(weight=0.1)))
+    module = train(SkipPrediction())
     add("+ feedback, SkipPrediction", module)
     module.skip_penalty = skip_trade_off(module, data, num_resamples=300).penalty
     add("+ feedback, SkipPrediction, penalty", module)
@@ -189,10 +193,11 @@ def run_baselines(data: SessionDataModule) -> list[dict[str, float | str]]:
 def fit(
     name: str,
     head: nn.Module | None,
+    *,
     data: SessionDataModule,
     seed: int,
     epochs: int,
-    *,
+    weight_decay: float = 0.0,
     feedback_input: bool = True,
 ) -> SkipCLModule:
     """Return a trained module, whose `transition_weight` is 0 but can be set."""
@@ -204,6 +209,7 @@ def fit(
         feedback_input=feedback_input,
         next_item_loss=SampledSoftmax(1000) if data.num_items > 1000 else FullSoftmax(),
         learning_rate=0.003,
+        weight_decay=weight_decay,
         transition_weight=1.0,
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
