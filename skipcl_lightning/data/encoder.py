@@ -24,7 +24,7 @@ from skipcl_lightning.data.prepare.inputs import ContextEncoder
 from skipcl_lightning.data.prepare.sessions import runs_newest_first
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
-from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary, plain
+from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, ItemVocabulary, plain, to_ids
 
 __all__ = [
     "SessionEncoder",
@@ -201,7 +201,7 @@ class SessionEncoder:
         self, flat: list[Any], owner: NDArray[np.int64], unknown: str, name: str = "sessions"
     ) -> NDArray[np.int64]:
         """Return the indices of all items; for an unknown one, raise an error that names its session."""
-        items = self.vocabulary.encode(flat, unknown="ignore")
+        items = self.vocabulary.encode(to_ids(name, flat, self.vocabulary.dtype), unknown="ignore")
         missing = np.flatnonzero(items == PADDING_INDEX)
         if unknown == "error" and missing.size:
             raise ValueError(
@@ -464,7 +464,7 @@ def _to_numbers(name: str, signals: Sequence[float], number: int) -> NDArray[Any
     if not values.size and values.ndim == 1:
         return values
     if flags or values.ndim != 1 or values.dtype.kind not in "iuf":
-        got = values.tolist() if values.size else signals
+        got = signals if isinstance(signals, list | tuple) else values.tolist()
         raise TypeError(
             f"`{name}` must be numbers in [-1, 1], got {got!r} in session {number}. Grade a flag first: "
             "`1.0 if listened else -1.0`; use 0 for tracks without feedback."
