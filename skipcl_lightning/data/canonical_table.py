@@ -21,7 +21,7 @@ like all feedback below the threshold.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from skipcl_lightning._checks import check_choice
+
 __all__ = [
     "CANONICAL_COLUMNS",
     "GRADE_FLAG",
@@ -38,18 +40,22 @@ __all__ = [
     "Progress",
     "Table",
     "TableParts",
+    "are_compact_dates",
     "arrange_parts",
     "check_log_columns",
+    "check_names",
     "count_missing",
     "describe_columns",
     "describe_polars_error",
     "drop_copies",
     "drop_repeated",
+    "in_canonical_order",
     "in_listening_order",
     "name_unreadable",
     "no_progress",
     "order_rows",
     "read_chunks",
+    "refuse_compact_dates",
     "resolve_schema",
     "run_lengths",
     "sum_counts",
@@ -84,6 +90,9 @@ _QUERY = "This error occurred"  # polars describes the query from here on
 _MOST_COLUMNS = 20
 _LONGEST_NAME = 60
 _LONGEST_REASON = 500
+# As seconds, these dates lie within a month of 1970, from which hardly any log comes.
+_COMPACT_DATES = (19000101, 21001231)
+_ROWS_LOOKED_AT = 1000
 GRADE_FLAG = (
     'Grade a flag with `pl.when(pl.col("listened")).then(1.0).otherwise(-1.0)`, or map one of skips with '
     "`read_table(..., skipped=...)`."
@@ -115,6 +124,19 @@ def check_log_columns(log: pl.LazyFrame | pl.DataFrame, *, history: bool) -> lis
         )
     _check_types(schema)
     return [column for column in CANONICAL_COLUMNS if column in schema]
+
+
+def check_names(
+    name: str, names: Sequence[str], *, kind: str = "column", choices: Collection[str] | None = None
+) -> None:
+    """Raise unless an argument lists different names of a kind, of some choices if they are given."""
+    if isinstance(names, str) or not all(isinstance(one, str) for one in names):
+        raise TypeError(f"`{name}` must be a list of names, got {names!r}. Put names into a list.")
+    if choices is not None:
+        for one in names:
+            check_choice(name, one, choices)
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{name}` must name each {kind} once, got {list(names)}. Drop the repetition.")
 
 
 @contextmanager
@@ -213,6 +235,27 @@ def _check_types(schema: pl.Schema) -> None:
                 f"`log` must have {wanted} in column {column!r}, got {dtype}. "
                 f"{GRADE_FLAG if column.endswith('feedback') else cure}"
             )
+
+
+def are_compact_dates(times: pl.Series) -> bool:
+    """Return whether the first times are numbers such as 20240131, which are no seconds."""
+    if not times.dtype.is_numeric():
+        return False
+    first = times.head(_ROWS_LOOKED_AT).drop_nulls()
+    days = first.cast(pl.Int64, strict=False)
+    dates = days.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    compact = days.is_between(*_COMPACT_DATES) & dates.is_not_null() & (days == first)
+    return len(first) > 0 and compact.all(ignore_nulls=False) is True
+
+
+def refuse_compact_dates(name: str, times: pl.Series) -> None:
+    """Raise if the first times of a table are compact dates."""
+    if are_compact_dates(times):
+        raise ValueError(
+            f"`{name}` must have seconds or a Datetime in column 'timestamp', got dates such as "
+            f"{times.drop_nulls()[0]:.0f}. Convert them with "
+            "`pl.col('timestamp').cast(pl.Int64).cast(pl.String).str.to_datetime('%Y%m%d')`."
+        )
 
 
 def count_missing(ids: pl.Series) -> int:
@@ -363,6 +406,12 @@ def _between(file: Path, key: str, low: Any, high: Any) -> pl.LazyFrame:
     if high is not None:
         rows = rows.filter(pl.col(key) < high)
     return rows
+
+
+def in_canonical_order(table: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the canonical columns that a table has, in their order."""
+    schema = table.collect_schema()
+    return table.select(name for name in CANONICAL_COLUMNS if name in schema)
 
 
 def in_listening_order(history: Frame) -> Frame:

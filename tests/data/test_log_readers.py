@@ -137,10 +137,10 @@ def test_a_file_that_is_no_such_log_is_an_error_at_once(log, tmp_path, content, 
         read(tmp_path)
 
 
-def test_bytes_that_are_no_text_far_down_are_told_at_the_preparation(log, tmp_path):
+def test_bytes_that_are_no_text_far_down_are_told_with_the_file(log, tmp_path):
     read, name, header, row = log
     (tmp_path / name).write_bytes(text_of(header, row).encode() + b"\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"`(log|paths)` must"):
+    with pytest.raises(ValueError, match=rf"^`paths` must .*{name}"):
         prepare_sessions(read(tmp_path))
 
 

@@ -133,8 +133,17 @@ def test_missing_columns_are_named_with_the_file_and_what_there_is(tmp_path):
 
 def test_a_column_that_comes_twice_is_an_error(tmp_path):
     file = write(tmp_path / "log.csv", [row(1, FLAGS["never"]) + ",s"], HEADER + ",session_id")
-    with pytest.raises(ValueError, match="one column 'session_id'"):
+    with pytest.raises(ValueError, match=r"one column 'session_id' .* more than once: .*Rename or remove"):
         read_mssd(file)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"), [("premium", TypeError), (["premium", "premium"], ValueError)], ids=repr
+)
+def test_columns_are_a_list_of_different_names(tmp_path, columns, error):
+    file = write(tmp_path / "log.csv", [row(1, FLAGS["never"])])
+    with pytest.raises(error, match=r"`columns` must (be a list of names|name each column once)"):
+        read_mssd(file, columns=columns)
 
 
 def test_another_separator_is_an_error_at_once(tmp_path):

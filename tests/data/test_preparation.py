@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import DropReport, SessionFilter, prepare_sessions, prepare_store
+from skipcl_lightning.data import (
+    DropReport,
+    SessionDataModule,
+    SessionFilter,
+    prepare_sessions,
+    prepare_store,
+)
 from skipcl_lightning.data.prepare.preparation import FeedbackWarning
 
 ROW = st.tuples(st.integers(0, 5), st.integers(0, 6), st.sampled_from([-1.0, -0.5, 0.0, 1.0]))
@@ -223,6 +229,17 @@ def test_a_time_that_never_comes_is_an_error():
     log = make_log().drop("position").with_columns(timestamp=pl.Series([0.0, math.inf, 1.0]))
     with pytest.raises(ValueError, match="a finite value in column 'timestamp', got inf"):
         prepare_sessions(log)
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64])
+@pytest.mark.parametrize("prepare", [prepare_sessions, lambda log: SessionDataModule(log).vocabulary])
+def test_compact_dates_are_no_seconds(prepare, dtype):
+    days = pl.Series([20240131, 20240201, 20240202], dtype=dtype)
+    log = make_log().drop("position").with_columns(timestamp=days)
+    with pytest.raises(ValueError, match=r"`log` must have seconds .* 20240131\. Convert .*to_datetime"):
+        prepare(log)
+    times = pl.col("timestamp").cast(pl.Int64).cast(pl.String).str.to_datetime("%Y%m%d")
+    assert prepare_sessions(log.with_columns(times))[1].rows_kept == 3
 
 
 def test_a_user_who_is_unknown_in_a_part_of_a_session_is_another_one():

@@ -1,3 +1,4 @@
+import sys
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -128,6 +129,24 @@ def test_skips_told_from_the_next_play_are_those_of_a_plain_loop(plays, seconds,
 def test_a_track_before_a_long_pause_counts_as_listened_to_and_the_last_one_as_unknown():
     frame = pl.DataFrame({"user_id": [1, 1, 2], "timestamp": [0, 100_000, 100_001]})
     assert label_by_next_play(frame, skip_seconds=30).collect()["feedback"].to_list() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("longest", [1e300, sys.float_info.max])
+def test_no_pause_is_longer_than_the_largest_number(longest):
+    plays = pl.DataFrame({"timestamp": [-(10**11), 10**11]})
+    assert sessionise(plays, gap_minutes=longest).collect()["session_id"].to_list() == [0, 0]
+    assert label_by_next_play(plays, skip_seconds=longest).collect()["feedback"].to_list() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    "work", [lambda t: sessionise(t, gap_minutes=1), lambda t: label_by_next_play(t, skip_seconds=1)]
+)
+def test_times_that_are_missing_or_compact_dates_are_errors(work):
+    for times in ([0, None, 2], [0.0, float("nan"), 2.0], [0.0, float("inf"), 2.0]):
+        with pytest.raises(ValueError, match=r"^`frame` must have a time .*none in 1 of 3 rows\. Drop"):
+            work(pl.DataFrame({"timestamp": times})).collect()
+    with pytest.raises(ValueError, match=r"^`frame` must have seconds .* dates such as 20240131\. Convert"):
+        work(pl.DataFrame({"timestamp": [20240131, 20240201]})).collect()
 
 
 def test_a_history_that_cannot_be_labelled_is_an_error():

@@ -136,6 +136,13 @@ def test_settings_out_of_range_are_errors(tmp_path, setting):
         read_streaming_history(tmp_path, **setting)
 
 
+@pytest.mark.parametrize(("columns", "error"), [("shuffle", TypeError), (["shuffle"] * 2, ValueError)])
+def test_columns_are_a_list_of_different_names(tmp_path, columns, error):
+    write(tmp_path, [play("10:00:00")])
+    with pytest.raises(error, match=r"`columns` must (be a list of names|name each column once)"):
+        read_streaming_history(tmp_path, columns=columns)
+
+
 @pytest.mark.real_data
 def test_the_real_histories_have_the_counted_sessions_and_skips(real_data):
     folder = real_data / "streaming_history"

@@ -108,6 +108,49 @@ def test_a_missing_column_is_an_error_that_lists_those_there_are(tmp_path):
         read_table(tmp_path, item="t", session="s", position="n")
 
 
+def test_a_text_in_place_of_names_is_no_list_of_its_letters():
+    log = pl.DataFrame({"s": [1], "t": ["a"], "n": [1], "k": [2], "d": [3]})
+    with pytest.raises(TypeError, match="`columns` must be a list of names, got 'kd'"):
+        read_table(log, item="t", session="s", position="n", columns="kd")
+
+
+@pytest.mark.parametrize("form", ["frame", "parquet"])
+def test_positions_in_text_are_an_error_since_10_would_come_before_9(tmp_path, form):
+    log = source = pl.DataFrame({"s": 1, "t": ["a", "b"], "n": ["10", "9"]})
+    if form == "parquet":
+        source = tmp_path / "log.parquet"
+        log.write_parquet(source)
+    with pytest.raises(
+        ValueError, match=r"`position` must name a column of numbers, got 'n' of String.*Int64"
+    ):
+        read_table(source, item="t", session="s", position="n")
+
+
+@pytest.mark.parametrize("form", ["csv", "frame", "floats"])
+def test_plays_without_a_time_do_not_join_the_first_session(tmp_path, form):
+    log = source = pl.DataFrame({"u": "x", "t": ["a", "b", "c"], "n": [0, None, 60]})
+    if form == "csv":
+        source = tmp_path / "log.csv"
+        log.write_csv(source)
+    elif form == "floats":
+        source = log.with_columns(pl.col("n").cast(pl.Float64).fill_null(float("nan")))
+    cut = read_table(source, item="t", user="u", timestamp="n", gap_minutes=30)
+    with pytest.raises(ValueError, match=r"`source` must have a time in every row .* none in 1 of 3 rows"):
+        cut.collect()
+
+
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_bytes_that_are_no_text_are_an_error_with_the_file_wherever_they_stand(tmp_path, engine):
+    file = tmp_path / "log.csv"
+    rows = "".join(f"s,a{n},{n}\n" for n in range(60_000))
+    settings = {"item": "t", "session": "s", "position": "n"}
+    file.write_bytes(f"s,t,n\n{rows}s,caf\N{REPLACEMENT CHARACTER},60000\n".encode())
+    assert read_table(file, **settings).collect(engine=engine).height == 60_001
+    file.write_bytes(f"s,t,n\n{rows}".encode() + b"s,caf\xe9,60000\n")
+    with pytest.raises(ValueError, match=r"^`source` must hold readable text files in UTF-8, got .*log\.csv"):
+        read_table(file, **settings).collect(engine=engine)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

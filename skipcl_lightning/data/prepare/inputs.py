@@ -10,7 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from skipcl_lightning._files import named_in_errors, open_checkpoint
-from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS, describe_columns, run_lengths
+from skipcl_lightning.data.canonical_table import (
+    CANONICAL_COLUMNS,
+    check_names,
+    describe_columns,
+    run_lengths,
+)
 from skipcl_lightning.data.prepare.sessions import to_microseconds
 from skipcl_lightning.data.store.folder import MANIFEST, Manifest, read_column, refuse_damage
 from skipcl_lightning.data.vocabulary import ItemVocabulary
@@ -180,10 +185,7 @@ def context_columns(names: Iterable[str]) -> list[str]:
 def check_context(context: Sequence[str] | ContextEncoder, schema: pl.Schema) -> None:
     """Raise unless a log with these columns has the inputs."""
     names = list(context.categories) if isinstance(context, ContextEncoder) else context
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`context` must be a list of names, got {names!r}. Write it as in ['gap', 'hour'].")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`context` must name each input once, got {list(names)}. Remove the repetition.")
+    check_names("context", names, kind="input")
     for name in names:
         if name not in BUILT_IN:
             _check_column(name, schema)

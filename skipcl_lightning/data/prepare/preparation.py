@@ -27,6 +27,7 @@ from skipcl_lightning.data.canonical_table import (
     no_progress,
     order_rows,
     read_chunks,
+    refuse_compact_dates,
     run_lengths,
     sum_counts,
     to_frame,
@@ -444,6 +445,8 @@ def _read_checked(
     signals = [name for name in ("feedback", "explicit_feedback") if name in columns]
     rows = 0
     for chunk in read_chunks(log.lazy().select(columns), rows_in_memory):
+        if not rows and "timestamp" in columns:
+            refuse_compact_dates("log", chunk["timestamp"])
         rows += chunk.height
         on_progress("Reading rows", rows, None)
         checked = chunk.with_columns(pl.col(signals).fill_null(0))

@@ -8,11 +8,12 @@ import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.canonical_table import (
-    CANONICAL_COLUMNS,
     Table,
     count_missing,
     describe_columns,
+    in_canonical_order,
     in_listening_order,
+    refuse_compact_dates,
     resolve_schema,
     to_frame,
 )
@@ -20,12 +21,13 @@ from skipcl_lightning.data.canonical_table import (
 __all__ = [
     "PLAIN_HISTORY",
     "cut_at_gaps",
+    "cut_history",
     "feedback_from_ratio",
     "flag_to_feedback",
     "join_histories",
     "label_and_cut",
     "label_by_next_play",
-    "require_users",
+    "require_plays",
     "runs_newest_first",
     "sessionise",
     "times_fall",
@@ -63,20 +65,27 @@ def sessionise(frame: Table, *, gap_minutes: float, duration: str | None = None)
     Raises:
         TypeError: `frame` is no table or `gap_minutes` no number.
         ValueError: A column is missing, `timestamp` has another type, the table has a `session_id` already,
-            or `gap_minutes` is not above 0. When collected: a row has no user.
+            or `gap_minutes` is not above 0. When collected: a row has no user or no time.
 
     Examples:
         >>> plays = pl.DataFrame({"item_id": ["a", "b", "c"], "timestamp": [0, 600, 3000]})
         >>> sessionise(plays, gap_minutes=20).collect()["session_id"].to_list()
         [0, 0, 1]
     """
-    ordered, schema = _open_history(frame, "session_id", "cut the sessions", duration)
-    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
+    history = _open_history(frame, "session_id", "cut the sessions", duration)
     # Of small integers, the product would not fit into their own type.
     length = pl.lit(0) if duration is None else pl.col(duration).cast(pl.Float64) * _MICROSECONDS
     length = length.round().cast(pl.Int64, strict=False).fill_null(0)
-    by = ["user_id", "timestamp"] if "user_id" in schema else ["timestamp"]
-    return cut_at_gaps(ordered.sort(by, maintain_order=True), start, start + length, gap_minutes)
+    return cut_history(history, "frame", _OWN_SESSIONS, gap_minutes=gap_minutes, length=length)
+
+
+def cut_history(
+    history: pl.LazyFrame, name: str, cure: str, *, gap_minutes: float, length: pl.Expr | int = 0
+) -> pl.LazyFrame:
+    """Cut a history like `sessionise`; errors have the name and the cure. `length` is in microseconds."""
+    start = _start(history)
+    plays = _by_time(require_plays(history, name, cure))
+    return cut_at_gaps(plays, start, start + length, gap_minutes)
 
 
 def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
@@ -98,7 +107,7 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
     Raises:
         TypeError: `frame` is no table or `skip_seconds` no number.
         ValueError: `timestamp` is missing or has another type, the table has a `feedback` already, or
-            `skip_seconds` is not above 0. When collected: a row has no user.
+            `skip_seconds` is not above 0. When collected: a row has no user or no time.
 
     Examples:
         >>> plays = pl.DataFrame({"user_id": ["u", "u", "v"], "timestamp": [0, 20, 25]})
@@ -106,15 +115,29 @@ def label_by_next_play(frame: Table, *, skip_seconds: float) -> pl.LazyFrame:
         [-1.0, 0.0, 0.0]
     """
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
-    ordered, schema = _open_history(frame, "feedback", "tell the skips")
-    users = ["user_id"] if "user_id" in schema else []
-    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
+    history = _open_history(frame, "feedback", "tell the skips")
+    return _label(require_plays(history, "frame", _OWN_SESSIONS), skip_seconds)
+
+
+def _label(history: pl.LazyFrame, skip_seconds: float) -> pl.LazyFrame:
+    """Sort a history, and add the feedback."""
+    start = _start(history)
     pause = start.shift(-1) - start
-    for user in users:
-        pause = pl.when(pl.col(user).eq_missing(pl.col(user).shift(-1))).then(pause)
-    skipped = pause <= round(skip_seconds * _MICROSECONDS)
-    ordered = ordered.sort([*users, "timestamp"], maintain_order=True)
-    return ordered.with_columns(flag_to_feedback(skipped).alias("feedback"))
+    if "user_id" in history.collect_schema():
+        pause = pl.when(pl.col("user_id") == pl.col("user_id").shift(-1)).then(pause)
+    skipped = pause <= _whole_microseconds(skip_seconds)
+    return _by_time(history).with_columns(flag_to_feedback(skipped).alias("feedback"))
+
+
+def _start(history: pl.LazyFrame) -> pl.Expr:
+    """Return the start of each play in microseconds."""
+    return to_microseconds(pl.col("timestamp"), history.collect_schema()["timestamp"])
+
+
+def _by_time(history: pl.LazyFrame) -> pl.LazyFrame:
+    """Sort a history by user and time; equal times stay in the row order."""
+    users = ["user_id"] if "user_id" in history.collect_schema() else []
+    return history.sort(*users, "timestamp", maintain_order=True)
 
 
 def flag_to_feedback(skipped: pl.Expr) -> pl.Expr:
@@ -148,14 +171,11 @@ def label_and_cut(
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     if gap_minutes is None:
         return history
-    history = in_listening_order(history)
+    history = require_plays(in_listening_order(history), "paths", PLAIN_HISTORY)
     # Before labels are made, because a copy would seem to end its own play at once.
-    plays = require_users(history, "paths", PLAIN_HISTORY).unique(maintain_order=True)
-    labelled = label_by_next_play(plays, skip_seconds=skip_seconds)
-    schema = labelled.collect_schema()
-    start = to_microseconds(pl.col("timestamp"), schema["timestamp"])
-    cut = cut_at_gaps(labelled, start, start, gap_minutes)
-    return cut.select(name for name in CANONICAL_COLUMNS if name == "session_id" or name in schema)
+    labelled = _label(history.unique(maintain_order=True), skip_seconds)
+    start = _start(labelled)
+    return in_canonical_order(cut_at_gaps(labelled, start, start, gap_minutes))
 
 
 def join_histories(histories: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
@@ -205,10 +225,8 @@ def times_fall(times: pl.Series, owners: pl.Series | None = None) -> bool:
     return falls >= _FEWEST_FALLS and falls > 9 * rises
 
 
-def _open_history(
-    frame: Table, made: str, remake: str, duration: str | None = None
-) -> tuple[pl.LazyFrame, pl.Schema]:
-    """Return a table and its columns, after a check that it has times and not yet the column `made`."""
+def _open_history(frame: Table, made: str, remake: str, duration: str | None = None) -> pl.LazyFrame:
+    """Return a table, after a check that it has times and not yet the column `made`."""
     history = to_frame("frame", frame).lazy()
     schema = resolve_schema("frame", history)
     for column in ["timestamp"] if duration is None else ["timestamp", duration]:
@@ -224,28 +242,31 @@ def _open_history(
         )
     if made in schema:
         raise ValueError(f"`frame` must not have a column {made!r} yet, got one. Drop it to {remake} anew.")
-    return require_users(history, "frame", _OWN_SESSIONS), schema
+    return history
 
 
-def require_users(history: pl.LazyFrame, name: str, cure: str) -> pl.LazyFrame:
-    """Raise, when a history is collected, if it has users but not in every row; a blank id is none.
+def require_plays(history: pl.LazyFrame, name: str, cure: str) -> pl.LazyFrame:
+    """Raise, when a history is collected, if a row has no time, or no user where others have one.
 
-    The plays of several unknown listeners would otherwise become sessions of one.
+    The plays of several unknown listeners would otherwise become sessions of one; a blank id is none.
     """
-    if "user_id" not in history.collect_schema():
-        return history
     # No push-down (polars' default), so that a filter further on cannot hide such rows.
-    return history.map_batches(partial(_check_users, name=name, cure=cure))
+    return history.map_batches(partial(_check_plays, name=name, cure=cure))
 
 
-def _check_users(history: pl.DataFrame, *, name: str, cure: str) -> pl.DataFrame:
-    missing = count_missing(history["user_id"])
-    if missing:
-        raise ValueError(
-            f"`{name}` must have a user in every row where sessions are cut at pauses, got none in "
-            f"{missing:,} of {history.height:,} rows. Drop these rows: nobody is known to have listened. "
-            f"{cure}"
-        )
+def _check_plays(history: pl.DataFrame, *, name: str, cure: str) -> pl.DataFrame:
+    times = history["timestamp"]
+    refuse_compact_dates(name, times)
+    known = times.is_finite() if times.dtype.is_float() else times.is_not_null()
+    missing = {"time": history.height - int(known.sum())}
+    if "user_id" in history.columns:
+        missing["user"] = count_missing(history["user_id"])
+    for what, rows in missing.items():
+        if rows:
+            raise ValueError(
+                f"`{name}` must have a {what} in every row where sessions are cut at pauses, got none in "
+                f"{rows:,} of {history.height:,} rows. Drop these rows: they are of no known session. {cure}"
+            )
     return history
 
 
@@ -253,13 +274,18 @@ def cut_at_gaps(ordered: pl.LazyFrame, start: pl.Expr, end: pl.Expr, gap_minutes
     """Add `session_id` to plays sorted by user and time; `start` and `end` are in microseconds."""
     check_number("gap_minutes", gap_minutes, minimum=0, open_minimum=True)
     pause = start - end.shift(1)
-    begins = (pause > round(gap_minutes * 60 * _MICROSECONDS)).fill_null(False)
+    begins = (pause > _whole_microseconds(gap_minutes * 60)).fill_null(False)
     number = begins.cast(pl.Int64).cum_sum()
     if "user_id" in ordered.collect_schema():
         name = pl.format("{}/{}", pl.col("user_id").cast(pl.String), number.over("user_id"))
     else:
         name = number
     return ordered.with_columns(name.alias("session_id"))
+
+
+def _whole_microseconds(seconds: float) -> int:
+    """Return a limit of pauses; no pause is as long as the largest, which fits into 64 bits."""
+    return round(min(seconds * _MICROSECONDS, 2**62))
 
 
 def to_microseconds(timestamp: pl.Expr, dtype: pl.DataType) -> pl.Expr:

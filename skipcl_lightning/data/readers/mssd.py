@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from skipcl_lightning._checks import check_choice
+from skipcl_lightning.data.canonical_table import check_names
 from skipcl_lightning.data.readers.parsing import (
     Column,
     Paths,
@@ -61,6 +62,7 @@ def read_mssd(paths: Paths, *, label: str = "skip_2", columns: Sequence[str] = (
         `columns`.
 
     Raises:
+        TypeError: `columns` is no list of names.
         ValueError: A path does not exist, a folder has no logs, a log is empty or lacks a column, or `label`
             or one of `columns` is unknown. When collected: a flag is not true or false (in any case) or 1 or
             0, or a position is no integer; the message names the file, the row, the column and the value.
@@ -79,8 +81,7 @@ def read_mssd(paths: Paths, *, label: str = "skip_2", columns: Sequence[str] = (
         [('s', 't_a', -1.0, 1), ('s', 't_b', 1.0, 2)]
     """
     check_choice("label", label, MSSD_LABELS)
-    for name in columns:
-        check_choice("columns", name, tuple(_CONTEXT))
+    check_names("columns", columns, choices=_CONTEXT)
     files = list_files(paths, ["*.csv", "*.csv.gz"])
     # One scan for each file, because a shared one requires equal columns in equal order.
     return pl.concat([_scan(file, label, columns) for file in files])

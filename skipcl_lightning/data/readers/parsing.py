@@ -8,10 +8,11 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO, cast
 
@@ -59,6 +60,7 @@ _LINE = "line"
 _FEW_LINES = 10
 _MOST_NUMBERS = 5
 _MOST_QUOTED = 60
+_REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 class DamagedLinesWarning(UserWarning):
@@ -183,13 +185,19 @@ def read_header(
             "with a carriage return alone. Convert it, such as with `tr '\\r' '\\n'`."
         )
     header = rows[0]
-    wrong = [column for column in dict.fromkeys([*needed, *header]) if header.count(column) != 1]
-    if wrong:
+    missing = [column for column in dict.fromkeys(needed) if column not in header]
+    if missing:
         _refuse_separator(header, separator, file, name, has_separator)
         raise ValueError(
-            f"`{name}` must hold files with one column {', '.join(map(repr, wrong))} each, got {str(file)!r} "
-            f"with {describe_columns(header)}.{suggest_columns(wrong, header)} It needs a header, and "
-            f"{separator!r} between the columns."
+            f"`{name}` must hold files with one column {', '.join(map(repr, missing))} each, got "
+            f"{str(file)!r} with {describe_columns(header)}.{suggest_columns(missing, header)} It needs a "
+            f"header, and {separator!r} between the columns."
+        )
+    repeated = [column for column, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"`{name}` must hold files with one column {', '.join(map(repr, repeated))} each, got "
+            f"{str(file)!r} with it more than once: {describe_columns(header)}. Rename or remove the others."
         )
     if len(rows) == 1:
         raise ValueError(
@@ -338,11 +346,32 @@ def _scan_lines(file: Path) -> pl.LazyFrame:
         quote_char=None,
         has_header=False,
         schema={_LINE: pl.String},
+        encoding="utf8-lossy",
         row_index_name=ROW,
         row_index_offset=1,
         glob=False,
     )
-    return text.filter(pl.col(_LINE).is_not_null())
+    return text.filter(pl.col(_LINE).is_not_null()).map_batches(
+        partial(_refuse_bytes, columns=[_LINE], file=file), streamable=True
+    )
+
+
+def _refuse_bytes(
+    texts: pl.DataFrame, *, columns: Sequence[str], file: Path, name: str = "paths"
+) -> pl.DataFrame:
+    """Return texts of a file, unless it has bytes that are no text, which polars has replaced."""
+    for column in columns:
+        if texts[column].cast(pl.Binary).bin.contains(_REPLACED).any():
+            _require_utf8(file, name, file.stat().st_mtime_ns)
+    return texts
+
+
+@lru_cache
+def _require_utf8(file: Path, name: str, changed: int) -> None:  # noqa: ARG001 - a changed file is read again
+    """Raise unless a whole file is in UTF-8; polars' replacement character may be a text's own."""
+    with _open_text(file, "text", name=name) as stream:
+        while stream.read(_LONGEST_LINE):
+            pass
 
 
 def _split_fields(
@@ -527,6 +556,7 @@ def scan_csv_text(
         separator=separator,
         quote_char=quote_char,
         schema=dict.fromkeys([*header, _SURPLUS], pl.String),
+        encoding="utf8-lossy",
         missing_columns="insert",
         truncate_ragged_lines=True,
         row_index_name=ROW,
@@ -557,7 +587,9 @@ def _parse_part(
     part: pl.DataFrame, *, columns: Sequence[Column], file: Path | None, name: str
 ) -> pl.DataFrame:
     where = "" if file is None else f" of {str(file)!r}"
-    if _SURPLUS in part.columns:
+    if file is not None and _SURPLUS in part.columns:
+        texts = [column.name for column in columns if column.dtype == pl.String]
+        _refuse_bytes(part, columns=texts, file=file, name=name)
         surplus = part.filter(pl.col(_SURPLUS).is_not_null()).select(ROW, _SURPLUS)
         if surplus.height:
             row, value = surplus.row(0)

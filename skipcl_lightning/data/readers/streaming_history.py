@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from skipcl_lightning._checks import check_choice, check_number
-from skipcl_lightning.data.canonical_table import describe_polars_error
+from skipcl_lightning.data.canonical_table import check_names, describe_polars_error
 from skipcl_lightning.data.prepare.sessions import cut_at_gaps, flag_to_feedback, times_fall, to_microseconds
 from skipcl_lightning.data.readers.parsing import (
     ARTIST_TRACK_DASH,
@@ -114,7 +114,7 @@ def read_streaming_history(
         (UInt64); then `columns`.
 
     Raises:
-        TypeError: A setting is no number.
+        TypeError: A setting is no number, or `columns` no list of names.
         ValueError: A file is no JSON list of plays, lacks a needed field or has it in another type, both
             exports are mixed, there are no plays, the rule or `columns` needs a field that the basic export
             lacks, or one of `columns` is unknown.
@@ -131,8 +131,7 @@ def read_streaming_history(
     check_choice("skip_rule", skip_rule, SKIP_RULES)
     check_number("skip_seconds", skip_seconds, minimum=0, open_minimum=True)
     files = list_files(folder_or_paths, _PATTERNS, name="folder_or_paths", archives=True)
-    for name in columns:
-        check_choice("columns", name, tuple(_CONTEXT))
+    check_names("columns", columns, choices=_CONTEXT)
     plays, extended = _read_plays(files, skip_rule, columns)
     if not extended and columns:
         raise ValueError(

@@ -12,6 +12,8 @@ from skipcl_lightning._checks import check_choice, check_number
 from skipcl_lightning.data.canonical_table import (
     CANONICAL_COLUMNS,
     Table,
+    are_compact_dates,
+    check_names,
     describe_columns,
     describe_polars_error,
     in_listening_order,
@@ -19,11 +21,10 @@ from skipcl_lightning.data.canonical_table import (
     to_frame,
 )
 from skipcl_lightning.data.prepare.sessions import (
+    cut_history,
     feedback_from_ratio,
     flag_to_feedback,
     join_histories,
-    require_users,
-    sessionise,
 )
 from skipcl_lightning.data.readers.parsing import (
     Column,
@@ -44,8 +45,6 @@ __all__ = ["read_table"]
 
 Unit = Literal["seconds", "milliseconds"]
 _PER_SECOND = {"seconds": 1, "milliseconds": 1000}
-# As seconds, these dates lie within a month of 1970, from which hardly any log comes.
-_COMPACT_DATES = (19000101, 21001231)
 _ROWS_LOOKED_AT = 1000
 _GRADE = "Grade a flag yourself with `pl.when(...).then(1.0).otherwise(-1.0)`."
 _FEEDBACK_CURE = f"Name a flag of skips as `skipped`, or the played time as `played`. {_GRADE}"
@@ -112,12 +111,12 @@ def read_table(
             file are texts.
 
     Raises:
-        TypeError: `source` is neither paths nor a table, or a number is none.
+        TypeError: `source` is neither paths nor a table, a number is none, or `columns` no list of names.
         ValueError: A column is missing (the message lists the columns) or has an unusable type, CSV and
             Parquet are mixed, a path does not exist, settings exclude each other or are unused, sessions or
             their order are not defined, or times are compact dates without a `time_format`. When collected:
             a value is wrong (the message names the file, the row, the column and the value), or sessions are
-            cut here and a row has no user.
+            cut here and a row has no user or no time.
 
     Examples:
         >>> log = pl.DataFrame(
@@ -144,14 +143,11 @@ def read_table(
         "user_id": user,
     }
     given = {role: name for role, name in roles.items() if name is not None}
+    check_names("columns", columns)
     for column in columns:
         if column in (*roles, *CANONICAL_COLUMNS):
             raise ValueError(
                 f"`columns` must not name a column like one of the table's own, got {column!r}. Rename it."
-            )
-        if column in given:
-            raise ValueError(
-                f"`columns` must name each column once, got {list(columns)}. Drop the repetition."
             )
         given[column] = column
     _check_order(given, gap_minutes)
@@ -168,8 +164,8 @@ def read_table(
         signal.fill_null(0).cast(pl.Float32).alias(name) for name, signal in signals.items()
     )
     if gap_minutes is not None:
-        known = require_users(mapped, "source", "Or name a column of sessions as `session`.")
-        mapped = sessionise(in_listening_order(known), gap_minutes=gap_minutes)
+        cure = "Or name a column of sessions as `session`."
+        mapped = cut_history(in_listening_order(mapped), "source", cure, gap_minutes=gap_minutes)
     made = {*signals, "session_id", "tie_order"} & set(mapped.collect_schema())
     kept = [name for name in CANONICAL_COLUMNS if name in given or name in made]
     return mapped.select(*kept, *columns)
@@ -183,15 +179,12 @@ def _refuse_compact_dates(log: pl.LazyFrame, name: str | None) -> None:
         first = log.select("timestamp").head(_ROWS_LOOKED_AT).collect(engine="streaming")
     except (ValueError, OSError, pl.exceptions.PolarsError):
         return  # The error is raised later, when all rows are read.
-    times = first["timestamp"].drop_nulls()
-    days = times.cast(pl.Int64, strict=False)
-    dates = days.cast(pl.String).str.to_date("%Y%m%d", strict=False)
-    compact = days.is_between(*_COMPACT_DATES) & dates.is_not_null() & (days == times)
-    if len(times) and compact.all(ignore_nulls=False):
+    times = first["timestamp"]
+    if are_compact_dates(times):
         raise ValueError(
             f"`timestamp` must name a column of seconds or times, got {name!r} of dates such as "
-            f'{times[0]:.0f}. Pass `time_format="%Y%m%d"` for text, as in a CSV file; cast another column '
-            "with `.cast(pl.String)` first."
+            f'{times.drop_nulls()[0]:.0f}. Pass `time_format="%Y%m%d"` for text, as in a CSV file; cast '
+            "another column with `.cast(pl.String)` first."
         )
 
 
@@ -419,11 +412,12 @@ def _select(
 def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | None) -> Column:
     """Return the parsing of a column of a frame."""
     text = dtype == pl.String
-    if role in ("feedback", "explicit_feedback", "played", "duration"):
+    if role in ("feedback", "explicit_feedback", "played", "duration", "position"):
         if not (dtype.is_numeric() or dtype == pl.Null):
             numbers = "numbers in [-1, 1]" if role.endswith("feedback") else "numbers"
+            kind = "Int64" if role == "position" else "Float64"
             cure = {"feedback": _FEEDBACK_CURE, "explicit_feedback": _GRADE}.get(
-                role, "Convert it, for example with `pl.col(...).cast(pl.Float64)`."
+                role, f"Convert it, for example with `pl.col(...).cast(pl.{kind})`."
             )
             raise ValueError(f"`{role}` must name a column of {numbers}, got {name!r} of {dtype}. {cure}")
     elif role == "skipped":
@@ -435,6 +429,6 @@ def _typed_column(role: str, name: str, dtype: pl.DataType, time_format: str | N
         return flag_column(name, optional=True)
     elif role == "timestamp" and dtype == pl.Date:
         return cast_column(name, pl.Datetime("us"))
-    elif text and role != "position":
+    elif text:
         return _text_parsers(time_format).get(role, text_column)(name, optional=True)
     return cast_column(name, dtype)

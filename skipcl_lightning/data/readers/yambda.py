@@ -5,12 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
-from skipcl_lightning.data.canonical_table import CANONICAL_COLUMNS
+from skipcl_lightning.data.canonical_table import in_canonical_order
 from skipcl_lightning.data.prepare.sessions import (
     PLAIN_HISTORY,
+    cut_history,
     feedback_from_ratio,
-    require_users,
-    sessionise,
 )
 from skipcl_lightning.data.readers.parsing import (
     Column,
@@ -99,9 +98,7 @@ def read_yambda(
         history = _add_opinions(history, opinions)
     if gap_minutes is None:
         return history
-    cut = sessionise(require_users(history, "listens", PLAIN_HISTORY), gap_minutes=gap_minutes)
-    schema = cut.collect_schema()
-    return cut.select(name for name in CANONICAL_COLUMNS if name in schema)
+    return in_canonical_order(cut_history(history, "listens", PLAIN_HISTORY, gap_minutes=gap_minutes))
 
 
 def _check_undone(given: Mapping[str, Paths | None]) -> None:
