@@ -13,6 +13,7 @@ from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 
 __all__ = [
     "LeaveOneOut",
+    "Rows",
     "SessionBlock",
     "Split",
     "SplitBySession",

@@ -5,17 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipcl_lightning.data import ItemVocabulary, SessionStore, leave_one_out
-from skipcl_lightning.data.prepare.prepared_data import Storage, StoreWriter
+from skipcl_lightning.data import (
+    ItemVocabulary,
+    SessionFilter,
+    SessionStore,
+    SplitBySession,
+    leave_one_out,
+)
+from skipcl_lightning.data.prepare.prepared_data import PreparationSettings, Storage, prepare_into
 from skipcl_lightning.data.store import session_store as store
 
 SESSIONS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1, max_size=6)
-
-
-def lay_out_flat(table, vocabulary):
-    writer = StoreWriter(Storage(), vocabulary)
-    writer.append(table)
-    return writer.finish()
 
 
 @given(sessions=SESSIONS, max_length=st.integers(1, 10), data=st.data())
@@ -47,24 +47,22 @@ def test_a_store_can_be_read_from_memory_maps(make_store, tmp_path):
     assert torch.equal(twin.gather(rows, ends, max_length=9)[0], store.gather(rows, ends, max_length=9)[0])
 
 
-def test_a_table_is_laid_out_in_its_own_order():
-    table = pl.DataFrame(
+def test_a_log_is_laid_out_session_by_session():
+    log = pl.DataFrame(
         {
-            "session_id": ["z", "z", "a"],
-            "item_id": [30, 10, 30],
-            "feedback": pl.Series([1, -1, 0], dtype=pl.Int8),
+            "session_id": ["z", "a", "z", "a", "a"],
+            "item_id": [10, 30, 30, 10, 30],
+            "feedback": pl.Series([1, 0, 1, -1, 1], dtype=pl.Int8),
+            "position": [2, 1, 1, 2, 3],
         }
     )
-    store = lay_out_flat(table, ItemVocabulary([10, 30]))
-    assert (store.items.tolist(), store.feedback.tolist()) == ([2, 1, 2], [1, -1, 0])
-    assert (store.offsets.tolist(), store.ids.to_list()) == ([0, 2, 3], ["z", "a"])
-    assert store.items.dtype == np.int32
-
-
-def test_a_session_in_two_places_is_an_error():
-    table = pl.DataFrame({"session_id": [1, 2, 1], "item_id": [1, 1, 1], "feedback": [1.0] * 3})
-    with pytest.raises(ValueError, match="a session in two places"):
-        lay_out_flat(table, ItemVocabulary([1]))
+    split = SplitBySession(0, 1)
+    vocabulary = ItemVocabulary([10, 30])
+    settings = PreparationSettings(SessionFilter(min_session_length=2), split, vocabulary=vocabulary)
+    store = prepare_into(Storage(), log, settings).store
+    assert (store.items.tolist(), store.feedback.tolist()) == ([2, 1, 2, 2, 1], [0, -1, 1, 1, 1])
+    assert (store.offsets.tolist(), store.ids.to_list()) == ([0, 3, 5], ["a", "z"])
+    assert (store.items.dtype, store.feedback.dtype) == (np.int32, np.float32)
 
 
 @pytest.mark.parametrize(

@@ -155,13 +155,15 @@ def prepare_store(
     if not rebuild and _is_same(folder, manifest):
         return open_store(folder)
     with new_store(folder) as (work, store_folder):
-        storage = Storage(store_folder)
         data = prepare_into(
-            storage, log, settings, rows_in_memory=rows_in_memory, folder=work, on_progress=on_progress
+            Storage(store_folder),
+            log,
+            settings,
+            rows_in_memory=rows_in_memory,
+            folder=work,
+            on_progress=on_progress,
         )
-        ids = storage.column("item_id")
-        ids.append(data.vocabulary.to_series())
-        ids.finish()
+        data.vocabulary.to_series().to_frame("item_id").write_ipc(store_folder / "item_id.arrow")
         counts = {
             "drop_report": asdict(data.drop_report),
             "targets": {name: len(view) for name, view in data.views.items() if view.with_target},

@@ -8,7 +8,7 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 import polars as pl
 from numpy.lib import format as npy
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.data.canonical_table import (
@@ -31,13 +31,13 @@ from skipcl_lightning.data.prepare.preparation import (
     prepare_parts,
 )
 from skipcl_lightning.data.prepare.sessions import to_microseconds
-from skipcl_lightning.data.splits import SessionBlock, Split, check_split
+from skipcl_lightning.data.splits import Rows, SessionBlock, Split, check_split
 from skipcl_lightning.data.store.folder import SPLIT_NAMES, map_array
 from skipcl_lightning.data.store.listeners import ListenerHistories, Listeners
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 from skipcl_lightning.data.vocabulary import ItemVocabulary, fingerprint_vocabulary
 
-__all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "StoreWriter", "prepare_into"]
+__all__ = ["ColdTargets", "PreparationSettings", "PreparedData", "Storage", "prepare_into"]
 
 ColdTargets = Literal["miss", "drop", "score"]
 UNKNOWN_LISTENERS = (
@@ -211,50 +211,54 @@ class PreparedData:
 
 
 class Storage:
-    """Growing arrays and columns in memory or, one piece in memory at a time, in the files of a folder."""
+    """Arrays and columns: of one piece each in memory, or growing piece by piece in the files of a folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self._growing: dict[str, Any] = {}
 
-    def array(self, name: str, dtype: DTypeLike) -> "GrowingArray":
-        """Return a new, empty array, which may be in `name.npy`."""
-        return _ArrayList(dtype) if self.folder is None else _ArrayFile(self.folder / f"{name}.npy", dtype)
+    def append(self, name: str, piece: NDArray[Any] | pl.Series) -> None:
+        """Add a piece to an array or a column, which may be in `name.npy` or `name.arrow`."""
+        if self.folder is None:
+            assert name not in self._growing, "in memory, a log is one part"  # noqa: S101
+            self._growing[name] = piece
+            return
+        if name not in self._growing:
+            self._growing[name] = (
+                _ColumnFile(self.folder / f"{name}.arrow")
+                if isinstance(piece, pl.Series)
+                else _ArrayFile(self.folder / f"{name}.npy", piece.dtype)
+            )
+        self._growing[name].append(piece)
 
-    def column(self, name: str) -> "GrowingColumn":
-        """Return a new, empty column of strings or integers, which may be in `name.arrow`."""
-        return _ColumnList(name) if self.folder is None else _ColumnFile(self.folder / f"{name}.arrow")
+    def finish(self) -> dict[str, Any]:
+        """Return the arrays and columns by name; of a column in a file, the path."""
+        if self.folder is None:
+            return self._growing
+        return {name: file.finish() for name, file in self._growing.items()}
 
 
-class _ArrayList:
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.pieces: list[NDArray[Any]] = [np.empty(0, dtype=dtype)]
-
-    def append(self, piece: NDArray[Any]) -> None:
-        self.pieces.append(piece.astype(self.pieces[0].dtype, copy=False))
-
-    def finish(self) -> NDArray[Any]:
-        # A single piece, the usual case, is not copied.
-        pieces = [piece for piece in self.pieces if len(piece)] or self.pieces[:1]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-class _ColumnList:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.pieces: list[pl.Series] = []
+class _ColumnFile:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.pieces: list[Path] = []
 
     def append(self, piece: pl.Series) -> None:
-        self.pieces.append(piece)
+        self.pieces.append(self.file.with_suffix(f".{len(self.pieces)}"))
+        piece.to_frame(self.file.stem).write_ipc(self.pieces[-1])
 
-    def finish(self) -> pl.Series:
-        return pl.concat(self.pieces).rename(self.name)
+    def finish(self) -> Path:
+        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
+        for piece in self.pieces:
+            piece.unlink()
+        return self.file
 
 
 class _ArrayFile:
     # Opened for each piece, so an error leaves no open file behind.
-    def __init__(self, file: Path, dtype: DTypeLike) -> None:
+    def __init__(self, file: Path, dtype: np.dtype[Any]) -> None:
         self.file = file
-        self.dtype = np.dtype(dtype)
+        self.dtype = dtype
         self.length = 0
         with file.open("wb") as stream:
             self._write_header(stream)
@@ -275,125 +279,6 @@ class _ArrayFile:
             stream,
             {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
         )
-
-
-class _ColumnFile:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.pieces: list[Path] = []
-
-    def append(self, piece: pl.Series) -> None:
-        self.pieces.append(self.file.with_suffix(f".{len(self.pieces)}"))
-        piece.rename(self.file.stem).to_frame().write_ipc(self.pieces[-1])
-
-    def finish(self) -> Path:
-        pl.concat([pl.scan_ipc(piece, glob=False) for piece in self.pieces]).sink_ipc(self.file)
-        for piece in self.pieces:
-            piece.unlink()
-        return self.file
-
-
-GrowingArray = _ArrayList | _ArrayFile
-GrowingColumn = _ColumnList | _ColumnFile
-
-
-class StoreWriter:
-    """Writes tables as flat arrays, one after the other, to a storage."""
-
-    def __init__(
-        self, storage: Storage, vocabulary: ItemVocabulary, context: ContextEncoder | None = None
-    ) -> None:
-        self.vocabulary = vocabulary
-        self.context = context
-        self._storage = storage
-        self._items = storage.array("items", np.int32)
-        self._feedback = storage.array("feedback", np.float32)
-        self._offsets = storage.array("offsets", np.int64)
-        self._offsets.append(np.zeros(1, dtype=np.int64))
-        self._session_ids = storage.column("session_id")
-        self._explicit: GrowingArray | None = None
-        self._codes = None if context is None else storage.array("context", np.int16)
-        self._tracks = 0
-
-    def append(self, table: pl.DataFrame) -> NDArray[np.int64]:
-        """Add the sessions of a table in its order, and return the items' indices, [rows] int64.
-
-        All tables have the same columns. Each session is in one table, its rows together and in order.
-        """
-        runs = table.select(pl.col("session_id").rle().struct.unnest())
-        if runs["value"].n_unique() != runs.height:
-            raise ValueError(
-                "`table` must have each session's rows together, got a session in two places. "
-                "Sort it, or use `prepare_sessions`."
-            )
-        items = self.vocabulary.encode(table["item_id"])
-        self._items.append(items)
-        self._feedback.append(table["feedback"].cast(pl.Float32).to_numpy())
-        if "explicit_feedback" in table.columns:
-            if self._explicit is None:
-                self._explicit = self._storage.array("explicit_feedback", np.float32)
-            self._explicit.append(table["explicit_feedback"].cast(pl.Float32).to_numpy())
-        if self.context is not None and self._codes is not None:
-            # Flat, as the files of a store are.
-            self._codes.append(self.context.encode(table).ravel())
-        self._offsets.append(self._tracks + np.cumsum(runs["len"].to_numpy(), dtype=np.int64))
-        self._session_ids.append(runs["value"].alias("session_id"))
-        self._tracks += table.height
-        return items
-
-    def finish(self) -> SessionStore:
-        """Return the store of all added sessions."""
-        items = self._items.finish()
-        return SessionStore(
-            items=items,
-            feedback=self._feedback.finish(),
-            offsets=self._offsets.finish(),
-            session_ids=self._session_ids.finish(),
-            explicit_feedback=None if self._explicit is None else self._explicit.finish(),
-            context=None if self._codes is None else self._codes.finish().reshape(len(items), -1),
-            folder=self._storage.folder,
-        )
-
-
-class ListenerWriter:
-    """Writes the listener and the time of each session, one table after the other, to a storage."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._numbers: dict[Any, int] = {}
-        self._arrays = {
-            name: storage.array(name, np.int32 if name == "listener" else np.int64)
-            for name in ("listener", "began", "ended", "shown")
-        }
-
-    def append(
-        self,
-        table: pl.DataFrame,
-        block: SessionBlock,
-        cut: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
-    ) -> None:
-        """Add the sessions of a table, of which `cut` holds out targets."""
-        users = table["user_id"].gather(block.starts)
-        numbers = {
-            user: self._numbers.setdefault(user, len(self._numbers)) for user in users.unique().drop_nulls()
-        }
-        times = _to_times(table)
-        shown = np.zeros(len(block.lengths), dtype=np.int64)
-        for name in ("train", "validation"):
-            rows, ends = cut[name]
-            # The target after the input is of the validation set, too.
-            np.maximum.at(shown, rows - block.first_row, ends + (name != "train"))
-        values = {
-            "listener": users.replace_strict(numbers, default=-1, return_dtype=pl.Int32).to_numpy(),
-            "began": np.minimum.reduceat(times, block.starts) if len(block.starts) else times,
-            "ended": np.maximum.reduceat(times, block.starts) if len(block.starts) else times,
-            "shown": shown,
-        }
-        for name, array in self._arrays.items():
-            array.append(values[name])
-
-    def finish(self) -> Listeners:
-        """Return what is known of all added sessions."""
-        return Listeners(**{name: array.finish() for name, array in self._arrays.items()})
 
 
 def prepare_into(
@@ -417,72 +302,127 @@ def prepare_into(
         folder=folder,
         on_progress=on_progress,
     )
-    split, skip_threshold = settings.split, settings.session_filter.skip_threshold
+    split = settings.split
     counts = _count_training(parts, report, split)
     vocabulary, num_known = _number_items(counts, settings.vocabulary)
-    training_counts = np.zeros(len(vocabulary) + 1, dtype=np.int64)
-    training_counts[vocabulary.encode(counts["item_id"])] = counts["count"].to_numpy()
-    num_warm = _count_warm(training_counts, num_known)
-    listeners: ListenerWriter | None = None
+    item_counts = np.zeros(len(vocabulary) + 1, dtype=np.int64)
+    item_counts[vocabulary.encode(counts["item_id"])] = counts["count"].to_numpy()
+    num_warm = _count_warm(item_counts, num_known)
     context = _learn_context(settings.context, parts, report, split)
-    writer = StoreWriter(storage, vocabulary, context)
-    growing = {
-        name: (storage.array(f"{name}_rows", np.int64), storage.array(f"{name}_ends", np.int64))
-        for name in (*SPLIT_NAMES, "predict")
-    }
     num_cold = dict.fromkeys(SPLIT_NAMES[1:], 0)
-    longest = 0
+    longest = tracks = 0
+    listeners: dict[Any, int] = {}
+    storage.append("item_counts", item_counts)
     for number, (part, block) in enumerate(_blocks(parts, report, split), start=1):
         cut = dict(split.cut(block))
         longest = max(longest, int(cut["train"][1].max(initial=0)))
-        items = writer.append(part)
-        if {"user_id", "timestamp"} <= set(part.columns):
-            listeners = listeners or ListenerWriter(storage)
-            listeners.append(part, block, cut)
+        items = vocabulary.encode(part["item_id"])
+        pieces = _play_arrays(part, items, context) | _listener_arrays(part, block, cut, listeners)
+        ends = tracks + np.cumsum(block.lengths)
+        pieces["offsets"] = np.concatenate(([0], ends)) if number == 1 else ends
+        pieces["session_id"] = part["session_id"].gather(block.starts)
+        tracks += part.height
+        ranked = _ranked_if_cold(part, settings)
         for name in num_cold:
             rows, ends = cut[name]
             places = block.starts[rows - block.first_row] + ends
             # Cold items have the highest indices.
             warm = items[places] <= num_warm
             num_cold[name] += int((~warm).sum())
-            kept = warm
-            if settings.cold_targets == "miss":
-                kept = warm | ~find_rejected(part, skip_threshold)[places]
-            elif settings.cold_targets == "score":
-                kept = np.ones_like(warm)
-            cut[name] = (rows[kept], ends[kept])
-        for name, seen in (cut | {"predict": (block.rows, block.lengths)}).items():
-            for array, values in zip(growing[name], seen, strict=True):
-                array.append(values)
+            kept = warm | ranked[places]
+            cut[name] = rows[kept], ends[kept]
+        for name, (rows, ends) in (cut | {"predict": (block.rows, block.lengths)}).items():
+            pieces |= {f"{name}_rows": rows.astype(np.int64), f"{name}_ends": ends.astype(np.int64)}
+        for name, piece in pieces.items():
+            storage.append(name, piece)
         on_progress("Writing sessions", number, len(parts))
-    store = writer.finish()
+    arrays = storage.finish()
+    store = _to_store(arrays, storage.folder)
     views = {
         name: SessionView(
             store,
-            rows.finish(),
-            ends.finish(),
+            arrays[f"{name}_rows"],
+            arrays[f"{name}_ends"],
             with_target=name in num_cold,
             name=None if store.folder is None else name,
         )
-        for name, (rows, ends) in growing.items()
+        for name in (*SPLIT_NAMES, "predict")
     }
     _check_parts(views, num_cold, may_lack_training=settings.vocabulary is not None)
-    item_counts = storage.array("item_counts", np.int64)
-    item_counts.append(training_counts)
     return PreparedData(
         vocabulary,
         store,
         views,
-        item_counts.finish(),
+        arrays["item_counts"],
         report,
         num_cold,
         longest,
         caution=split.caution if longest else _ALL_HELD_OUT,
         scores_cold=settings.cold_targets == "score",
         num_known_items=num_known,
-        listeners=None if listeners is None else listeners.finish(),
+        listeners=_to_listeners(arrays),
         context=context,
     )
+
+
+def _to_store(arrays: Mapping[str, Any], folder: Path | None) -> SessionStore:
+    items, context = arrays["items"], arrays.get("context")
+    return SessionStore(
+        items=items,
+        feedback=arrays["feedback"],
+        offsets=arrays["offsets"],
+        session_ids=arrays["session_id"],
+        explicit_feedback=arrays.get("explicit_feedback"),
+        context=None if context is None else context.reshape(len(items), -1),
+        folder=folder,
+    )
+
+
+def _to_listeners(arrays: Mapping[str, Any]) -> Listeners | None:
+    names = Listeners.__dataclass_fields__
+    return Listeners(**{name: arrays[name] for name in names}) if names.keys() <= arrays.keys() else None
+
+
+def _play_arrays(
+    part: pl.DataFrame, items: NDArray[np.int64], context: ContextEncoder | None
+) -> dict[str, NDArray[Any] | pl.Series]:
+    """Return the flat arrays of the plays of a part, by name."""
+    signals = [name for name in ("feedback", "explicit_feedback") if name in part.columns]
+    arrays: dict[str, NDArray[Any] | pl.Series] = {"items": items.astype(np.int32)}
+    arrays |= {name: part[name].to_numpy() for name in signals}
+    if context is not None:
+        # Flat, as the files of a store are.
+        arrays["context"] = context.encode(part).ravel()
+    return arrays
+
+
+def _listener_arrays(
+    part: pl.DataFrame, block: SessionBlock, cut: Mapping[str, Rows], numbers: dict[Any, int]
+) -> dict[str, NDArray[Any] | pl.Series]:
+    """Return the arrays of `Listeners` by name, none if they are unknown, and number new listeners."""
+    if not {"user_id", "timestamp"} <= set(part.columns):
+        return {}
+    users = part["user_id"].gather(block.starts)
+    found = {user: numbers.setdefault(user, len(numbers)) for user in users.unique().drop_nulls()}
+    times = _to_times(part)
+    shown = np.zeros(len(block.lengths), dtype=np.int64)
+    for name in ("train", "validation"):
+        rows, ends = cut[name]
+        # The target after the input is of the validation set, too.
+        np.maximum.at(shown, rows - block.first_row, ends + (name != "train"))
+    return {
+        "listener": users.replace_strict(found, default=-1, return_dtype=pl.Int32).to_numpy(),
+        "began": np.minimum.reduceat(times, block.starts) if len(block.starts) else times,
+        "ended": np.maximum.reduceat(times, block.starts) if len(block.starts) else times,
+        "shown": shown,
+    }
+
+
+def _ranked_if_cold(part: pl.DataFrame, settings: PreparationSettings) -> NDArray[np.bool_]:
+    """[rows] bool, the plays that are targets even if their item is cold."""
+    if settings.cold_targets == "miss":
+        return ~find_rejected(part, settings.session_filter.skip_threshold)
+    return np.full(part.height, settings.cold_targets == "score")
 
 
 def _number_items(counts: pl.DataFrame, given: ItemVocabulary | None) -> tuple[ItemVocabulary, int]:
