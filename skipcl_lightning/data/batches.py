@@ -107,7 +107,7 @@ class SessionDataset(Dataset[SessionBatch]):
         if chosen.size and not (chosen.min() >= -len(self) and chosen.max() < len(self)):
             # An IndexError, which also ends a `for` loop over the dataset.
             raise IndexError(f"`indices` must be below {len(self)}, got {chosen}. Count rows from 0.")
-        view = self.view
+        view, histories = self.view, self.histories
         rows, ends = view.rows[chosen], view.ends[chosen]
         items, feedback = view.store.gather(rows, ends, max_length=self.max_length)
         batch = SessionBatch(
@@ -118,7 +118,7 @@ class SessionDataset(Dataset[SessionBatch]):
             context=view.store.gather_context(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
             num_tracks=int(np.minimum(ends, self.max_length).sum()),
-            history=self._gather_histories(rows),
+            history=None if histories is None else histories.gather(rows, max_length=self.history_length),
             **self._draw_mined(items, chosen),
         )
         longest = int(ends.max(initial=0))
@@ -133,11 +133,6 @@ class SessionDataset(Dataset[SessionBatch]):
             cold_target=None if self.num_warm_items is None else target > self.num_warm_items,
             target_feedback=torch.from_numpy(_target_feedback(view.store, places, self.skip_threshold)),
         )
-
-    def _gather_histories(self, rows: NDArray[np.int64]) -> Tensor | None:
-        if self.histories is None:
-            return None
-        return self.histories.gather(rows, max_length=self.history_length)
 
     def _draw_mined(self, items: Tensor, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
         if not self.mined:

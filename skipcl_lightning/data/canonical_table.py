@@ -294,8 +294,8 @@ class TableParts:
         self,
         function: Callable[[pl.DataFrame], pl.DataFrame],
         *,
-        step: str = "",
-        on_progress: Progress = no_progress,
+        step: str,
+        on_progress: Progress,
     ) -> None:
         """Replace each part by the result of a function, which returns the same object if nothing changes."""
         for number, part in enumerate(self._parts):

@@ -20,7 +20,7 @@ from skipcl_lightning.data.canonical_table import (
     resolve_schema,
     to_frame,
 )
-from skipcl_lightning.data.prepare.inputs import ContextEncoder
+from skipcl_lightning.data.prepare.inputs import ContextEncoder, to_context
 from skipcl_lightning.data.prepare.sessions import runs_newest_first
 from skipcl_lightning.data.store.listeners import ListenerHistories
 from skipcl_lightning.data.store.session_store import SessionStore
@@ -141,11 +141,8 @@ class SessionEncoder:
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
         lengths = session_lengths(sessions)
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        signals = (
-            np.zeros(len(owner), dtype=np.float32)
-            if feedback is None
-            else _flatten("feedback", feedback, lengths)
-        )
+        signals = _flatten("feedback", feedback, lengths)
+        explicit = _flatten("explicit_feedback", explicit_feedback, lengths)
         plays = _context_table(self.context, context, owner, lengths)
         items = self._look_up(flatten(sessions), owner, unknown)
         known = items != PADDING_INDEX
@@ -157,14 +154,10 @@ class SessionEncoder:
             )
         store = SessionStore(
             items=items[known].astype(np.int32),
-            feedback=signals[known],
+            feedback=np.zeros(counts.sum(), dtype=np.float32) if signals is None else signals[known],
             offsets=np.concatenate(([0], np.cumsum(counts))),
             session_ids=pl.int_range(len(lengths), eager=True),
-            explicit_feedback=(
-                None
-                if explicit_feedback is None
-                else _flatten("explicit_feedback", explicit_feedback, lengths)[known]
-            ),
+            explicit_feedback=None if explicit is None else explicit[known],
             # As in training, the last play is the last one of a known item.
             context=None if self.context is None else self.context.encode(plays.filter(pl.Series(known))),
         )
@@ -236,13 +229,12 @@ class SessionEncoder:
         """
         vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
         # Encoders of earlier versions had no histories and no context.
-        context = state.get("context")
         return cls(
             vocabulary,
             state["max_length"],
             state["skip_threshold"],
             state.get("history_length", 0),
-            None if context is None else ContextEncoder(context),
+            to_context(state.get("context")),
         )
 
 
@@ -431,9 +423,11 @@ def flatten(sessions: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _flatten(
-    name: str, feedback: Sequence[Sequence[float]], lengths: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the feedback of all items in one row, after a check against the sessions."""
+    name: str, feedback: Sequence[Sequence[float]] | None, lengths: NDArray[np.int64]
+) -> NDArray[np.float32] | None:
+    """Return the feedback of all items in one row, after a check against the sessions; None without any."""
+    if feedback is None:
+        return None
     check_rows(name, feedback, len(lengths), cure="Use 0 for tracks without feedback.")
     flat = []
     for number, (signals, length) in enumerate(zip(feedback, lengths, strict=True)):

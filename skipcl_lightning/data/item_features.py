@@ -53,6 +53,9 @@ class CategoryColumn:
     width: int
 
 
+Columns = tuple[NumberColumn | CategoryColumn, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ItemFeatures:
     """The content of the items of a vocabulary, for `SkipCLModule(item_features=…)`.
@@ -74,7 +77,7 @@ class ItemFeatures:
         num_missing: By column, the items of the vocabulary without a value.
     """
 
-    columns: tuple[NumberColumn | CategoryColumn, ...]
+    columns: Columns
     numbers: Tensor
     categories: Mapping[str, Tensor]
     num_unknown: int = 0
@@ -213,34 +216,27 @@ class ItemFeatures:
             others = new.categories[name][1:]
             width = max(codes.shape[1], others.shape[1])
             categories[name] = torch.cat([_widen(codes, width), _widen(others, width)])
-        columns = tuple(
-            replace(column, width=categories[column.name].shape[1])
-            if isinstance(column, CategoryColumn)
-            else column
-            for column in self.columns
-        )
+        columns = _with_widths(self.columns, categories)
         return type(self)(columns, torch.cat([self.numbers, new.numbers[1:]]), categories)
 
     @classmethod
     def _encode(
         cls,
-        columns: tuple[NumberColumn | CategoryColumn, ...],
+        columns: Columns,
         rows: pl.DataFrame,
         num_unknown: int = 0,
         num_missing: Mapping[str, int] | None = None,
     ) -> "ItemFeatures":
         numbers, categories = [np.zeros((rows.height, 0))], {}
-        encoded: list[NumberColumn | CategoryColumn] = []
         for column in columns:
             if isinstance(column, NumberColumn):
                 numbers.append(_standardise(_to_numbers(rows, column.name, len(column.mean)), column))
-                encoded.append(column)
             else:
                 codes = _to_codes(_to_sets(rows[column.name]), column.values)
                 categories[column.name] = torch.from_numpy(np.pad(codes, ((1, 0), (0, 0))))
-                encoded.append(replace(column, width=codes.shape[1]))
         matrix = np.pad(np.concatenate(numbers, axis=1), ((1, 0), (0, 0))).astype(np.float32)
-        return cls(tuple(encoded), torch.from_numpy(matrix), categories, num_unknown, num_missing)
+        widened = _with_widths(columns, categories)
+        return cls(widened, torch.from_numpy(matrix), categories, num_unknown, num_missing)
 
     def __str__(self) -> str:
         kinds = ", ".join(
@@ -403,6 +399,15 @@ def _to_codes(sets: pl.Series, values: Sequence[str]) -> NDArray[np.int32]:
     matrix = np.zeros((len(sets), width), dtype=np.int32)
     matrix[pairs["row"].to_numpy(), pairs["place"].to_numpy()] = pairs["code"].to_numpy()
     return matrix
+
+
+def _with_widths(columns: Columns, categories: Mapping[str, Tensor]) -> Columns:
+    return tuple(
+        replace(column, width=categories[column.name].shape[1])
+        if isinstance(column, CategoryColumn)
+        else column
+        for column in columns
+    )
 
 
 def _widen(codes: Tensor, width: int) -> Tensor:

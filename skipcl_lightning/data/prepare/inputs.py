@@ -33,6 +33,7 @@ __all__ = [
     "choose_context",
     "context_columns",
     "resolve_vocabulary",
+    "to_context",
 ]
 
 # The number of codes of each input that is no column of the log.
@@ -355,7 +356,7 @@ def _read(path: Path) -> GivenVocabulary:
         manifest.check_files(path, contents=False)
         with refuse_damage(path):
             vocabulary = ItemVocabulary(read_column(path / "item_id.arrow"))
-            return GivenVocabulary(vocabulary, context=_to_context(manifest.counts.get("context")))
+            return GivenVocabulary(vocabulary, context=to_context(manifest.counts.get("context")))
     try:
         checkpoint = open_checkpoint(path, records="settings")
     except (OSError, ValueError) as error:
@@ -372,8 +373,9 @@ def _read(path: Path) -> GivenVocabulary:
                 "the model with a `SessionDataModule`, or pass `ItemVocabulary(ids)` in the trained order."
             )
         vocabulary = ItemVocabulary.from_state_dict(state["vocabulary"])
-        return GivenVocabulary(vocabulary, state["max_length"], _to_context(state.get("context")))
+        return GivenVocabulary(vocabulary, state["max_length"], to_context(state.get("context")))
 
 
-def _to_context(state: Mapping[str, Any] | None) -> ContextEncoder | None:
+def to_context(state: Mapping[str, Any] | None) -> ContextEncoder | None:
+    """Return the encoder of a `state_dict`, None for None."""
     return None if state is None else ContextEncoder(state)

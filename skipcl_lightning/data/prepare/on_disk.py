@@ -17,6 +17,7 @@ from skipcl_lightning.data.prepare.inputs import (
     VocabularySource,
     choose_context,
     resolve_vocabulary,
+    to_context,
 )
 from skipcl_lightning.data.prepare.preparation import DropReport, HistoryRules, SessionFilter
 from skipcl_lightning.data.prepare.prepared_data import (
@@ -236,15 +237,13 @@ def _open(folder: Path, digest: str, *, verify: bool) -> PreparedData:
     manifest.check_files(folder, contents=verify)
     # A manifest that was written again may describe any files.
     with refuse_damage(folder):
-        data = _assemble(folder, digest, manifest)
+        data = _assemble(SessionStore.open(folder, digest), folder, manifest)
         if verify:
             _check_contents(data)
     return data
 
 
-def _assemble(folder: Path, digest: str, manifest: Manifest) -> PreparedData:
-    store = SessionStore.open(folder, digest)
-    context = manifest.counts.get("context")
+def _assemble(store: SessionStore, folder: Path, manifest: Manifest) -> PreparedData:
     return PreparedData(
         vocabulary=ItemVocabulary(read_column(folder / "item_id.arrow")),
         store=store,
@@ -260,7 +259,7 @@ def _assemble(folder: Path, digest: str, manifest: Manifest) -> PreparedData:
         scores_cold=manifest.settings["cold_targets"] == "score",
         listeners=Listeners.open(folder),
         num_known_items=int(manifest.counts.get("known_items", 0)),
-        context=None if context is None else ContextEncoder(context),
+        context=to_context(manifest.counts.get("context")),
     )
 
 

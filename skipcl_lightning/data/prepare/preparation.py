@@ -44,7 +44,6 @@ __all__ = [
     "find_rejected",
     "prepare_parts",
     "prepare_sessions",
-    "warn_without_sign",
 ]
 
 _REASONS = (
@@ -182,19 +181,15 @@ class SessionFilter:
 
     def _session_rules(self, table: pl.DataFrame, lengths: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
         """[sessions] whether each satisfies a rule, by the name of its count."""
-        starts = (np.cumsum(lengths) - lengths).astype(np.int64)
-
-        def count_in_sessions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-            # `reduceat` needs a row at every start.
-            return np.add.reduceat(mask, starts, dtype=np.int64) if len(starts) else lengths
-
+        owner = np.repeat(np.arange(len(lengths)), lengths)
         rejected = find_rejected(table, self.skip_threshold)
+        num_rejected = np.bincount(owner[rejected], minlength=len(lengths))
         rules = {
             "sessions_too_short": lengths >= self.min_session_length,
-            "sessions_without_listened": count_in_sessions(rejected) < lengths,
+            "sessions_without_listened": num_rejected < lengths,
         }
         if self.require_skip:
-            rules["sessions_without_skip"] = count_in_sessions(rejected) > 0
+            rules["sessions_without_skip"] = num_rejected > 0
         return rules
 
 
@@ -300,7 +295,7 @@ class FeedbackWarning(UserWarning):
     """The feedback of a log has no skip, although it seems to record skips."""
 
 
-def warn_without_sign(lowest: float, highest: float, skip_threshold: float) -> None:
+def _warn_without_sign(lowest: float, highest: float, skip_threshold: float) -> None:
     """Warn if feedback varies within [0, 1], like a flag or a share, so nothing is a skip."""
     if max(0, skip_threshold) <= lowest < highest:
         from lightning.pytorch.utilities import rank_zero_warn  # slow to import, and seldom needed
@@ -434,7 +429,7 @@ def prepare_parts(
             f"`log` must have at least one session that satisfies the filter, got none.\n{report}\n"
             "Loosen the filter, or check how the sessions were made."
         )
-    warn_without_sign(lowest, highest, session_filter.skip_threshold)
+    _warn_without_sign(lowest, highest, session_filter.skip_threshold)
     return parts, report
 
 

@@ -290,28 +290,15 @@ def scan_fields(
     collected, they are dropped with a `DamagedLinesWarning`. More than the share `max_damaged` of the lines
     read at once is a ValueError; 10 are always accepted, and 0 accepts none.
     """
-    wanted = f"{len(columns)} fields with {separator!r} between them"
-    first = read_first_line(file)
-    if first.count(separator) != len(columns) - 1:
-        raise ValueError(_describe_wrong(first, file, 1, wanted))
-    split = partial(
-        _split_fields,
-        file=file,
-        columns=tuple(columns),
-        separator=separator,
-        wanted=wanted,
-        max_damaged=max_damaged,
-    )
+    split = partial(_split_fields, file=file, columns=tuple(columns), separator=separator)
+    split(pl.DataFrame({ROW: [1], _LINE: [read_first_line(file)]}), max_damaged=0)
+    split_part = partial(split, max_damaged=max_damaged)
     schema = {ROW: pl.UInt32, **dict.fromkeys(columns, pl.String)}
-    return _scan_lines(file).map_batches(split, schema=schema, streamable=True)
+    return _scan_lines(file).map_batches(split_part, schema=schema, streamable=True)
 
 
 def parse_lines(
-    file: Path,
-    parse: Callable[[str], Any],
-    dtype: pl.DataType | type[pl.DataType],
-    *,
-    max_damaged: float = 0.0,
+    file: Path, parse: Callable[[str], Any], dtype: pl.DataType | type[pl.DataType], *, max_damaged: float
 ) -> pl.LazyFrame:
     """Scan a file whose lines a Python function parses into the column `line`; empty lines are left out.
 
@@ -328,14 +315,6 @@ def require(right: bool, wrong: str) -> None:
     """Raise a ValueError unless a file has the expected contents."""
     if not right:
         raise ValueError(wrong)
-
-
-def _describe_wrong(line: str, file: Path, row: int, wanted: str) -> str:
-    """Return the message for a wrong line."""
-    return (
-        f"`paths` must hold {wanted} in every line, got {line[:_MOST_QUOTED]!r} in row {row} of "
-        f"{str(file)!r}. Correct or remove that row, or download the file again."
-    )
 
 
 def _scan_lines(file: Path) -> pl.LazyFrame:
@@ -375,20 +354,18 @@ def _require_utf8(file: Path, name: str, changed: int) -> None:  # noqa: ARG001 
 
 
 def _split_fields(
-    lines: pl.DataFrame,
-    *,
-    file: Path,
-    columns: Sequence[str],
-    separator: str,
-    wanted: str,
-    max_damaged: float,
+    lines: pl.DataFrame, *, file: Path, columns: Sequence[str], separator: str, max_damaged: float
 ) -> pl.DataFrame:
+    wanted = f"{len(columns)} fields with {separator!r} between them"
     is_damaged = lines[_LINE].str.count_matches(separator, literal=True) != len(columns) - 1
     damaged = lines.filter(is_damaged)
     if damaged.height:
         if max_damaged == 0:
             row, first = damaged.select(ROW, _LINE).row(0)
-            raise ValueError(_describe_wrong(first, file, row, wanted))
+            raise ValueError(
+                f"`paths` must hold {wanted} in every line, got {_quote(first)} in row {row} of "
+                f"{str(file)!r}. {_REPAIR}"
+            )
         _report_damaged(damaged[ROW].to_list(), lines.height, file, max_damaged, f"lines with {wanted}")
         lines = lines.filter(~is_damaged)
     line = lines[_LINE]
