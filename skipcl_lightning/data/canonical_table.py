@@ -21,6 +21,7 @@ like all feedback below the threshold.
 """
 
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -45,10 +46,12 @@ __all__ = [
     "check_log_columns",
     "check_names",
     "count_missing",
+    "count_within",
     "describe_columns",
     "describe_polars_error",
     "drop_copies",
     "drop_repeated",
+    "first_rows",
     "in_canonical_order",
     "in_listening_order",
     "name_unreadable",
@@ -317,6 +320,22 @@ def _load(part: pl.DataFrame | Path) -> pl.DataFrame:
 def run_lengths(values: pl.Series) -> NDArray[np.int64]:
     """Return the lengths of runs of equal values, [runs] int64."""
     return values.rle().struct.field("len").to_numpy().astype(np.int64)
+
+
+def count_within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 0, 1, … within each of some runs, [sum of the lengths] int64."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def first_rows(table: pl.LazyFrame, columns: Sequence[str], count: int) -> pl.DataFrame:
+    """Return some columns of the first rows, of none if they are wrong, which all rows report when read."""
+    chosen = table.select(columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return chosen.head(count).collect(engine="streaming")
+        except (ValueError, OSError, pl.exceptions.PolarsError):
+            return pl.DataFrame(schema=chosen.collect_schema())
 
 
 def sum_counts(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:

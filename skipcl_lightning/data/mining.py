@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
 from skipcl_lightning.batch import is_rejected
+from skipcl_lightning.data.canonical_table import count_within
 from skipcl_lightning.data.store.session_store import SessionView
 
 __all__ = ["MinedItems", "MiningScore", "mine_transitions", "sample_mined"]
@@ -190,9 +191,7 @@ class _VisibleTracks:
 def _visible_tracks(
     view: SessionView, rows: NDArray[np.int64], ends: NDArray[np.int64], skip_threshold: float
 ) -> _VisibleTracks:
-    stops = np.cumsum(ends)
-    shifts = view.store.offsets[rows] - (stops - ends)
-    places = np.repeat(shifts, ends) + np.arange(ends.sum())
+    places = np.repeat(view.store.offsets[rows], ends) + count_within(ends)
     # numpy, like torch and unlike polars, rounds the threshold to float32 first.
     feedback = view.store.feedback[places]
     listened, explicit = feedback >= skip_threshold, None
@@ -203,7 +202,7 @@ def _visible_tracks(
         view.store.items[places],
         is_rejected(feedback, explicit, skip_threshold),
         listened,
-        np.repeat(stops - 1, ends),
+        np.repeat(np.cumsum(ends) - 1, ends),
     )
 
 

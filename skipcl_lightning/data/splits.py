@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning.data.canonical_table import count_within
 from skipcl_lightning.data.store.session_store import SessionStore, SessionView
 
 __all__ = [
@@ -179,8 +180,7 @@ class SplitBySession:
         if self.targets == "last":
             return rows, most
         # 1, 2, … up to each session's length minus one.
-        ends = np.arange(most.sum()) - np.repeat(np.cumsum(most) - most, most) + 1
-        return np.repeat(rows, most), ends
+        return np.repeat(rows, most), count_within(most) + 1
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class SplitByTime:
         assert block.times is not None, "a split by time is given times"  # noqa: S101
         lengths = block.lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(owner)) - block.starts[owner]
+        place = count_within(lengths)
         # If the log has another order than time, an item after a late one counts as late.
         period = np.searchsorted(np.array(self._bounds), block.times, side="right")
         latest = np.maximum.accumulate(period + owner * 3) - owner * 3

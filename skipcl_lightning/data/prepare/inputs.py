@@ -13,6 +13,7 @@ from skipcl_lightning._files import named_in_errors, open_checkpoint
 from skipcl_lightning.data.canonical_table import (
     CANONICAL_COLUMNS,
     check_names,
+    count_within,
     describe_columns,
     run_lengths,
 )
@@ -154,8 +155,7 @@ class ContextEncoder:
             ValueError: A column has another type than in training.
         """
         codes = np.zeros((table.height, len(self.categories)), dtype=np.int16)
-        lengths = run_lengths(table["session_id"])
-        place = np.arange(table.height) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        place = count_within(run_lengths(table["session_id"]))
         known, moments = _read_times(table) if "timestamp" in self.columns else (place >= 0, place)
         for number, (name, values) in enumerate(self.categories.items()):
             if values is not None:

@@ -16,6 +16,7 @@ from skipcl_lightning.data.canonical_table import (
     Table,
     TableParts,
     check_log_columns,
+    count_within,
     no_progress,
     resolve_schema,
     run_lengths,
@@ -470,8 +471,7 @@ def _in_training(block: SessionBlock, split: Split) -> pl.Series:
     rows, ends = split.cut(block)["train"]
     seen = np.zeros(len(block.lengths), dtype=np.int64)
     seen[rows - block.first_row] = ends
-    place = np.arange(block.lengths.sum()) - np.repeat(block.starts, block.lengths)
-    return pl.Series(place < np.repeat(seen, block.lengths))
+    return pl.Series(count_within(block.lengths) < np.repeat(seen, block.lengths))
 
 
 def _learn_context(

@@ -1,6 +1,5 @@
 """Sessions and skips from a listening history: cut at pauses, labelled by the next play."""
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ from skipcl_lightning.data.canonical_table import (
     Table,
     count_missing,
     describe_columns,
+    first_rows,
     in_canonical_order,
     in_listening_order,
     refuse_compact_dates,
@@ -200,14 +200,7 @@ def runs_newest_first(history: pl.LazyFrame) -> bool:
     """Return whether times fall in the first rows of each listener or session."""
     schema = history.collect_schema()
     keys = [key for key in ("user_id", "session_id") if key in schema][:1]
-    with warnings.catch_warnings():
-        # Wrong rows are reported when all rows are read.
-        warnings.simplefilter("ignore")
-        try:
-            rows = history.select("timestamp", *keys).head(_ROWS_LOOKED_AT)
-            first = rows.collect(engine="streaming")
-        except (ValueError, OSError, pl.exceptions.PolarsError):
-            return False
+    first = first_rows(history, ["timestamp", *keys], _ROWS_LOOKED_AT)
     return times_fall(first["timestamp"], first[keys[0]] if keys else None)
 
 

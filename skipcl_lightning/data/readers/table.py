@@ -16,6 +16,7 @@ from skipcl_lightning.data.canonical_table import (
     check_names,
     describe_columns,
     describe_polars_error,
+    first_rows,
     in_listening_order,
     resolve_schema,
     to_frame,
@@ -175,11 +176,7 @@ def _refuse_compact_dates(log: pl.LazyFrame, name: str | None) -> None:
     """Raise if the first times are numbers such as 20240131, which would be seconds in the year 1970."""
     if name is None or not log.collect_schema()["timestamp"].is_numeric():
         return
-    try:
-        first = log.select("timestamp").head(_ROWS_LOOKED_AT).collect(engine="streaming")
-    except (ValueError, OSError, pl.exceptions.PolarsError):
-        return  # The error is raised later, when all rows are read.
-    times = first["timestamp"]
+    times = first_rows(log, ["timestamp"], _ROWS_LOOKED_AT)["timestamp"]
     if are_compact_dates(times):
         raise ValueError(
             f"`timestamp` must name a column of seconds or times, got {name!r} of dates such as "
@@ -351,11 +348,8 @@ def _text_parsers(time_format: str | None) -> dict[str, Callable[..., Column]]:
 def _fitted(columns: Sequence[Column], given: Mapping[str, str], table: pl.LazyFrame) -> list[Column]:
     """Return columns that are named after their roles, with the cure for those whose first value is wrong."""
     named = [replace(column, output=role) for column, role in zip(columns, given, strict=True)]
-    names = dict.fromkeys(column.name for column in named if column.convert)
-    try:
-        rows = table.select(*names).head(_ROWS_LOOKED_AT).collect(engine="streaming")
-    except (ValueError, OSError, pl.exceptions.PolarsError):
-        return named  # The error is raised later, when all rows are read.
+    names = list(dict.fromkeys(column.name for column in named if column.convert))
+    rows = first_rows(table, names, _ROWS_LOOKED_AT)
     return [
         replace(column, cure=column.convert) if column.convert and _begins_wrong(column, rows) else column
         for column in named
@@ -372,12 +366,8 @@ def _begins_wrong(column: Column, rows: pl.DataFrame) -> bool:
 
 def _starts_with_number(table: pl.LazyFrame, name: str) -> bool:
     """Return whether the first value of a text column that is not blank is a number."""
-    text = pl.col(name).str.strip_chars()
-    try:
-        first = table.select(text).filter(pl.col(name) != "").head(1).collect()
-    except (pl.exceptions.PolarsError, OSError):
-        return False  # The file is damaged; the error is raised later, when its rows are read.
-    return first.height == 1 and first[name].cast(pl.Float64, strict=False)[0] is not None
+    texts = table.select(pl.col(name).str.strip_chars()).filter(pl.col(name) != "")
+    return bool(first_rows(texts, [name], 1)[name].cast(pl.Float64, strict=False).is_not_null().any())
 
 
 def _select(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipcl_lightning.batch import is_rejected
+from skipcl_lightning.data.canonical_table import count_within
 from skipcl_lightning.data.store.folder import map_array
 from skipcl_lightning.data.store.session_store import SessionStore
 
@@ -128,7 +129,7 @@ def _listened(
         block = rows[start : start + _BLOCK]
         lengths = visible[block]
         owner = np.repeat(np.arange(len(block)), lengths)
-        places = np.arange(len(owner)) + (store.offsets[block] - np.cumsum(lengths) + lengths)[owner]
+        places = store.offsets[block][owner] + count_within(lengths)
         explicit = None if store.explicit_feedback is None else store.explicit_feedback[places]
         listened = ~is_rejected(store.feedback[places], explicit, skip_threshold)
         items.append(store.items[places[listened]])
