@@ -418,7 +418,6 @@ COMPARED_BY_IDENTITY = {
     "SessionStore",
     "SessionView",
     "SkipTradeOff",
-    "_VisibleTracks",
 }
 
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -588,11 +588,7 @@ def _sum_transitions(parts: list[pl.DataFrame]) -> pl.DataFrame:
 def _plan_preparation(
     log: Table | str | Path, given: Mapping[str, Any], known: GivenVocabulary | None, history_length: int
 ) -> tuple[Callable[[], PreparedData], float]:
-    """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet.
-
-    `given` holds the settings of `SessionFilter`, `split`, `cold_targets`, `new_items` and `context`; a store
-    has its own.
-    """
+    """Return a function that prepares a log or opens a store, and its skip threshold; nothing is read yet."""
     vocabulary = None if known is None else known.vocabulary
     if isinstance(log, str | Path) and Path(log).suffix == ".parquet":
         log = pl.scan_parquet(Path(log).expanduser(), glob=False)
@@ -608,17 +604,14 @@ def _plan_preparation(
         folder = Path(log).expanduser().absolute()
         threshold = float(manifest.settings["filter"]["skip_threshold"])
         return partial(_open_on_each_rank, folder, vocabulary), threshold
-    rules = dict(given)
-    split, cold_targets = rules.pop("split", LeaveOneOut()), rules.pop("cold_targets", "miss")
-    new_items = rules.pop("new_items", None)
-    context = choose_context(rules.pop("context", ()), known)
+    rules = given.keys() & {rule.name for rule in fields(SessionFilter)}
     settings = PreparationSettings(
-        SessionFilter(**rules),
-        split,
-        cold_targets,
+        SessionFilter(**{rule: given[rule] for rule in rules}),
+        given.get("split", LeaveOneOut()),
+        given.get("cold_targets", "miss"),
         vocabulary=vocabulary,
-        new_items=new_items,
-        context=context,
+        new_items=given.get("new_items"),
+        context=choose_context(given.get("context", ()), known),
     )
     frame = settings.check(log)
     if history_length and not {"user_id", "timestamp"} <= set(resolve_schema("log", frame)):

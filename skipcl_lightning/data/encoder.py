@@ -141,8 +141,8 @@ class SessionEncoder:
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
         lengths = session_lengths(sessions)
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        signals = _flatten("feedback", feedback, lengths)
-        explicit = _flatten("explicit_feedback", explicit_feedback, lengths)
+        signals = _flat_feedback("feedback", feedback, lengths)
+        explicit = _flat_feedback("explicit_feedback", explicit_feedback, lengths)
         plays = _context_table(self.context, context, owner, lengths)
         items = self._look_up(flatten(sessions), owner, unknown)
         known = items != PADDING_INDEX
@@ -422,7 +422,7 @@ def flatten(sessions: Iterable[Iterable[Any]]) -> list[Any]:
     return [value for one in sessions for value in plain(one)]
 
 
-def _flatten(
+def _flat_feedback(
     name: str, feedback: Sequence[Sequence[float]] | None, lengths: NDArray[np.int64]
 ) -> NDArray[np.float32] | None:
     """Return the feedback of all items in one row, after a check against the sessions; None without any."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
@@ -174,8 +174,7 @@ def sample_mined(
     return mined.gather(-1, columns).long()
 
 
-@dataclass(frozen=True, eq=False)
-class _VisibleTracks:
+class _VisibleTracks(NamedTuple):
     """The inputs of some rows of a view, one after the other: [items] arrays.
 
     `rejected` is skipped or disliked, and not liked; `listened` is neither skipped nor disliked; `last` is

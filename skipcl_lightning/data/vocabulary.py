@@ -260,7 +260,10 @@ def to_ids(
     if values.null_count():
         raise ValueError(f"`{name}` must not hold nulls, got {values.null_count()} of them. Drop them first.")
     if values.dtype != pl.String:
-        values = _to_int64(name, values)
+        try:
+            values = values.cast(pl.Int64)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(_LARGE.format(name)) from error
     if dtype is None or values.dtype == dtype:
         return values
     if len(values):
@@ -300,14 +303,6 @@ def _sequence_to_series(
             "decoded with the wrong encoding: read it as UTF-8, or with `errors='replace'`."
         ) from error
     except (OverflowError, TypeError) as error:
-        raise ValueError(_LARGE.format(name)) from error
-
-
-def _to_int64(name: str, values: pl.Series) -> pl.Series:
-    """Return integers as Int64."""
-    try:
-        return values.cast(pl.Int64)
-    except pl.exceptions.PolarsError as error:
         raise ValueError(_LARGE.format(name)) from error
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO, cast
@@ -450,10 +450,11 @@ class Column:
     parse: Callable[[pl.Series], pl.Series]
     dtype: pl.DataType | type[pl.DataType]
     wanted: str
-    optional: bool = field(default=False, kw_only=True)
-    cure: str = field(default=_REPAIR, kw_only=True)
-    convert: str = field(default="", kw_only=True)
-    output: str = field(default="", kw_only=True)
+    _: KW_ONLY
+    optional: bool = False
+    cure: str = _REPAIR
+    convert: str = ""
+    output: str = ""
 
 
 def cast_column(name: str, dtype: pl.DataType | type[pl.DataType], *, output: str = "") -> Column:
