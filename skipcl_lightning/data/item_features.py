@@ -20,7 +20,7 @@ from skipcl_lightning.data.canonical_table import (
     resolve_schema,
     to_frame,
 )
-from skipcl_lightning.data.vocabulary import ItemVocabulary
+from skipcl_lightning.data.vocabulary import ItemVocabulary, to_ids
 
 __all__ = ["ItemFeatures"]
 
@@ -271,23 +271,24 @@ def _align(
         )
     with name_unreadable("item_features"):
         rows = frame.lazy().collect()
-    index = vocabulary.encode(rows[_ID], unknown="ignore")
+    ids = to_ids("item_features", rows[_ID], vocabulary.dtype)
+    index = vocabulary.encode(ids, unknown="ignore")
     if unknown == "error" and (index == 0).any():
-        wrong = rows[_ID].filter(pl.Series(index == 0))
+        wrong = ids.filter(pl.Series(index == 0))
         raise ValueError(
             f"`item_features` must have items of the vocabulary in column {_ID!r}, got {wrong[0]!r} and "
             f"{len(wrong) - 1} others. Leave `unknown` at 'ignore' to leave such rows out."
         )
-    repeated = rows[_ID].filter(rows[_ID].is_duplicated())
+    repeated = ids.filter(ids.is_duplicated())
     if len(repeated):
         raise ValueError(
             f"`item_features` must have one row for each item in column {_ID!r}, got {repeated[0]!r} twice. "
             "Aggregate the rows of an item first."
         )
-    ids = vocabulary.to_series().alias(_ID).to_frame()
     # NaN marks missing numbers in pandas.
-    rows = rows.with_columns(pl.col(_ID).cast(vocabulary.dtype), selectors.float().fill_nan(None))
-    return ids.join(rows, on=_ID, how="left", maintain_order="left"), int((index == 0).sum())
+    rows = rows.with_columns(ids.alias(_ID), selectors.float().fill_nan(None))
+    known = vocabulary.to_series().to_frame(_ID)
+    return known.join(rows, on=_ID, how="left", maintain_order="left"), int((index == 0).sum())
 
 
 def _require_all(rows: pl.DataFrame) -> None:

@@ -147,7 +147,7 @@ def test_a_description_gives_the_sizes_back():
             ValueError,
             "one row for each item in column 'item_id', got 'd' twice",
         ),
-        (TABLE.with_columns(item_id=1), {}, TypeError, "must be String as in the vocabulary"),
+        (TABLE.with_columns(item_id=1), {}, TypeError, "`item_features` must be String as in the vocabulary"),
         (
             TABLE.with_columns(audio=pl.Series([[1.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])),
             {},

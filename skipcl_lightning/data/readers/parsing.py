@@ -75,8 +75,7 @@ def list_files(
     Folders are searched with their sub-folders for the patterns, such as `"*.csv"`. A named file is taken
     whatever its name. `archives` says whether ZIP archives are accepted.
     """
-    single = isinstance(paths, str | Path)
-    several = [cast("str | Path", paths)] if single else list(cast("Sequence[str | Path]", paths))
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
     if not several:
         raise ValueError(f"`{name}` must name at least one file or folder, got none. Check how it is built.")
     files: dict[Path, None] = {}

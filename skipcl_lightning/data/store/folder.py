@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from glob import escape
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -308,11 +308,9 @@ def _digest_rows(table: pl.DataFrame) -> str:
 
 def map_array(file: Path) -> NDArray[Any]:
     """Return a read-only array whose values are read from a `.npy` file when they are used."""
-    # An array without values cannot be mapped.
-    if file.stat().st_size <= _HEADER_BYTES:
-        return cast("NDArray[Any]", np.load(file))
+    has_values = file.stat().st_size > _HEADER_BYTES  # Others cannot be mapped.
     # As a plain array, because indexing `np.memmap` is slow.
-    return np.asarray(np.load(file, mmap_mode="r"))
+    return np.asarray(np.load(file, mmap_mode="r" if has_values else None))
 
 
 def read_column(file: Path) -> pl.Series:
