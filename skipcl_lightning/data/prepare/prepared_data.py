@@ -1,7 +1,7 @@
 """Prepared data: items, sessions, splits and counts of the training set, and how they are written."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -45,6 +45,7 @@ UNKNOWN_LISTENERS = (
     "`history_length` must be 0 for a log without the columns 'user_id' and 'timestamp', got more. Read both "
     "columns; prepare a store that lacks them again, with `rebuild=True`."
 )
+_VIEWS = (*SPLIT_NAMES, "predict")
 _ALL_HELD_OUT = (
     "All sessions are held out. Use a model that was trained on nothing of this log: an earlier one."
 )
@@ -332,8 +333,10 @@ def prepare_into(
             num_cold[name] += int((~warm).sum())
             kept = warm | ranked[places]
             cut[name] = rows[kept], ends[kept]
-        for name, (rows, ends) in (cut | {"predict": (block.rows, block.lengths)}).items():
-            pieces |= {f"{name}_rows": rows.astype(np.int64), f"{name}_ends": ends.astype(np.int64)}
+        cut["predict"] = block.rows, block.lengths
+        for name in _VIEWS:
+            for kind, values in zip(("rows", "ends"), cut[name], strict=True):
+                pieces[f"{name}_{kind}"] = np.asarray(values, dtype=np.int64)
         for name, piece in pieces.items():
             storage.append(name, piece)
         on_progress("Writing sessions", number, len(parts))
@@ -347,7 +350,7 @@ def prepare_into(
             with_target=name in num_cold,
             name=None if store.folder is None else name,
         )
-        for name in (*SPLIT_NAMES, "predict")
+        for name in _VIEWS
     }
     _check_parts(views, num_cold, may_lack_training=settings.vocabulary is not None)
     return PreparedData(
@@ -361,7 +364,9 @@ def prepare_into(
         caution=split.caution if longest else _ALL_HELD_OUT,
         scores_cold=settings.cold_targets == "score",
         num_known_items=num_known,
-        listeners=_to_listeners(arrays),
+        listeners=Listeners(*(arrays[one.name] for one in fields(Listeners)))
+        if "listener" in arrays
+        else None,
         context=context,
     )
 
@@ -377,11 +382,6 @@ def _to_store(arrays: Mapping[str, Any], folder: Path | None) -> SessionStore:
         context=None if context is None else context.reshape(len(items), -1),
         folder=folder,
     )
-
-
-def _to_listeners(arrays: Mapping[str, Any]) -> Listeners | None:
-    names = Listeners.__dataclass_fields__
-    return Listeners(**{name: arrays[name] for name in names}) if names.keys() <= arrays.keys() else None
 
 
 def _play_arrays(
