@@ -198,12 +198,8 @@ class EmbeddingDiagnostics(_FirstSessions):
     def report(self, pl_module: LightningModule, sums: Tensor) -> None:
         """Log alignment and query uniformity."""
         distance, listened, potential, pairs = sums
-        values = {
-            "alignment": distance / listened,
-            "query_uniformity": (potential / pairs).log(),
-        }
-        for name, value in values.items():
-            pl_module.log(f"embeddings/{name}", value, sync_dist=True)
+        pl_module.log("embeddings/alignment", distance / listened, sync_dist=True)
+        pl_module.log("embeddings/query_uniformity", (potential / pairs).log(), sync_dist=True)
 
     def measure(
         self, pl_module: LightningModule, batch: SessionBatch, target: Tensor, target_feedback: Tensor

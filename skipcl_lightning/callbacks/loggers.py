@@ -1,7 +1,6 @@
 """Functions that send tables and pictures to each logger in a form that it can show."""
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from lightning.pytorch import Trainer
@@ -28,7 +27,7 @@ def publish_table(trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
             rows = [list(row) for row in flat.iter_rows()]
             logger.log_table(key, columns=flat.columns, data=rows, step=_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
-            _summary_writer(logger).add_text(key, _to_markdown(flat), global_step=_step(trainer))
+            logger.experiment.add_text(key, _to_markdown(flat), global_step=_step(trainer))
         elif isinstance(logger, CSVLogger):
             write_whole(_place(logger, key, "csv"), flat.write_csv)
 
@@ -42,7 +41,7 @@ def publish_picture(trainer: Trainer, key: str, picture: Path) -> None:
             from matplotlib.image import imread
 
             pixels = (imread(picture)[..., :3] * 255).round().astype("uint8")
-            _summary_writer(logger).add_image(key, pixels, global_step=_step(trainer), dataformats="HWC")
+            logger.experiment.add_image(key, pixels, global_step=_step(trainer), dataformats="HWC")
         elif isinstance(logger, CSVLogger):
             write_whole(_place(logger, key, "png"), lambda path: path.write_bytes(picture.read_bytes()))
 
@@ -51,10 +50,6 @@ def _step(trainer: Trainer) -> int:
     """Return the step that Lightning gives to metrics logged now, so that steps never decrease."""
     loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
     return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
-
-
-def _summary_writer(logger: TensorBoardLogger) -> Any:
-    return logger.experiment
 
 
 def _place(logger: Logger, key: str, ending: str) -> Path:

@@ -4,12 +4,23 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from skipcl_lightning.batch import SessionBatch
+from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.heads import CombinedHead
+from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["SessionData", "WatchedModule", "named_heads", "plain_scores", "watched_data", "watched_module"]
+__all__ = [
+    "SessionData",
+    "WatchedModule",
+    "named_heads",
+    "plain_scores",
+    "skipcl_parts",
+    "watched_data",
+    "watched_module",
+]
 
 
 class WatchedModule(Protocol):
@@ -56,10 +67,24 @@ def watched_module(module: object, callback: object) -> WatchedModule:
     return cast("WatchedModule", module)
 
 
-def watched_data(data: object, callback: object) -> SessionData:
+def watched_data(trainer: Trainer, callback: object) -> SessionData:
     """Return the data module if it has what a callback needs."""
+    data = getattr(trainer, "datamodule", None)
     _check_parts("datamodule", data, ("vocabulary", "session_ids"), callback, "SessionData")
     return cast("SessionData", data)
+
+
+def skipcl_parts(
+    trainer: Trainer, module: LightningModule, callback: object
+) -> tuple[SkipCLModule, SessionDataModule]:
+    """Return module and data module if they are the library's own."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(module, SkipCLModule) or not isinstance(data, SessionDataModule):
+        raise TypeError(
+            f"`{type(callback).__name__}` must be used with a SkipCLModule and a SessionDataModule, got "
+            f"{type(module).__name__} and {type(data).__name__}. Leave it out of the callbacks."
+        )
+    return module, data
 
 
 def plain_scores(module: WatchedModule) -> AbstractContextManager[None]:

@@ -121,19 +121,15 @@ class RankPlot(Callback):
             self._publish(trainer, f"{stage}/ranks", frame)
 
     def _publish(self, trainer: Trainer, key: str, frame: pl.DataFrame) -> None:
-        rows = [
-            frame.select(pl.col("rank").repeat_by(column).explode(empty_as_null=False)).with_columns(
-                skipped=pl.lit(column == "skipped")
-            )
-            for column in ("listened", "skipped")
-        ]
+        counts = frame.unpivot(index="rank", variable_name="kind", value_name="count")
+        sessions = counts.select(
+            pl.col("rank").repeat_by("count"), skipped=pl.col("kind") == "skipped"
+        ).explode("rank", empty_as_null=False)
         num_items = int(frame["rank"][-1])
         with TemporaryDirectory(prefix="skipcl-") as folder:
             picture = Path(folder) / "ranks.png"
             title = f"{key.partition('/')[0]}, step {trainer.global_step}"
-            save_rank_plot(
-                picture, {title: pl.concat(rows)}, num_items=num_items, top_k=min(self.top_k, num_items)
-            )
+            save_rank_plot(picture, {title: sessions}, num_items=num_items, top_k=min(self.top_k, num_items))
             publish_picture(trainer, key, picture)
 
 

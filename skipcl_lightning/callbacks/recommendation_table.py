@@ -67,7 +67,7 @@ class RecommendationTable(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise `TypeError` if the module or the data lacks attributes; before a fit, reset the state."""
         watched_module(pl_module, self)
-        watched_data(getattr(trainer, "datamodule", None), self)
+        watched_data(trainer, self)
         if stage == "fit":
             self.frame = self.frame.clear()
             self._searched, self._chosen = [], None
@@ -123,7 +123,7 @@ class RecommendationTable(Callback):
 
     @torch.no_grad()
     def _recommend(self, trainer: Trainer, pl_module: LightningModule, batch: SessionBatch) -> pl.DataFrame:
-        module, data = watched_module(pl_module, self), watched_data(_data_of(trainer), self)
+        module, data = watched_module(pl_module, self), watched_data(trainer, self)
         positions = torch.arange(batch.items.shape[1], device=batch.items.device)
         skip = (batch.rejected_mask * positions).amax(dim=1, keepdim=True)  # [B, 1], the last one
         skipped = batch.items.gather(1, skip).squeeze(1)
@@ -160,10 +160,6 @@ class RecommendationTable(Callback):
 
 
 _COLUMNS = ("epoch", "step", "session_id", "heard", "skipped", "rank_before", "rank_after", "before", "after")
-
-
-def _data_of(trainer: Trainer) -> object:
-    return getattr(trainer, "datamodule", None)
 
 
 def _cut(batch: SessionBatch, kept_mask: Tensor) -> SessionBatch:

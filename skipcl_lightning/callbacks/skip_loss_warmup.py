@@ -94,19 +94,20 @@ class SkipLossWarmup(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Set λ for the next step."""
-        factor = self.factor_at(trainer.global_step, self._length)
-        for head, weight in self._own_weights.items():
-            _set_weight(head, weight * factor)
+        self._scale_weights(self.factor_at(trainer.global_step, self._length))
 
     def on_fit_end(self, *_: Any) -> None:
         """Restore the original weights."""
-        for head, weight in self._own_weights.items():
-            _set_weight(head, weight)
+        self._scale_weights(1.0)
         self._own_weights = {}
 
     def on_exception(self, *_: Any) -> None:
         """Restore the original weights; Lightning does not call `on_fit_end` after an error."""
         self.on_fit_end()
+
+    def _scale_weights(self, factor: float) -> None:
+        for head, weight in self._own_weights.items():
+            head.weight = weight * factor  # type: ignore[assignment]  # torch: a tensor or a module
 
     def _count_steps(self, trainer: Trainer) -> int:
         if self.fraction is None:
@@ -131,7 +132,3 @@ def _own_weight(head: nn.Module) -> float:
         )
     check_number("weight", weight, minimum=0)
     return float(weight)
-
-
-def _set_weight(head: nn.Module, weight: float) -> None:
-    head.weight = weight  # type: ignore[assignment]  # torch types attributes as tensors or modules

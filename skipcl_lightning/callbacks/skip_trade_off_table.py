@@ -12,10 +12,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.callbacks.loggers import publish_picture, publish_table
+from skipcl_lightning.callbacks.protocol import skipcl_parts
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import SkipTradeOff, skip_trade_off
 from skipcl_lightning.evaluation.skip_trade_off import PENALTIES, check_margin, check_penalties
-from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["SkipTradeOffTable"]
 
@@ -84,7 +84,7 @@ class SkipTradeOffTable(Callback):
         """Raise unless the module predicts skips and its data can be ranked again."""
         if stage not in ("fit", "validate"):
             return
-        _ = self._parts(trainer, pl_module)[0].skip_prediction  # raises without one
+        _ = skipcl_parts(trainer, pl_module, self)[0].skip_prediction  # raises without one
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if sharded:
             raise ValueError(
@@ -97,7 +97,7 @@ class SkipTradeOffTable(Callback):
         fits = trainer.state.fn == "fit"
         if trainer.sanity_checking or (fits and trainer.current_epoch % self.every_n_epochs):
             return
-        module, data = self._parts(trainer, pl_module)
+        module, data = skipcl_parts(trainer, pl_module, self)
         # A loader draws a seed from torch's generator, on which the training depends.
         with _whole_set(data), torch.random.fork_rng(devices=[]):
             front = skip_trade_off(
@@ -116,15 +116,6 @@ class SkipTradeOffTable(Callback):
         module.log("val/suggested_skip_penalty", penalty, sync_dist=True)
         if trainer.is_global_zero and trainer.loggers:
             _publish(trainer, front)
-
-    def _parts(self, trainer: Trainer, pl_module: LightningModule) -> tuple[SkipCLModule, SessionDataModule]:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
-            raise TypeError(
-                f"`SkipTradeOffTable` must be used with a SkipCLModule and a SessionDataModule, got "
-                f"{type(pl_module).__name__} and {type(data).__name__}. Leave it out of the callbacks."
-            )
-        return pl_module, data
 
 
 @contextmanager

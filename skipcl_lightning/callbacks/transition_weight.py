@@ -7,10 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.callbacks.protocol import skipcl_parts
 from skipcl_lightning.evaluation import choose_transition_weight
 from skipcl_lightning.evaluation.transition_weight import ChoosingMetric
-from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["ChooseTransitionWeight"]
 
@@ -57,26 +56,18 @@ class ChooseTransitionWeight(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise `TypeError` unless the module and its data are such that have transitions."""
-        if stage != "fit":
-            return
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
-            raise TypeError(
-                f"`ChooseTransitionWeight` must be used with a SkipCLModule and a SessionDataModule, got "
-                f"{type(pl_module).__name__} and {type(data).__name__}. Leave it out of the callbacks."
-            )
+        if stage == "fit":
+            skipcl_parts(trainer, pl_module, self)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the weight; not in the sanity check."""
-        data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if not isinstance(pl_module, SkipCLModule) or not isinstance(data, SessionDataModule):
-            return
-        if pl_module.model.transitions is not None:
+        module, data = skipcl_parts(trainer, pl_module, self)
+        if module.model.transitions is not None:
             # A loader draws a seed from torch's generator, on which the training depends.
             with torch.random.fork_rng(devices=[]):
                 choose_transition_weight(
-                    pl_module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
+                    module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
                 )
-            pl_module.log("transition_weight", pl_module.transition_weight, sync_dist=True)
+            module.log("transition_weight", module.transition_weight, sync_dist=True)
