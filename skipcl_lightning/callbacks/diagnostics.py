@@ -12,8 +12,8 @@ from skipcl_lightning._checks import check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.callbacks.protocol import WatchedModule, plain_scores, watched_module
 from skipcl_lightning.evaluation.report import describe_last_first
+from skipcl_lightning.evaluation.target_rows import changed_scores
 from skipcl_lightning.functional import alignment, effective_rank, last_position, top_k_items, uniformity
-from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["EmbeddingDiagnostics", "ListDiagnostics"]
 
@@ -303,12 +303,10 @@ class ListDiagnostics(_FirstSessions):
     ) -> list[Tensor]:
         """Return the counts and sums of a batch's lists and targets."""
         module = watched_module(pl_module, self)
-        added = pl_module.added_scores(batch) if isinstance(pl_module, SkipCLModule) else None
         query, table = module.session_query(batch), module.item_table
         exclude = batch.seen_items if getattr(module, "exclude_seen", False) else None
         top_k = min(self.top_k, len(table) - 1)
-        retired = getattr(module, "retired", None)
-        items, _ = top_k_items(query, table, top_k, exclude=exclude, added=added, retired=retired)
+        items, _ = top_k_items(query, table, top_k, exclude=exclude, **changed_scores(module, batch))
         last = last_position(batch.items[..., None], batch.valid_mask).squeeze(1)
         listened = target_feedback >= batch.skip_threshold
         counts = [

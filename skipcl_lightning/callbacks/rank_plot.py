@@ -15,6 +15,7 @@ from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.callbacks.loggers import publish_picture
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_module
 from skipcl_lightning.evaluation import save_rank_plot
+from skipcl_lightning.evaluation.target_rows import changed_scores
 from skipcl_lightning.functional import rank_batch
 
 __all__ = ["RankPlot"]
@@ -135,11 +136,11 @@ class RankPlot(Callback):
 
 def _rank_targets(module: WatchedModule, batch: SessionBatch) -> Tensor:
     """[B] ranks in the whole catalogue, by the module's own rules if it has some."""
-    exclude_seen: bool = getattr(module, "exclude_seen", False)
-    ties: Any = getattr(module, "ties", "pessimistic")
-    query = module.session_query(batch)
-    added = module.added_scores(batch) if hasattr(module, "added_scores") else None
-    retired: Tensor | None = getattr(module, "retired", None)
     return rank_batch(
-        query, module.item_table, batch, exclude_seen=exclude_seen, ties=ties, added=added, retired=retired
+        module.session_query(batch),
+        module.item_table,
+        batch,
+        exclude_seen=getattr(module, "exclude_seen", False),
+        ties=getattr(module, "ties", "pessimistic"),
+        **changed_scores(module, batch),
     ).ranks

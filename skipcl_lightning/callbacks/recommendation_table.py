@@ -13,6 +13,7 @@ from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.callbacks.loggers import publish_table
 from skipcl_lightning.callbacks.protocol import WatchedModule, watched_data, watched_module
+from skipcl_lightning.evaluation.target_rows import changed_scores
 from skipcl_lightning.functional import target_ranks, top_k_items
 
 __all__ = ["RecommendationTable"]
@@ -178,7 +179,6 @@ def _ask(module: WatchedModule, batch: SessionBatch, skipped: Tensor, top_k: int
     """Return [B, top_k] recommendations, and [B] ranks of the skipped items."""
     query = module.session_query(batch)
     seen = batch.items if getattr(module, "exclude_seen", False) else None
-    added = module.added_scores(batch) if hasattr(module, "added_scores") else None
-    more: dict[str, Any] = {"added": added, "retired": getattr(module, "retired", None)}
+    more = changed_scores(module, batch)
     items, _ = top_k_items(query, module.item_table, top_k, exclude=seen, **more)
     return items, target_ranks(query, module.item_table, skipped, **more)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -10,7 +10,10 @@ import polars as pl
 from skipcl_lightning._files import write_whole
 from skipcl_lightning.evaluation.segments import SEGMENTS
 
-__all__ = ["INK", "make_figure", "save_rank_plot", "save_segment_plot", "tidy_axis"]
+if TYPE_CHECKING:
+    from skipcl_lightning.evaluation.report import EvaluationReport
+
+__all__ = ["INK", "make_figure", "save_figure", "save_rank_plot", "save_segment_plot", "tidy_axis"]
 
 # Distinct for colour-blind readers, and in black-and-white print.
 LISTENED, SKIPPED = "#0b6e5f", "#d1603d"
@@ -18,32 +21,8 @@ _MODELS = ("#8a8f98", "#3b6fd4", "#0b6e5f", "#d1603d", "#8e5bb5")
 INK = "#333333"
 
 
-class SegmentedReport(Protocol):
-    """The part of an `EvaluationReport` that a picture of segments needs."""
-
-    @property
-    def name(self) -> str:
-        """The name of the model."""
-        ...
-
-    @property
-    def postfix(self) -> str:
-        """The end of the metrics' names."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, float]:
-        """The metrics by name."""
-        ...
-
-    @property
-    def segments(self) -> pl.DataFrame:
-        """Metrics with intervals, one row for each segment and metric."""
-        ...
-
-
 def save_rank_plot(
-    path: Path,
+    path: str | Path,
     sessions: Mapping[str, pl.DataFrame],
     *,
     num_items: int,
@@ -93,10 +72,12 @@ def save_rank_plot(
     )
     for line in figure.legends[0].get_lines():
         line.set_linewidth(2)  # dashes grow with the width: a wide line's first dash would fill the handle
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)
 
 
-def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric: str = "hit_rate@10") -> None:
+def save_segment_plot(
+    path: str | Path, reports: Sequence["EvaluationReport"], *, metric: str = "hit_rate@10"
+) -> None:
     """Plot a metric by segment with its intervals, one panel for each segmentation.
 
     Args:
@@ -108,12 +89,8 @@ def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric:
         ValueError: The reports have no such metric.
         OSError: The file cannot be written.
     """
-    rows = -(-len(SEGMENTS) // 2)
-    figure = make_figure(10, 3.4 * rows)
-    axes = list(figure.subplots(rows, 2, sharex=True).ravel())
-    for axis in axes[len(SEGMENTS) :]:
-        axis.set_visible(False)
-    axes = axes[: len(SEGMENTS)]
+    figure = make_figure(10, 6.8)
+    axes = list(figure.subplots(2, 2, sharex=True).ravel())
     colours = [LISTENED, SKIPPED, "#4c6ef5", "#868e96"]
     for number, report in enumerate(reports):
         if metric + report.postfix not in report.values:
@@ -133,15 +110,16 @@ def save_segment_plot(path: Path, reports: Sequence[SegmentedReport], *, metric:
         figure.legend(
             *axes[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(reports)
         )
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)
 
 
-def make_figure(width: float, height: float) -> Any:
+def make_figure(width: float, height: float, *, dpi: int = 160) -> Any:
     """Return a figure that needs no display and changes no global state.
 
     Args:
         width: In inches.
         height: In inches.
+        dpi: Pixels per inch.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -150,9 +128,14 @@ def make_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     # Not by pyplot, which needs a display and keeps global state.
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure to a PNG file, which appears complete or not at all."""
+    write_whole(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _draw_ranks(

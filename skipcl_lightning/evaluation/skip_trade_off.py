@@ -4,20 +4,17 @@ from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from skipcl_lightning._checks import check_number
-from skipcl_lightning._files import write_whole
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import Split, evaluate
+from skipcl_lightning.evaluation.plots import make_figure, save_figure
 from skipcl_lightning.evaluation.report import EvaluationReport
 from skipcl_lightning.module import SkipCLModule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["SkipTradeOff", "skip_trade_off"]
 
@@ -71,55 +68,45 @@ class SkipTradeOff:
         Returns:
             The file.
         """
-        import matplotlib as mpl
-
-        mpl.use("agg")
-        from matplotlib.figure import Figure
-
-        table, k = self.table, self.cut_off
-        hits, skips = (table[f"{name}@{k}"].to_numpy() for name in ("hit_rate", "skip_hit_rate"))
-        base = {
-            "hit_rate": hits[0] - table["hit_rate_difference"][0],
-            "skip_hit_rate": skips[0] - table["skip_hit_rate_difference"][0],
-        }
-        low, high = ({n: base[n] + table[f"{n}_{side}"].to_numpy() for n in base} for side in ("low", "high"))
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        hits, skips = f"hit_rate@{self.cut_off}", f"skip_hit_rate@{self.cut_off}"
+        figure = make_figure(6.4, 4.4, dpi=150)
         axes = figure.subplots()
-        weights = table["transition_weight"].to_numpy()
-        left, right = (skips - low["skip_hit_rate"]).clip(0), (high["skip_hit_rate"] - skips).clip(0)
-        down, up = (hits - low["hit_rate"]).clip(0), (high["hit_rate"] - hits).clip(0)
-        for weight in sorted(set(weights)):
-            of = weights == weight
+        for (weight,), rows in self.table.group_by("transition_weight", maintain_order=True):
             axes.errorbar(
-                skips[of],
-                hits[of],
-                xerr=[left[of], right[of]],
-                yerr=[down[of], up[of]],
+                rows[skips],
+                rows[hits],
+                xerr=_bars(rows, "skip_hit_rate"),
+                yerr=_bars(rows, "hit_rate"),
                 marker="o",
                 capsize=2,
                 linewidth=1,
                 label=f"transition weight {weight:g}",
             )
-        if len(set(weights)) > 1:
+        if self.table["transition_weight"].n_unique() > 1:
             axes.legend(frameon=False)
-        for weight, penalty, x, y in zip(weights, table["skip_penalty"], skips, hits, strict=True):
-            chosen = (weight, penalty) == (self.transition_weight, self.penalty)
+        for row in self.table.iter_rows(named=True):
+            penalty = row["skip_penalty"]
+            chosen = (row["transition_weight"], penalty) == (self.transition_weight, self.penalty)
             axes.annotate(
                 f"{penalty:g}" + (" (chosen)" if chosen else ""),
-                (x, y),
+                (row[skips], row[hits]),
                 xytext=(6, 6),
                 textcoords="offset points",
                 fontweight="bold" if chosen else "normal",
             )
         axes.invert_xaxis()
-        axes.set_xlabel(f"SkipHitRate@{k} (fewer skipped tracks to the right)")
-        axes.set_ylabel(f"HitRate@{k}")
+        axes.set_xlabel(f"SkipHitRate@{self.cut_off} (fewer skipped tracks to the right)")
+        axes.set_ylabel(f"HitRate@{self.cut_off}")
         axes.set_title(f"Skip penalty, {self.split} set; bars: intervals of the difference")
         axes.grid(alpha=0.3)
-        path = Path(path)
-        write: Callable[[Path], None] = lambda part: figure.savefig(part, format="png", dpi=150)  # noqa: E731
-        write_whole(path, write)
-        return path
+        save_figure(figure, path)
+        return Path(path)
+
+
+def _bars(rows: pl.DataFrame, metric: str) -> list[pl.Series]:
+    """Return how far the interval of a difference goes to each side."""
+    difference, low, high = (rows[f"{metric}_{column}"] for column in ("difference", "low", "high"))
+    return [(difference - low).clip(0), (high - difference).clip(0)]
 
 
 def skip_trade_off(

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from typing_extensions import TypeIs
 
-__all__ = ["Baseline", "QueryModel", "RankingProtocol", "held_out_batches", "is_query_model", "measure_batch"]
+__all__ = [
+    "Baseline",
+    "QueryModel",
+    "RankingProtocol",
+    "changed_scores",
+    "held_out_batches",
+    "is_query_model",
+    "measure_batch",
+]
 
 
 @runtime_checkable
@@ -66,6 +74,12 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
         False
     """
     return hasattr(model, "item_table") and hasattr(model, "session_query")
+
+
+def changed_scores(model: QueryModel, batch: SessionBatch) -> dict[str, Any]:
+    """Return the scores that a model adds and the items that it retired, as arguments of `rank_batch`."""
+    added = model.added_scores(batch) if hasattr(model, "added_scores") else None
+    return {"added": added, "retired": getattr(model, "retired", None)}
 
 
 def held_out_batches(data: SessionDataModule, split: str, *models: object) -> "DataLoader[SessionBatch]":
@@ -179,8 +193,7 @@ def _rank_queries(
     sizes = check_shape("session_query", query, "B D", {"B": len(batch)}, floating=True)
     check_shape("item_table", table, "V+1 D", sizes | {"V+1": protocol.num_items + 1}, floating=True)
     exclude_seen, ties = protocol.exclude_seen, protocol.ties
-    added = model.added_scores(batch) if hasattr(model, "added_scores") else None
-    more: dict[str, Any] = {"added": added, "retired": getattr(model, "retired", None)}
+    more = changed_scores(model, batch)
     ranked = rank_batch(
         query, table, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates, **more
     )

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning._files import write_whole
-from skipcl_lightning.evaluation.plots import INK, make_figure, tidy_axis
+from skipcl_lightning.evaluation.plots import INK, make_figure, save_figure, tidy_axis
 from skipcl_lightning.evaluation.statistics import student_margin
 from skipcl_lightning.study.choices import BASELINES, INPUT_SUFFIX, PLAIN, VARIANTS
 
@@ -65,7 +64,7 @@ def save_trade_off_plot(path: Path, summary: pl.DataFrame, plain: pl.DataFrame) 
         "Markers grow with λ; each curve starts where λ is 0. "
         "Bars: 95 % of the plain mean over seeds, unpaired; the tables pair by seed",
     )
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)
 
 
 def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
@@ -89,7 +88,7 @@ def save_skip_rate_plot(path: Path, gains: pl.DataFrame) -> None:
         axis.set_xlabel("skip rate of the session (sessions)")
     _label_rows(axes, "gain in HitRate@10 over the plain model")
     _legend(figure, axes, f"Bars: 95 % over seeds, paired. Segments of {_FEWEST_SESSIONS} sessions or more")
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)
 
 
 _SKIP = "skip_hit_rate@10"

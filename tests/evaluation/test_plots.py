@@ -1,3 +1,4 @@
+import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
@@ -99,6 +100,16 @@ def test_one_model_without_skips_has_one_curve(figures, tmp_path):
     assert axis.get_xlabel() == "rank of the held-out track, among sampled candidates"
 
 
+def test_a_path_may_be_text(tmp_path):
+    path, data = tmp_path / "plot.png", make_data()
+    save_rank_plot(str(path), {"a": frame_of([1, 2], [])}, num_items=9)
+    ranks = path.read_bytes()
+    save_segment_plot(str(path), [evaluate(Popularity(data.item_counts), data, num_resamples=0)])
+    assert ranks.startswith(b"\x89PNG")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.read_bytes() != ranks
+
+
 def test_a_segment_plot_shows_the_chosen_metric_of_each_report(figures, tmp_path):
     data = make_data()
     reports = [
@@ -166,7 +177,9 @@ def test_the_trade_off_shows_both_rates_with_the_intervals_of_their_differences(
             "skip_hit_rate_high": [0.0, -0.08],
         }
     )
+    monkeypatch.setitem(mpl.rcParams, "backend", "svg")
     path = SkipTradeOff(table, 0.5, 0.0, 5, "validation").save_plot(str(tmp_path / "front.png"))
+    assert mpl.get_backend() == "svg"  # a notebook still shows its own plots
     assert path == tmp_path / "front.png"
     size = path.read_bytes()[16:24]
     assert (int.from_bytes(size[:4]), int.from_bytes(size[4:])) == (960, 660)
