@@ -331,8 +331,12 @@ def test_an_edited_description_is_refused(folder, tmp_path):
     (place / "model.json").write_text(text.replace('"skip_penalty": 0.5', '"skip_penalty": 0.7'))
     with pytest.raises(ValueError, match=r"whose model.json is damaged or was edited"):
         load_export(place)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"`folder` must be one .*nowhere', which does not exist"):
         load_export(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"safetensors', which is a file\. Name the folder, or load a checkp"
+    ):
+        load_export(place / "model.safetensors")
 
 
 @pytest.mark.parametrize(

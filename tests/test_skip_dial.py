@@ -17,6 +17,7 @@ from skipcl_lightning.evaluation import (
     ItemSkipRate,
     Popularity,
     calibrate_skip_prediction,
+    choose_transition_weight,
     compare_skip_predictions,
     evaluate,
     skip_trade_off,
@@ -196,6 +197,20 @@ def test_the_trade_off_chooses_the_largest_harmless_penalty(data, trained, tmp_p
     path = front.save_plot(str(tmp_path / "front.png"))
     assert path == tmp_path / "front.png"
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("other", ["best.ckpt", torch.nn.Linear(2, 2)])
+@pytest.mark.parametrize(
+    "measure",
+    [skip_trade_off, choose_transition_weight, calibrate_skip_prediction],
+    ids=lambda one: one.__name__,
+)
+def test_another_object_than_a_module_is_refused_with_the_way_out(data, measure, other):
+    kind = type(other).__name__
+    with pytest.raises(
+        TypeError, match=f"`module` must be a trained SkipCLModule, got {kind}. Load a checkp"
+    ):
+        measure(other, data)
 
 
 def test_the_trade_off_may_spend_what_a_model_gained_over_another(data, trained):

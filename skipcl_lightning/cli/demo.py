@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from skipcl_lightning._checks import check_integer
+from skipcl_lightning.cli.predictions import check_folder
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.evaluation import (
     EvaluationReport,
@@ -81,8 +82,7 @@ def demo(
     check_integer("seeds", seeds, minimum=2, cure="One run says nothing about how much runs differ.")
     check_integer("epochs", epochs)
     output = Path(output)
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
+    check_folder(output)
     console = Console(highlight=False)
     results: Results = {}
     ranks: dict[str, list[pl.DataFrame]] = {}

@@ -12,13 +12,29 @@ from skipcl_lightning._files import path_in_errors, write_whole
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["RecommendationWriter", "SessionTrainer"]
+__all__ = ["RecommendationWriter", "SessionTrainer", "check_ending", "check_folder", "write_table"]
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
-ENDINGS = (".parquet", ".csv")
 # Rows to collect in memory before a part is written.
 ROWS_IN_MEMORY = 500_000
+
+
+def check_ending(argument: str, path: Path) -> None:
+    """Raise unless a file is a table by its ending."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"`{argument}` must end with .csv or .parquet, got {path}.")
+
+
+def check_folder(output: Path) -> None:
+    """Raise unless the folder of an output exists, before there is anything to write."""
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
+
+
+def write_table(table: pl.LazyFrame, path: Path) -> None:
+    """Write a table in the format of the ending."""
+    write_whole(path, table.sink_csv if path.suffix == ".csv" else table.sink_parquet)
 
 
 class RecommendationWriter(Callback):
@@ -31,10 +47,8 @@ class RecommendationWriter(Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.suffix not in ENDINGS:
-            raise ValueError(f"`output` must end with {' or '.join(ENDINGS)}, got {self.path}.")
-        if not self.path.absolute().parent.is_dir():
-            raise ValueError(f"`output` must be in a folder that exists, got {path}. Make the folder first.")
+        check_ending("output", self.path)
+        check_folder(self.path)
         self._parts = self.path.with_name(f".{self.path.name}.parts")
         self._waiting: list[pl.DataFrame] = []
         self._num_parts = 0
@@ -69,8 +83,7 @@ class RecommendationWriter(Callback):
         self._write_part(trainer.global_rank)
         trainer.strategy.barrier("written")
         if trainer.is_global_zero:
-            table = pl.scan_parquet(sorted(self._parts.iterdir()))
-            write_whole(self.path, table.sink_csv if self.path.suffix == ".csv" else table.sink_parquet)
+            write_table(pl.scan_parquet(sorted(self._parts.iterdir())), self.path)
             shutil.rmtree(self._parts)
         trainer.strategy.barrier("joined")
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning._files import write_whole
 from skipcl_lightning.batch import PADDING_INDEX, is_rejected
+from skipcl_lightning.cli.predictions import check_ending, check_folder, write_table
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
 from skipcl_lightning.data.encoder import find_order, group_sessions
@@ -50,7 +51,6 @@ __all__ = ["parse_session", "recommend"]
 # A file, the first of its rows, the one after the last, and the arguments of `Recommender.recommend`.
 Job = tuple[Path, int, int, dict[str, Any]]
 Results = Generator["Counts"]
-WRITERS = {".csv": "sink_csv", ".parquet": "sink_parquet"}
 ROWS_IN_MEMORY = 2**18
 
 
@@ -160,7 +160,7 @@ def recommend(
         if output is None:
             _print(found, console)
         else:
-            write_whole(output, getattr(found.lazy(), WRITERS[output.suffix]))
+            write_table(found.lazy(), output)
     if output is not None:
         console.print(
             f"{counts.rows:,} recommendations for {counts.sessions:,} sessions: {output}", markup=False
@@ -189,7 +189,7 @@ def _rank(
     if settings["index"] is not None:
         settings = {**settings, "index": _open_index(settings["index"], recommender)}
     found = pl.DataFrame()
-    if given.names or not given.sessions:  # No session at all is refused.
+    if given.names:
         found = recommender.recommend(
             given.items,
             given.feedback,
@@ -227,12 +227,9 @@ def _check_sources(
         raise ValueError(
             f"`histories` must be left out without `file`, got {histories}. It names its sessions."
         )
-    if output is None:
-        return
-    if output.suffix not in WRITERS:
-        raise ValueError(f"`output` must end with .csv or .parquet, got {output}.")
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"`output` must be in a folder that exists, got {output}. Make the folder first.")
+    if output is not None:
+        check_ending("output", output)
+        check_folder(output)
 
 
 def _write_parts(
@@ -253,7 +250,7 @@ def _write_parts(
         _check_known(total)
         # Without patterns, because a folder may have brackets in its name.
         whole = pl.scan_parquet([place for place in places if place.exists()], glob=False)
-        write_whole(output, getattr(whole, WRITERS[output.suffix]))
+        write_table(whole, output)
     return total
 
 
@@ -431,8 +428,7 @@ def _read_histories(file: Path, names: list[Any], encoder: SessionEncoder, unkno
 
 def _read_sessions(argument: str, file: Path, encoder: SessionEncoder, unknown: str) -> Given:
     """Return the sessions in a file."""
-    if file.suffix not in WRITERS:
-        raise ValueError(f"`{argument}` must end with .csv or .parquet, got {file}.")
+    check_ending(argument, file)
     if not file.exists():
         raise FileNotFoundError(f"`{argument}` must be a file that exists, got {str(file)!r}.")
     if file.suffix == ".csv":
@@ -455,6 +451,9 @@ def _to_given(
     if {"session_id", "item_id"} <= set(table.columns):  # Otherwise the error names them below.
         known = _keep_known(argument, file, table, encoder, unknown)
     found: dict[str, Any] = group_sessions(known, needed, name=argument)
+    if table.is_empty():
+        cure = "Write one as in a:1,b:-1." if file is None else f"Name another file than {str(file)!r}."
+        raise ValueError(f"`{argument}` must hold at least one session, got none. {cure}")
     items, names = found["item_id"], found["session_id"].to_list()
     to_ids(f"{argument}: session_id", names)  # Otherwise the error names `session_ids`.
     return Given(

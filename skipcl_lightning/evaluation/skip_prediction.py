@@ -14,7 +14,7 @@ from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.evaluate import Split
-from skipcl_lightning.evaluation.target_rows import held_out_batches
+from skipcl_lightning.evaluation.target_rows import check_scoring, held_out_batches
 from skipcl_lightning.functional import fit_temperature
 from skipcl_lightning.metrics import skip_prediction_metrics
 from skipcl_lightning.module import SkipCLModule
@@ -49,6 +49,7 @@ def compare_skip_predictions(
         `skip_prediction_metrics`; null where a metric is undefined.
 
     Raises:
+        TypeError: `predictors` is no mapping, or one of them has no `skip_probability`.
         ValueError: The split is unknown.
 
     Examples:
@@ -59,6 +60,7 @@ def compare_skip_predictions(
         >>> compare_skip_predictions(predictors, data)["name"].to_list()
         ['item', 'last']
     """
+    _check_predictors(predictors)
     check_choice("split", split, get_args(Split))
     loader = held_out_batches(data, split, *predictors.values())
     return pl.DataFrame([_measure(name, one, loader) for name, one in predictors.items()]).fill_nan(None)
@@ -79,6 +81,7 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
         The temperature, in [0.01, 100].
 
     Raises:
+        TypeError: `module` is another object.
         ValueError: The module has no such head, or the validation targets are all of one kind.
 
     Reference:
@@ -93,6 +96,7 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
         >>> calibrate_skip_prediction(module, data) > 0
         True
     """
+    check_scoring(module)
     head = module.skip_prediction
     logits, listened = [], []
     with evaluation_mode(module):
@@ -113,6 +117,20 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
     temperature = fit_temperature(torch.cat(logits), outcome)
     head.temperature.copy_(temperature)
     return float(temperature)
+
+
+def _check_predictors(predictors: object) -> None:
+    if not isinstance(predictors, Mapping):
+        raise TypeError(
+            f"`predictors` must be models by name, got {type(predictors).__name__}. Write one as "
+            '`{"model": module}`.'
+        )
+    for name, one in predictors.items():
+        if not hasattr(one, "skip_probability"):
+            raise TypeError(
+                f"`predictors` must have `skip_probability(batch)`, got {type(one).__name__} without as "
+                f"{name!r}. Load a checkpoint with `SkipCLModule.load_from_checkpoint`, or wrap your model."
+            )
 
 
 def _of_known_targets(loader: Iterable[SessionBatch]) -> Iterator[SessionBatch]:

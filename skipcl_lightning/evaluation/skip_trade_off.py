@@ -14,6 +14,7 @@ from skipcl_lightning.evaluation.compare import compare
 from skipcl_lightning.evaluation.evaluate import Split, evaluate
 from skipcl_lightning.evaluation.plots import make_figure, save_figure
 from skipcl_lightning.evaluation.report import EvaluationReport
+from skipcl_lightning.evaluation.target_rows import check_scoring
 from skipcl_lightning.module import SkipCLModule
 
 __all__ = ["SkipTradeOff", "skip_trade_off"]
@@ -164,7 +165,7 @@ def skip_trade_off(
         The table, the chosen penalty and transition weight, and a plot.
 
     Raises:
-        TypeError: A setting has the wrong type.
+        TypeError: `module` is another object, or a setting has the wrong type.
         ValueError: The module has no `SkipPrediction` head, a setting is out of range, the set has no
             listened or no skipped targets, or `reference` has another protocol.
 
@@ -178,6 +179,7 @@ def skip_trade_off(
         >>> front.table.height, front.penalty in (0.0, 0.5)
         (2, True)
     """
+    check_scoring(module)
     check_penalties(penalties)
     if not num_resamples:
         raise ValueError("`num_resamples` must be at least 1, got 0. The choice needs intervals.")

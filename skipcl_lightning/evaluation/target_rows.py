@@ -20,6 +20,7 @@ from skipcl_lightning.functional import (
 )
 from skipcl_lightning.functional.ranking.metrics import CandidateSampler
 from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items
+from skipcl_lightning.model import Scoring
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ __all__ = [
     "QueryModel",
     "RankingProtocol",
     "changed_scores",
+    "check_scoring",
     "held_out_batches",
     "is_query_model",
     "measure_batch",
@@ -74,6 +76,15 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
         False
     """
     return hasattr(model, "item_table") and hasattr(model, "session_query")
+
+
+def check_scoring(module: object) -> None:
+    """Raise `TypeError` unless this is a `SkipCLModule`, or the `Scorer` of one."""
+    if not isinstance(module, Scoring):
+        raise TypeError(
+            f"`module` must be a trained SkipCLModule, got {type(module).__name__}. Load a checkpoint with "
+            "`SkipCLModule.load_from_checkpoint`."
+        )
 
 
 def changed_scores(model: QueryModel, batch: SessionBatch) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from skipcl_lightning._checks import check_choice, check_integer
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.skip_trade_off import check_penalties
-from skipcl_lightning.evaluation.target_rows import held_out_batches
+from skipcl_lightning.evaluation.target_rows import check_scoring, held_out_batches
 from skipcl_lightning.functional import rank_batch
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.module import SkipCLModule
@@ -48,7 +48,7 @@ def choose_transition_weight(
         `ndcg@10`, `skip_hit_rate@10` and `delta_hit_rate@10`. Values of an empty population are NaN.
 
     Raises:
-        TypeError: `weights` is no sequence, or a weight is no number.
+        TypeError: `module` is another object, `weights` is no sequence, or a weight is no number.
         ValueError: No weight is given, a weight is out of range, the module has no counted transitions, or
             the validation set has no target for the metric.
 
@@ -67,6 +67,7 @@ def choose_transition_weight(
         >>> module.transition_weight in table["transition_weight"]
         True
     """
+    check_scoring(module)
     check_penalties(weights, "weights")
     if not len(weights):
         raise ValueError("`weights` must hold at least one weight, got none. The defaults suit most logs.")

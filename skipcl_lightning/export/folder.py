@@ -32,7 +32,6 @@ DESCRIPTION, WEIGHTS, ITEMS, ONNX, PT2 = (
     "model.pt2",
 )
 _LARGEST_DESCRIPTION = 1 << 28
-_BLOCK = 1 << 20
 _SCORE = (
     "The score of an item is the inner product of `query` with its `vector` in items.parquet. Leave retired "
     "items out."
@@ -156,7 +155,8 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
     Raises:
         FileNotFoundError: There is no such folder.
         ImportError: A package of the extra `export` is not installed.
-        ValueError: A file is missing, damaged or of another model or format, or the backbone must be passed.
+        ValueError: It is no folder, a file is missing, damaged or of another model or format, or the backbone
+            must be passed.
     """
     folder = Path(folder).expanduser()
     description = _read_description(folder)
@@ -258,7 +258,16 @@ _ABOUT = {
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
-    if folder.is_dir() and not path.is_file():
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"`folder` must be one that `skipcl export` wrote, got {str(folder)!r}, which does not exist."
+        )
+    if not folder.is_dir():
+        raise ValueError(
+            f"`folder` must be one that `skipcl export` wrote, got {str(folder)!r}, which is a file. Name "
+            "the folder, or load a checkpoint with `Recommender.from_checkpoint`."
+        )
+    if not path.is_file():
         raise _refuse(folder, f"without a {DESCRIPTION}")
     if path.stat().st_size > _LARGEST_DESCRIPTION:
         raise _refuse(folder, f"whose {DESCRIPTION} is larger than any that is written")
@@ -285,11 +294,8 @@ def _check_digest(path: Path, description: Mapping[str, Any]) -> None:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest_description(description: Mapping[str, Any]) -> str:

@@ -187,7 +187,7 @@ def test_recommendations_are_those_of_the_recommender(skipcl, of_trained, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "next.json"], "`output` must end with .parquet or .csv, got next.json"),
+        (["--output", "next.json"], "`output` must end with .csv or .parquet, got next.json"),
         (["--output", "nowhere/next.csv"], "`output` must be in a folder that exists"),
     ],
 )

@@ -208,6 +208,18 @@ def test_a_file_in_another_form_is_met_with_the_cause(checkpoint, tmp_path, text
 
 
 @pytest.mark.parametrize("output", [True, False])
+def test_a_file_or_a_list_without_a_session_is_named(checkpoint, tmp_path, output):
+    settings = {"output": tmp_path / "out.csv" if output else None}
+    empty = pl.DataFrame(schema={"session_id": pl.String, "item_id": pl.String})
+    empty.write_parquet(tmp_path / "plays.parquet")
+    for unknown in ("error", "ignore"):
+        with pytest.raises(ValueError, match="`file` must hold at least one session, got none"):
+            recommend(checkpoint, file=tmp_path / "plays.parquet", unknown=unknown, **settings)
+        with pytest.raises(ValueError, match="`session` must hold at least one session, got none"):
+            recommend(checkpoint, session=[], unknown=unknown, **settings)
+
+
+@pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_likes_and_dislikes_of_a_file_count(tmp_path, output, ending, monkeypatch):
     model = SessionModel(SASRec(8), num_items=4)

@@ -218,3 +218,10 @@ def test_bad_arguments_are_named(data):
             predictor.skip_probability(without)
     with pytest.raises(ValueError, match="`split` must be one of 'validation', 'test', got 'train'"):
         compare_skip_predictions({}, data, split="train")
+    for other in ("best.ckpt", torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=r"`predictors` must be models by name, got .* Write one as `{"):
+            compare_skip_predictions(other, data)
+        with pytest.raises(
+            TypeError, match=r"must have `skip_probability\(batch\)`, got .* without as 'mine'"
+        ):
+            compare_skip_predictions({"mine": other}, data)
