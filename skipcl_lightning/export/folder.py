@@ -19,6 +19,7 @@ from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
 from skipcl_lightning.export.graph import Graph, write_onnx, write_pt2
+from skipcl_lightning.export.item_index import item_vectors
 from skipcl_lightning.model import Scorer, Scoring
 
 __all__ = ["export_model", "load_export"]
@@ -204,10 +205,6 @@ def _read_ids(file: Path, num_items: int) -> pl.Series:
 
 def _items(scorer: Scorer, encoder: SessionEncoder) -> pl.DataFrame:
     """Return the items with their vectors."""
-    table = scorer.model.item_table
-    if scorer.predicts_skips:
-        table = scorer.skip_prediction.extended_table(table)
-    vectors = table[PADDING_INDEX + 1 :].float().cpu().numpy()
     retired = (
         torch.zeros(scorer.num_items + 1, dtype=torch.bool) if scorer.retired is None else scorer.retired
     )
@@ -216,7 +213,7 @@ def _items(scorer: Scorer, encoder: SessionEncoder) -> pl.DataFrame:
             "index": pl.int_range(1, scorer.num_items + 1, eager=True),
             "item_id": encoder.vocabulary.to_series(),
             "retired": retired[PADDING_INDEX + 1 :].cpu().numpy(),
-            "vector": vectors,
+            "vector": item_vectors(scorer),
         }
     )
 

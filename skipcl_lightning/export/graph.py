@@ -4,7 +4,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -43,23 +43,20 @@ class Graph(nn.Module):
         _replace_recurrent(self.scorer)
         model = self.scorer.model
         feedback = model.feedback_embedding
-        wanted = {
-            "items": ((_ROW, _PLACE), "int64"),
-            "feedback": ((_ROW, _PLACE), "float32"),
-            "explicit_feedback": ((_ROW, _PLACE), "float32"),
-            "context": ((_ROW, _PLACE, len(model.context_sizes)), "int64"),
-            "history": ((_ROW, "history"), "int64"),
-        }
-        present = {
-            "items": True,
-            "feedback": feedback is not None,
-            # A model that never saw likes has zeros there.
-            "explicit_feedback": feedback is not None and bool(feedback.weight[:, 2:].any()),
-            "context": bool(model.context_sizes),
-            "history": model.history_embedding is not None,
-        }
+        # A model that never saw likes has zeros there.
+        knows_likes = feedback is not None and bool(feedback.weight[:, 2:].any())
+        num_codes = len(model.context_sizes)
+        inputs = (
+            ("items", True, (_ROW, _PLACE), "int64"),
+            ("feedback", feedback is not None, (_ROW, _PLACE), "float32"),
+            ("explicit_feedback", knows_likes, (_ROW, _PLACE), "float32"),
+            ("context", num_codes > 0, (_ROW, _PLACE, num_codes), "int64"),
+            ("history", model.history_embedding is not None, (_ROW, "history"), "int64"),
+        )
         #: By name, the shape and the dtype of each input.
-        self.inputs = {name: spec for name, spec in wanted.items() if present[name]}
+        self.inputs: dict[str, tuple[tuple[str | int, ...], str]] = {
+            name: (shape, dtype) for name, present, shape, dtype in inputs if present
+        }
         #: By name, the shape of each output, float32.
         self.outputs: dict[str, tuple[str | int, ...]] = {"query": (_ROW, model.embedding_size)}
         if self.scorer.predicts_skips:
@@ -74,11 +71,11 @@ class Graph(nn.Module):
     @cached_property
     def program(self) -> ExportedProgram:
         """The graph for any number of sessions of any length; a `ValueError` if torch cannot make it."""
+        # Sessions and their length vary; torch raises an error if one were fixed.
+        shapes = (tuple(dict.fromkeys((0, 1), Dim.DYNAMIC) for _ in self.inputs),)
         try:
             with _quiet(), torch.no_grad():
-                return torch.export.export(
-                    self, self.example(*_EXAMPLE), dynamic_shapes=self.dynamic_shapes(), strict=False
-                )
+                return torch.export.export(self, self.example(*_EXAMPLE), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             backbone = type(self.scorer.model.backbone).__name__
             raise ValueError(
@@ -125,10 +122,6 @@ class Graph(nn.Module):
             "history": indices(sessions, 4),
         }
         return tuple(value for name in self.inputs if (value := made[name]) is not None)
-
-    def dynamic_shapes(self) -> tuple[tuple[dict[int, Any], ...]]:
-        """Return which dimensions of the inputs vary; torch raises an error if one were fixed."""
-        return (tuple(dict.fromkeys((0, 1), Dim.DYNAMIC) for _ in self.inputs),)
 
 
 class _ScannedGRU(nn.Module):
@@ -260,7 +253,7 @@ def _compare(graph: Graph, run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...
 def _quiet() -> Iterator[None]:
     """Leave out the exporter's remarks about itself."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels: Mapping[logging.Logger, int] = {logger: logger.level for logger in loggers}
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -268,5 +261,5 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in levels.items():
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -21,7 +21,7 @@ from skipcl_lightning.functional.ranking.sparse_scores import is_among
 from skipcl_lightning.functional.ranking.top_k import in_order
 from skipcl_lightning.model import Scoring
 
-__all__ = ["ItemIndex"]
+__all__ = ["ItemIndex", "item_vectors"]
 
 FORMAT = 1
 _LEVELS = 16  # of a code of 4 bits, for which FAISS has its fastest scan
@@ -102,11 +102,15 @@ class ItemIndex:
             ValueError: The encoder has another number of items, or `num_lists` is out of range.
         """
         faiss = _faiss()
-        _check_sizes(scorer.num_items, encoder)
+        if scorer.num_items != len(encoder.vocabulary):
+            raise ValueError(
+                f"`encoder` must have the {scorer.num_items:,} items of the model, got "
+                f"{len(encoder.vocabulary):,}. Take both from the same `Recommender`."
+            )
         check_integer(
             "num_items", scorer.num_items, minimum=_FEWEST_ITEMS, cure="Search a small catalogue exactly."
         )
-        vectors = _item_vectors(scorer)[PADDING_INDEX + 1 :].float().cpu().contiguous().numpy()
+        vectors = item_vectors(scorer)
         if num_lists is None:
             num_lists = max(1, min(round(2 * len(vectors) ** 0.5), len(vectors) // 39))
         check_integer("num_lists", num_lists, maximum=len(vectors), cure="A list needs an item.")
@@ -372,18 +376,11 @@ def _check_state(state: dict[str, Any]) -> None:
         raise ValueError("items in lists that there are not")
 
 
-def _check_sizes(num_items: int, encoder: SessionEncoder) -> None:
-    if num_items != len(encoder.vocabulary):
-        raise ValueError(
-            f"`encoder` must have the {num_items:,} items of the model, got {len(encoder.vocabulary):,}. "
-            "Take both from the same `Recommender`."
-        )
-
-
-def _item_vectors(scorer: Scoring) -> Tensor:
-    """[V + 1, D], or [V + 1, D + M + 1] of a model that predicts skips."""
+def item_vectors(scorer: Scoring) -> np.ndarray:
+    """[V, D] float32, or [V, D + M + 1] of a model that predicts skips; the first is that of item 1."""
     table = scorer.model.item_table
-    return scorer.skip_prediction.extended_table(table) if scorer.predicts_skips else table
+    table = scorer.skip_prediction.extended_table(table) if scorer.predicts_skips else table
+    return table[PADDING_INDEX + 1 :].float().cpu().contiguous().numpy()
 
 
 def _item_weights(scorer: Scoring) -> list[Tensor]:
