@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
-from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation import QueryModel
 from skipcl_lightning.heads import CombinedHead
 from skipcl_lightning.module import SkipCLModule
 
@@ -23,8 +23,12 @@ __all__ = [
 ]
 
 
-class WatchedModule(Protocol):
+class WatchedModule(QueryModel, Protocol):
     """Protocol of a LightningModule that callbacks can watch, such as `SkipCLModule`.
+
+    Like any `QueryModel` of `skipcl_lightning.evaluation`, it has item embeddings `item_table` [V + 1, D],
+    whose row 0 is padding, and `session_query(batch)` [B, D], the query of each session after all its items.
+    A score is the inner product of a query with a row.
 
     Its loaders yield `SessionBatch`; validation and test batches have targets. Optional parts:
 
@@ -33,15 +37,6 @@ class WatchedModule(Protocol):
     - a validation or test step that returns `{"ranks": [B]}`, the ranks of the batch's targets. Callbacks
       then do not rank the targets again.
     """
-
-    @property
-    def item_table(self) -> Tensor:
-        """Item embeddings [V + 1, D]; row 0 is padding."""
-        ...
-
-    def session_query(self, batch: SessionBatch) -> Tensor:
-        """Return the sessions after all their items: [B, D]. A score is the dot product with a table row."""
-        ...
 
 
 class SessionData(Protocol):

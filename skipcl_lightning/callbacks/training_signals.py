@@ -65,14 +65,11 @@ def _values(gradient: Tensor) -> Tensor:
 
 def _skip_signals(module: LightningModule) -> dict[str, Tensor | float]:
     """Return λ and τ of each head that has them, by log key."""
-    signals: dict[str, Tensor | float] = {}
-    for key, weight in _weights(module).items():
-        signals[f"skip_weight{key}"] = weight
+    signals = {f"skip_weight{key}": weight for key, weight in _weights(module).items()}
     for key, head in named_heads(module).items():
         temperature: Any = getattr(head, "temperature", None)
         if temperature is not None:
-            is_tensor = isinstance(temperature, Tensor)
-            signals[f"temperature{key}"] = temperature.detach() if is_tensor else temperature
+            signals[f"temperature{key}"] = temperature
     return signals
 
 

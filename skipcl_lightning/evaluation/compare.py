@@ -72,14 +72,11 @@ def compare(before: EvaluationReport, after: EvaluationReport) -> pl.DataFrame:
         num_resamples=settings["num_resamples"],
         seed=settings["seed"],
     )
-    defined = [name for name in differences if not math.isnan(values[0][name] + values[1][name])]
-    rows = [
-        (name, values[0][name], values[1][name], values[1][name] - values[0][name], *intervals[name])
-        for name in defined
-    ]
-    columns = ["metric", "before", "after", "difference", "low", "high"]
-    frame = pl.DataFrame(
-        rows, schema={columns[0]: pl.String} | dict.fromkeys(columns[1:], pl.Float64), orient="row"
-    )
-    verdicts = [judge(*intervals[name], higher_is_better=is_higher_better(name)) for name in defined]
-    return frame.with_columns(pl.Series("verdict", verdicts))
+    rows = []
+    for name, interval in intervals.items():
+        one, other = (of_report[name] for of_report in values)
+        if not math.isnan(one + other):
+            verdict = judge(*interval, higher_is_better=is_higher_better(name))
+            rows.append((name, one, other, other - one, *interval, verdict))
+    numbers = dict.fromkeys(("before", "after", "difference", "low", "high"), pl.Float64)
+    return pl.DataFrame(rows, {"metric": pl.String, **numbers, "verdict": pl.String}, orient="row")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number
-from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.evaluation.baselines import LastItemMarkov
@@ -21,6 +20,7 @@ from skipcl_lightning.evaluation.target_rows import (
     Baseline,
     QueryModel,
     RankingProtocol,
+    evaluated,
     held_out_batches,
     is_query_model,
     measure_batch,
@@ -210,11 +210,10 @@ def _measure(
     markov: LastItemMarkov | None,
 ) -> dict[str, Tensor]:
     """Return the rows of all targets, on the CPU."""
-    device = _device(model)
     generator = torch.Generator().manual_seed(seed)
     loader = held_out_batches(data, split, model)
     parts = []
-    with evaluation_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
+    with evaluated(model) as device:
         table = model.item_table if is_query_model(model) else None
         for batch in loader:
             part = measure_batch(model, batch.to(device), protocol, generator, table)
@@ -230,14 +229,6 @@ def _rank_by_markov(markov: LastItemMarkov, batch: SessionBatch, protocol: Ranki
         return markov.target_ranks(batch, exclude_seen=protocol.exclude_seen)
     scores = markov.scores(batch)
     return rank_scored_batch(scores, batch, exclude_seen=protocol.exclude_seen, ties=protocol.ties).ranks
-
-
-def _device(model: QueryModel | Baseline) -> torch.device:
-    """Return the device on which the model needs its batches."""
-    if is_query_model(model):
-        return model.item_table.device
-    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _describe_sessions(measured: dict[str, Tensor], data: SessionDataModule) -> pl.DataFrame:

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Protocol, get_args
 
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipcl_lightning._checks import check_choice
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.evaluate import Split
-from skipcl_lightning.evaluation.target_rows import check_scoring, held_out_batches
+from skipcl_lightning.evaluation.target_rows import check_scoring, evaluated, held_out_batches
 from skipcl_lightning.functional import fit_temperature
 from skipcl_lightning.metrics import skip_prediction_metrics
 from skipcl_lightning.module import SkipCLModule
@@ -147,15 +146,12 @@ def _of_known_targets(loader: Iterable[SessionBatch]) -> Iterator[SessionBatch]:
 def _measure(name: str, predictor: SkipPredictor, loader: Iterable[SessionBatch]) -> dict[str, str | float]:
     metrics = skip_prediction_metrics()
     targets, skips = 0, 0
-    module = predictor if isinstance(predictor, nn.Module) else None
-    parameter = None if module is None else next(module.parameters(), None)
-    with nullcontext() if module is None else evaluation_mode(module):
+    with evaluated(predictor) as device:
         for batch in _of_known_targets(loader):
             assert batch.target_feedback is not None  # noqa: S101 - loaders for evaluation have targets
             skipped = batch.target_feedback < batch.skip_threshold
-            on_device = batch if parameter is None else batch.to(parameter.device)
             metrics.update(
-                skip_predictions=predictor.skip_probability(on_device).cpu(),
+                skip_predictions=predictor.skip_probability(batch.to(device)).cpu(),
                 target_feedback=torch.where(skipped, -1.0, 1.0),
                 place=(batch.seen_items != PADDING_INDEX).sum(dim=1) + 1,
                 session_index=batch.session_index,

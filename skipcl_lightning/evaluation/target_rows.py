@@ -1,12 +1,15 @@
 """One row for each held-out target of a batch, computed on the model's device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_shape
+from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.functional import (
@@ -32,6 +35,8 @@ __all__ = [
     "RankingProtocol",
     "changed_scores",
     "check_scoring",
+    "checked_target",
+    "evaluated",
     "held_out_batches",
     "is_query_model",
     "measure_batch",
@@ -112,6 +117,25 @@ def held_out_batches(data: SessionDataModule, split: str, *models: object) -> "D
         return data.val_dataloader() if split == "validation" else data.test_dataloader()
 
 
+@contextmanager
+def evaluated(model: object) -> Iterator[torch.device]:
+    """Put a model into evaluation mode if it is a module, and yield the device of its batches."""
+    device = torch.device("cpu")
+    if is_query_model(model):
+        device = model.item_table.device
+    elif isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), device)
+    with evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
+        yield device
+
+
+def checked_target(batch: SessionBatch) -> Tensor:
+    """[B] the targets of a batch; a `ValueError` if it has none."""
+    if batch.target is None:
+        raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+    return batch.target
+
+
 @dataclass(frozen=True)
 class RankingProtocol:
     """The rules of the ranking.
@@ -160,14 +184,13 @@ def measure_batch(
     Raises:
         ValueError: The batch has no targets or no `session_index`.
     """
-    if batch.target is None:
-        raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
+    target = checked_target(batch)
     if batch.session_index is None:
         raise ValueError(
             "`batch` must have `session_index`, got None. Intervals resample whole sessions, so each row "
             "must say which session it is of."
         )
-    candidates = _draw_candidates(batch, batch.target, protocol, generator)
+    candidates = _draw_candidates(batch, target, protocol, generator)
     if is_query_model(model) and table is not None:
         ranked, recommended = _rank_queries(model, table, batch, protocol, candidates)
     else:
@@ -180,7 +203,7 @@ def measure_batch(
         "rank": ranked.ranks,
         "recommended": recommended,
         "unscored": ranked.target_scores.isnan(),
-        "target": batch.target,
+        "target": target,
         "feedback": ranked.target_feedback,
         "seen": ranked.target_seen,
         "last": last_position(batch.items[..., None], batch.valid_mask).squeeze(1),

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
 from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation.target_rows import checked_target
 from skipcl_lightning.functional import last_position
 
 __all__ = ["LastItemMarkov"]
@@ -64,9 +65,7 @@ class LastItemMarkov:
         Raises:
             ValueError: The batch has no targets.
         """
-        if batch.target is None:
-            raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-        target = batch.target
+        target = checked_target(batch)
         rows, transitions = self._followers(batch)
         followers, counts = self.followers[transitions], self.counts[transitions]
         of_target = torch.zeros(len(batch), dtype=torch.int64)

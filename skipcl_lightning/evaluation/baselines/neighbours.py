@@ -74,10 +74,7 @@ def _as_set(matrix: sparse.csr_array) -> sparse.csr_array:
 def _without(similarities: sparse.csr_array, own: np.ndarray) -> sparse.csr_array:
     """Remove the session itself from each row."""
     rows = similarities.tocoo()
-    keep = rows.col != own[rows.row]
-    return sparse.coo_array(
-        (rows.data[keep], (rows.row[keep], rows.col[keep])), shape=similarities.shape
-    ).tocsr()
+    return _select(rows, rows.col != own[rows.row])
 
 
 def _largest(similarities: sparse.csr_array, most: int) -> sparse.csr_array:
@@ -86,7 +83,9 @@ def _largest(similarities: sparse.csr_array, most: int) -> sparse.csr_array:
     order = np.lexsort((-rows.col, -rows.data, rows.row))
     row = rows.row[order]
     place = np.arange(len(row)) - np.searchsorted(row, row)
-    chosen = order[place < most]
-    return sparse.coo_array(
-        (rows.data[chosen], (rows.row[chosen], rows.col[chosen])), shape=similarities.shape
-    ).tocsr()
+    return _select(rows, order[place < most])
+
+
+def _select(entries: sparse.coo_array, chosen: np.ndarray) -> sparse.csr_array:
+    places = (entries.row[chosen], entries.col[chosen])
+    return sparse.coo_array((entries.data[chosen], places), shape=entries.shape).tocsr()

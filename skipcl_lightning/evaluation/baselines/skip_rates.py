@@ -8,6 +8,7 @@ from torch import Tensor
 from skipcl_lightning._checks import check_number
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule
+from skipcl_lightning.evaluation.target_rows import checked_target
 from skipcl_lightning.functional import last_position
 
 __all__ = ["ItemAndLastSkipRate", "ItemSkipRate", "LastSkipRate"]
@@ -69,7 +70,7 @@ class ItemSkipRate:
         Raises:
             ValueError: The batch has no targets.
         """
-        return self.rates.to(batch.items.device)[_targets(batch)]
+        return self.rates.to(batch.items.device)[checked_target(batch)]
 
 
 class LastSkipRate:
@@ -149,7 +150,7 @@ class ItemAndLastSkipRate:
             ValueError: The batch has no targets.
         """
         overall, by_item, by_last = (rate.to(batch.items.device).logit() for rate in self.rates)
-        return (by_item[_targets(batch)] + by_last[_last_feedback(batch)] - overall).sigmoid()
+        return (by_item[checked_target(batch)] + by_last[_last_feedback(batch)] - overall).sigmoid()
 
 
 def _count_skips(data: SessionDataModule, smoothing: float) -> _SkipRates:
@@ -167,12 +168,6 @@ def _count_skips(data: SessionDataModule, smoothing: float) -> _SkipRates:
     overall = (skips + 1) / (tracks + 2)
     smooth = [(counts[0] + smoothing * overall) / (counts[1] + smoothing) for counts in (by_item, by_last)]
     return _SkipRates(overall, *smooth)
-
-
-def _targets(batch: SessionBatch) -> Tensor:
-    if batch.target is None:
-        raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-    return batch.target
 
 
 def _last_feedback(batch: SessionBatch) -> Tensor:
