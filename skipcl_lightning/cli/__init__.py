@@ -91,16 +91,13 @@ def _call(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--config", action="config", help="a YAML file with settings")
     parser.add_function_arguments(function, as_positional=True)
-    for before, argument in pairwise(["", *arguments]):
-        file = argument if before == "--config" else argument.partition("--config=")[2]
-        if file:
-            try:
-                check_yaml(Path(file))
-            except ValueError as error:
-                raise SystemExit(f"skipcl {command}: {error}") from error
-    settings = parser.parse_args(arguments).as_dict()
-    settings.pop("config", None)
     try:
+        for before, argument in pairwise(["", *arguments]):
+            file = argument if before == "--config" else argument.partition("--config=")[2]
+            if file:
+                check_yaml(Path(file))
+        settings = parser.parse_args(arguments).as_dict()
+        settings.pop("config", None)
         function(**settings)
     except (ValueError, TypeError, OSError, ImportError) as error:
         # The message explains the error; a traceback would hide it.

@@ -175,10 +175,10 @@ def parser_mode() -> str:
 def _configuration(text: str) -> str:
     """Return the YAML of a ready configuration, or the path of a file; a file takes precedence."""
     names = configuration_names()
-    if "\n" not in text and Path(text).exists():
-        check_yaml(Path(text))
-        return text
     if "\n" in text:
+        return text
+    if Path(text).exists():
+        check_yaml(Path(text))
         return text
     if text in names:
         return read_configuration(text)

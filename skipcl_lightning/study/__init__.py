@@ -68,7 +68,11 @@ def study(
     """
     variants = list(dict.fromkeys([PLAIN, *variants]))
     weights = _check_weights(variants, weights)
-    _check_numbers(seeds=seeds, jobs=jobs, epochs=epochs, sessions=sessions)
+    check_integer("seeds", seeds)
+    check_integer("jobs", jobs)
+    for name, number in (("epochs", epochs), ("sessions", sessions)):
+        if number is not None:
+            check_integer(name, number)
     check_choice("wandb", wandb, get_args(Mode))
     _check_datasets(datasets, sessions)
     for name, chosen in (("datasets", datasets), ("backbones", backbones)):
@@ -120,15 +124,6 @@ def _check_weights(variants: Sequence[str], weights: Sequence[float]) -> list[fl
         raise ValueError(f"`weights` must hold a λ for {', '.join(heads)}, got none. The paper has 0.1 to 1.")
     # 1 and 1.0 are the same run.
     return list(dict.fromkeys(map(float, weights)))
-
-
-def _check_numbers(*, seeds: int, jobs: int, epochs: int | None, sessions: int | None) -> None:
-    check_integer("seeds", seeds)
-    check_integer("jobs", jobs)
-    if epochs is not None:
-        check_integer("epochs", epochs)
-    if sessions is not None:
-        check_integer("sessions", sessions)
 
 
 def _check_datasets(datasets: Sequence[str], sessions: int | None) -> None:

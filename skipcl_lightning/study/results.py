@@ -76,11 +76,9 @@ def read_hits(runs: Sequence[Run], folder: Path) -> pl.DataFrame:
     frames = []
     for run in runs:
         _record(run, folder)
-        sessions = pl.read_parquet(
-            folder / "runs" / f"{run.key}.parquet", columns=["rank", "skipped", "skip_segment"]
-        )
         hits = (
-            sessions.filter(~pl.col("skipped"))
+            pl.read_parquet(run.file(folder, "parquet"), columns=["rank", "skipped", "skip_segment"])
+            .filter(~pl.col("skipped"))
             .group_by(pl.col("skip_segment").alias("segment"))
             .agg((pl.col("rank") <= 10).mean().alias("value"), pl.len().cast(pl.Int64).alias("sessions"))
             .sort("segment")
@@ -121,9 +119,7 @@ def compare_with(against: str, metrics: pl.DataFrame) -> pl.DataFrame:
     frame = frame.with_columns(
         pl.Series("verdict", [_verdict(row) for row in frame.iter_rows(named=True)], dtype=pl.String)
     )
-    return frame.with_columns(
-        pl.when(~ours).then(pl.col(name)).alias(name) for name in [*numbers, "verdict"]
-    ).drop("sessions")
+    return frame.with_columns(pl.when(~ours).then(pl.col(name)).alias(name) for name in [*numbers, "verdict"])
 
 
 def compare_all(metrics: pl.DataFrame) -> pl.DataFrame:
@@ -151,8 +147,6 @@ def gains_by_skip_rate(against: str, hits: pl.DataFrame) -> pl.DataFrame:
 
 def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
     """Return means, and differences to another variant of the same seed with intervals."""
-    if "sessions" not in values.columns:
-        values = values.with_columns(pl.lit(None, pl.Int64).alias("sessions"))
     other = values.filter(pl.col("variant") == against).select(*_PLACE, kind, pl.col("value").alias("other"))
     both = (
         values.join(other, on=[*_PLACE, kind], how="inner", maintain_order="left")
@@ -164,7 +158,7 @@ def _pair(values: pl.DataFrame, against: str, kind: str) -> pl.DataFrame:
             pl.col("other").mean().alias("against"),
             (pl.col("value") - pl.col("other")).mean().alias("difference"),
             (pl.col("value") - pl.col("other")).std().alias("deviation"),
-            pl.col("sessions").mean(),
+            pl.col("^sessions$").mean(),  # where there is this column
         )
     )
     deviation = both["deviation"].cast(pl.Float64).to_numpy()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,6 +171,10 @@ class Run:
         weight = [] if self.weight is None else [f"{self.weight:g}"]
         return "_".join([self.title, self.backbone, self.variant, *weight, f"seed{self.seed}", digest])
 
+    def file(self, folder: Path, ending: str) -> Path:
+        """Return the place of a file of the run in the folder of a study."""
+        return folder / "runs" / f"{self.key}.{ending}"
+
     def build_parts(self) -> tuple[nn.Module, nn.Module | None]:
         """Return the backbone and the head; None for no head."""
         head = None if self.weight is None else find_variant(self.variant).build_head(self.weight)
@@ -195,15 +200,10 @@ def list_runs(
     for variant in variants:
         choices += [(variant, weight) for weight in (weights if find_variant(variant).parts else [None])]
     runs = []
-    for seed in range(seeds):
-        for dataset in datasets:
-            recipe = find_recipe(dataset)
-            count = sessions if recipe.simulation else None
-            runs += [
-                Run(dataset, backbone, variant, weight, seed, epochs or recipe.epochs, count)
-                for backbone in backbones
-                for variant, weight in choices
-            ]
+    for seed, dataset, backbone, choice in product(range(seeds), datasets, backbones, choices):
+        recipe = find_recipe(dataset)
+        count = sessions if recipe.simulation else None
+        runs.append(Run(dataset, backbone, *choice, seed, epochs or recipe.epochs, count))
     return runs
 
 
@@ -273,22 +273,17 @@ def execute(runs: Sequence[Run], folder: Path, threads: int, tracking: Tracking 
                 "chosen": chosen,
                 **facts,
             }
-            _write_record(record, report, folder / "runs" / run.key)
-
-
-def _write_record(record: Mapping[str, Any], report: EvaluationReport, path: Path) -> None:
-    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
-    write_whole(_with_ending(path, ".parquet"), report.sessions.write_parquet)
-    write_whole(_with_ending(path, ".json"), lambda place: place.write_text(text, encoding="utf-8"))
+            text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+            write_whole(run.file(folder, "parquet"), report.sessions.write_parquet)
+            write_whole(run.file(folder, "json"), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read_record(run: Run, folder: Path) -> dict[str, Any] | None:
     """Return the record of an earlier `execute`; None if there is none, or its files are damaged."""
-    path = folder / "runs" / run.key
-    if not _with_ending(path, ".parquet").is_file():
+    if not run.file(folder, "parquet").is_file():
         return None
     try:
-        record = json.loads(_with_ending(path, ".json").read_text(encoding="utf-8"))
+        record = json.loads(run.file(folder, "json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("metrics"), Mapping):
@@ -374,8 +369,3 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(module, data)
-
-
-def _with_ending(path: Path, ending: str) -> Path:
-    # Not `with_suffix`, which would cut the weight at its dot.
-    return path.with_name(path.name + ending)
