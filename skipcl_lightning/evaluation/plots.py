@@ -114,20 +114,10 @@ def save_segment_plot(
 
 
 def make_figure(width: float, height: float, *, dpi: int = 160) -> Any:
-    """Return a figure that needs no display and changes no global state.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        dpi: Pixels per inch.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-    """
+    """Return a figure, its sides in inches, that needs no display and changes no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Not by pyplot, which needs a display and keeps global state.
     figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
@@ -174,12 +164,7 @@ def _draw_segments(axis: Any, part: pl.DataFrame, colour: str, label: str, shift
 
 
 def tidy_axis(axis: Any, along: str) -> None:
-    """Draw a faint grid, and remove the frame on the sides without values.
-
-    Args:
-        axis: A `matplotlib.axes.Axes`.
-        along: The axis of the grid: `x`, `y` or `both`.
-    """
+    """Draw a faint grid along `x`, `y` or `both`, and remove the frame on the sides without values."""
     axis.grid(axis=along, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=INK)

@@ -70,12 +70,6 @@ def is_query_model(model: object) -> "TypeIs[QueryModel]":
 
     `isinstance` is not used, because from Python 3.12 on it does not find parameters of an `nn.Module`.
 
-    Args:
-        model: Any object.
-
-    Returns:
-        Whether it has both.
-
     Examples:
         >>> is_query_model(torch.nn.Linear(2, 2))
         False
@@ -101,15 +95,8 @@ def changed_scores(model: QueryModel, batch: SessionBatch) -> dict[str, Any]:
 def held_out_batches(data: SessionDataModule, split: str, *models: object) -> "DataLoader[SessionBatch]":
     """Return the batches of a held-out set, with all that the models were trained to see of a session.
 
-    Data without a `max_length` of its own may have been fitted with another model since, of a shorter one.
-
-    Args:
-        data: The sessions.
-        split: `validation` or `test`.
-        models: The models; one without an encoder sees what the data has.
-
-    Returns:
-        A loader.
+    Data without a `max_length` of its own may have been fitted with another model since, of a shorter one. A
+    model without an encoder sees what the data has.
     """
     encoders = [getattr(model, "encoder", None) for model in models]
     lengths = [encoder.max_length for encoder in encoders if isinstance(encoder, SessionEncoder)]

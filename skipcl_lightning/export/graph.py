@@ -27,11 +27,7 @@ _ROW, _PLACE = "batch", "length"
 
 
 class Graph(nn.Module):
-    """A model as a function of tensors alone.
-
-    Args:
-        scorer: The model; it is copied to the CPU, as float32.
-    """
+    """A model as a function of tensors alone; it is copied to the CPU, as float32."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -172,15 +168,7 @@ def _replace_recurrent(module: nn.Module) -> None:
 
 
 def write_pt2(graph: Graph, path: Path) -> None:
-    """Write a graph by `torch.export`.
-
-    Args:
-        graph: The model.
-        path: The new file.
-
-    Raises:
-        ValueError: The model cannot be exported, or the file gives other outputs.
-    """
+    """Write a graph by `torch.export`; a `ValueError` if it cannot, or the file gives other outputs."""
     # In memory first, because torch ends the whole process where a disk is full.
     with io.BytesIO() as buffer:
         torch.export.save(graph.program, buffer)
@@ -192,10 +180,6 @@ def write_pt2(graph: Graph, path: Path) -> None:
 
 def write_onnx(graph: Graph, path: Path) -> None:
     """Write a graph as ONNX; a graph above 2 GiB has its weights in a second file, `<name>.data`.
-
-    Args:
-        graph: The model.
-        path: The new file.
 
     Raises:
         ImportError: A package of the extra `export` is not installed.
