@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
@@ -33,27 +34,22 @@ PADDING_INDEX = 0
 
 TargetRule = Literal["next_listened", "next"]
 
-# The arguments of a batch whose second dimension is the position in a session.
-_BY_POSITION = (
-    "items",
-    "feedback",
-    "cloze_mask",
-    "explicit_feedback",
-    "mined_negatives",
-    "mined_positives",
-    "context",
-)
-_FIELDS = (
-    *_BY_POSITION,
-    "target",
-    "target_feedback",
-    "session_index",
-    "seen",
-    "cold_target",
-    "history",
-    "skip_threshold",
-    "num_tracks",
-)
+# The shape and dtype of each tensor of a batch.
+_TENSORS = {
+    "items": ("B L", torch.int64),
+    "feedback": ("B L", torch.float32),
+    "cloze_mask": ("B L", torch.bool),
+    "explicit_feedback": ("B L", torch.float32),
+    "mined_negatives": ("B L M", torch.int64),
+    "mined_positives": ("B L P", torch.int64),
+    "context": ("B L C", torch.int64),
+    "target": ("B", torch.int64),
+    "target_feedback": ("B", torch.float32),
+    "session_index": ("B", torch.int64),
+    "seen": ("B S", torch.int64),
+    "cold_target": ("B", torch.bool),
+    "history": ("B H", torch.int64),
+}
 
 
 class SessionBatch:
@@ -131,30 +127,6 @@ class SessionBatch:
         skip_threshold: float = 0.0,
         num_tracks: int | None = None,
     ) -> None:
-        sizes = check_shape("items", items, "B L", dtype=torch.int64)
-        check_shape("feedback", feedback, "B L", sizes, dtype=torch.float32)
-        if (target is None) != (target_feedback is None):
-            raise ValueError("`target` and `target_feedback` must be given together, got only one of them.")
-        optional = {
-            "target": (target, "B", torch.int64),
-            "target_feedback": (target_feedback, "B", torch.float32),
-            "session_index": (session_index, "B", torch.int64),
-            "seen": (seen, "B S", torch.int64),
-            "cloze_mask": (cloze_mask, "B L", torch.bool),
-            "explicit_feedback": (explicit_feedback, "B L", torch.float32),
-            "mined_negatives": (mined_negatives, "B L M", torch.int64),
-            "mined_positives": (mined_positives, "B L P", torch.int64),
-            "cold_target": (cold_target, "B", torch.bool),
-            "history": (history, "B H", torch.int64),
-            "context": (context, "B L C", torch.int64),
-        }
-        for name, (tensor, shape, dtype) in optional.items():
-            if tensor is not None:
-                check_shape(name, tensor, shape, sizes, dtype=dtype)
-        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-        _check_signal("feedback", feedback)
-        _check_signal("explicit_feedback", explicit_feedback)
-        _check_signal("target_feedback", target_feedback)
         self.items: Final = items
         self.feedback: Final = feedback
         self.target: Final = target
@@ -169,9 +141,20 @@ class SessionBatch:
         self.history: Final = history
         self.context: Final = context
         self.skip_threshold: Final = skip_threshold
+        self.num_tracks: Final = num_tracks
+        if (target is None) != (target_feedback is None):
+            raise ValueError("`target` and `target_feedback` must be given together, got only one of them.")
+        sizes: dict[str, int] = {}
+        for name, (shape, dtype) in _TENSORS.items():
+            tensor = getattr(self, name)
+            if tensor is None and name not in ("items", "feedback"):
+                continue
+            sizes = check_shape(name, tensor, shape, sizes, dtype=dtype)
+            if dtype == torch.float32:
+                _check_signal(name, tensor)
+        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         if num_tracks is not None:
             check_integer("num_tracks", num_tracks, minimum=0)
-        self.num_tracks: Final = num_tracks
 
     @property
     def valid_mask(self) -> Tensor:
@@ -209,16 +192,13 @@ class SessionBatch:
         return self.items.shape[0]
 
     def __repr__(self) -> str:
-        given = [
-            name for name in _FIELDS if name not in ("items", "feedback", "skip_threshold", "num_tracks")
-        ]
-        present = "".join(f", {name}" for name in given if getattr(self, name) is not None)
+        present = "".join(f", {name}" for name in self._tensors() if name not in ("items", "feedback"))
         sessions, positions = self.items.shape
         return f"SessionBatch({sessions} sessions of up to {positions} items{present}; {self.items.device})"
 
     def __getitem__(self, rows: slice | Tensor) -> "SessionBatch":
         """Return some of the sessions, by a slice, a [N] int64 tensor of rows or a [B] bool mask."""
-        return self._map(lambda tensor: tensor[rows]).replace(num_tracks=None)
+        return self._map(lambda tensor: tensor[rows])
 
     def worst_if_cold(self, values: Tensor, worst: float) -> Tensor:
         """Return ranks or scores of the targets, with the worst value for targets that training never saw.
@@ -241,11 +221,13 @@ class SessionBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "SessionBatch":
         """Return the same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(
+            lambda tensor: tensor.to(device, non_blocking=non_blocking), num_tracks=self.num_tracks
+        )
 
     def pin_memory(self) -> "SessionBatch":
         """Return the same batch in page-locked memory, from which a copy to a GPU need not wait."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(Tensor.pin_memory, num_tracks=self.num_tracks)
 
     def latest(self, length: int) -> "SessionBatch":
         """Return the same sessions, each cut to its latest items.
@@ -270,13 +252,13 @@ class SessionBatch:
             return self
         start = (self.lengths - length).clamp(min=0)
         positions = start[:, None] + torch.arange(length, device=start.device)  # [B, length]
-        cut = {name: value for name in _BY_POSITION if (value := getattr(self, name)) is not None}
         rows = torch.arange(len(self), device=start.device)[:, None]
-        return self.replace(
-            num_tracks=self.num_tracks,
-            seen=self.seen_items,
-            **{name: tensor[rows, positions] for name, tensor in cut.items()},
-        )
+        cut = {
+            name: tensor[rows, positions]
+            for name, tensor in self._tensors().items()
+            if _TENSORS[name][0].startswith("B L")
+        }
+        return self.replace(num_tracks=self.num_tracks, seen=self.seen_items, **cut)
 
     def replace(self, **changes: Any) -> "SessionBatch":
         """Return the same batch with other values of some arguments.
@@ -298,19 +280,22 @@ class SessionBatch:
             changes["num_tracks"] = None
         elif "items" in changes:
             changes.setdefault("num_tracks", None)
+        same = {"skip_threshold": self.skip_threshold, "num_tracks": self.num_tracks}
+        return SessionBatch(**{**self._tensors(), **same, **changes})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the batch has, by name."""
         # By name: compilers of torch before 2.13 cannot read an object's `vars`.
-        return SessionBatch(**{**{name: getattr(self, name) for name in _FIELDS}, **changes})
+        return {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "SessionBatch":
-        tensors = {name: value for name in _FIELDS if isinstance(value := getattr(self, name), Tensor)}
-        return self.replace(
-            num_tracks=self.num_tracks, **{name: function(tensor) for name, tensor in tensors.items()}
-        )
+    def _map(self, function: Callable[[Tensor], Tensor], *, num_tracks: int | None = None) -> "SessionBatch":
+        tensors = {name: function(tensor) for name, tensor in self._tensors().items()}
+        return self.replace(num_tracks=num_tracks, **tensors)
 
 
-def _check_signal(name: str, signal: Tensor | None) -> None:
+def _check_signal(name: str, signal: Tensor) -> None:
     """Raise unless feedback holds numbers in [-1, 1]; on a CPU only, where the check costs no wait."""
-    if signal is None or signal.device.type != "cpu" or torch.compiler.is_compiling():
+    if signal.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values = signal.detach().numpy()  # the tensor's own memory
     right = abs(values) <= 1  # False for NaN
@@ -413,9 +398,8 @@ def next_listened(feedback: Tensor, valid_mask: Tensor, *, skip_threshold: float
     listened = valid_mask & (feedback >= skip_threshold)
     candidates = torch.where(listened, positions, length)
     at_or_after = candidates.flip(1).cummin(dim=1).values.flip(1)
-    after = torch.cat([at_or_after[:, 1:], at_or_after.new_full((len(feedback), 1), length)], dim=1)[
-        :, :length
-    ]
+    # Not `pad`, which would fix the length in a compiled step.
+    after = torch.cat([at_or_after, at_or_after.new_full((len(feedback), 1), length)], dim=1)[:, 1:]
     return torch.where(after < length, after, -1)
 
 
@@ -460,10 +444,9 @@ def target_positions(
         heard = feedback.masked_fill(disliked, -1.0)
         position = next_listened(heard, valid_mask, skip_threshold=skip_threshold)
         return torch.where(valid_mask, position, -1)
-    wanted = valid_mask & ~disliked
-    position = torch.arange(1, sizes["L"] + 1, device=items.device).expand_as(items)
-    wanted = torch.cat([wanted[:, 1:], torch.zeros_like(wanted[:, :1])], dim=1)[:, : sizes["L"]]
-    return torch.where(valid_mask & wanted, position, -1)
+    following = torch.arange(1, sizes["L"] + 1, device=items.device)
+    wanted = F.pad(valid_mask & ~disliked, (0, 1))[:, 1:]
+    return torch.where(valid_mask & wanted, following, -1)
 
 
 def next_item_targets(
