@@ -458,7 +458,7 @@ def rank_batch(
         >>> found.ranks, found.skip_mask
         (tensor([2]), tensor([[False,  True]]))
     """
-    target, feedback = _targets(batch)
+    target = _target(batch)
     if retired is not None:
         cold = retired[target] if batch.cold_target is None else retired[target] | batch.cold_target
         batch = batch.replace(cold_target=cold)
@@ -481,8 +481,7 @@ def rank_batch(
         values = (products if added is None else products + look_up_scores(added, ranked)).float()
         ranks = candidate_ranks(values[:, 0], values[:, 1:], candidates, ties=ties)
         worst = candidates.shape[1] + 1
-    ranks = _worst_if_seen(ranks, worst, batch, target) if exclude_seen else ranks
-    return _assemble(batch, target, feedback, ranks, worst, (own, others, pairs))
+    return _assemble(batch, ranks, worst, (own, others, pairs), exclude_seen=exclude_seen)
 
 
 @torch.no_grad()
@@ -516,7 +515,7 @@ def rank_scored_batch(
         >>> rank_scored_batch(torch.tensor([[9.0, 1.0, 2.0, 3.0]]), batch).ranks
         tensor([2])
     """
-    target, feedback = _targets(batch)
+    target = _target(batch)
     own = scores.gather(1, target[:, None]).squeeze(1)
     if candidates is None:
         ranked = exclude_items(scores, batch.seen_items) if exclude_seen else scores
@@ -524,40 +523,36 @@ def rank_scored_batch(
     else:
         ranks = candidate_ranks(own, scores.gather(1, candidates), candidates, ties=ties)
         worst = candidates.shape[1] + 1
-    ranks = _worst_if_seen(ranks, worst, batch, target) if exclude_seen else ranks
     pairs = skip_pair_mask(target, batch.items, batch.rejected_mask)
-    return _assemble(batch, target, feedback, ranks, worst, (own, scores.gather(1, batch.items), pairs))
+    others = scores.gather(1, batch.items)
+    return _assemble(batch, ranks, worst, (own, others, pairs), exclude_seen=exclude_seen)
 
 
-def _worst_if_seen(ranks: Tensor, worst: int, batch: SessionBatch, target: Tensor) -> Tensor:
-    """[B] ranks, and the worst one for each target that its session already held."""
-    return torch.where(_is_seen(batch, target), torch.full_like(ranks, worst), ranks)
-
-
-def _is_seen(batch: SessionBatch, target: Tensor) -> Tensor:
-    return (batch.seen_items == target[:, None]).any(dim=1)
-
-
-def _targets(batch: SessionBatch) -> tuple[Tensor, Tensor]:
-    if batch.target is None or batch.target_feedback is None:
+def _target(batch: SessionBatch) -> Tensor:
+    if batch.target is None:
         raise ValueError("`batch` must have targets, got none. Use a validation or test loader.")
-    return batch.target, batch.target_feedback
+    return batch.target
 
 
 def _assemble(
     batch: SessionBatch,
-    target: Tensor,
-    feedback: Tensor,
     ranks: Tensor,
     worst: int,
     scores: tuple[Tensor, Tensor, Tensor],
+    *,
+    exclude_seen: bool,
 ) -> RankedBatch:
+    """Return ranks and the result of `skip_pair_scores`, with `worst` for what cannot be recommended."""
+    seen = (batch.seen_items == _target(batch)[:, None]).any(dim=1)
+    ranks = ranks.masked_fill(seen, worst) if exclude_seen else ranks
+    own, others, pairs = scores
+    assert batch.target_feedback is not None  # noqa: S101 - given with the targets
     return RankedBatch(
         ranks=batch.worst_if_cold(ranks, worst),
         # The threshold of the metrics is 0.
-        target_feedback=feedback - batch.skip_threshold,
-        target_seen=_is_seen(batch, target),
-        target_scores=batch.worst_if_cold(scores[0], -torch.inf),
-        skip_scores=scores[1],
-        skip_mask=scores[2],
+        target_feedback=batch.target_feedback - batch.skip_threshold,
+        target_seen=seen,
+        target_scores=batch.worst_if_cold(own, -torch.inf),
+        skip_scores=others,
+        skip_mask=pairs,
     )

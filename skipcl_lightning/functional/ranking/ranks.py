@@ -31,10 +31,9 @@ __all__ = [
 ]
 
 TieRule = Literal["pessimistic", "mean", "optimistic"]
-_Comparison = Callable[..., Tensor]
 
 # Scores counted at once: they fit a CPU's cache, and sums of ones are exact in float32.
-_COUNTED_COLUMNS = 2**20
+_COUNTED = 2**20
 # More queries at once would make a block too narrow for a fast product.
 _MOST_ROWS = 4096
 # Up to this number, a sum of ones is exact in float32.
@@ -173,7 +172,8 @@ def target_ranks(
         own = own + look_up_scores(added, target[:, None])
     with full_precision(queries.device):
         if _is_better_wide(queries, candidates):
-            below, tied = _count_widely(queries, candidates, own)
+            are_below, are_tied = compare_all(queries, candidates[PADDING_INDEX + 1 :], own)
+            below, tied = are_below.sum(dim=1), are_tied.sum(dim=1)
         else:
             below, tied = _count_catalogue(queries, candidates, own, chunk_size)
     if added is not None:
@@ -255,12 +255,6 @@ def _is_better_wide(queries: Tensor, item_embeddings: Tensor) -> bool:
     return queries.device.type == "cuda" and len(queries) * len(item_embeddings) <= _MOST_WIDE
 
 
-def _count_widely(queries: Tensor, item_embeddings: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the result of `_count_catalogue` from float64 scores of all items."""
-    is_below, is_tied = compare_all(queries, item_embeddings[PADDING_INDEX + 1 :], own)
-    return is_below.sum(dim=1), is_tied.sum(dim=1)
-
-
 def _count_excluded(
     queries: Tensor, item_embeddings: Tensor, own: Tensor, target: Tensor, exclude: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,30 +292,22 @@ def _count_added(
     )
 
 
-def count_where(
-    comparison: _Comparison, scores: Tensor, bound: Tensor, *, scratch: Tensor | None = None
-) -> Tensor:
+def count_where(comparison: Callable[..., Tensor], scores: Tensor, bound: Tensor) -> Tensor:
     """[N] int64: the number of scores of each row for which a comparison with `bound` holds; NaN never does.
 
     On a CPU, torch adds up booleans about ten times slower than floats (torch 2.13), so the comparison writes
-    ones and zeros into a block of floats, `scratch` if given.
+    ones and zeros into a block of floats.
     """
     if scores.device.type != "cpu":
         return comparison(scores, bound).sum(dim=1)
-    rows, columns = scores.shape
-    if scratch is not None and scratch.numel() >= scores.numel():
-        ones = scratch.flatten()[: scores.numel()].view(rows, columns)
-        return comparison(scores, bound, out=ones).sum(dim=1).long()
-    width = min(max(columns, 1), _COUNTED_COLUMNS)
-    height = max(1, _COUNTED_COLUMNS // width)
-    block = torch.empty(min(height, rows) * width)
-    counts = torch.zeros(rows, dtype=torch.int64)
-    for left in range(0, columns, width):
-        for top in range(0, rows, height):
-            part = scores[top : top + height, left : left + width]
-            counts[top : top + height] += count_where(
-                comparison, part, bound[top : top + height], scratch=block
-            )
+    height = max(1, _COUNTED // max(1, scores.shape[1]))
+    block = torch.empty(min(height, len(scores)), min(scores.shape[1], _COUNTED))
+    counts = torch.zeros(len(scores), dtype=torch.int64)
+    for top in range(0, len(scores), height):
+        rows = slice(top, top + height)
+        for part in torch.split(scores[rows], _COUNTED, dim=1):
+            ones = comparison(part, bound[rows], out=block[: len(part), : part.shape[1]])
+            counts[rows] += ones.sum(dim=1).long()
     return counts
 
 
