@@ -103,16 +103,8 @@ def _search_in_float32(
     # One for all, because new memory costs as much time as half the product.
     space = queries.new_empty(min(height, len(queries)), len(item_embeddings))
     found = [
-        _search_once(
-            queries[top : top + height],
-            item_embeddings,
-            top_k,
-            None if exclude is None else exclude[top : top + height],
-            retired,
-            largest,
-            space,
-        )
-        for top in range(0, len(queries), height)
+        _search_once(queries[rows], item_embeddings, top_k, _of(exclude, rows), retired, largest, space)
+        for rows in _blocks(len(queries), height)
     ]
     items, scores, exact = (torch.cat(parts) for parts in zip(*found, strict=True))
     return items, scores, exact
@@ -169,21 +161,22 @@ def _search_in_float64(
 ) -> tuple[Tensor, Tensor]:
     """Return the best items of all queries and their scores."""
     height = max(1, min(len(queries), _MOST_ROWS, chunk_size))
-    items = [queries.new_empty(0, top_k, dtype=torch.int64)]
-    scores = [queries.new_empty(0, top_k, dtype=torch.float32)]
-    for top in range(0, len(queries), height):
-        rows = slice(top, top + height)
-        found = _search(
-            queries[rows],
-            item_embeddings,
-            top_k,
-            None if exclude is None else exclude[rows],
-            retired,
-            width=max(1, chunk_size // height),
-        )
-        items.append(found[0])
-        scores.append(found[1])
-    return torch.cat(items), torch.cat(scores)
+    width = max(1, chunk_size // height)
+    found = [
+        _search(queries[rows], item_embeddings, top_k, _of(exclude, rows), retired, width=width)
+        for rows in _blocks(len(queries), height)
+    ]
+    items, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return items, scores
+
+
+def _blocks(num_queries: int, height: int) -> list[slice]:
+    """Return slices of at most `height` queries; of none, an empty one."""
+    return [slice(top, top + height) for top in range(0, max(1, num_queries), height)]
+
+
+def _of(exclude: Tensor | None, rows: slice) -> Tensor | None:
+    return None if exclude is None else exclude[rows]
 
 
 def _search(
