@@ -1,6 +1,6 @@
 """Next-item losses over the positions that have a target."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -111,19 +111,7 @@ class _SharedNegatives(nn.Module):
         *,
         most_targets: int | None = None,
     ) -> Tensor:
-        """Return the mean loss over the positions with a target.
-
-        Args:
-            query: [B, L, D] floating point, the backbone's output.
-            item_embeddings: [V + 1, D] floating point; row 0 is padding.
-            target: [B, L] int64 in 0..V; 0 where there is nothing to predict.
-            weight: [B, L] floating point above 0, the weight of each position in the mean; None for equal
-                weights.
-            most_targets: An upper bound of the number of targets, or None. A GPU computes logits at this many
-                positions, or at all positions.
-
-        Returns:
-            A scalar; exactly 0, with a zero gradient, without targets.
+        """Return the mean loss over the positions with a target; arguments as in `FullSoftmax.forward`.
 
         Raises:
             ValueError: Shapes disagree, a target is not in 0..V, or there are not fewer negatives than items.
@@ -133,15 +121,8 @@ class _SharedNegatives(nn.Module):
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         return self._loss(query, item_embeddings, target, negatives, weight)
 
-    def _loss(
-        self,
-        query: Tensor,
-        item_embeddings: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        weight: Tensor | None,
-    ) -> Tensor:
-        """Return the weighted mean at [N, D] queries against [K] negatives."""
+    def _loss(self, *tensors: Any) -> Tensor:
+        """Return the weighted mean; the tensors are the query, table, target, negatives and weight."""
         raise NotImplementedError
 
 
@@ -172,24 +153,14 @@ class SampledSoftmax(_SharedNegatives):
         super().__init__(num_negatives, sampler=sampler)
         self.correct_sampling = correct_sampling
 
-    def _loss(
-        self,
-        query: Tensor,
-        item_embeddings: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        weight: Tensor | None,
-    ) -> Tensor:
+    def _loss(self, *tensors: Any) -> Tensor:
         log_probability = None
         if self.correct_sampling:
+            _, item_embeddings, _, negatives, _ = tensors
             num_items = len(item_embeddings) - 1
             log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
         return chunked_sampled_softmax_loss(
-            query,
-            item_embeddings,
-            target,
-            negatives,
-            weight,
+            *tensors,
             negative_log_probability=log_probability,
             sparse_gradients=self.sparse_gradients,
         )
@@ -231,22 +202,9 @@ class GBCE(_SharedNegatives):
         check_number("calibration", calibration, minimum=0, maximum=1)
         self.calibration = calibration
 
-    def _loss(
-        self,
-        query: Tensor,
-        item_embeddings: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        weight: Tensor | None,
-    ) -> Tensor:
+    def _loss(self, *tensors: Any) -> Tensor:
         return chunked_gbce_loss(
-            query,
-            item_embeddings,
-            target,
-            negatives,
-            weight,
-            calibration=self.calibration,
-            sparse_gradients=self.sparse_gradients,
+            *tensors, calibration=self.calibration, sparse_gradients=self.sparse_gradients
         )
 
 
@@ -284,22 +242,9 @@ class BPRMax(_SharedNegatives):
         check_number("regularisation", regularisation, minimum=0)
         self.regularisation = regularisation
 
-    def _loss(
-        self,
-        query: Tensor,
-        item_embeddings: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        weight: Tensor | None,
-    ) -> Tensor:
+    def _loss(self, *tensors: Any) -> Tensor:
         return chunked_bpr_max_loss(
-            query,
-            item_embeddings,
-            target,
-            negatives,
-            weight,
-            regularisation=self.regularisation,
-            sparse_gradients=self.sparse_gradients,
+            *tensors, regularisation=self.regularisation, sparse_gradients=self.sparse_gradients
         )
 
 
