@@ -138,6 +138,11 @@ class SkipInfoNCE(SessionHead):
         batch = as_batch(sessions)
         if batch.cloze_mask is not None:
             self.check_cloze()
+        candidates = None
+        if self.bank is not None:
+            table = require_table(item_embeddings, "a memory bank")
+            rows = look_up(self.bank, table, sparse=self.sparse_gradients)
+            candidates = Candidates(self.bank, rows.to(keys.dtype))
         loss = skip_info_nce(
             keys if self.query == "item" else query,
             keys,
@@ -147,11 +152,13 @@ class SkipInfoNCE(SessionHead):
             num_hardest=self.num_hardest,
             gather_ranks=self.gather_ranks,
             mined_positive_weight=self.mined_positive_weight,
-            candidates=self._bank_candidates(keys, item_embeddings),
+            candidates=candidates,
             sparse_gradients=self.sparse_gradients,
             **self.contrast.options,
         )
-        self._remember(batch)
+        if self.bank is not None and self.training:
+            # Not in place: the backward pass may still need the old bank.
+            self.bank = _remember(self.bank, batch)
         return loss
 
     def check_cloze(self) -> None:
@@ -167,19 +174,9 @@ class SkipInfoNCE(SessionHead):
                 "position is the very one that it is pulled to."
             )
 
-    def _bank_candidates(self, keys: Tensor, item_embeddings: Tensor | None) -> Candidates | None:
-        if self.bank is None:
-            return None
-        table = require_table(item_embeddings, "a memory bank")
-        rows = look_up(self.bank, table, sparse=self.sparse_gradients)
-        return Candidates(self.bank, rows.to(keys.dtype))
 
-    @torch.no_grad()
-    def _remember(self, batch: SessionBatch) -> None:
-        """Put the rejected items of a batch at the front of the bank."""
-        if self.bank is None or not self.training:
-            return
-        rejected = torch.where(batch.rejected_mask, batch.items, PADDING_INDEX).flatten()
-        latest = torch.cat([gather_latest(rejected, len(self.bank)), self.bank])
-        # Not in place: the backward pass may still need the old bank.
-        self.bank = move_padding_last(latest)[: len(self.bank)]
+def _remember(bank: Tensor, batch: SessionBatch) -> Tensor:
+    """Return the bank with the rejected items of a batch at its front."""
+    rejected = torch.where(batch.rejected_mask, batch.items, PADDING_INDEX).flatten()
+    latest = torch.cat([gather_latest(rejected, len(bank)), bank])
+    return move_padding_last(latest)[: len(bank)]

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch, next_listened
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch, training_targets
 from skipcl_lightning.functional.backbone_input import cloze_positives
 from skipcl_lightning.functional.next_item.look_up import look_up, require_table
-from skipcl_lightning.functional.products import at_least_float32, cosine
+from skipcl_lightning.functional.products import cosine
 
 __all__ = [
     "PASSED",
@@ -24,6 +24,7 @@ __all__ = [
     "Negatives",
     "Reduction",
     "SkipWeights",
+    "absent_mask",
     "candidate_similarity",
     "check_info_nce_settings",
     "gather_candidates",
@@ -35,7 +36,6 @@ __all__ = [
     "session_contrast",
     "settings_within_session",
     "skip_info_nce",
-    "unkept_mask",
     "weighted_mean",
 ]
 
@@ -182,16 +182,13 @@ def session_contrast(sessions: Sessions, **contrast: Unpack[ContrastOptions]) ->
         (tensor([[ True, False, False, False]]), tensor([False,  True, False, False]))
     """
     batch, settings = as_batch(sessions), ContrastSettings(**contrast)
-    items, valid_mask, listened, rejected = (
-        batch.items,
-        batch.valid_mask,
-        batch.listened_mask,
-        batch.rejected_mask,
-    )
-    kept = valid_mask & ~rejected
+    items, listened, rejected = batch.items, batch.listened_mask, batch.rejected_mask
+    kept = batch.valid_mask & ~rejected
     positive_position = _positive_position(batch, settings)
     positive = positive_position.clamp(min=0)
-    anchor_mask = (listened if settings.anchors == "listened" else valid_mask) & (positive_position >= 0)
+    anchor_mask = positive_position >= 0
+    if settings.anchors == "listened":
+        anchor_mask = anchor_mask & listened
     same_item = items[:, :, None] == items[:, None, :]  # [B, L, L]
     also_kept = (same_item & kept[:, :, None]).any(dim=1)
     within_reach = _within_reach(listened, positive, settings.negatives)
@@ -213,14 +210,14 @@ def session_contrast(sessions: Sessions, **contrast: Unpack[ContrastOptions]) ->
 def reduce_anchors(
     losses: Tensor, weights: Tensor, reduction: Reduction, *, gather_ranks: bool = False
 ) -> Tensor:
-    """Return the [B, L] losses of the anchors, their weighted mean or their weighted sum.
+    """Return the [B, L] losses of the anchors, 0 elsewhere, or their weighted mean or sum.
 
-    Losses and weights are 0 where there is no anchor. A mean over no anchor is exactly 0. With
-    `gather_ranks`, the mean is over the anchors of all W processes: each process returns W times its own
-    weighted sum divided by the weights of all processes, so the average that DDP takes of the gradients is
-    that of the global mean.
+    Weights are 0 where there is no anchor. A mean over no anchor is exactly 0. With `gather_ranks`, the mean
+    is over the anchors of all W processes: each process returns W times its own weighted sum divided by the
+    weights of all processes, so the average that DDP takes of the gradients is that of the global mean.
     """
     check_choice("reduction", reduction, get_args(Reduction))
+    losses = torch.where(weights > 0, losses, 0)
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -245,13 +242,10 @@ def is_distributed() -> bool:
 
 def _positive_position(batch: SessionBatch, settings: ContrastSettings) -> Tensor:
     """[B, L] int64: the position of the positive of each position, or -1."""
-    if batch.cloze_mask is not None:
-        settings.check_cloze()
-        return cloze_positives(batch.items, batch.listened_mask, batch.cloze_mask)
-    feedback = batch.feedback
-    if batch.explicit_feedback is not None:
-        feedback = feedback.masked_fill(batch.explicit_feedback < 0, -1.0)
-    return next_listened(feedback, batch.valid_mask, skip_threshold=batch.skip_threshold)
+    if batch.cloze_mask is None:
+        return training_targets(batch, "next_listened")
+    settings.check_cloze()
+    return cloze_positives(batch.items, batch.listened_mask, batch.cloze_mask)
 
 
 def _within_reach(listened: Tensor, positive: Tensor, negatives: Negatives) -> Tensor:
@@ -264,21 +258,18 @@ def _within_reach(listened: Tensor, positive: Tensor, negatives: Negatives) -> T
     if negatives == "past":
         return before
     latest = torch.where(listened, positions, -1).cummax(dim=1).values
-    previous = torch.cat([torch.full_like(latest[:, :1], -1), latest], dim=1)[:, :length]
+    previous = F.pad(latest, (1, 0), value=-1)[:, :length]
     return before & (positions > previous.gather(1, positive)[:, :, None])
 
 
 def _log_weights(batch: SessionBatch, settings: ContrastSettings) -> Tensor:
     """[B, L] log w_s; its values at positions that are not rejected are finite and unused."""
-    feedback, explicit = at_least_float32(batch.feedback), batch.explicit_feedback
-    by_strength = settings.skip_weights == "strength"
-    weights = (
-        (batch.skip_threshold - feedback) / (batch.skip_threshold + 1)
-        if by_strength
-        else torch.ones_like(feedback)
-    )
+    explicit, by_strength = batch.explicit_feedback, settings.skip_weights == "strength"
+    weights = torch.ones_like(batch.feedback)
+    if by_strength:
+        weights = (batch.skip_threshold - batch.feedback) / (batch.skip_threshold + 1)
     if explicit is not None:
-        dislikes = -explicit if by_strength else torch.ones_like(feedback)
+        dislikes = -explicit if by_strength else torch.ones_like(explicit)
         weights = torch.where(explicit < 0, settings.dislike_weight * dislikes, weights)
     return weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
 
@@ -339,17 +330,16 @@ def candidate_similarity(
     return cosine(query, part.keys, temperature, query_mask=query_mask)
 
 
-def unkept_mask(part: Candidates, kept_items: Tensor) -> Tensor:
-    """Return which candidates a session may be pushed from: those that it does not keep itself.
+def absent_mask(part: Candidates, items: Tensor) -> Tensor:
+    """Return which candidates are an item, but none of those of the session, [B, X] int64.
 
-    `kept_items` [B, L] int64 are the items that each session does not reject; 0 elsewhere. The result is
-    [B, 1, C] bool for shared candidates, else [B, L, C], and False at item 0.
+    The result is [B, 1, C] bool for shared candidates, else [B, L, C].
     """
     shared = part.items.dim() == 1
-    wanted = part.items.expand(len(kept_items), -1) if shared else part.items.flatten(1)
-    kept = kept_items.sort(dim=1).values
-    place = torch.searchsorted(kept, wanted.contiguous()).clamp(max=kept.shape[1] - 1)
-    mask = (kept.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
+    wanted = part.items.expand(len(items), -1) if shared else part.items.flatten(1)
+    items = items.sort(dim=1).values
+    place = torch.searchsorted(items, wanted.contiguous()).clamp(max=items.shape[1] - 1)
+    mask = (items.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
     return mask[:, None, :] if shared else mask.view(part.items.shape)
 
 
@@ -499,25 +489,25 @@ def skip_info_nce(
     valid_mask = batch.valid_mask
     similarity = cosine(query, keys, temperature, query_mask=valid_mask, keys_mask=valid_mask)
     own_logit = similarity.gather(2, found.positive_position[..., None]).squeeze(2)
-    parts = []
-    shared = {"candidates": candidates} if candidates is not None else {}
+    parts, shared = [], {}
+    if candidates is not None:
+        shared["candidates"] = candidates
     if settings.negatives == "batch":
         own = rejected_candidates(keys, batch.items, found)
         shared["batch"] = gather_candidates(own) if gather_ranks else own
     else:
         parts.append((similarity, found.negative_mask, found.log_weight[:, None, :]))
-    mined_negatives, mined_positives = (
-        _mined(items, batch, item_embeddings, sparse_gradients)
-        for items in (batch.mined_negatives, batch.mined_positives)
-    )
-    if mined_negatives is not None:
-        shared["mined_negatives"] = mined_negatives
-    if mined_positives is not None:
-        positive_mask = _unrejected_mask(mined_positives, batch.items, found.rejected_mask)  # [B, L, P]
+    if batch.mined_negatives is not None:
+        shared["mined_negatives"] = _mined(batch.mined_negatives, batch, item_embeddings, sparse_gradients)
+    mined_positives = None
+    if batch.mined_positives is not None:
+        mined_positives = _mined(batch.mined_positives, batch, item_embeddings, sparse_gradients)
+        rejected = torch.where(found.rejected_mask, batch.items, PADDING_INDEX)
+        positive_mask = absent_mask(mined_positives, rejected)  # [B, L, P]
     for name, part in shared.items():
         logits = candidate_similarity(name, query, part, temperature, valid_mask)
         log_weight = logits.new_zeros(1) if part.log_weight is None else part.log_weight
-        mask = unkept_mask(part, found.kept_items)
+        mask = absent_mask(part, found.kept_items)
         if mined_positives is not None:
             mask = _without(mask, part.items, mined_positives.items.where(positive_mask, PADDING_INDEX))
         parts.append((logits, mask, log_weight))
@@ -529,13 +519,7 @@ def skip_info_nce(
         losses = (losses + mined_positive_weight * extra) / (
             1 + mined_positive_weight * positive_mask.sum(dim=2)
         )
-    anchor_mask = found.anchor_mask & has_negative
-    return reduce_anchors(
-        torch.where(anchor_mask, losses, 0),
-        found.anchor_weight * anchor_mask,
-        reduction,
-        gather_ranks=gather_ranks,
-    )
+    return reduce_anchors(losses, found.anchor_weight * has_negative, reduction, gather_ranks=gather_ranks)
 
 
 def check_info_nce_settings(
@@ -558,12 +542,8 @@ def check_info_nce_settings(
         )
 
 
-def _mined(
-    items: Tensor | None, batch: SessionBatch, item_embeddings: Tensor | None, sparse: bool
-) -> Candidates | None:
+def _mined(items: Tensor, batch: SessionBatch, item_embeddings: Tensor | None, sparse: bool) -> Candidates:
     """Return the mined items of the position before each positive."""
-    if items is None:
-        return None
     if batch.cloze_mask is not None:
         # The positive of a hidden position is the item there, so the position before it counts.
         items = F.pad(items[:, :-1], (0, 0, 1, 0), value=PADDING_INDEX)
@@ -575,13 +555,6 @@ def _without(mask: Tensor, items: Tensor, positives: Tensor) -> Tensor:
     for positive in positives.unbind(2):
         mask = mask & (items != positive[..., None])
     return mask
-
-
-def _unrejected_mask(part: Candidates, items: Tensor, rejected_mask: Tensor) -> Tensor:
-    """[B, L, P] bool: real mined positives that the session does not reject."""
-    rejected = torch.where(rejected_mask, items, PADDING_INDEX)
-    is_rejected = (part.items.flatten(1)[:, :, None] == rejected[:, None, :]).any(dim=2)
-    return (part.items != PADDING_INDEX) & ~is_rejected.view(part.items.shape)
 
 
 def _sum_negatives(

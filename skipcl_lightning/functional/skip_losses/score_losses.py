@@ -106,13 +106,12 @@ def mean_over_negatives(pairs: Tensor, contrast: Contrast) -> tuple[Tensor, Tens
     """Return the [B, L] weighted means over the negatives of each anchor, and the [B, L] anchors' weights.
 
     `pairs` [B, L, L] is a finite loss for each position and each item of its session. Both results are 0
-    where there is no anchor.
+    without negatives, and the weights without an anchor.
     """
     weights = contrast.log_weight.exp()[:, None, :] * contrast.negative_mask  # [B, L, L]
     total = weights.sum(dim=2)
     losses = (pairs * weights).sum(dim=2) / torch.where(total > 0, total, 1)
-    anchor_mask = contrast.anchor_mask & contrast.negative_mask.any(dim=2)
-    return torch.where(anchor_mask, losses, 0), contrast.anchor_weight * anchor_mask
+    return losses, contrast.anchor_weight * contrast.negative_mask.any(dim=2)
 
 
 def session_scores(query: Tensor, keys: Tensor, items: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
@@ -197,8 +196,7 @@ def skip_softmax(
         target = batch.items.gather(1, found.positive_position)
         logits = torch.cat([logits, sampled.masked_fill(samples == target[..., None], floor)], dim=2)
     losses = -F.logsigmoid(own - logits.logsumexp(dim=2))
-    anchor_mask = found.anchor_mask & found.negative_mask.any(dim=2)
-    return reduce_anchors(torch.where(anchor_mask, losses, 0), found.anchor_weight * anchor_mask, reduction)
+    return reduce_anchors(losses, found.anchor_weight * found.negative_mask.any(dim=2), reduction)
 
 
 # Closer to 0, log p has no finite log(1 - p) in float32, and no gradient.

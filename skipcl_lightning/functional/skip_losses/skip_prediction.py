@@ -150,7 +150,7 @@ def skip_prediction_loss(
         keys = keys.gather(1, targets.position[..., None].expand_as(keys))  # [B, L, M]
         logits = (query * keys).sum(dim=2) + bias
         losses = F.binary_cross_entropy_with_logits(logits, targets.label.to(logits.dtype), reduction="none")
-    return reduce_anchors(torch.where(targets.weight > 0, losses, 0), targets.weight, reduction)
+    return reduce_anchors(losses, targets.weight, reduction)
 
 
 def _labels(batch: SessionBatch, graded: bool) -> Tensor:
