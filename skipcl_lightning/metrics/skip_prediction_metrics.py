@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
 
 from skipcl_lightning._checks import check_integer, check_number, check_shape
@@ -28,9 +28,12 @@ __all__ = [
     "SkipBrierScore",
     "SkipCalibrationError",
     "SkipPredictionMetric",
-    "predicted_skips",
     "skip_prediction_metrics",
 ]
+
+
+# How far rounding, also in bfloat16, may move a probability out of [0, 1].
+_ROUNDING = 0.01
 
 
 class SkipPredictionMetric(CountMetric):
@@ -63,71 +66,30 @@ class SkipPredictionMetric(CountMetric):
         return f"{name}_{self.from_logits}_{self.skip_threshold}"
 
     def _predicted(self, skip_predictions: Tensor, target_feedback: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the result of `predicted_skips` within [0, 1], and update the extremes."""
-        probability, skipped, known = predicted_skips(
-            skip_predictions,
-            target_feedback,
-            from_logits=self.from_logits,
-            skip_threshold=self.skip_threshold,
-        )
-        setattr(self, self._extremes, _widen(getattr(self, self._extremes), probability, known))
+        """Return probabilities in [0, 1], float64, which targets were skipped, and which count, [N] each.
+
+        A NaN prediction stands for the certain opposite of the outcome. The extremes are updated.
+        """
+        sizes = check_shape("skip_predictions", skip_predictions, "N", floating=True)
+        check_shape("target_feedback", target_feedback, "N", sizes, floating=True)
+        skipped, known = target_feedback < self.skip_threshold, ~target_feedback.isnan()
+        predictions = skip_predictions.detach().double()
+        probability = predictions.sigmoid() if self.from_logits else predictions
+        probability = torch.where(probability.isnan(), (~skipped).double(), probability)
+        counted = torch.where(known, probability, 0.5)
+        # [-lowest, highest], so that processes may take the largest of both.
+        both = torch.cat([self._sum(self._extremes)[:, None], torch.stack([-counted, counted])], dim=1)
+        setattr(self, self._extremes, both.amax(dim=1))
         return probability.clamp(0, 1), skipped, known
 
     def _check_predictions(self) -> None:
-        _check_extremes(getattr(self, self._extremes))
-
-
-# How far rounding, also in bfloat16, may move a probability out of [0, 1].
-_ROUNDING = 0.01
-
-
-def _widen(extremes: Tensor, probability: Tensor, known: Tensor) -> Tensor:
-    """Return [-lowest, highest], float64, of earlier probabilities and of those of the targets that count."""
-    probability = torch.where(known, probability, 0.5)
-    return torch.cat([extremes[:, None], torch.stack([-probability, probability])], dim=1).amax(dim=1)
-
-
-def _check_extremes(extremes: Tensor) -> None:
-    below, highest = extremes.tolist()
-    wrong = -below if below > _ROUNDING else highest
-    if not -_ROUNDING <= wrong <= 1 + _ROUNDING:
-        raise ValueError(
-            f"`skip_predictions` must be probabilities in [0, 1], got {wrong:.6g}. For logits, make the "
-            "metric with `from_logits=True`."
-        )
-
-
-def predicted_skips(
-    skip_predictions: Tensor, target_feedback: Tensor, *, from_logits: bool, skip_threshold: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the probability of a skip, the outcome, and which targets count.
-
-    Args:
-        skip_predictions: [N] floating point, probabilities in [0, 1] or logits; NaN stands for the certain
-            opposite of the outcome.
-        target_feedback: [N] floating point; NaN does not count.
-        from_logits: Whether predictions are logits.
-        skip_threshold: Feedback below it is a skip.
-
-    Returns:
-        [N] float64 probabilities, [N] bool outcomes (True: skipped), and [N] bool, the targets that count.
-
-    Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Shapes disagree.
-
-    Examples:
-        >>> feedback = torch.tensor([1.0, float("nan")])
-        >>> predicted_skips(torch.tensor([0.25, 0.5]), feedback, from_logits=False, skip_threshold=0.0)[2]
-        tensor([ True, False])
-    """
-    sizes = check_shape("skip_predictions", skip_predictions, "N", floating=True)
-    check_shape("target_feedback", target_feedback, "N", sizes, floating=True)
-    skipped = target_feedback < skip_threshold
-    predictions = skip_predictions.detach().double()
-    probability = predictions.sigmoid() if from_logits else predictions
-    probability = torch.where(probability.isnan(), (~skipped).double(), probability)
-    return probability, skipped, ~target_feedback.isnan()
+        below, highest = self._sum(self._extremes).tolist()
+        wrong = -below if below > _ROUNDING else highest
+        if not -_ROUNDING <= wrong <= 1 + _ROUNDING:
+            raise ValueError(
+                f"`skip_predictions` must be probabilities in [0, 1], got {wrong:.6g}. For logits, make the "
+                "metric with `from_logits=True`."
+            )
 
 
 _PLACE_BITS = 20
@@ -238,18 +200,12 @@ class _SessionMetric(SkipPredictionMetric):
         codes = (((session_index << _PLACE_BITS) + place) << 1) + correct
         getattr(self, self._codes).append(codes[known])
 
-    def _session_accuracy(self) -> SessionAccuracy | None:
+    def _session_accuracy(self) -> SessionAccuracy:
         parts = getattr(self, self._codes)
-        if len(parts) == 0:
-            return None
-        codes = torch.unique(dim_zero_cat(parts))
+        # Before the first batch there is no part.
+        codes = torch.unique(dim_zero_cat(parts) if len(parts) else torch.arange(0, device=self.device))
         place = (codes >> 1) & ((1 << _PLACE_BITS) - 1)
         return session_accuracy((codes & 1).bool(), codes >> (_PLACE_BITS + 1), place)
-
-    def _mean(self, values: Tensor | None) -> Tensor:
-        return (
-            torch.tensor(torch.nan, device=self.device) if values is None else values.double().mean().float()
-        )
 
 
 class MeanAverageAccuracy(_SessionMetric):
@@ -281,8 +237,7 @@ class MeanAverageAccuracy(_SessionMetric):
     def compute(self) -> Tensor:
         """Return the mean over all sessions with a target so far; NaN without any."""
         self._check_predictions()
-        sessions = self._session_accuracy()
-        return self._mean(None if sessions is None else sessions.average_accuracy)
+        return self._session_accuracy().average_accuracy.mean().float()
 
 
 class FirstPredictionAccuracy(_SessionMetric):
@@ -300,8 +255,7 @@ class FirstPredictionAccuracy(_SessionMetric):
     def compute(self) -> Tensor:
         """Return the share of all sessions with a target so far; NaN without any."""
         self._check_predictions()
-        sessions = self._session_accuracy()
-        return self._mean(None if sessions is None else sessions.first_correct)
+        return self._session_accuracy().first_correct.double().mean().float()
 
 
 # Probabilities are added up as integers in this unit, so that no order of the targets changes a bit. An int64
@@ -426,7 +380,7 @@ def _in_units(values: Tensor) -> Tensor:
     return (values / _UNIT).round().long()
 
 
-class SkipAUC(BinaryAUROC):
+class SkipAUC(SkipPredictionMetric):
     """Area under the ROC curve of predicted skips, exact with ties. Higher is better; 0.5 is chance.
 
     It is the probability that a skipped target is predicted to be skipped with a higher probability than a
@@ -446,14 +400,13 @@ class SkipAUC(BinaryAUROC):
         tensor(0.6250)
     """
 
+    higher_is_better = True
+
     def __init__(self, *, from_logits: bool = False, skip_threshold: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(thresholds=None, **kwargs)
-        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-        self.from_logits = from_logits
-        self.skip_threshold = float(skip_threshold)
-        # Its name keeps a `MetricCollection` from merging metrics with other settings (`CountMetric`).
-        self._extremes = f"extremes_{from_logits}_{self.skip_threshold}"
-        self.add_state(self._extremes, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="max")
+        super().__init__(from_logits=from_logits, skip_threshold=skip_threshold, **kwargs)
+        self._probabilities, self._outcomes = self._named("probabilities"), self._named("outcomes")
+        for name in (self._probabilities, self._outcomes):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, skip_predictions: Tensor, target_feedback: Tensor) -> None:
         """Keep the targets of a batch.
@@ -466,22 +419,18 @@ class SkipAUC(BinaryAUROC):
             TypeError: A tensor has the wrong dtype.
             ValueError: Shapes disagree.
         """
-        probability, skipped, known = predicted_skips(
-            skip_predictions,
-            target_feedback,
-            from_logits=self.from_logits,
-            skip_threshold=self.skip_threshold,
-        )
-        setattr(self, self._extremes, _widen(getattr(self, self._extremes), probability, known))
-        # Never logits: torchmetrics takes a batch for logits only if a value is outside [0, 1].
-        super().update(probability[known].clamp(0, 1), skipped[known].long())
+        probability, skipped, known = self._predicted(skip_predictions, target_feedback)
+        getattr(self, self._probabilities).append(probability[known])
+        getattr(self, self._outcomes).append(skipped[known].long())
 
-    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics overrides its own base
+    def compute(self) -> Tensor:
         """Return the area over all targets so far; NaN unless some were skipped and some were not."""
-        _check_extremes(getattr(self, self._extremes))
-        if len(self.target) == 0 or len(torch.unique(dim_zero_cat(self.target))) < 2:
+        self._check_predictions()
+        outcomes = getattr(self, self._outcomes)
+        if len(outcomes) == 0 or len(torch.unique(dim_zero_cat(outcomes))) < 2:
             return torch.tensor(torch.nan, device=self.device)
-        return super().compute().float()
+        probabilities = dim_zero_cat(getattr(self, self._probabilities))
+        return binary_auroc(probabilities, dim_zero_cat(outcomes)).float()
 
 
 def skip_prediction_metrics(
