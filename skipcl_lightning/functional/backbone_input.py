@@ -80,24 +80,16 @@ def hide_masked(batch: SessionBatch, mask_index: int) -> SessionBatch:
         >>> hide_masked(batch, 9).items
         tensor([[1, 9]])
     """
-    if batch.cloze_mask is None:
+    hidden, explicit, context = batch.cloze_mask, batch.explicit_feedback, batch.context
+    if hidden is None:
         return batch
+    in_context = hidden | F.pad(hidden, (1, -1))  # and the positions after hidden ones
     return batch.replace(
-        items=torch.where(batch.cloze_mask, mask_index, batch.items),
-        feedback=torch.where(batch.cloze_mask, 0, batch.feedback),
-        explicit_feedback=(
-            None
-            if batch.explicit_feedback is None
-            else torch.where(batch.cloze_mask, 0, batch.explicit_feedback)
-        ),
-        context=None if batch.context is None else _hide_context(batch.context, batch.cloze_mask),
+        items=batch.items.masked_fill(hidden, mask_index),
+        feedback=batch.feedback.masked_fill(hidden, 0),
+        explicit_feedback=None if explicit is None else explicit.masked_fill(hidden, 0),
+        context=None if context is None else context.masked_fill(in_context[..., None], 0),
     )
-
-
-def _hide_context(context: Tensor, cloze_mask: Tensor) -> Tensor:
-    """[B, L, C] the context, 0 at hidden positions and at those after them."""
-    hidden = cloze_mask | F.pad(cloze_mask, (1, -1))
-    return context.masked_fill(hidden[..., None], 0)
 
 
 def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
@@ -116,17 +108,13 @@ def append_mask_token(batch: SessionBatch, mask_index: int) -> SessionBatch:
         tensor([[5, 3, 9],
                 [2, 9, 0]])
     """
-    wider = batch.items.new_full((batch.items.shape[0], 1), PADDING_INDEX)
+    explicit, context = batch.explicit_feedback, batch.context
     end = batch.lengths[:, None]
-    items = torch.cat([batch.items, wider], dim=1).scatter(1, end, mask_index)  # [B, L + 1]
-    unknown = wider.to(batch.feedback.dtype)
-    feedback = torch.cat([batch.feedback, unknown], dim=1)
-    explicit = batch.explicit_feedback
     return batch.replace(
-        items=items,
-        feedback=feedback,
-        explicit_feedback=None if explicit is None else torch.cat([explicit, unknown], dim=1),
-        context=None if batch.context is None else F.pad(batch.context, (0, 0, 0, 1)),
+        items=F.pad(batch.items, (0, 1), value=PADDING_INDEX).scatter(1, end, mask_index),  # [B, L + 1]
+        feedback=F.pad(batch.feedback, (0, 1)),
+        explicit_feedback=None if explicit is None else F.pad(explicit, (0, 1)),
+        context=None if context is None else F.pad(context, (0, 0, 0, 1)),
         cloze_mask=None,
         mined_negatives=None,
         mined_positives=None,

@@ -236,12 +236,8 @@ class SkipPrediction(WeightedHead):
         projection = self._session_projection
         known = {"V+1": self.num_rows or 0, "D": projection.shape[1]}
         check_shape("item_embeddings", item_embeddings, "V+1 D", known, floating=True)
-        vectors = at_least_float32(self.vector).expand(len(item_embeddings), -1)
-        if self.vectors is not None:
-            vectors = vectors + self.vectors
-        if self.item_projection is not None:
-            vectors = vectors + _project(item_embeddings, self.item_projection)
-        return vectors
+        every = torch.arange(len(item_embeddings), device=item_embeddings.device)
+        return self._vectors_of(every, item_embeddings)
 
     @property
     def item_bias(self) -> Tensor:

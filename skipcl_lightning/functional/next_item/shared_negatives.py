@@ -153,7 +153,7 @@ class _ChunkedMean(torch.autograd.Function):
                 slope = (slope if of_slope == 1 else slope * of_slope).to(low)
                 query_gradient[rows] = (slope @ candidates) * (shares / of_slope)
                 weighted = (queries[rows] * (shares * of_query)).to(low)
-                _add_product(candidate_gradient, slope.T, weighted, 1 / (of_slope * of_query))
+                candidate_gradient.add_(slope.T @ weighted, alpha=1 / (of_slope * of_query))
         query_gradient.addcmul_(own_slope, target_rows.to(exact))
         ctx.dtypes = query.dtype, target_rows.dtype, negative_rows.dtype
         ctx.save_for_backward(query_gradient, own_slope * queries, candidate_gradient)
@@ -190,11 +190,3 @@ def _slopes_by_autograd(formula: Formula) -> Slopes:
         return losses, by_own, by_logits
 
     return slopes
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Add `scale * left @ right` to `total`, in place where the dtypes allow it."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scale)
-    else:
-        total.add_(left @ right, alpha=scale)
