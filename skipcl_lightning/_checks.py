@@ -33,14 +33,6 @@ _INDEX_CURE = "Use 0 for positions without one where the argument allows it, and
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise unless `value` is one of `choices`.
 
-    Args:
-        name: The argument's name, as the caller wrote it.
-        value: The given value.
-        choices: The accepted values.
-
-    Raises:
-        ValueError: `value` is none of them.
-
     Examples:
         >>> check_choice("ties", "best", ["mean", "optimistic"])
         Traceback (most recent call last):
@@ -71,16 +63,6 @@ def check_indices(
 
     On other devices, the kernels themselves refuse a wrong index.
 
-    Args:
-        name: The argument's name.
-        indices: [...] int64.
-        maximum: The largest accepted index.
-        minimum: The smallest.
-        cure: A sentence that says what to do instead.
-
-    Raises:
-        ValueError: An index is out of range.
-
     Examples:
         >>> check_indices("target", torch.tensor([3, -1]), 9)
         Traceback (most recent call last):
@@ -100,17 +82,6 @@ def check_integer(
     name: str, value: int, *, minimum: int = 1, maximum: int | None = None, cure: str = ""
 ) -> None:
     """Raise unless `value` is an integer within `[minimum, maximum]`.
-
-    Args:
-        name: The argument's name.
-        value: The given value.
-        minimum: The smallest accepted value.
-        maximum: The largest accepted value, or None for no bound.
-        cure: A sentence that says what to do instead.
-
-    Raises:
-        TypeError: `value` is no integer (a `bool` is none).
-        ValueError: `value` is out of range.
 
     Examples:
         >>> check_integer("top_k", 0)
@@ -136,18 +107,6 @@ def check_number(
     open_maximum: bool = False,
 ) -> None:
     """Raise unless `value` is a finite number within the interval; NaN is in no interval.
-
-    Args:
-        name: The argument's name.
-        value: The given value.
-        minimum: The lower end.
-        maximum: The upper end.
-        open_minimum: Whether the lower end is excluded.
-        open_maximum: Whether the upper end is excluded.
-
-    Raises:
-        TypeError: `value` is no number.
-        ValueError: `value` is out of range, infinite or NaN.
 
     Examples:
         >>> check_number("temperature", 0.0, minimum=0, open_minimum=True)

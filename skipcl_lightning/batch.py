@@ -490,14 +490,9 @@ def next_item_targets(
 
 
 def possible_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
-    """Return the items that may be targets of the cloze task.
+    """Return the items that may be targets of the cloze task, [B, L] bool.
 
-    Args:
-        batch: B sessions.
-        rule: `next_listened`: listened items only; `next`: all. A disliked item is never a target.
-
-    Returns:
-        [B, L] bool.
+    By `next_listened` they are the listened items, by `next` all. A disliked item is never a target.
 
     Examples:
         >>> batch = SessionBatch(torch.tensor([[5, 3, 0]]), torch.tensor([[1.0, -1.0, 0.0]]))
@@ -511,10 +506,7 @@ def possible_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
 def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
     """Return the position of each position's target in a training step.
 
-    Args:
-        batch: B sessions; with a `cloze_mask`, each hidden item that may be a target (`possible_targets`) is
-            the target of its own position.
-        rule: As for `next_item_targets`.
+    With a `cloze_mask`, each hidden item that may be a target is the target of its own position.
 
     Returns:
         [B, L] int64 positions in 0..L-1, or -1 without a target.
@@ -537,15 +529,7 @@ def training_targets(batch: SessionBatch, rule: TargetRule) -> Tensor:
 
 
 def target_weights(batch: SessionBatch, positions: Tensor, like_weight: float) -> Tensor:
-    """Return the weight of each position's target in the next-item loss.
-
-    Args:
-        batch: B sessions.
-        positions: [B, L] int64, as from `training_targets`.
-        like_weight: Weight of a liked target; other targets have 1.
-
-    Returns:
-        [B, L] float32.
+    """Return the weight of the targets at `positions` in the next-item loss, [B, L] float32: 1 if not liked.
 
     Examples:
         >>> likes = torch.tensor([[0.0, 1.0]])

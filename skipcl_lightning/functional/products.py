@@ -13,12 +13,6 @@ __all__ = ["at_least_float32", "autocast_dtype", "cosine", "softmax_scales", "wi
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, and any other tensor unchanged.
 
-    Args:
-        tensor: Floating point.
-
-    Returns:
-        The tensor.
-
     Examples:
         >>> at_least_float32(torch.ones(1, dtype=torch.float16)).dtype
         torch.float32
@@ -27,13 +21,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which products keep the precision of their factors.
-
-    Args:
-        device: The device of the factors.
-
-    Returns:
-        The context; it does nothing on devices without autocast.
+    """Return a context in which products keep the precision of their factors, on devices with autocast too.
 
     Examples:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
@@ -45,12 +33,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype that autocast gives to products of a tensor, or the tensor's own.
-
-    Args:
-        tensor: Floating point.
-
-    Returns:
-        The dtype.
 
     Examples:
         >>> autocast_dtype(torch.ones(1))
@@ -67,9 +49,6 @@ def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
 
     In float16, a small probability times a small weight would become 0, and so would the gradient. Multiply
     both by these factors, and divide their product by both.
-
-    Args:
-        dtype: The dtype of the product.
 
     Returns:
         Powers of 2: 256 and 16 for float16, whose largest number is 65,504; else 1 and 1.

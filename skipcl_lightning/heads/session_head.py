@@ -298,13 +298,6 @@ def _registry() -> Any:
 def only_looks_up(next_item_loss: nn.Module, skip_head: nn.Module | None) -> bool:
     """Return whether all losses use the item table only by looking up rows.
 
-    Args:
-        next_item_loss: The next-item loss.
-        skip_head: The skip head, or None; for a `CombinedHead`, its heads.
-
-    Returns:
-        Whether every loss that gets the table has the attribute of `use_sparse_gradients`.
-
     Examples:
         >>> from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
         >>> only_looks_up(SampledSoftmax(8), None), only_looks_up(FullSoftmax(), None)
@@ -318,10 +311,6 @@ def use_sparse_gradients(next_item_loss: nn.Module, skip_head: nn.Module | None)
 
     A loss of your own that can do so has an attribute `sparse_gradients`, False at first. If it is True, use
     the table only through `torch.nn.functional.embedding(items, table, sparse=True)`.
-
-    Args:
-        next_item_loss: The next-item loss.
-        skip_head: The skip head, or None; for a `CombinedHead`, its heads.
 
     Raises:
         ValueError: A loss has no such attribute.

@@ -428,12 +428,6 @@ def session_metrics(
 def describe_left_out(names: Iterable[str]) -> str:
     """Return one line that names the metrics without a value.
 
-    Args:
-        names: The names of metrics whose population is empty.
-
-    Returns:
-        A sentence with each name once, without cut-offs; empty without names.
-
     Examples:
         >>> describe_left_out(["skip_mrr@1", "skip_mrr@5", "skip_rank_percentile"])
         'Left out, as their population is empty: skip_mrr, skip_rank_percentile.'

@@ -88,10 +88,10 @@ def score_ranks(scores: Tensor, target: Tensor, *, ties: TieRule = "pessimistic"
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     own = scores.gather(1, target[:, None])  # [N, 1]
-    below = count_where(torch.lt, scores, own)
-    # A NaN equals nothing, not even itself.
-    tied = (count_where(torch.eq, scores, own) - 1).clamp(min=0) if ties != "pessimistic" else None
-    return _rank(sizes["C"], below, tied, ties)
+    ranks = sizes["C"] - count_where(torch.lt, scores, own)
+    if ties == "pessimistic":
+        return ranks
+    return _with_ties(ranks, count_where(torch.eq, scores, own), ties)
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def target_ranks(
         # Excluded items rank below all candidates, but not below a target that is NaN.
         below = below - excluded_below + torch.where(own.isnan().squeeze(1), 0, excluded)
         tied = tied - excluded_tied
-    ranks = _rank(len(candidates) - 1, below, (tied - 1).clamp(min=0), ties)
+    ranks = _with_ties(len(candidates) - 1 - below, tied, ties)
     return ranks if retired is None else ranks.masked_fill(retired[target], len(item_embeddings) - 1)
 
 
@@ -213,12 +213,12 @@ def exclude_items(scores: Tensor, exclude: Tensor) -> Tensor:
     return scores.scatter(1, exclude, -torch.inf)
 
 
-def _rank(num_items: int, below: Tensor, tied: Tensor | None, ties: TieRule) -> Tensor:
-    """[N] ranks from the number of items below each target, and of other items that tie with it."""
-    ranks = num_items - below
-    if ties == "mean" and tied is not None:
-        return ranks - tied.float() / 2
-    return ranks if ties == "pessimistic" or tied is None else ranks - tied
+def _with_ties(ranks: Tensor, tied: Tensor, ties: TieRule) -> Tensor:
+    """[N] ranks by a tie rule, from pessimistic ones and the number of items that tie with each target."""
+    others = (tied - 1).clamp(min=0)  # a NaN equals nothing, not even itself
+    if ties == "mean":
+        return ranks - others.float() / 2
+    return ranks if ties == "pessimistic" else ranks - others
 
 
 def _count_catalogue(

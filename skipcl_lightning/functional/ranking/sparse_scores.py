@@ -24,15 +24,7 @@ class SparseScores(NamedTuple):
 
 
 def add_scores(first: SparseScores, second: SparseScores, *, weights: tuple[float, float]) -> SparseScores:
-    """Return the weighted sum of two sets of additional scores.
-
-    Args:
-        first: Additional scores [N, S].
-        second: Additional scores [N, T] of the same queries.
-        weights: The weight of each.
-
-    Returns:
-        [N, S + T] additional scores.
+    """Return the weighted sum of two sets of additional scores of the same queries.
 
     Examples:
         >>> one = SparseScores(torch.tensor([[2, 5]]), torch.tensor([[1.0, 2.0]]))
