@@ -106,7 +106,9 @@ class Transformer(nn.Module):
         self.embedding_size = embedding_size
         self.max_length = max_length
         self.scale = 1.0 if norm_input else embedding_size**0.5
-        self.positions = LearnedPositions(max_length, embedding_size)
+        # A vector for each position, counted from the session's first item.
+        self.positions = nn.Embedding(max_length, embedding_size)
+        self.positions.weight.data.mul_(0.02)
         self.input_norm = nn.LayerNorm(embedding_size) if norm_input else nn.Identity()
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(make_block() for _ in range(num_layers))
@@ -129,7 +131,7 @@ class Transformer(nn.Module):
             ValueError: The shapes disagree, or the sessions are longer than `max_length`.
         """
         x = clean_input(x, valid_mask, max_length=self.max_length)
-        x = self.positions(x * self.scale)
+        x = x * self.scale + self.positions.weight[: x.shape[1]]
         packing = Packing.of(valid_mask)
         x = x if packing is None else packing.pack(x)
         x = self.dropout(self.input_norm(x))
@@ -150,18 +152,6 @@ class Transformer(nn.Module):
         """[..., D] to [..., D], after the last block."""
         finished: Tensor = self.norm(x)
         return finished
-
-
-class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position, counted from the session's first item."""
-
-    def __init__(self, max_length: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(max_length, size) * 0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
-        return x + self.weight[: x.shape[1]]
 
 
 class SelfAttention(nn.Module):

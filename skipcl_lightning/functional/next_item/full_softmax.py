@@ -94,9 +94,7 @@ def chunked_softmax_loss(
         >>> chunked_softmax_loss(torch.ones(3, 1), table, torch.tensor([2, 1, 2])).round(decimals=4)
         tensor(0.6931)
     """
-    sizes = check_softmax_arguments(query, item_embeddings, target)
-    if weight is not None:
-        check_shape("weight", weight, "N", sizes, floating=True)
+    check_softmax_arguments(query, item_embeddings, target, weight)
     if chunk_size is None:
         chunk_size = _queries_in_chunk(query, item_embeddings)
     check_integer("chunk_size", chunk_size)
@@ -147,13 +145,16 @@ def normalised_weights(query: Tensor, weight: Tensor | None) -> Tensor:
     return share / share.sum().clamp(min=torch.finfo(exact).tiny)
 
 
-def check_softmax_arguments(query: Tensor, item_embeddings: Tensor, target: Tensor) -> dict[str, int]:
-    """Check the shapes, the dtypes and, on a CPU, the range of the targets; return the sizes by letter."""
+def check_softmax_arguments(
+    query: Tensor, item_embeddings: Tensor, target: Tensor, weight: Tensor | None = None
+) -> None:
+    """Check the shapes, the dtypes and, on a CPU, the range of the targets."""
     sizes = check_shape("query", query, "N D", floating=True)
     check_shape("item_embeddings", item_embeddings, "V+1 D", sizes, floating=True)
-    sizes = check_shape("target", target, "N", sizes, dtype=torch.int64)
+    check_shape("target", target, "N", sizes, dtype=torch.int64)
     check_indices("target", target, len(item_embeddings) - 1)
-    return sizes
+    if weight is not None:
+        check_shape("weight", weight, "N", sizes, floating=True)
 
 
 def _chunked_losses(

@@ -67,10 +67,8 @@ def chunked_mean(
     products; None for autocast's, or the query's own. The other arguments are those of `chunked_gbce_loss`,
     as are the result and the errors.
     """
-    sizes = check_softmax_arguments(query, item_embeddings, target)
-    check_shape("negatives", negatives, "K", sizes, dtype=torch.int64)
-    if weight is not None:
-        check_shape("weight", weight, "N", sizes, floating=True)
+    check_softmax_arguments(query, item_embeddings, target, weight)
+    check_shape("negatives", negatives, "K", dtype=torch.int64)
     if chunk_size is None:
         logits = _CPU_LOGITS if query.device.type == "cpu" else _DEVICE_LOGITS
         chunk_size = max(1, logits // max(1, len(negatives)))

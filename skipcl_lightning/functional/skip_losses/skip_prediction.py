@@ -61,19 +61,18 @@ weight=tensor([[1., 1., 0., 0.]]))
     check_number("dislike_weight", dislike_weight, minimum=0, open_minimum=True)
     check_number("like_weight", like_weight, minimum=0, open_minimum=True)
     batch = as_batch(sessions)
-    length = batch.items.shape[1]
-    here = torch.arange(length, device=batch.items.device)
+    here = torch.arange(batch.items.shape[1], device=batch.items.device)
     if batch.cloze_mask is not None:
-        position, exists = here.expand_as(batch.items), batch.cloze_mask & batch.valid_mask
+        position, exists = here, batch.cloze_mask & batch.valid_mask
     else:
-        position = (here + 1).clamp(max=max(length - 1, 0)).expand_as(batch.items)
-        exists = batch.valid_mask & batch.valid_mask.gather(1, position) & (here + 1 < length)
+        position, exists = here + 1, batch.valid_mask & F.pad(batch.valid_mask, (0, 1))[:, 1:]
+    position = torch.where(exists, position, 0)
     label, weight = _labels(batch, graded), torch.ones_like(batch.feedback)
     if batch.explicit_feedback is not None:
         weight = torch.where(batch.explicit_feedback < 0, dislike_weight, weight)
         weight = torch.where(batch.explicit_feedback > 0, like_weight, weight)
     return PredictionTargets(
-        torch.where(exists, position, 0),
+        position,
         torch.where(exists, label.gather(1, position), 0),
         torch.where(exists, weight.gather(1, position), 0),
     )
