@@ -104,13 +104,14 @@ class Novelty(RecommendationMetric):
 
     higher_is_better = True
     plot_upper_bound = None
-    information: Tensor
+    item_counts: Tensor
 
     def __init__(self, item_counts: Tensor, top_k: int = 10, **kwargs: Any) -> None:
-        information = self_information(item_counts)
+        _ = self_information(item_counts)  # checks them
         super().__init__(len(item_counts) - 1, top_k, **kwargs)
-        self.register_buffer("information", information, persistent=False)
+        # The integers, because a module in half precision would round the information.
+        self.register_buffer("item_counts", item_counts, persistent=False)
 
     def compute(self) -> Tensor:
         """Return the mean over all recommended items so far; NaN without any."""
-        return mean_self_information(self._sum(self._counts), self.information)
+        return mean_self_information(self._sum(self._counts), self_information(self.item_counts))

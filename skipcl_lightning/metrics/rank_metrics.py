@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class CountMetric(Metric):
     full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound: float | None = 1.0
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Self:  # noqa: ARG002 - torchmetrics' signature
+        """Return the metric as it is: counts stay integers, because floats would lose or overflow them."""
+        return self
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot one value or several.

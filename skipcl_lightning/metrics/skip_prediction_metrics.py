@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
 
-from skipcl_lightning._checks import check_integer, check_number, check_shape
+from skipcl_lightning._checks import check_indices, check_integer, check_number, check_shape
 from skipcl_lightning.functional.predictions import (
     CalibrationBins,
     SessionAccuracy,
@@ -58,12 +59,28 @@ class SkipPredictionMetric(CountMetric):
         check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
         self.from_logits = from_logits
         self.skip_threshold = float(skip_threshold)
+        self._lists: dict[str, torch.dtype] = {}
         self._extremes = self._named("extremes")
         self.add_state(self._extremes, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="max")
 
     def _named(self, name: str) -> str:
         """Return a state's name, which contains everything on which the update depends."""
         return f"{name}_{self.from_logits}_{self.skip_threshold}"
+
+    def _add_list(self, name: str, dtype: torch.dtype) -> str:
+        """Register a state of [N] values of each batch, and return its name."""
+        name = self._named(name)
+        self.add_state(name, [], dist_reduce_fx="cat")
+        self._lists[name] = dtype
+        return name
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes, arguments as for `torchmetrics.Metric.sync`."""
+        for name, dtype in self._lists.items():
+            if len(getattr(self, name)) == 0:
+                # Without a batch, torchmetrics would send float32, which the others do not expect.
+                getattr(self, name).append(torch.empty(0, dtype=dtype, device=self.device))
+        super().sync(*args, **kwargs)
 
     def _predicted(self, skip_predictions: Tensor, target_feedback: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return probabilities in [0, 1], float64, which targets were skipped, and which count, [N] each.
@@ -93,6 +110,7 @@ class SkipPredictionMetric(CountMetric):
 
 
 _PLACE_BITS = 20
+_MOST_PLACES = 2**_PLACE_BITS - 1
 
 
 class SkipAccuracyByPlace(SkipPredictionMetric):
@@ -172,8 +190,7 @@ class _SessionMetric(SkipPredictionMetric):
 
     def __init__(self, *, from_logits: bool = False, skip_threshold: float = 0.0, **kwargs: Any) -> None:
         super().__init__(from_logits=from_logits, skip_threshold=skip_threshold, **kwargs)
-        self._codes = self._named("codes")
-        self.add_state(self._codes, [], dist_reduce_fx="cat")
+        self._codes = self._add_list("codes", torch.int64)
 
     def update(
         self, skip_predictions: Tensor, target_feedback: Tensor, place: Tensor, session_index: Tensor
@@ -184,16 +201,17 @@ class _SessionMetric(SkipPredictionMetric):
             skip_predictions: [N] floating point, probabilities or logits of a skip.
             target_feedback: [N] floating point, the feedback on each target; NaN does not count.
             place: [N] int64 in 1..2^20 - 1, the target's place in its session. A target that comes twice
-                counts once.
+                counts once; if its predictions differ, the wrong one does.
             session_index: [N] int64, the number of its session.
 
         Raises:
             TypeError: A tensor has the wrong dtype.
-            ValueError: Shapes disagree.
+            ValueError: Shapes disagree, or a place is out of its range.
         """
         probability, skipped, known = self._predicted(skip_predictions, target_feedback)
         sizes = {"N": len(probability)}
         check_shape("place", place, "N", sizes, dtype=torch.int64)
+        check_indices("place", place, _MOST_PLACES, cure="The first target of a session has place 1.")
         check_shape("session_index", session_index, "N", sizes, dtype=torch.int64)
         correct = correct_predictions(probability, skipped)
         # In the order of sessions, and of places within a session.
@@ -204,7 +222,9 @@ class _SessionMetric(SkipPredictionMetric):
         parts = getattr(self, self._codes)
         # Before the first batch there is no part.
         codes = torch.unique(dim_zero_cat(parts) if len(parts) else torch.arange(0, device=self.device))
-        place = (codes >> 1) & ((1 << _PLACE_BITS) - 1)
+        # Of a target that came twice, the first code, which is the wrong prediction if there is one.
+        codes = codes[codes >> 1 != F.pad(codes >> 1, (1, 0), value=-1)[:-1]]
+        place = (codes >> 1) & _MOST_PLACES
         return session_accuracy((codes & 1).bool(), codes >> (_PLACE_BITS + 1), place)
 
 
@@ -404,9 +424,8 @@ class SkipAUC(SkipPredictionMetric):
 
     def __init__(self, *, from_logits: bool = False, skip_threshold: float = 0.0, **kwargs: Any) -> None:
         super().__init__(from_logits=from_logits, skip_threshold=skip_threshold, **kwargs)
-        self._probabilities, self._outcomes = self._named("probabilities"), self._named("outcomes")
-        for name in (self._probabilities, self._outcomes):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self._probabilities = self._add_list("probabilities", torch.float64)
+        self._outcomes = self._add_list("outcomes", torch.int64)
 
     def update(self, skip_predictions: Tensor, target_feedback: Tensor) -> None:
         """Keep the targets of a batch.

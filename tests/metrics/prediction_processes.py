@@ -66,6 +66,9 @@ def evaluate_shard(rank: int, folder: str):
         for collection in metrics:
             collection.reset()
     torch.save(epochs, Path(folder) / f"predictions_{rank}.pt")
+    if rank == 0:
+        update_all(metrics, shard)
+    torch.save(compute_all(metrics), Path(folder) / f"of_the_first_alone_{rank}.pt")
     torch.save(refusals(first_prediction=0.5 + 3 * rank), Path(folder) / f"refusals_{rank}.pt")
     # Both files are written when the first process ends.
     torch.distributed.barrier()

@@ -119,6 +119,16 @@ def test_every_metric_says_how_to_read_it():
             assert (metric.is_differentiable, metric.full_state_update) == (False, False), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_counts_stay_integers_in_another_precision(dtype):
+    batch = {"ranks": torch.tensor([29, 30] * 800), "target_feedback": torch.tensor([-1.0, 1.0] * 800)}
+    found, expected = metrics.SkipRankPercentile(30).set_dtype(dtype), metrics.SkipRankPercentile(30)
+    for metric in (found, expected):
+        for _ in range(50):
+            metric.update(**batch)
+    assert torch.equal(found.compute(), expected.compute())
+
+
 def test_reports_and_metrics_agree_on_what_is_better():
     named = {**metrics.session_metrics(9, top_k=[1])}
     found = {name: metric.higher_is_better for name, metric in named.items() if "num_" not in name}

@@ -72,11 +72,18 @@ def test_all_items_alike_carry_the_information_of_their_number():
     assert mean_self_information(torch.arange(9), information).item() == pytest.approx(3)
 
 
-def test_information_follows_the_metric_to_another_dtype_and_stays_out_of_its_state_dict():
+def test_information_stays_out_of_the_state_dict():
     metric = Novelty(COUNTS, 2)
     metric.persistent(True)
     assert list(metric.state_dict()) == ["recommended_2"]
     assert metric(torch.tensor([[6, 6]])).item() == pytest.approx(-math.log2(10 / 27), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_of_another_precision_changes_no_value(dtype):
+    lists = torch.randint(1, 7, (20_000, 2))
+    parent = torch.nn.ModuleList([Novelty(COUNTS, 2)]).to(dtype)
+    assert torch.equal(parent[0](lists), Novelty(COUNTS, 2)(lists))
 
 
 def test_they_plot():

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from prediction_processes import build_metrics, compute_all, eight_targets, refusals, update_all
+from prediction_processes import SHARDS, build_metrics, compute_all, eight_targets, refusals, update_all
 from torchmetrics.functional.classification import binary_calibration_error
 
 from skipcl_lightning.functional import (
@@ -328,6 +328,29 @@ def test_errors_are_better_lower_and_the_others_higher():
     errors = {SkipBrierScore, SkipCalibrationError}
     assert errors < better.keys()
     assert better == {kind: kind not in errors for kind in better}
+
+
+def test_a_process_without_a_batch_adds_nothing(two_processes):
+    metrics = build_metrics()
+    update_all(metrics, {name: tensor[SHARDS[0]] for name, tensor in eight_targets().items()})
+    expected = compute_all(metrics)
+    for rank in range(2):
+        found = torch.load(two_processes / f"of_the_first_alone_{rank}.pt")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_of_a_target_that_comes_twice_a_wrong_prediction_counts():
+    one, skipped = torch.ones(2, dtype=torch.int64), torch.tensor([-1.0, -1.0])
+    for predictions in ([0.9, 0.1], [0.1, 0.9]):
+        assert MeanAverageAccuracy()(torch.tensor(predictions), skipped, one, one) == 0
+
+
+@pytest.mark.parametrize("place", [0, 2**20])
+def test_places_out_of_their_range_are_refused(place):
+    number = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"`place` must hold indices in 1..1048575, got {place}"):
+        MeanAverageAccuracy().update(torch.ones(1), torch.ones(1), number + place, number)
 
 
 def test_predictions_that_are_no_floating_point_numbers_are_refused():
