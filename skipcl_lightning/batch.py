@@ -18,7 +18,7 @@ Indices: 0 is padding in every tensor of item indices ("no item", "no target", "
 have the indices 1 to V. Sessions are padded on the right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -190,6 +190,10 @@ class SessionBatch:
 
     def __len__(self) -> int:
         return self.items.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Iterate over the tensors, of which Lightning's `log` reads the number of sessions."""
+        return iter(self._tensors().values())
 
     def __repr__(self) -> str:
         present = "".join(f", {name}" for name in self._tensors() if name not in ("items", "feedback"))

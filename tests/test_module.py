@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch import nn
 
 from skipcl_lightning import SkipCLModule
@@ -242,6 +243,40 @@ def test_warm_up_and_decay_touch_what_they_should(data):
     assert id(module.model.backbone.blocks[0].attention.query_key_value.weight) in decayed
     covered = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(covered) == len(list(module.parameters()))
+
+
+def test_a_rate_finder_sets_the_rate_of_the_training(data, tmp_path):
+    module = small_module(data)
+    assert module.configure_optimizers().keys() == {"optimizer"}
+    finder = LearningRateFinder(num_training_steps=40, early_stop_threshold=None)
+    trainer = quiet_trainer(callbacks=[finder], max_epochs=9, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(module, data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == module.learning_rate != 1e-3
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax, GBCE, BPRMax])
+def test_more_negatives_than_items_are_named_as_the_setting(loss):
+    module = small_module(next_item_loss=loss(num_negatives=60), num_items=60)
+    with pytest.raises(ValueError, match=r"`num_negatives` must be at most 59, got 60. With 60 items, pass"):
+        module.part_losses(session_batch(target=None, target_feedback=None))
+
+
+class Logging(Callback):
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        pl_module.log("val/one", 1.0)
+
+
+def test_values_are_logged_without_the_size_of_the_batch(data):
+    class Logged(SkipCLModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("train/again", loss, on_epoch=True)
+            return loss
+
+    trainer = quiet_trainer(callbacks=[Logging()], limit_train_batches=2)
+    trainer.fit(Logged(SASRec(16, max_length=20), num_items=data.num_items), data)
+    assert trainer.callback_metrics["val/one"] == 1
+    assert trainer.callback_metrics["train/again"] > 0
 
 
 class Rates(Callback):

@@ -118,6 +118,8 @@ class _SharedNegatives(nn.Module):
         """
         query, target, weight = real_positions(query, target, weight, most_targets)
         num_items = len(item_embeddings) - 1
+        cure = f"With {num_items} items, pass fewer, or use `FullSoftmax`."
+        check_integer("num_negatives", self.num_negatives, maximum=num_items - 1, cure=cure)
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         return self._loss(query, item_embeddings, target, negatives, weight)
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
@@ -727,11 +727,11 @@ class SkipCLModule(Scoring, LightningModule):
 
             shard(self, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return AdamW with the warm-up and the `schedule`; `SparseAdamW` with `sparse_item_table`.
 
         Returns:
-            Lightning's dictionary of optimizer and schedule.
+            Lightning's dictionary of the optimizer and, unless the learning rate is constant, the schedule.
 
         Raises:
             ValueError: The `schedule` is `cosine`, but the run has no end.
@@ -747,6 +747,8 @@ class SkipCLModule(Scoring, LightningModule):
         )
         optimizer.register_load_state_dict_pre_hook(self._check_optimizer)
         optimizer.register_load_state_dict_post_hook(self._check_optimizer)
+        if self.schedule == "constant" and not self.warmup_steps:
+            return {"optimizer": optimizer}  # a schedule would undo what others set, such as a rate finder
         factor = partial(_rate_factor, warmup_steps=self.warmup_steps, steps=self._steps_of_schedule())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
