@@ -27,6 +27,7 @@ from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
 
 METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10")
+PARTS = ("dropout", "embedding_dropout", "hidden_dropout", "num_layers")  # of the backbone
 SETTINGS = (
     "initial_std",  # of the items
     "linear_std",  # of all linear maps
@@ -38,9 +39,8 @@ SETTINGS = (
     "warmup_steps",
     "learning_rate",
     "weight_decay",  # of all matrices but the item table
-    "dropout",
-    "num_layers",
     "bucket_batches",
+    *PARTS,
 )
 
 
@@ -106,7 +106,7 @@ def read_ratings(log: Path) -> SessionDataModule:
 def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, float]) -> SkipCLModule:
     """Return an untrained module of D 64."""
     sessions = log.suffix == ".parquet"
-    parts: dict[str, Any] = {name: setting[name] for name in ("dropout", "num_layers") if name in setting}
+    parts: dict[str, Any] = {name: setting[name] for name in PARTS if name in setting}
     if "post_norm" in setting:
         parts["norm"] = "post"
     part = make_part(backbone, parts, max_length=data.max_length) if parts or not sessions else None
