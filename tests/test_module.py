@@ -246,12 +246,12 @@ def test_warm_up_and_decay_touch_what_they_should(data):
 
 
 def test_a_rate_finder_sets_the_rate_of_the_training(data, tmp_path):
-    module = small_module(data)
+    module = small_module(data, learning_rate=0.0123)  # none that the finder tries
     assert module.configure_optimizers().keys() == {"optimizer"}
     finder = LearningRateFinder(num_training_steps=40, early_stop_threshold=None)
     trainer = quiet_trainer(callbacks=[finder], max_epochs=9, limit_val_batches=0, default_root_dir=tmp_path)
     trainer.fit(module, data)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == module.learning_rate != 1e-3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == module.learning_rate != 0.0123
 
 
 @pytest.mark.parametrize("loss", [SampledSoftmax, GBCE, BPRMax])

@@ -84,7 +84,7 @@ RIGHT = {
     "skipped": TRUTH,
     "correct": TRUTH,
     "session_index": INTEGERS,
-    "place": INTEGERS,
+    "place": INTEGERS + 1,
     "num_bins": 3,
     "num_samples": 2,
     "num_negatives": 2,
