@@ -459,6 +459,12 @@ def test_a_table_from_the_newest_row_to_the_oldest_is_read_backwards_where_times
         ),
         ({"session_id": [], "item_id": []}, {}, ValueError, "at least one session"),
         ({"session_id": [1.5], "item_id": ["a"]}, {}, TypeError, "`session_id` must be strings or integers"),
+        (
+            {"session_id": [1], "item_id": pl.Series([object()], dtype=pl.Object)},
+            {},
+            TypeError,
+            "`sessions` must have text or numbers in 'item_id', got objects",
+        ),
     ],
 )
 def test_bad_tables_are_named(table, arguments, kind, message):

@@ -316,7 +316,7 @@ def group_sessions(
         a list with the values of each session.
 
     Raises:
-        TypeError: It is no table, or feedback is no number.
+        TypeError: It is no table, a column holds Python objects, or feedback is no number.
         ValueError: A column is missing, or the one of the order has another type or a row without a position.
     """
     frame = to_frame(name, table).lazy()
@@ -327,6 +327,9 @@ def group_sessions(
             f"`{name}` must have the columns {', '.join(needed)}, got {describe_columns(schema)}. "
             "Rename its columns."
         )
+    for column in needed:
+        if schema[column] == pl.Object:
+            raise TypeError(f"`{name}` must have text or numbers in {column!r}, got objects. Convert them.")
     signals = [column for column in ("feedback", "explicit_feedback") if column in schema]
     for column in signals:
         if not (schema[column].is_numeric() or schema[column] == pl.Null):
