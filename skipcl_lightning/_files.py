@@ -325,6 +325,8 @@ def check_weights(state: Mapping[str, Any], own: nn.Module, *, strict: bool = Tr
             )
 
 
+# The attribute by which an archive's directory marks a folder.
+_FOLDER = 0x10
 _CURE = "Copy it again, or take another checkpoint of the run; `skipcl fit` writes them"
 
 
@@ -353,6 +355,8 @@ def _read_records(stream: IO[bytes], *, with_tensors: bool) -> None:
         packed = any(one.compress_type != zipfile.ZIP_STORED for one in records)
         if packed or sum(one.file_size for one in records) > size:
             raise ValueError("it has compressed records, which torch never writes")
+        if any(one.external_attr & _FOLDER for one in records):
+            raise ValueError("it has folders, whose contents torch does not read")
         for one in records:
             if with_tensors or Path(one.filename).parent.name != "data":
                 with archive.open(one) as record:

@@ -128,6 +128,14 @@ def test_flipped_bits_of_a_whole_file(tmp_path, trained, record):
     record(f"{MANY_FLIPS} flipped bits: {refused} refused, the others without an effect, 0 silent")
 
 
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path, trained):
+    damaged = bytearray(trained[2].read_bytes())
+    damaged[damaged.index(b"PK\x01\x02") + 38] ^= 0x10  # the first entry of the archive's directory
+    (tmp_path / "flipped.ckpt").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"flipped\.ckpt', which is cut or damaged: it has folders"):
+        files.open_checkpoint(tmp_path / "flipped.ckpt")
+
+
 def test_a_file_that_a_strategy_of_shards_has_read_is_checked_after_it(tmp_path, trained):
     _, data, path = trained
     checkpoint = torch.load(path, weights_only=True)
