@@ -21,7 +21,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which products keep the precision of their factors, on devices with autocast too.
+    """Return a context in which products keep the precision of their factors, whatever autocast says.
 
     Examples:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
