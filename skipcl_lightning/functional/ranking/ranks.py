@@ -231,20 +231,17 @@ def _count_catalogue(
     width = max(1, min(last - 1, chunk_size // height, _MOST_COLUMNS))
     norms = queries.to(own.dtype).norm(dim=1, keepdim=True)
     memory = queries.new_empty(height * width, dtype=torch.float32)
-    # With a column of ones, one product gives the differences from the own score.
-    augmented = queries.new_ones(min(last - 1, width * _STRIPE), queries.shape[1] + 1, dtype=torch.float32)
     for start in range(PADDING_INDEX + 1, last, width * _STRIPE):
         stripe = item_embeddings[start : start + width * _STRIPE]
         unit = error_unit(norms, own, stripe)
-        augmented[: len(stripe), :-1] = stripe
         for top in range(0, len(queries), height):
             rows = slice(top, top + height)
-            query = scale_queries(queries[rows], own[rows], unit[rows])  # [rows, D + 1]
+            query, offset = scale_queries(queries[rows], own[rows], unit[rows])
             balance = own.new_zeros(len(query))
             for left, right in item_blocks(len(stripe), width):
-                items = augmented[left:right]
+                items = stripe[left:right].float()
                 part = memory[: len(query) * len(items)].view(-1, len(items))
-                torch.mm(query, items.T, out=part)  # `out` disables autocast
+                torch.addmm(offset, query, items.T, out=part)  # `out` disables autocast
                 balance.add_(count.add_block(part, top, start + left))
             count.below[rows] += ((len(stripe) - balance) / 2).long()
     count.settle()
@@ -451,17 +448,17 @@ def _longest(items: Tensor, dtype: torch.dtype) -> Tensor:
     return lengths.nan_to_num(nan=0.0, posinf=0.0).max()
 
 
-def scale_queries(queries: Tensor, own: Tensor, unit: Tensor) -> Tensor:
-    """Return queries whose product with [item, 1] is the difference from the own score, in units.
+def scale_queries(queries: Tensor, own: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scaled queries [N, D] and offsets [N, 1] that give the differences from the own score, in units.
 
-    [N, D + 1] float32. Where the own score is NaN, every finite item comes out below it. Where the unit is
-    infinite, the difference is 0 or NaN, that is, unknown.
+    Both are float32, and the difference of an item is the product of query and item, plus the offset. Where
+    the own score is NaN, every finite item comes out below it. Where the unit is infinite, the difference is
+    0 or NaN, that is, unknown.
     """
     inverse = unit.reciprocal()
-    scaled = torch.cat([queries.float() * inverse.float(), (-own * inverse).float()], dim=1)
-    last = torch.zeros_like(scaled[:1])
-    last[:, -1] = -1
-    return torch.where(own.isnan(), last, scaled)
+    unknown = own.isnan()
+    scaled = (queries.float() * inverse.float()).masked_fill(unknown, 0)
+    return scaled, (-own * inverse).float().masked_fill(unknown, -1)
 
 
 def compare_exactly(scores: Tensor, own: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
