@@ -47,7 +47,7 @@ class Question(BaseModel):
     histories: list[list[str | int]] | None = None
     context: dict[str, list[list[str | int | float | bool | None]] | None] | None = None
     top_k: int = Field(10, ge=1)
-    exclude_seen: bool = False
+    exclude_seen: bool | None = None
     exclude_skipped: bool = True
     unknown: str = "error"
     skip_penalty: float | None = Field(None, ge=0, le=1000)

@@ -247,7 +247,7 @@ class Recommender:
         context: Context | None = None,
         session_ids: Sequence[str] | Sequence[int] | None = None,
         top_k: int = 10,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         exclude_skipped: bool = True,
         exclude: Ids = (),
         allowed: Ids | None = None,
@@ -278,7 +278,8 @@ class Recommender:
                 where it is unknown; or None in place of the column if all of it is unknown.
             session_ids: The names of the sessions in the result; None for 0, 1, …
             top_k: Items for each session, at most the catalogue's size.
-            exclude_seen: Leave out every item of the session, also those before the latest `max_length`.
+            exclude_seen: Leave out every item of the session, also those before the latest `max_length`; None
+                for the module's own `exclude_seen`.
             exclude_skipped: Leave out the items that the session rejected: skipped or disliked, and not
                 liked.
             exclude: Ids to leave out of every list, in any order.
@@ -312,6 +313,8 @@ class Recommender:
                 )
             index.check(self.scorer, self.encoder)
         check_choice("unknown", unknown, UNKNOWN_CHOICES)
+        if exclude_seen is None:
+            exclude_seen = self.scorer.exclude_seen
         check_flag("exclude_seen", exclude_seen)
         check_flag("exclude_skipped", exclude_skipped)
         given = _Given.of(
@@ -397,7 +400,7 @@ class Recommender:
         context: Mapping[str, Sequence[Any] | None] | None = None,
         top_k: int = 10,
         depth: int = 1000,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         skip_penalty: float | None = None,
     ) -> pl.DataFrame:
         """Return how the recommendations move when the listener skips a track now.

@@ -14,6 +14,7 @@ from torch import nn
 from skipcl_lightning import Recommender, SkipCLModule
 from skipcl_lightning.backbones import GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder, simulate_sessions
+from skipcl_lightning.export import export_model
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 
@@ -96,6 +97,18 @@ def test_exclusions_leave_out_what_they_name_and_shorten_the_list():
         assert left == set("abcde") - set(session)
         left = set(skipped.filter(pl.col("session_id") == number)["item_id"])
         assert left == set("abcde") - {i for i, f in zip(session, feedback, strict=True) if f < 0}
+
+
+def test_a_model_that_excludes_what_a_session_held_recommends_so_from_checkpoint_and_export(tmp_path):
+    path, _ = save(
+        tmp_path, lambda num_items: SkipCLModule(GRU4Rec(8), None, num_items=num_items, exclude_seen=True)
+    )
+    loaded = Recommender.from_checkpoint(path)
+    export_model(loaded.scorer, loaded.encoder, tmp_path / "folder", onnx=False, pt2=False)
+    session = loaded.encoder.vocabulary.ids[:5]
+    for one in (loaded, Recommender.from_export(tmp_path / "folder")):
+        assert not set(one.recommend([session], top_k=30)["item_id"]) & set(session)
+        assert set(session) <= set(one.recommend([session], top_k=30, exclude_seen=False)["item_id"])
 
 
 def test_batches_do_not_matter_and_names_are_the_users():

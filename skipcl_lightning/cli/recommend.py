@@ -82,7 +82,7 @@ def recommend(
     file: Path | None = None,
     histories: Path | None = None,
     top_k: int = 10,
-    exclude_seen: bool = False,
+    exclude_seen: bool | None = None,
     exclude_skipped: bool = True,
     unknown: Literal["error", "ignore"] = "error",
     skip_penalty: float | None = None,
@@ -105,7 +105,7 @@ def recommend(
             session_id of `file`, without rejected tracks or with their feedback. For a model that was trained
             with a history_length.
         top_k: Items for each session.
-        exclude_seen: Leave out the session's own items.
+        exclude_seen: Leave out the session's own items; null for the model's own setting.
         exclude_skipped: Leave out the items that the session skipped.
         unknown: What to do with items that the model does not know, and with rows without an item: `error`
             names the first, `ignore` leaves them out, and sessions without another, and says how many.

@@ -102,7 +102,11 @@ def export_model(
         )
     head = scorer.skip_prediction if scorer.predicts_skips else None
     kept = Scorer(
-        scorer.model, head, skip_penalty=scorer.skip_penalty, transition_weight=scorer.transition_weight
+        scorer.model,
+        head,
+        skip_penalty=scorer.skip_penalty,
+        transition_weight=scorer.transition_weight,
+        exclude_seen=scorer.exclude_seen,
     )
     graph = Graph(kept)
     with path_in_errors(folder), _new_folder(folder) as temporary:

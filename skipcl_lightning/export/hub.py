@@ -212,6 +212,7 @@ def _settings(scorer: Scoring, encoder: SessionEncoder) -> Iterator[tuple[str, s
         yield "skip head", _part(describe_part(scorer.skip_head, SKIP_HEADS))
     yield "skip penalty", f"{scorer.skip_penalty:g}"
     yield "transition weight", f"{scorer.transition_weight:g}"
+    yield "the session's own items", "left out" if scorer.exclude_seen else "recommended too"
     yield "items", f"{scorer.num_items:,} ({encoder.vocabulary.dtype})"
     yield "embedding size", str(model.item_embedding.embedding_dim)
     yield "parameters", f"{sum(weight.numel() for weight in scorer.parameters()):,}"

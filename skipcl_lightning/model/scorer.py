@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_number
+from skipcl_lightning._checks import check_flag, check_number
 from skipcl_lightning._files import check_weights
 from skipcl_lightning._settings import Part, build_part, describe_part
 from skipcl_lightning.backbones import BACKBONES
@@ -34,11 +34,13 @@ class Scoring(nn.Module):
         model: The `SessionModel`.
         skip_head: None, or a head; a `SkipPrediction` may be it or one of a `CombinedHead`.
         transition_weight: At least 0.
+        exclude_seen: Whether recommendations leave out a session's own items.
     """
 
     model: SessionModel
     skip_head: nn.Module | None
     transition_weight: float
+    exclude_seen: bool
     _skip_penalty: float
 
     @property
@@ -162,6 +164,7 @@ class Scorer(Scoring):
         skip_head: None, or a head; only a `SkipPrediction`, as it or in a `CombinedHead`, has an effect.
         skip_penalty: As for `SkipCLModule`.
         transition_weight: As for `SkipCLModule`.
+        exclude_seen: As for `SkipCLModule`.
 
     Raises:
         TypeError: A weight is no number.
@@ -183,20 +186,23 @@ class Scorer(Scoring):
         *,
         skip_penalty: float = 0.0,
         transition_weight: float = 0.0,
+        exclude_seen: bool = False,
     ) -> None:
         super().__init__()
         check_number("transition_weight", transition_weight, minimum=0)
+        check_flag("exclude_seen", exclude_seen)
         self.model = model
         self.skip_head = skip_head
         self.transition_weight = transition_weight
+        self.exclude_seen = exclude_seen
         self.skip_penalty = skip_penalty
 
     def settings(self) -> dict[str, Any]:
         """Return what `from_settings` needs beside the weights, as plain values.
 
         Returns:
-            The names and settings of the parts, sizes, and both weights of the scores. A part of your own
-            class has a name alone.
+            The names and settings of the parts, sizes, both weights of the scores and `exclude_seen`. A part
+            of your own class has a name alone.
 
         Examples:
             >>> from skipcl_lightning.backbones import SASRec
@@ -217,6 +223,7 @@ class Scorer(Scoring):
             "id_dropout": model.id_dropout,
             "transition_weight": self.transition_weight,
             "skip_penalty": self.skip_penalty,
+            "exclude_seen": self.exclude_seen,
         }
 
     @classmethod
@@ -261,7 +268,12 @@ class Scorer(Scoring):
         materialise = getattr(built, "materialise", None)
         if materialise is not None:
             materialise(model.item_table)
-        scorer = cls(model, built, transition_weight=settings.get("transition_weight", 0.0))
+        scorer = cls(
+            model,
+            built,
+            transition_weight=settings.get("transition_weight", 0.0),
+            exclude_seen=settings.get("exclude_seen", False),
+        )
         wanted = {key: value for key, value in state.items() if key.startswith(("model.", "skip_head."))}
         check_weights(wanted, scorer)
         scorer.load_state_dict(wanted)

@@ -28,6 +28,7 @@ from skipcl_lightning.heads import FullSoftmax, SampledSoftmax
 
 METRICS = ("hit_rate@1", "hit_rate@10", "ndcg@10")
 PARTS = ("dropout", "embedding_dropout", "hidden_dropout", "num_layers")  # of the backbone
+MASKS = ("mask_probability", "last_mask_probability")  # of a bidirectional backbone
 SETTINGS = (
     "initial_std",  # of the items
     "linear_std",  # of all linear maps
@@ -40,6 +41,7 @@ SETTINGS = (
     "learning_rate",
     "weight_decay",  # of all matrices but the item table
     "bucket_batches",
+    *MASKS,
     *PARTS,
 )
 
@@ -120,6 +122,7 @@ def build(log: Path, backbone: str, data: SessionDataModule, setting: dict[str, 
         weight_decay=setting.get("weight_decay", 0.0),
         warmup_steps=int(setting.get("warmup_steps", 0)),
         schedule="cosine" if "cosine" in setting else "constant",
+        **{name: setting[name] for name in MASKS if name in setting},
     )
     initialise(module, setting)
     if "beta2" in setting:
