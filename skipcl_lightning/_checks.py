@@ -5,11 +5,12 @@ CPU, because on other devices the host would have to wait in every step.
 """
 
 import functools
+import importlib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = [
     "check_number",
     "check_shape",
     "clean_input",
+    "import_extra",
     "is_ordered",
     "requires_mask",
 ]
@@ -224,6 +226,37 @@ def clean_input(x: Tensor, valid_mask: Tensor, *, max_length: int | None = None)
             "`max_length`."
         )
     return torch.where(valid_mask[..., None], x, 0)
+
+
+def import_extra(*modules: str, extra: str, user: str) -> Any:
+    """Import the modules of an optional dependency, and return the first.
+
+    Args:
+        modules: Their full names.
+        extra: The extra of this package that installs them.
+        user: What needs them.
+
+    Returns:
+        The first module.
+
+    Raises:
+        ImportError: One is not installed; the message names the extra.
+
+    Examples:
+        >>> import_extra("no_such_package", extra="export", user="ONNX")
+        Traceback (most recent call last):
+            ...
+        ImportError: ONNX needs the package no_such_package, which is not installed. Install it with ...
+    """
+    try:
+        first, *_ = map(importlib.import_module, modules)
+    except ImportError as error:
+        package = (error.name or modules[0]).partition(".")[0]
+        raise ImportError(
+            f"{user} needs the package {package}, which is not installed. Install it with "
+            f'`pip install "skipcl-lightning[{extra}]"`.'
+        ) from error
+    return first
 
 
 def requires_mask(forward: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipcl_lightning._checks import check_integer, clean_input, requires_mask
+from skipcl_lightning._checks import check_integer, clean_input, import_extra, requires_mask
 from skipcl_lightning.backbones.contract import evaluation_mode
 from skipcl_lightning.backbones.transformer import key_mask
 
@@ -166,13 +166,7 @@ def _count_positions(transformer: Any) -> int | None:
 
 def _base_model(model: nn.Module | Mapping[str, Any]) -> Any:
     """Return a `PreTrainedModel` without a head, from a model or a configuration."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "`HFBackbone` needs the package transformers, which is not installed. "
-            'Install it with `pip install "skipcl-lightning[hf]"`.'
-        ) from error
+    transformers = import_extra("transformers", extra="hf", user="`HFBackbone`")
     if isinstance(model, Mapping):
         base = _build_model(transformers, dict(model))
     elif isinstance(model, transformers.PreTrainedModel):

@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from skipcl_lightning._checks import import_extra
 from skipcl_lightning._files import check_num_items, named_in_errors, path_in_errors, sync
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
@@ -312,11 +313,4 @@ def _refuse(folder: Path, what: str) -> ValueError:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "An exported folder needs the package safetensors, which is not installed. Install "
-            "`skipcl-lightning[export]`."
-        ) from error
-    return safetensors.torch
+    return import_extra("safetensors.torch", extra="export", user="An exported folder")

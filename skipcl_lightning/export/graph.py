@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from skipcl_lightning._checks import import_extra
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.model import Scorer
 
@@ -185,14 +186,8 @@ def write_onnx(graph: Graph, path: Path) -> None:
         ImportError: A package of the extra `export` is not installed.
         ValueError: The model cannot be exported, or onnxruntime computes other outputs from the file.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch needs it
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX needs the package {error.name}, which is not installed. Install "
-            "`skipcl-lightning[export]`."
-        ) from error
+    # torch needs onnxscript.
+    onnxruntime = import_extra("onnxruntime", "onnxscript", extra="export", user="ONNX")
     program = graph.program
     with _quiet():
         written: Any = torch.onnx.export(

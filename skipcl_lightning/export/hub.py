@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import polars as pl
 import torch
 
+from skipcl_lightning._checks import import_extra
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.data import SessionEncoder
@@ -175,14 +176,7 @@ def escape(text: str) -> str:
 
 def import_hub() -> Any:
     """Return the package `huggingface_hub`, or raise an `ImportError` that names the extra."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(
-            "The Hugging Face Hub needs the package `huggingface_hub`, which is not installed. "
-            'Install it with `pip install "skipcl-lightning[hub]"`.'
-        ) from error
-    return huggingface_hub
+    return import_extra("huggingface_hub", extra="hub", user="The Hugging Face Hub")
 
 
 def _results(hub: Any, report: Report, dataset: str | None) -> Iterator[Any]:

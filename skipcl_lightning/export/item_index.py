@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_integer, import_extra
 from skipcl_lightning._files import open_checkpoint, save_checkpoint
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
@@ -414,11 +414,4 @@ def _digest(parts: Iterator[Any]) -> str:
 
 
 def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "An `ItemIndex` needs the package faiss, which is not installed. Install "
-            "`skipcl-lightning[faiss]`."
-        ) from error
-    return faiss
+    return import_extra("faiss", extra="faiss", user="An `ItemIndex`")

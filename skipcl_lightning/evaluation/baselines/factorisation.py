@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_integer, check_number, import_extra
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation.baselines.interactions import as_matrix, training_matrix
@@ -164,15 +164,9 @@ class BPR:
 
 
 def _import_implicit() -> Any:
-    try:
-        import implicit.cpu.als
-        import implicit.cpu.bpr
-    except ImportError as error:
-        raise ImportError(
-            "`WRMF` and `BPR` need the package implicit, which is not installed. "
-            'Install it with `pip install "skipcl-lightning[baselines]"`.'
-        ) from error
-    return implicit
+    return import_extra(
+        "implicit", "implicit.cpu.als", "implicit.cpu.bpr", extra="baselines", user="A `WRMF` or `BPR`"
+    )
 
 
 def _fit(kind: Callable[..., Any], matrix: Any, **settings: Any) -> Any:
