@@ -68,9 +68,9 @@ def test_the_settings_of_the_cloze_task_are_those_that_are_asked_for():
     many = SessionBatch(items, torch.ones(4000, 5))
     torch.manual_seed(0)
     for settings, expected in (
-        ({}, (0.2, 0.1)),
+        ({}, (0.5, 0.1)),
         ({"mask_probability": 0.6, "last_mask_probability": 0.0}, (0.6, 0.0)),
-        ({"last_mask_probability": 0.7}, (0.2, 0.7)),
+        ({"last_mask_probability": 0.7}, (0.5, 0.7)),
     ):
         hidden = module(**settings).prepare_training(many).cloze_mask
         share = float(hidden[:, 0].float().mean())

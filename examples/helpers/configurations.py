@@ -61,7 +61,7 @@ CONFIGURATIONS = {
         lambda length: BERT4Rec(EMBEDDING_SIZE, max_length=length + 1, dropout=0.1),
         published={"ml-1m": (0.2843, 0.1537)},
         # Mask each item with the same probability; never mask only the last one.
-        settings={"last_mask_probability": 0.0},
+        settings={"mask_probability": 0.2, "last_mask_probability": 0.0},
         epochs=200,
         patience=20,
     ),
