@@ -111,6 +111,16 @@ def test_a_model_that_excludes_what_a_session_held_recommends_so_from_checkpoint
         assert set(session) <= set(one.recommend([session], top_k=30, exclude_seen=False)["item_id"])
 
 
+def test_what_a_session_held_is_left_out_as_the_module_was_saved_not_as_it_was_made(tmp_path):
+    path, module = save(
+        tmp_path, lambda num_items: SkipCLModule(GRU4Rec(8), None, num_items=num_items, exclude_seen=True)
+    )
+    module.exclude_seen = False
+    module.trainer.save_checkpoint(path)
+    assert SkipCLModule.load_from_checkpoint(path).exclude_seen is False
+    assert Recommender.from_checkpoint(path).scorer.exclude_seen is False
+
+
 def test_batches_do_not_matter_and_names_are_the_users():
     recommend = recommender()
     names = ["monday", "tuesday", "friday"]

@@ -87,7 +87,7 @@ __all__ = ["SkipCLModule", "TrainingStates"]
 
 Schedule = Literal["constant", "cosine"]
 
-# More targets in each epoch: with 0.2, models learn slower and end lower (docs/results.md).
+# Better than 0.2 on MovieLens-100K and on real sessions (docs/results.md).
 MASK_PROBABILITY = 0.5
 LAST_MASK_PROBABILITY = 0.1
 _DEFAULT_SIZE = 64
@@ -589,7 +589,7 @@ class SkipCLModule(Scoring, LightningModule):
         for name in [name for name, value in settings.items() if isinstance(value, nn.Module)]:
             del settings[name]
         settings.update(self._describe_parts(), item_features=self.item_columns)
-        for name in ("transition_weight", "skip_penalty"):
+        for name in ("transition_weight", "skip_penalty", "exclude_seen"):
             if name in settings:
                 settings[name] = getattr(self, name)  # it may have been chosen since
         history: dict[str, list[Any]] = {"growth": self.growth, "counted_logs": self.counted_logs}
