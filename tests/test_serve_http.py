@@ -98,6 +98,15 @@ def test_exclusions_shorten_a_list_and_may_empty_it(client):
     assert ask(client, sessions=[["a", "nowhere"]], unknown="ignore") == ask(client, sessions=[["a"]])
 
 
+def test_the_model_says_whether_its_service_recommends_what_a_session_heard(
+    service, recommender, monkeypatch
+):
+    monkeypatch.setattr(recommender.scorer, "exclude_seen", True)
+    with TestClient(service.make_app(recommender)) as client:
+        lists = [ask(client, sessions=[NAMES[:4]], **own)[0] for own in ({}, {"exclude_seen": False})]
+    assert [len(found) for found in lists] == [len(NAMES) - 4, 10]
+
+
 def test_names_arrive_as_they_are_in_json_and_nothing_else(client):
     answer = client.post("/recommend", json={"sessions": [["a"]], "top_k": 11, "exclude_seen": True})
     assert answer.headers["content-type"] == "application/json"

@@ -1,6 +1,6 @@
 """Next-item losses over the positions that have a target."""
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +123,10 @@ class _SharedNegatives(nn.Module):
         negatives = sample_items(self.num_negatives, num_items, sampler=self.sampler, device=query.device)
         return self._loss(query, item_embeddings, target, negatives, weight)
 
-    def _loss(self, *tensors: Any) -> Tensor:
-        """Return the weighted mean; the tensors are the query, table, target, negatives and weight."""
+    def _loss(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """Return the weighted mean over [N] positions; `negatives` are [K] indices."""
         raise NotImplementedError
 
 
@@ -155,14 +157,19 @@ class SampledSoftmax(_SharedNegatives):
         super().__init__(num_negatives, sampler=sampler)
         self.correct_sampling = correct_sampling
 
-    def _loss(self, *tensors: Any) -> Tensor:
+    def _loss(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, weight: Tensor | None
+    ) -> Tensor:
         log_probability = None
         if self.correct_sampling:
-            _, item_embeddings, _, negatives, _ = tensors
             num_items = len(item_embeddings) - 1
             log_probability = sampling_log_probability(negatives, num_items, sampler=self.sampler)
         return chunked_sampled_softmax_loss(
-            *tensors,
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            weight,
             negative_log_probability=log_probability,
             sparse_gradients=self.sparse_gradients,
         )
@@ -204,9 +211,17 @@ class GBCE(_SharedNegatives):
         check_number("calibration", calibration, minimum=0, maximum=1)
         self.calibration = calibration
 
-    def _loss(self, *tensors: Any) -> Tensor:
+    def _loss(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, weight: Tensor | None
+    ) -> Tensor:
         return chunked_gbce_loss(
-            *tensors, calibration=self.calibration, sparse_gradients=self.sparse_gradients
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            weight,
+            calibration=self.calibration,
+            sparse_gradients=self.sparse_gradients,
         )
 
 
@@ -244,9 +259,17 @@ class BPRMax(_SharedNegatives):
         check_number("regularisation", regularisation, minimum=0)
         self.regularisation = regularisation
 
-    def _loss(self, *tensors: Any) -> Tensor:
+    def _loss(
+        self, query: Tensor, item_embeddings: Tensor, target: Tensor, negatives: Tensor, weight: Tensor | None
+    ) -> Tensor:
         return chunked_bpr_max_loss(
-            *tensors, regularisation=self.regularisation, sparse_gradients=self.sparse_gradients
+            query,
+            item_embeddings,
+            target,
+            negatives,
+            weight,
+            regularisation=self.regularisation,
+            sparse_gradients=self.sparse_gradients,
         )
 
 

@@ -979,14 +979,16 @@ class SkipCLModule(Scoring, LightningModule):
         return describe_parts(backbone, self.skip_head, self.next_item_loss)
 
     def _cloze_setting(self, name: str, value: float | None, default: float) -> float:
-        if value is None:
-            return default
         if self.model.causal:
+            if value is None:
+                return default
             raise ValueError(
                 f"`{name}` must be None for a causal backbone, got {value!r}. Nothing is hidden from "
                 f"{type(self.model.backbone).__name__}, which sees no later track anyway."
             )
+        value = default if value is None else value
         check_number(name, value, minimum=0, maximum=1, open_minimum=name == "mask_probability")
+        self.save_hyperparameters({name: value})  # the task of a checkpoint does not change with the default
         return value
 
     def _log_metrics(self, metrics: MetricCollection) -> None:

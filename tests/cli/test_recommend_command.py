@@ -53,6 +53,35 @@ def threads(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_the_model_says_whether_what_a_session_heard_is_recommended(checkpoint, tmp_path, own):
+    trained = torch.load(checkpoint, weights_only=True)
+    trained["hyper_parameters"]["exclude_seen"] = own
+    torch.save(trained, tmp_path / "model.ckpt")
+    plays = write_plays(tmp_path / "plays.parquet", checkpoint)
+
+    for name, given in {
+        "default": {},
+        "kept": {"exclude_seen": False},
+        "left_out": {"exclude_seen": True},
+    }.items():
+        recommend(
+            tmp_path / "model.ckpt",
+            file=tmp_path / "plays.parquet",
+            output=tmp_path / f"{name}.parquet",
+            top_k=26,
+            **given,
+        )
+
+    default, kept, left_out = (
+        pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("default", "kept", "left_out")
+    )
+    heard = plays.select("session_id", "item_id")
+    assert left_out.join(heard, on=["session_id", "item_id"]).is_empty()
+    assert not kept.join(heard, on=["session_id", "item_id"]).is_empty()
+    assert default.equals(left_out if own else kept)
+
+
 @pytest.mark.usefixtures("threads")
 def test_parts_of_all_processes_come_in_the_order_of_the_file(checkpoint, tmp_path, monkeypatch, capsys):
     table = write_plays(tmp_path / "plays.parquet", checkpoint)
