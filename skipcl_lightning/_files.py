@@ -5,8 +5,12 @@ loads. We do, so a flipped bit is an error.
 """
 
 import errno
+import hashlib
+import json
 import os
 import pickle
+import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +25,10 @@ __all__ = [
     "check_num_items",
     "check_weights",
     "check_weights_only",
+    "digest_file",
+    "digest_json",
     "is_full_disk",
+    "make_beside",
     "named_in_errors",
     "newest_first",
     "newest_whole",
@@ -59,6 +66,28 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def make_beside(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside one that is made, on the same file system; it is removed at the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_json(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain values, in hexadecimal digits; the order of the keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_beside(temporary: Path, write: Callable[[Path], Any]) -> None:

@@ -30,13 +30,15 @@ from skipcl_lightning.data.encoder import (
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, plain, to_ids
 from skipcl_lightning.export import export_model, load_export
-from skipcl_lightning.export.hub import Report, fetch_folder, model_card, push_folder
+from skipcl_lightning.export.hub import fetch_folder, model_card, push_folder
 from skipcl_lightning.export.item_index import ItemIndex
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.model import Scorer, Scoring
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
+
+    from skipcl_lightning.evaluation import EvaluationReport
 
 __all__ = ["Recommender"]
 
@@ -200,7 +202,7 @@ class Recommender:
         self,
         repo_id: str,
         *,
-        report: Report | None = None,
+        report: "EvaluationReport | None" = None,
         dataset: str | None = None,
         licence: str | None = None,
         private: bool | None = None,
@@ -265,8 +267,8 @@ class Recommender:
                 `explicit_feedback`, and the columns of the context. A session's rows are sorted by
                 `position`, or else by `timestamp`, and without either must be in the order of time. Equal
                 times stay in the order of the rows, or in reverse where the table runs from the newest row
-                to the oldest; a session with an unknown time keeps the order of its rows. With a table,
-                `feedback`, `explicit_feedback`, `context` and `session_ids` are left out.
+                to the oldest; so do the rows of a session with an unknown time. With a table, `feedback`,
+                `explicit_feedback`, `context` and `session_ids` are left out.
             feedback: The feedback on each item, in [-1, 1]; None for unknown (0), which a model trained with
                 feedback as an input has seldom seen.
             explicit_feedback: Likes and dislikes, in [-1, 1]: below 0 disliked, above 0 liked.
@@ -691,18 +693,15 @@ class _Given:
                 check_rows(name, getattr(self, name), len(self.sessions))
         if self.context is not None:
             check_columns(self.context, len(self.sessions))
+
+        def cut(values: Any, rows: slice) -> Any:
+            if isinstance(values, Mapping):
+                return {name: cut(column, rows) for name, column in values.items()}
+            return None if values is None else values[rows]
+
         for start in range(0, len(self.sessions), size):
             rows = slice(start, start + size)
-            columns = self.context
-            yield _Given(
-                self.sessions[rows],
-                self.names[rows],
-                None if self.feedback is None else self.feedback[rows],
-                None if self.explicit_feedback is None else self.explicit_feedback[rows],
-                None if self.histories is None else self.histories[rows],
-                columns
-                and {name: None if values is None else values[rows] for name, values in columns.items()},
-            )
+            yield _Given(*(cut(values, rows) for values in vars(self).values()))
 
     def encode(self, encoder: SessionEncoder, unknown: str) -> SessionBatch:
         """Return the batch that a model sees."""

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from skipcl_lightning import Recommender
+from skipcl_lightning._files import digest_json
 from skipcl_lightning.backbones import BACKBONES, BERT4Rec, GRU4Rec, SASRec
 from skipcl_lightning.data import ItemVocabulary, SessionEncoder
 from skipcl_lightning.export import export_model, graph, load_export
-from skipcl_lightning.export.folder import _digest_description
 from skipcl_lightning.heads import CombinedHead, SkipInfoNCE, SkipPrediction
 from skipcl_lightning.model import ItemTower, Scorer, SessionModel, Transitions
 
@@ -353,7 +353,7 @@ def test_a_description_that_does_not_fit_is_refused(folder, tmp_path, change, me
     about = {**json.loads((place / "model.json").read_text()), **change}
     del about["sha256"]
     # Not damaged, but of another program or version.
-    about["sha256"] = _digest_description(about)
+    about["sha256"] = digest_json(about)
     (place / "model.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=message):
         load_export(place)
@@ -375,7 +375,7 @@ def test_a_hostile_folder_runs_no_code(folder, tmp_path, name):
     del about["sha256"]
     # A forger knows the digests too.
     about["files"][name]["sha256"] = hashlib.sha256((place / name).read_bytes()).hexdigest()
-    about["sha256"] = _digest_description(about)
+    about["sha256"] = digest_json(about)
     (place / "model.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="whose contents do not fit each other"):
         load_export(place)

@@ -83,7 +83,7 @@ class RecommendationWriter(Callback):
         self._write_part(trainer.global_rank)
         trainer.strategy.barrier("written")
         if trainer.is_global_zero:
-            write_table(pl.scan_parquet(sorted(self._parts.iterdir())), self.path)
+            write_table(pl.scan_parquet(sorted(self._parts.iterdir()), glob=False), self.path)
             shutil.rmtree(self._parts)
         trainer.strategy.barrier("joined")
 

@@ -3,15 +3,14 @@
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from skipcl_lightning.data import (
     LeaveOneOut,
@@ -144,6 +143,7 @@ def run_prepare(arguments: Sequence[str]) -> None:
     paths, folder = values.pop("paths"), values.pop("folder").expanduser()
     reader = SOURCES[source]
     console = Console()
+    steps: dict[str, TaskID] = {}
     try:
         split = make_split(**_take(values, make_split))
         store_settings = _take(values, prepare_store)
@@ -156,14 +156,29 @@ def run_prepare(arguments: Sequence[str]) -> None:
             names = chosen.categories if isinstance(chosen, ContextEncoder) else chosen
             values["columns"] = [name for name in names if name not in BUILT_IN]
         log = reader(paths[0] if len(paths) == 1 else paths, **values)
-        with _progress(console) as tell, warnings.catch_warnings(record=True) as caught:
+        bar = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,}"),
+            TimeElapsedColumn(),
+        )
+        with (
+            Progress(*bar, console=console, transient=True) as progress,
+            warnings.catch_warnings(record=True) as caught,
+        ):
             warnings.simplefilter("always", FeedbackWarning)
+
+            def tell(step: str, done: int, total: int | None) -> None:
+                if step not in steps:
+                    steps[step] = progress.add_task(step, total=total)
+                progress.update(steps[step], completed=done, total=total)
+
             data = prepare_store(log, folder, split=split, on_progress=tell, **store_settings)
     except (ValueError, OSError, pl.exceptions.PolarsError) as error:
         # The message explains the error; a traceback would hide it.
         raise SystemExit(f"skipcl prepare {source}: {error}") from error
     size = sum(file.stat().st_size for file in folder.iterdir())
-    again = "" if tell.steps else "Nothing to do: it was prepared before. "
+    again = "" if steps else "Nothing to do: it was prepared before. "
     cautions = "".join(f"Warning: {warning.message}\n" for warning in caught)
     console.print(
         f"{data}\n{cautions}{again}{size / 1e6:,.1f} MB: {folder}",
@@ -191,28 +206,3 @@ def _take_history(values: dict[str, Any]) -> dict[str, Any]:
         )
     values["gap_minutes"] = None
     return history
-
-
-class _Steps:
-    """Progress display with one line for each step of the preparation."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.steps: dict[str, Any] = {}
-        self._progress = progress
-
-    def __call__(self, step: str, done: int, total: int | None) -> None:
-        if step not in self.steps:
-            self.steps[step] = self._progress.add_task(step, total=total)
-        self._progress.update(self.steps[step], completed=done, total=total)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[_Steps]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _Steps(progress)

@@ -274,7 +274,7 @@ class TrainingCLI(LightningCLI):
             settings["vocabulary"] = str(path)
             if not self._names("data", "new_items"):
                 # A store has its own setting.
-                is_store = isinstance(settings["log"], str) and Path(settings["log"]).is_dir()
+                is_store = isinstance(settings["log"], str) and Path(settings["log"]).expanduser().is_dir()
                 settings["new_items"] = "append" if self.subcommand == "fit" and not is_store else None
 
     def _names(self, part: str, setting: str) -> bool:

@@ -109,21 +109,18 @@ class SessionDataset(Dataset[SessionBatch]):
             raise IndexError(f"`indices` must be below {len(self)}, got {chosen}. Count rows from 0.")
         view, histories = self.view, self.histories
         rows, ends = view.rows[chosen], view.ends[chosen]
-        items, feedback = view.store.gather(rows, ends, max_length=self.max_length)
+        gathered = view.store.gather(rows, ends, max_length=self.max_length)
         batch = SessionBatch(
-            items,
-            feedback,
+            **gathered,
             session_index=torch.from_numpy(rows),
-            explicit_feedback=view.store.gather_explicit(rows, ends, max_length=self.max_length),
-            context=view.store.gather_context(rows, ends, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
             num_tracks=int(np.minimum(ends, self.max_length).sum()),
             history=None if histories is None else histories.gather(rows, max_length=self.history_length),
-            **self._draw_mined(items, chosen),
+            **self._draw_mined(gathered["items"], chosen),
         )
         longest = int(ends.max(initial=0))
         if self.with_seen and longest > self.max_length:
-            batch = batch.replace(seen=view.store.gather(rows, ends, max_length=longest)[0])
+            batch = batch.replace(seen=view.store.gather(rows, ends, max_length=longest)["items"])
         if not view.with_target:
             return batch
         places = view.store.offsets[rows] + ends

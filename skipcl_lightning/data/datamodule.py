@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.utils.data import DataLoader
 
-from skipcl_lightning._checks import check_choice, check_integer
+from skipcl_lightning._checks import check_choice, check_flag, check_integer
 from skipcl_lightning._files import is_full_disk
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, TargetRule
 from skipcl_lightning.data.batches import (
@@ -190,8 +190,7 @@ class SessionDataModule(LightningDataModule):
         check_integer("mining_min_count", mining_min_count)
         if seed is not None:
             check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
-        if not isinstance(pin_memory, bool):
-            raise TypeError(f"`pin_memory` must be True or False, got {pin_memory!r}.")
+        check_flag("pin_memory", pin_memory)
         self.log = log
         self.batch_size = batch_size
         self.max_length = DEFAULT_LENGTH if max_length is None else max_length
@@ -209,7 +208,7 @@ class SessionDataModule(LightningDataModule):
         given = {name: value for name, value in settings.items() if value is not None}
         known = None if vocabulary is None else resolve_vocabulary(vocabulary)
         self._trained_length = 0 if known is None else known.trained_length
-        self._prepare, self._skip_threshold = _plan_preparation(log, given, known, history_length)
+        self._prepare, self.skip_threshold = _plan_preparation(log, given, known, history_length)
         self.history_length = history_length
         self._histories: dict[str, ListenerHistories] = {}
         self.mined_samples = {"mined_negatives": mined_negatives, "mined_positives": mined_positives}
@@ -237,11 +236,6 @@ class SessionDataModule(LightningDataModule):
         data = vars(self).get("_data")
         state = "not prepared yet" if data is None else f"{len(data.vocabulary):,} items"
         return f"SessionDataModule({state}, batch_size={self.batch_size}, max_length={self.max_length})"
-
-    @property
-    def skip_threshold(self) -> float:
-        """Feedback below it is a skip."""
-        return self._skip_threshold
 
     @property
     def vocabulary(self) -> ItemVocabulary:
@@ -598,12 +592,12 @@ def _plan_preparation(
                 f"`{next(iter(given))}` must be left alone with the store {str(log)!r}, got a value: how it "
                 "was prepared is settled. Give it to `prepare_store`, or prepare another store."
             )
-        manifest = Manifest.read(Path(log))
+        folder = Path(log).expanduser()
+        manifest = Manifest.read(folder)
         if history_length and "listener.npy" not in manifest.files:
             raise ValueError(UNKNOWN_LISTENERS)
-        folder = Path(log).expanduser().absolute()
         threshold = float(manifest.settings["filter"]["skip_threshold"])
-        return partial(_open_on_each_rank, folder, vocabulary), threshold
+        return partial(_open_on_each_rank, folder.absolute(), vocabulary), threshold
     rules = given.keys() & {rule.name for rule in fields(SessionFilter)}
     settings = PreparationSettings(
         SessionFilter(**{rule: given[rule] for rule in rules}),

@@ -1,6 +1,7 @@
 """From sessions of external ids to batches, and from recommendations to external ids."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +43,7 @@ Context = Mapping[str, Sequence[Sequence[Any]] | None]
 _ROW = "(row)"
 
 
+@dataclass(eq=False, repr=False)
 class SessionEncoder:
     """Turns sessions of external ids into a batch, exactly as in training.
 
@@ -67,27 +69,21 @@ class SessionEncoder:
                 [False, False]])
     """
 
-    def __init__(
-        self,
-        vocabulary: ItemVocabulary,
-        max_length: int,
-        skip_threshold: float = 0.0,
-        history_length: int = 0,
-        context: ContextEncoder | None = None,
-    ) -> None:
-        if not isinstance(vocabulary, ItemVocabulary):
+    vocabulary: ItemVocabulary
+    max_length: int
+    skip_threshold: float = 0.0
+    history_length: int = 0
+    context: ContextEncoder | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vocabulary, ItemVocabulary):
             raise TypeError(
-                f"`vocabulary` must be an ItemVocabulary, got {type(vocabulary).__name__}. "
+                f"`vocabulary` must be an ItemVocabulary, got {type(self.vocabulary).__name__}. "
                 "Make one with `ItemVocabulary(ids)`."
             )
-        check_integer("max_length", max_length)
-        check_number("skip_threshold", skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-        check_integer("history_length", history_length, minimum=0)
-        self.vocabulary = vocabulary
-        self.max_length = max_length
-        self.skip_threshold = skip_threshold
-        self.history_length = history_length
-        self.context = context
+        check_integer("max_length", self.max_length)
+        check_number("skip_threshold", self.skip_threshold, minimum=-1, maximum=1, open_minimum=True)
+        check_integer("history_length", self.history_length, minimum=0)
 
     def replace(self, **changes: Any) -> "SessionEncoder":
         """Return an encoder with other values of some arguments.
@@ -96,7 +92,7 @@ class SessionEncoder:
             >>> SessionEncoder(ItemVocabulary([7]), max_length=50).replace(max_length=9).max_length
             9
         """
-        return SessionEncoder(**{**vars(self), **changes})
+        return replace(self, **changes)
 
     def encode(
         self,
@@ -162,13 +158,10 @@ class SessionEncoder:
             context=None if self.context is None else self.context.encode(plays.filter(pl.Series(known))),
         )
         rows = np.arange(len(lengths))
-        gathered = store.gather(rows, counts, max_length=self.max_length)
         return SessionBatch(
-            *gathered,
+            **store.gather(rows, counts, max_length=self.max_length),
             session_index=torch.from_numpy(rows),
-            explicit_feedback=store.gather_explicit(rows, counts, max_length=self.max_length),
             history=None if histories is None else self._encode_histories(histories, len(lengths), unknown),
-            context=store.gather_context(rows, counts, max_length=self.max_length),
             skip_threshold=self.skip_threshold,
         )
 
@@ -210,13 +203,8 @@ class SessionEncoder:
             >>> list(SessionEncoder(ItemVocabulary([7]), max_length=50).state_dict())
             ['vocabulary', 'max_length', 'skip_threshold', 'history_length', 'context']
         """
-        return {
-            "vocabulary": self.vocabulary.state_dict(),
-            "max_length": self.max_length,
-            "skip_threshold": self.skip_threshold,
-            "history_length": self.history_length,
-            "context": None if self.context is None else self.context.state_dict(),
-        }
+        context = None if self.context is None else self.context.state_dict()
+        return {**vars(self), "vocabulary": self.vocabulary.state_dict(), "context": context}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "SessionEncoder":
@@ -303,7 +291,7 @@ def group_sessions(
 
     A session's rows are sorted by `position`, or else by `timestamp`, if there is one. Equal values stay in
     the order of the rows; equal times are reversed where the table runs from the newest row to the oldest,
-    or have the order of `tie_order`. A session with an unknown time keeps the order of its rows.
+    or have the order of `tie_order`. The rows of a session with an unknown time are taken for equal times.
 
     Args:
         table: `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, where null is 0, and the

@@ -1,9 +1,7 @@
 """The folder of an exported model: what is in it, how it is written, and how it is read again."""
 
-import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from skipcl_lightning._checks import import_extra
-from skipcl_lightning._files import check_num_items, named_in_errors, path_in_errors, sync
+from skipcl_lightning._files import (
+    check_num_items,
+    digest_file,
+    digest_json,
+    make_beside,
+    named_in_errors,
+    path_in_errors,
+    sync,
+)
 from skipcl_lightning.batch import PADDING_INDEX
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.data.canonical_table import name_unreadable
@@ -85,6 +91,7 @@ def export_model(
         >>> from skipcl_lightning.data import ItemVocabulary
         >>> from skipcl_lightning.model import SessionModel
         >>> encoder = SessionEncoder(ItemVocabulary(["song", "tune"]), max_length=50)
+        >>> import tempfile
         >>> place = Path(tempfile.mkdtemp()) / "model"
         >>> scorer = Scorer(SessionModel(SASRec(8), num_items=2))
         >>> folder = export_model(scorer, encoder, place, onnx=False, pt2=False)
@@ -124,7 +131,7 @@ def export_model(
             write_pt2(graph, temporary / PT2)
         files = sorted(temporary.iterdir())
         description = _describe(kept, encoder, graph, files)
-        description["sha256"] = _digest_description(description)
+        description["sha256"] = digest_json(description)
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
     return folder
@@ -133,19 +140,14 @@ def export_model(
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, which is renamed to `folder` at the end unless there was an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, so that it can be renamed.
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    temporary = beside / "export"  # with the usual rights, unlike `beside`
-    try:
+    with make_beside(folder) as beside:
+        temporary = beside / "export"  # with the usual rights, unlike `beside`
         temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         temporary.rename(folder)
         sync(folder.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tuple[Scorer, SessionEncoder]:
@@ -167,7 +169,7 @@ def load_export(folder: str | Path, *, backbone: nn.Module | None = None) -> tup
     folder = Path(folder).expanduser()
     description = _read_description(folder)
     for name in (WEIGHTS, ITEMS):
-        _check_digest(folder / name, description)
+        _checkdigest_file(folder / name, description)
     safetensors = _safetensors()
     try:
         state: dict[str, Tensor] = safetensors.load_file(folder / WEIGHTS)
@@ -245,7 +247,7 @@ def _describe(scorer: Scorer, encoder: SessionEncoder, graph: Graph, files: list
         "temperature": float(scorer.skip_prediction.temperature) if scorer.predicts_skips else None,
         "settings": settings,
         "encoder": state,
-        "files": {path.name: {"sha256": _digest(path), "bytes": path.stat().st_size} for path in files},
+        "files": {path.name: {"sha256": digest_file(path), "bytes": path.stat().st_size} for path in files},
     }
 
 
@@ -281,28 +283,18 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise _refuse(folder, f"whose {DESCRIPTION} is damaged") from error
     if known != FORMAT or not right:
         raise _refuse(folder, f"of the format {known!r}; this version reads {FORMAT}")
-    if told != _digest_description(found):
+    if told != digest_json(found):
         raise _refuse(folder, f"whose {DESCRIPTION} is damaged or was edited")
     return dict(found)
 
 
-def _check_digest(path: Path, description: Mapping[str, Any]) -> None:
+def _checkdigest_file(path: Path, description: Mapping[str, Any]) -> None:
     expected = description["files"].get(path.name)
     digest = expected.get("sha256") if isinstance(expected, Mapping) else None
     if not path.is_file():
         raise _refuse(path.parent, f"without its {path.name}")
-    if _digest(path) != digest:
+    if digest_file(path) != digest:
         raise _refuse(path.parent, f"whose {path.name} is damaged or of another export")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest_description(description: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a description without its own."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse(folder: Path, what: str) -> ValueError:

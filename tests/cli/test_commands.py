@@ -201,7 +201,7 @@ def test_preparation_is_interrupted_in_one_line(skipcl, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skipcl_lightning.cli.prepare._progress", interrupt)
+    monkeypatch.setattr("skipcl_lightning.cli.prepare.Progress", interrupt)
     with pytest.raises(SystemExit, match=r"^skipcl prepare: interrupted\. Nothing incomplete was left\.$"):
         skipcl(
             "prepare",

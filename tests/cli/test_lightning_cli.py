@@ -103,9 +103,11 @@ def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_
     monkeypatch.syspath_prepend(tmp_path)
     skipcl("test", *trained)
     assert "test/hit_rate@3" in capsys.readouterr().out
-    skipcl("predict", *trained, "--output", "next.csv")
+    skipcl("predict", *trained, "--output", "run[1]/next.csv")
     data = SessionDataModule(small_store)
-    written = pl.read_csv(tmp_path / "next.csv", schema_overrides={"session_id": data.session_ids.dtype})
+    written = pl.read_csv(
+        (tmp_path / "run[1]/next.csv").read_bytes(), schema_overrides={"session_id": data.session_ids.dtype}
+    )
     assert set(written["session_id"]) == set(data.session_ids)
     assert set(written["item_id"]) <= set(data.vocabulary.ids)
     assert written["rank"].max() == 3

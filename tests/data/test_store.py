@@ -29,7 +29,9 @@ def test_gathering_gives_what_a_loop_over_sessions_gives(make_store, sessions, m
         feedback[row][:end][-max_length:].tolist() for row, end in zip(rows, ends, strict=True)
     ]
     longest = max(map(len, expected_items))
-    items, signals = store.gather(np.array(rows), np.array(ends), max_length=max_length)
+    gathered = store.gather(np.array(rows), np.array(ends), max_length=max_length)
+    assert list(gathered) == ["items", "feedback"]
+    items, signals = gathered.values()
     assert items.dtype == torch.int64
     assert signals.dtype == torch.float32
     assert items.tolist() == [row + [0] * (longest - len(row)) for row in expected_items]
@@ -44,7 +46,8 @@ def test_a_store_can_be_read_from_memory_maps(make_store, tmp_path):
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     twin = SessionStore(**mapped, session_ids=store.session_ids)
     rows, ends = np.array([1, 0]), np.array([2, 2])
-    assert torch.equal(twin.gather(rows, ends, max_length=9)[0], store.gather(rows, ends, max_length=9)[0])
+    first, second = (one.gather(rows, ends, max_length=9)["items"] for one in (twin, store))
+    assert torch.equal(first, second)
 
 
 def test_a_log_is_laid_out_session_by_session():

@@ -199,6 +199,12 @@ def test_names_of_folders_are_no_patterns(tmp_path, log, name):
     assert data.store.ids.to_list() == expected.store.ids.to_list()
 
 
+def test_a_store_in_the_home_folder_is_found_by_its_tilde(tmp_path, log, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_store(log, "~/store")
+    assert SessionDataModule("~/store").num_items == len(open_store("~/store").vocabulary)
+
+
 def test_a_link_stays_a_link(tmp_path, log):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
@@ -261,8 +267,8 @@ def test_a_store_may_be_opened_while_another_takes_its_place(tmp_path, log, monk
 def test_contents_are_read_only_where_they_are_to_be_verified(tmp_path, log, monkeypatch):
     prepare_store(log, tmp_path / "store")
     read = []
-    digest = manifest_room._digest_file
-    monkeypatch.setattr(manifest_room, "_digest_file", lambda file: read.append(file) or digest(file))
+    digest = manifest_room.digest_file
+    monkeypatch.setattr(manifest_room, "digest_file", lambda file: read.append(file) or digest(file))
     open_store(tmp_path / "store", verify=False)
     assert read == []
     open_store(tmp_path / "store")

@@ -21,6 +21,7 @@ from hostile import (
 )
 
 from skipcl_lightning import ItemIndex, Recommender
+from skipcl_lightning._files import digest_json
 from skipcl_lightning.backbones import SASRec
 from skipcl_lightning.cli.configs import check_yaml
 from skipcl_lightning.cli.recommend import recommend
@@ -45,7 +46,6 @@ from skipcl_lightning.data import (
 from skipcl_lightning.data.prepare.inputs import resolve_vocabulary
 from skipcl_lightning.data.store import folder as stores
 from skipcl_lightning.export import export_model
-from skipcl_lightning.export.folder import _digest_description
 from skipcl_lightning.heads import SkipPrediction
 from skipcl_lightning.model import Scorer, SessionModel
 
@@ -452,7 +452,7 @@ def store_cases(folder, trained):
         if generator.random() < 0.7:
             if name != "manifest.json":
                 manifest["files"] = stores.describe_files(place)
-            text = json.dumps(manifest | {"sha256": stores._digest(manifest)})
+            text = json.dumps(manifest | {"sha256": stores.digest_json(manifest)})
             (place / "manifest.json").write_text(text)
         if generator.random() < 0.3:
             resolve_vocabulary(place)
@@ -480,9 +480,9 @@ def export_cases(folder, trained):
             (place / name).write_bytes(mutate_bytes(whole[name], generator))
         if generator.random() < 0.7 and isinstance(description, dict):
             if name != "model.json":
-                digest = stores._digest_file(place / name)
+                digest = stores.digest_file(place / name)
                 description["files"][name] = {"sha256": digest, "bytes": (place / name).stat().st_size}
-            description["sha256"] = _digest_description(description)
+            description["sha256"] = digest_json(description)
             (place / "model.json").write_text(json.dumps(description))
         Recommender.from_export(place).recommend([["t1"]], top_k=1)
 

@@ -34,7 +34,7 @@ def change_manifest(change):
         manifest = json.loads((folder / "manifest.json").read_text())
         change(manifest)
         del manifest["sha256"]
-        text = json.dumps(manifest | {"sha256": stores._digest(manifest)})
+        text = json.dumps(manifest | {"sha256": stores.digest_json(manifest)})
         (folder / "manifest.json").write_text(text)
 
     return apply

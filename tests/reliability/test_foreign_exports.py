@@ -7,8 +7,8 @@ import pytest
 from test_foreign_checkpoints import mutate
 
 from skipcl_lightning import Recommender
+from skipcl_lightning._files import digest_json
 from skipcl_lightning.export import export_model
-from skipcl_lightning.export.folder import _digest_description
 
 pytest.importorskip("safetensors")
 MUTANTS = 60
@@ -23,7 +23,7 @@ def exported(tmp_path, trained):
 def write(folder, description):
     """A forger knows the digest too."""
     description.pop("sha256", None)
-    description["sha256"] = _digest_description(description)
+    description["sha256"] = digest_json(description)
     (folder / "model.json").write_text(json.dumps(description))
 
 

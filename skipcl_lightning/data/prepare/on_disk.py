@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skipcl_lightning._checks import check_integer
+from skipcl_lightning._checks import check_flag, check_integer
 from skipcl_lightning.data.canonical_table import Progress, Table, no_progress
 from skipcl_lightning.data.prepare.inputs import (
     ContextEncoder,
@@ -143,8 +143,7 @@ def prepare_store(
         choose_context(context, known),
     )
     log = settings.check(log)
-    if not isinstance(rebuild, bool):
-        raise TypeError(f"`rebuild` must be True or False, got {rebuild!r}.")
+    check_flag("rebuild", rebuild)
     folder = check_folder(folder)
     manifest = Manifest(
         settings=settings.describe() | {"package": version("skipcl-lightning")},

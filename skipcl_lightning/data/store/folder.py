@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning._files import is_full_disk
+from skipcl_lightning._files import digest_file, digest_json, is_full_disk, make_beside
 from skipcl_lightning.data.canonical_table import name_unreadable
 
 __all__ = [
@@ -66,7 +64,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into the folder of the store."""
         content = {"format": FORMAT, **vars(self)}
-        text = json.dumps(content | {"sha256": _digest(content)}, indent=2)
+        text = json.dumps(content | {"sha256": digest_json(content)}, indent=2)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -89,7 +87,7 @@ class Manifest:
                 f"`folder` must be a store of format {FORMAT}, got {str(folder)!r} of format {version}. "
                 "Prepare it again, with `rebuild=True`, or with the version that made it."
             )
-        if told != _digest(content):
+        if told != digest_json(content):
             raise ValueError(_describe_damage(folder, MANIFEST, "has another checksum than it says"))
         del content["format"]
         with refuse_damage(folder):
@@ -112,7 +110,7 @@ class Manifest:
                 raise ValueError(
                     _describe_damage(folder, name, f"has {size:,} bytes in place of {told['bytes']:,}")
                 )
-            if contents and _digest_file(file) != told["sha256"]:
+            if contents and digest_file(file) != told["sha256"]:
                 raise ValueError(
                     _describe_damage(folder, name, "has another checksum than the manifest says")
                 )
@@ -148,16 +146,7 @@ def read_version(folder: Path) -> str:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the `bytes` and `sha256` of each file in a folder, by name."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
-    return {file.name: {"bytes": file.stat().st_size, "sha256": _digest_file(file)} for file in files}
-
-
-def _digest_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in files}
 
 
 def _describe_damage(folder: Path, name: str, what: str) -> str:
@@ -212,13 +201,12 @@ def _may_be_replaced(folder: Path) -> bool:
 @contextmanager
 def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a working folder and a folder for the store, beside `folder`; both are removed afterwards."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:
-        work, store = beside / "work", beside / "store"
-        work.mkdir()
-        store.mkdir()
-        yield work, store
+        with make_beside(folder) as beside:
+            work, store = beside / "work", beside / "store"
+            work.mkdir()
+            store.mkdir()
+            yield work, store
     except (OSError, pl.exceptions.PolarsError) as error:
         if is_full_disk(error):
             raise OSError(
@@ -227,8 +215,6 @@ def new_store(folder: Path) -> Iterator[tuple[Path, Path]]:
                 f"full one for {str(folder)!r}. Nothing was left behind. Free some room, or name another",
             ) from error
         raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def publish(new: Path, folder: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.data.store.folder import map_array, read_column, read_version, refuse_damage
@@ -48,8 +47,7 @@ class SessionStore:
         ...     offsets=np.array([0, 3, 4]),
         ...     session_ids=pl.Series(["a", "b"]),
         ... )
-        >>> items, feedback = store.gather(np.array([0, 1]), np.array([3, 1]), max_length=2)
-        >>> items
+        >>> store.gather(np.array([0, 1]), np.array([3, 1]), max_length=2)["items"]
         tensor([[3, 4],
                 [2, 0]])
     """
@@ -154,9 +152,7 @@ class SessionStore:
         """
         return self.offsets[rows + 1] - self.offsets[rows]
 
-    def gather(
-        self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
-    ) -> tuple[Tensor, Tensor]:
+    def gather(self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int) -> dict[str, Any]:
         """Return the items of some sessions before given ends, padded on the right to the longest.
 
         Args:
@@ -165,7 +161,8 @@ class SessionStore:
             max_length: The largest number of items to keep; the latest are kept.
 
         Returns:
-            [B, L] int64 items and [B, L] float32 feedback; both 0 at padding.
+            By the names of `SessionBatch`: `items` [B, L] int64, `feedback` [B, L] float32, and if the store
+            has them `explicit_feedback` [B, L] float32 and `context` [B, L, C] int64; all 0 at padding.
 
         Raises:
             TypeError: `max_length` is no integer.
@@ -176,60 +173,19 @@ class SessionStore:
             ...     items=np.array([5, 3, 4], dtype=np.int32), feedback=np.ones(3, dtype=np.float32),
             ...     offsets=np.array([0, 3]), session_ids=pl.Series(["a"]),
             ... )
-            >>> store.gather(np.array([0, 0]), np.array([3, 1]), max_length=50)[0]
+            >>> store.gather(np.array([0, 0]), np.array([3, 1]), max_length=50)["items"]
             tensor([[5, 3, 4],
                     [5, 0, 0]])
         """
         places, valid = self._places(rows, ends, max_length)
-        return (
-            torch.from_numpy(_take(self.items, places, valid).astype(np.int64)),
-            torch.from_numpy(_take(self.feedback, places, valid)),
-        )
-
-    def gather_explicit(
-        self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
-    ) -> Tensor | None:
-        """Return the explicit feedback on the items of `gather`, with the same arguments and errors.
-
-        Returns:
-            [B, L] float32, 0 at padding; None if the store has none.
-
-        Examples:
-            >>> store = SessionStore(
-            ...     items=np.array([5, 3], dtype=np.int32), feedback=np.ones(2, dtype=np.float32),
-            ...     offsets=np.array([0, 2]), session_ids=pl.Series(["a"]),
-            ...     explicit_feedback=np.array([-1, 0], dtype=np.float32),
-            ... )
-            >>> store.gather_explicit(np.array([0]), np.array([2]), max_length=50)
-            tensor([[-1.,  0.]])
-        """
-        if self.explicit_feedback is None:
-            return None
-        places, valid = self._places(rows, ends, max_length)
-        return torch.from_numpy(_take(self.explicit_feedback, places, valid))
-
-    def gather_context(
-        self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, max_length: int
-    ) -> Tensor | None:
-        """Return the context of the items of `gather`, with the same arguments and errors.
-
-        Returns:
-            [B, L, C] int64 codes, 0 at padding; None if the store has none.
-
-        Examples:
-            >>> store = SessionStore(
-            ...     items=np.array([5, 3], dtype=np.int32), feedback=np.ones(2, dtype=np.float32),
-            ...     offsets=np.array([0, 2]), session_ids=pl.Series(["a"]),
-            ...     context=np.array([[9, 1], [9, 2]], dtype=np.int16),
-            ... )
-            >>> store.gather_context(np.array([0]), np.array([2]), max_length=1)
-            tensor([[[9, 2]]])
-        """
-        if self.context is None:
-            return None
-        places, valid = self._places(rows, ends, max_length)
-        taken = self.context.take(places, axis=0, mode="clip").astype(np.int64)
-        return torch.from_numpy(taken * valid[..., None])
+        found = {"items": _take(self.items, places, valid).astype(np.int64)}
+        found["feedback"] = _take(self.feedback, places, valid)
+        if self.explicit_feedback is not None:
+            found["explicit_feedback"] = _take(self.explicit_feedback, places, valid)
+        if self.context is not None:
+            taken = self.context.take(places, axis=0, mode="clip").astype(np.int64)
+            found["context"] = taken * valid[..., None]
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _places(
         self, rows: NDArray[np.int64], ends: NDArray[np.int64], max_length: int
