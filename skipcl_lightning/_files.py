@@ -225,6 +225,10 @@ def open_checkpoint(
         )
     if Path(path).is_dir():
         raise _refuse(path, "which is a folder. Give a file in it")
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"`path` must be a checkpoint that exists, got {str(path)!r}. `skipcl fit` prints its best one."
+        )
     _check_records(path, with_tensors=records == "all")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)

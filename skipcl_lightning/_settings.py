@@ -169,12 +169,13 @@ def build_part(argument: str, part: Part, registry: Mapping[str, type[nn.Module]
             f"`{argument}` must be a torch module, or a mapping with 'name' and 'settings', got {part!r}."
         )
     name, settings = part["name"], part.get("settings", {})
-    if settings is None:
+    if settings is None and name not in registry:
         raise ValueError(
             f"`{argument}` must be passed where the checkpoint holds a part of your own, {name}, got only "
             f"its name. Load it with `{argument}={name.rpartition('.')[2]}(...)`, built as for training."
         )
     check_choice(f"{argument}['name']", name, registry)
+    settings = settings or {}
     known = list(inspect.signature(registry[name]).parameters)
     for setting in settings:
         if setting not in known:

@@ -571,3 +571,12 @@ def last_position(sequence: Tensor, valid_mask: Tensor) -> Tensor:
     lengths = valid_mask.sum(dim=1)
     rows = torch.arange(sequence.shape[0], device=sequence.device)  # `len` would be fixed by an export
     return torch.where((lengths > 0)[:, None], sequence[rows, (lengths - 1).clamp(min=0)], 0)
+
+
+def is_among(items: Tensor, others: Tensor | None) -> Tensor:
+    """[N, K] bool: which `items` [N, K] are in the same row of `others` [N, S]; None for no others."""
+    if others is None or not others.shape[1]:
+        return torch.zeros_like(items, dtype=torch.bool)
+    others = others.sort(dim=1).values
+    place = torch.searchsorted(others, items.contiguous()).clamp(max=others.shape[1] - 1)
+    return others.gather(1, place) == items

@@ -30,7 +30,7 @@ from skipcl_lightning.data.encoder import (
 from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.data.vocabulary import UNKNOWN_CHOICES, plain, to_ids
 from skipcl_lightning.export import export_model, load_export
-from skipcl_lightning.export.hub import fetch_folder, model_card, push_folder
+from skipcl_lightning.export.hub import Report, fetch_folder, model_card, push_folder
 from skipcl_lightning.export.item_index import ItemIndex
 from skipcl_lightning.functional import top_k_items
 from skipcl_lightning.model import Scorer, Scoring
@@ -38,7 +38,6 @@ from skipcl_lightning.model import Scorer, Scoring
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-    from skipcl_lightning.evaluation import EvaluationReport
 
 __all__ = ["Recommender"]
 
@@ -202,7 +201,7 @@ class Recommender:
         self,
         repo_id: str,
         *,
-        report: "EvaluationReport | None" = None,
+        report: Report | None = None,
         dataset: str | None = None,
         licence: str | None = None,
         private: bool | None = None,

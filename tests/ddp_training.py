@@ -39,6 +39,7 @@ def build(backbone, sessions):
 
 def train_and_test(backbone, devices, sessions, folder):
     """Train an epoch and test, on so many processes; rank 0 writes what was logged."""
+    early = build(backbone, sessions)[0].test_dataloader()  # before there are processes
     data, module = build(backbone, sessions)
     trainer = Trainer(
         accelerator="cpu",
@@ -51,6 +52,7 @@ def train_and_test(backbone, devices, sessions, folder):
         enable_model_summary=False,
     )
     untrained = trainer.test(module, data, verbose=False)[0]
+    assert trainer.test(module, early, verbose=False)[0] == untrained
     trainer.fit(module, data)
     if trainer.is_global_zero:
         loss = float(trainer.callback_metrics["train/loss"])

@@ -415,6 +415,7 @@ COMPARED_BY_IDENTITY = {
     "MinedItems",
     "PreparedData",
     "SessionBlock",
+    "SessionEncoder",
     "SessionStore",
     "SessionView",
     "SkipTradeOff",

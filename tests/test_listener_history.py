@@ -177,7 +177,7 @@ def test_wrong_histories_are_named(trained):
         served.recommend([["t12"]], histories=["t12"])
     without = module(SASRec(8))
     without.encoder = copy.copy(served.encoder)
-    without.encoder.history_length = 0
+    without.encoder = without.encoder.replace(history_length=0)
     with pytest.raises(ValueError, match=r"`histories` must be None for a model that was trained without"):
         Recommender(without).recommend([["t12"]], histories=[[]], top_k=1)
 

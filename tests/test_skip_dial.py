@@ -20,6 +20,7 @@ from skipcl_lightning.evaluation import (
     choose_transition_weight,
     compare_skip_predictions,
     evaluate,
+    skip_prediction,
     skip_trade_off,
 )
 from skipcl_lightning.functional import score_ranks
@@ -283,7 +284,7 @@ def test_a_margin_asks_for_evidence_that_little_is_lost(data, trained):
             SkipTradeOffTable(margin=wrong)
 
 
-def test_what_cannot_be_is_named(data, trained, tmp_path):
+def test_what_cannot_be_is_named(data, trained, tmp_path, monkeypatch):
     module, _ = trained
     plain = build(data, SkipInfoNCE(weight=0.1))
     for penalty, message in ((-1.0, "got -1.0"), (math.nan, "got nan")):
@@ -319,4 +320,7 @@ def test_what_cannot_be_is_named(data, trained, tmp_path):
     with pytest.raises(
         ValueError, match=r"must have skipped and listened validation targets, got .* listened"
     ):
+        calibrate_skip_prediction(fresh, without)
+    monkeypatch.setattr(skip_prediction, "_of_known_targets", lambda batches: [])
+    with pytest.raises(ValueError, match="validation targets, got none that the training set has"):
         calibrate_skip_prediction(fresh, without)

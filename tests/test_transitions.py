@@ -280,6 +280,12 @@ def test_the_difference_to_skipped_tracks_may_decide(data, trained):
         choose_transition_weight(module, data, metric="mrr@10")
     with pytest.raises(ValueError, match="`metric` must be one of"):
         ChooseTransitionWeight(metric="mrr@10")
+    with pytest.raises(TypeError, match="`weights` must be a sequence of numbers"):
+        ChooseTransitionWeight(weights=iter([1.0]))
+    assert ChooseTransitionWeight(weights=torch.tensor([0.0, 1.0], dtype=torch.float64).numpy()).weights == (
+        0.0,
+        1.0,
+    )
 
 
 def test_the_callback_hands_its_metric_on(data):

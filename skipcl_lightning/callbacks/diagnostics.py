@@ -179,7 +179,8 @@ class EmbeddingDiagnostics(_FirstSessions):
         if self._rows is None or self._start is None:
             return
         table = _item_table(watched_module(pl_module, self))
-        norms = torch.linalg.vector_norm(table[PADDING_INDEX + 1 :], dim=1, dtype=torch.float32)
+        wide = torch.promote_types(table.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(table[PADDING_INDEX + 1 :], dim=1, dtype=wide)
         sample = table[self._rows].float()
         values = {
             "norm_mean": norms.mean(),

@@ -1,7 +1,6 @@
 """Callback that shows the trade-off between listened and skipped tracks, and may choose the penalty."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +12,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from skipcl_lightning._checks import check_integer
 from skipcl_lightning.callbacks.loggers import publish_picture, publish_table
 from skipcl_lightning.callbacks.protocol import skipcl_parts
-from skipcl_lightning.data import SessionDataModule
 from skipcl_lightning.evaluation import SkipTradeOff, skip_trade_off
 from skipcl_lightning.evaluation.skip_trade_off import PENALTIES, check_margin, check_penalties
 
@@ -99,7 +97,7 @@ class SkipTradeOffTable(Callback):
             return
         module, data = skipcl_parts(trainer, pl_module, self)
         # A loader draws a seed from torch's generator, on which the training depends.
-        with _whole_set(data), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             front = skip_trade_off(
                 module,
                 data,
@@ -116,16 +114,6 @@ class SkipTradeOffTable(Callback):
         module.log("val/suggested_skip_penalty", penalty, sync_dist=True)
         if trainer.is_global_zero and trainer.loggers:
             _publish(trainer, front)
-
-
-@contextmanager
-def _whole_set(data: SessionDataModule) -> Iterator[None]:
-    """Let the loaders hold all sessions within a context, and not one process's share."""
-    trainer, data.trainer = data.trainer, None
-    try:
-        yield
-    finally:
-        data.trainer = trainer
 
 
 def _publish(trainer: Trainer, front: SkipTradeOff) -> None:

@@ -1,15 +1,16 @@
 """Callback that chooses the weight of the training set's transitions."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from skipcl_lightning._checks import check_choice, check_integer, check_number
 from skipcl_lightning.callbacks.protocol import skipcl_parts
-from skipcl_lightning.evaluation import choose_transition_weight
-from skipcl_lightning.evaluation.transition_weight import ChoosingMetric
+from skipcl_lightning.evaluation.transition_weight import (
+    ChoosingMetric,
+    check_choosing,
+    choose_transition_weight,
+)
 
 __all__ = ["ChooseTransitionWeight"]
 
@@ -23,7 +24,7 @@ class ChooseTransitionWeight(Callback):
     Args:
         weights: The weights to choose from, each at least 0.
         metric: The metric whose largest value decides, as in `choose_transition_weight`.
-        max_targets: Approximate number of validation targets that are ranked for the choice.
+        max_targets: Approximate number of validation targets that are ranked for the choice; None for all.
 
     Raises:
         TypeError: A setting has the wrong type, or, when a run starts, the module is no `SkipCLModule` or its
@@ -40,16 +41,9 @@ class ChooseTransitionWeight(Callback):
         *,
         weights: Sequence[float] = (0.0, 1.0, 2.0, 4.0, 8.0),
         metric: ChoosingMetric = "ndcg@10",
-        max_targets: int = 4096,
+        max_targets: int | None = 4096,
     ) -> None:
-        if not weights:
-            raise ValueError(
-                "`weights` must hold at least one weight, got none. Leave it out for the defaults."
-            )
-        for weight in weights:
-            check_number("weights", weight, minimum=0)
-        check_choice("metric", metric, get_args(ChoosingMetric))
-        check_integer("max_targets", max_targets)
+        check_choosing(weights, metric, max_targets)
         self.weights = tuple(weights)
         self.metric: ChoosingMetric = metric
         self.max_targets = max_targets
@@ -70,4 +64,6 @@ class ChooseTransitionWeight(Callback):
                 choose_transition_weight(
                     module, data, weights=self.weights, metric=self.metric, max_targets=self.max_targets
                 )
+            # Sums on a device may be rounded otherwise on another.
+            module.transition_weight = float(trainer.strategy.broadcast(module.transition_weight))
             module.log("transition_weight", module.transition_weight, sync_dist=True)

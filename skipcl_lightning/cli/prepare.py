@@ -180,6 +180,11 @@ def run_prepare(arguments: Sequence[str]) -> None:
     size = sum(file.stat().st_size for file in folder.iterdir())
     again = "" if steps else "Nothing to do: it was prepared before. "
     cautions = "".join(f"Warning: {warning.message}\n" for warning in caught)
+    if source == "table" and data.drop_report.share_unknown == 1:
+        cautions += (
+            "No column says what was skipped: name one with `--skipped`, `--feedback`, or `--played` and "
+            "`--duration`, unless the log has none.\n"
+        )
     console.print(
         f"{data}\n{cautions}{again}{size / 1e6:,.1f} MB: {folder}",
         markup=False,

@@ -31,9 +31,10 @@ from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.cli import suggest
 from skipcl_lightning.cli.configs import expand_arguments, parser_mode
 from skipcl_lightning.cli.predictions import RecommendationWriter, SessionTrainer
+from skipcl_lightning.data.prepare.inputs import CHECKPOINT_KEY
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS
 from skipcl_lightning.module import SkipCLModule
-from skipcl_lightning.module.checkpoint import holds_vocabulary, read_setting
+from skipcl_lightning.module.checkpoint import DIALS
 from skipcl_lightning.module.training_run import keep_checkpoints_whole
 
 __all__ = ["ShortProgressBar", "TrainingCLI", "run_training"]
@@ -192,7 +193,6 @@ class TrainingCLI(LightningCLI):
             if output := self._get(self.config, "output"):
                 RecommendationWriter(output)
             self._find_checkpoint()
-            self._take_penalty()
             self._check_model()
             self._take_vocabulary()
             super().instantiate_classes()
@@ -249,16 +249,6 @@ class TrainingCLI(LightningCLI):
             taken = newest_whole([taken, *(other for other in others if other != taken)]) or taken
         self.config[self.subcommand][name] = str(taken)
 
-    def _take_penalty(self) -> None:
-        """Take the checkpoint's skip penalty, unless the command line or the configuration sets one."""
-        path = self._get(self.config, "ckpt_path")
-        if self.subcommand == "fit" or path is None or not self._trains_skipcl() or not Path(path).exists():
-            return
-        settings = self._get(self.config, "model")["init_args"]
-        # The configuration of a training run holds the default, even if the run chose another.
-        if not self._names("model", "skip_penalty") and settings.get("skip_penalty") == 0:
-            settings["skip_penalty"] = read_setting(path, "skip_penalty", 0.0)
-
     def _take_vocabulary(self) -> None:
         """Take the checkpoint's vocabulary for the data, unless another one is set for this log."""
         first, data = self._get(self.config, "init_from"), self._get(self.config, "data")
@@ -270,7 +260,9 @@ class TrainingCLI(LightningCLI):
         of_this_log = settings["vocabulary"] is not None and not self._names("data", "log")
         if (of_this_log and first is None) or self._names("data", "vocabulary") or not Path(path).is_file():
             return
-        if holds_vocabulary(path):
+        # Without the weights; a model that was fitted with other data has no vocabulary.
+        known = open_checkpoint(path, records="settings").get(CHECKPOINT_KEY, {}).get("encoder")
+        if known is not None:
             settings["vocabulary"] = str(path)
             if not self._names("data", "new_items"):
                 # A store has its own setting.
@@ -334,9 +326,10 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(settings["default_root_dir"] or ".", name="lightning_logs")
         callbacks = settings["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if self.subcommand != "fit" and self._names("model", "transition_weight"):
-            weight = self._get(self.config, "model")["init_args"]["transition_weight"]
-            callbacks = [*callbacks, _set_weight(weight)]
+        named = [name for name in DIALS if self._names("model", name)]
+        if named and self._trains_skipcl():
+            given = self._get(self.config, "model")["init_args"]
+            callbacks = [*callbacks, _set_dials({name: given[name] for name in named}, self.subcommand)]
         kwargs["callbacks"] = callbacks
         # Lightning refuses a second bar, and one that is switched off.
         if settings["enable_progress_bar"] is not False and not any(
@@ -371,13 +364,15 @@ def _check_checkpoint(name: str, path: str | Path) -> None:
         open_checkpoint(path)
 
 
-def _set_weight(weight: float) -> LambdaCallback:
-    """Return a callback that sets the weight after the checkpoint, which has its own, is loaded."""
+def _set_dials(values: dict[str, Any], subcommand: str | None) -> LambdaCallback:
+    """Return a callback that sets what the command line names, after a checkpoint with its own is loaded."""
 
     def change(trainer: Trainer, pl_module: SkipCLModule) -> None:  # noqa: ARG001 - Lightning's
-        pl_module.transition_weight = weight
+        for name, value in values.items():
+            setattr(pl_module, name, value)
 
-    return LambdaCallback(on_validation_start=change, on_test_start=change, on_predict_start=change)
+    begin = "validation" if subcommand == "validate" else subcommand
+    return LambdaCallback(**{f"on_{begin}_start": change})
 
 
 def _describe_run(trainer: Trainer) -> str:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -171,7 +172,38 @@ _BLOCK = 1 << 16
 _PURPOSE = 1
 
 
-class TrainingSampler(DistributedSampler[int]):
+class _SharedSampler(DistributedSampler[int]):
+    """Rows that are shared by processes: those of `torch.distributed` when rows are drawn, unless given.
+
+    A loader is often made before Lightning or Fabric starts the processes.
+    """
+
+    def __init__(
+        self, dataset: Dataset[object] | Sized, num_replicas: int | None, rank: int | None, **settings: Any
+    ) -> None:
+        self._is_given = num_replicas is not None or rank is not None
+        self.size = len(cast("Sized", dataset))
+        if not self._is_given:
+            num_replicas, rank = 1, 0
+        super().__init__(cast("Dataset[int]", dataset), num_replicas=num_replicas, rank=rank, **settings)
+        self._share_rows()
+
+    def _follow_processes(self) -> None:
+        """Take the number of processes, and the rank of this one, that there are by now."""
+        if not self._is_given and dist.is_available() and dist.is_initialized():
+            self.num_replicas, self.rank = dist.get_world_size(), dist.get_rank()
+            self._share_rows()
+
+    def _share_rows(self) -> None:
+        """Set `num_samples`, the rows of this process, and `total_size`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        self._follow_processes()
+        return self.num_samples
+
+
+class TrainingSampler(_SharedSampler):
     """All rows in a new order each epoch, shared evenly by the processes, from any batch on.
 
     The order is computed on the fly, without memory for the rows, from `seed`, epoch, settings and rank only.
@@ -187,7 +219,7 @@ class TrainingSampler(DistributedSampler[int]):
         lengths: [rows] the length of each session, an array or memory map; needed for buckets only.
         bucket_batches: The number of batches, over all processes, that are sorted together; 0 for none.
         seed: 0 or more.
-        num_replicas: The number of processes; None for that of `torch.distributed`.
+        num_replicas: The number of processes; None for that of `torch.distributed` when rows are drawn.
         rank: This process; None for that of `torch.distributed`.
 
     Raises:
@@ -218,12 +250,11 @@ class TrainingSampler(DistributedSampler[int]):
         check_integer("batch_size", batch_size)
         check_integer("bucket_batches", bucket_batches, minimum=0)
         check_integer("seed", seed, minimum=0)
-        super().__init__(cast("Dataset[int]", dataset), num_replicas=num_replicas, rank=rank, seed=seed)
+        super().__init__(dataset, num_replicas, rank, seed=seed)
         if bucket_batches and lengths is None:
             raise ValueError(
                 "`lengths` must be given with `bucket_batches`, got None. Rows are sorted by them."
             )
-        self.size = len(cast("Sized", dataset))
         self.batch_size = batch_size
         self.bucket_batches = bucket_batches
         self.lengths = lengths
@@ -232,6 +263,7 @@ class TrainingSampler(DistributedSampler[int]):
     @property
     def settings(self) -> dict[str, int]:
         """The settings on which the order of an epoch depends."""
+        self._follow_processes()
         return {
             "rows": self.size,
             "batch_size": self.batch_size,
@@ -250,7 +282,12 @@ class TrainingSampler(DistributedSampler[int]):
         check_integer("batch", batch, minimum=0)
         self._first_batch = batch
 
+    def _share_rows(self) -> None:
+        self.num_samples = -(-self.size // self.num_replicas)
+        self.total_size = self.num_samples * self.num_replicas
+
     def __iter__(self) -> Iterator[int]:
+        self._follow_processes()
         skipped, self._first_batch = self._first_batch * self.batch_size, 0
         return chain.from_iterable(self._shares(skipped))
 
@@ -284,7 +321,7 @@ class TrainingSampler(DistributedSampler[int]):
         return np.concatenate((shuffled, rows[whole * batch :]))
 
 
-class EvaluationSampler(DistributedSampler[int]):
+class EvaluationSampler(_SharedSampler):
     """Adjacent rows for each process, none repeated and none dropped.
 
     torch's own sampler repeats rows until all processes have equally many, and metrics then count them twice.
@@ -293,7 +330,7 @@ class EvaluationSampler(DistributedSampler[int]):
 
     Args:
         dataset: The rows, at least one for each process.
-        num_replicas: The number of processes; None for that of `torch.distributed`.
+        num_replicas: The number of processes; None for that of `torch.distributed` when rows are drawn.
         rank: This process; None for that of `torch.distributed`.
 
     Raises:
@@ -307,8 +344,10 @@ class EvaluationSampler(DistributedSampler[int]):
     def __init__(
         self, dataset: Dataset[object] | Sized, num_replicas: int | None = None, rank: int | None = None
     ) -> None:
-        super().__init__(cast("Dataset[int]", dataset), num_replicas=num_replicas, rank=rank, shuffle=False)
-        self.total_size = len(cast("Sized", dataset))
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+
+    def _share_rows(self) -> None:
+        self.total_size = self.size
         # A process without a batch would block the others.
         if self.total_size < self.num_replicas:
             raise ValueError(
@@ -323,6 +362,7 @@ class EvaluationSampler(DistributedSampler[int]):
         return range(first, end)
 
     def __iter__(self) -> Iterator[int]:
+        self._follow_processes()
         return iter(self._rows)
 
 

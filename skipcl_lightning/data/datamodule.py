@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -448,18 +448,24 @@ class SessionDataModule(LightningDataModule):
                 "the `feedback` column and `skip_threshold`, or train without a skip head."
             )
 
+    def warn_without_history(self) -> None:
+        """Warn if there is no `history_length`, for a model that was trained with one."""
+        if not self.history_length:
+            rank_zero_warn(
+                "The model was trained with the tracks that each listener heard before the session, and the "
+                "data has none. Give `SessionDataModule` a `history_length`, if the log names listeners."
+            )
+
     def train_dataloader(self) -> DataLoader[SessionBatch]:
         """Return the batches of the training set, in a new order each epoch, without targets."""
         dataset = self._dataset("train")
-        processes, process = self._processes
         sampler = TrainingSampler(
             dataset,
             batch_size=self.batch_size,
             lengths=dataset.view.ends,
             bucket_batches=self.bucket_batches,
             seed=self._order_seed,
-            num_replicas=processes,
-            rank=process,
+            **self._processes,
         )
         return ResumableLoader(dataset, sampler=sampler, **self._loader_settings)
 
@@ -471,20 +477,19 @@ class SessionDataModule(LightningDataModule):
         """Return the batches of the test set."""
         return self._evaluation_loader("test")
 
-    @contextmanager
-    def at_least_as_long(self, length: int) -> Iterator[None]:
-        """Let loaders that are made in a context keep so many items of a session, for a model of another fit.
-
-        It does nothing for data with a `max_length` of its own.
+    def whole_set(self, split: str, *, for_length: int) -> DataLoader[SessionBatch]:
+        """Return all batches of a held-out set, in each process, for a model that may be of another fit.
 
         Args:
-            length: The number of items, at least 1.
+            split: `validation` or `test`.
+            for_length: The number of items of a session that are kept at least. It has no effect on data with
+                a `max_length` of its own.
         """
         before = self.max_length
-        if self._takes_length:
-            self.max_length = max(before, length)
         try:
-            yield
+            if self._takes_length:
+                self.max_length = max(before, for_length)
+            return DataLoader(self._dataset(split), **self._loader_settings)
         finally:
             self.max_length = before
 
@@ -493,10 +498,10 @@ class SessionDataModule(LightningDataModule):
         return self._evaluation_loader("predict")
 
     @property
-    def _processes(self) -> tuple[int, int]:
-        """Return the number of processes, and the rank of this one."""
+    def _processes(self) -> dict[str, int]:
+        """Return the number of processes and the rank of this one; without a Trainer, loaders find out."""
         trainer = self.trainer
-        return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        return {} if trainer is None else {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
 
     @property
     def _order_seed(self) -> int:
@@ -538,8 +543,7 @@ class SessionDataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[SessionBatch]:
         dataset = self._dataset(split)
-        processes, process = self._processes
-        sampler = EvaluationSampler(dataset, processes, process) if processes > 1 else None
+        sampler = EvaluationSampler(dataset, **self._processes)
         return DataLoader(dataset, sampler=sampler, **self._loader_settings)
 
     @property
@@ -610,8 +614,11 @@ def _plan_preparation(
     frame = settings.check(log)
     if history_length and not {"user_id", "timestamp"} <= set(resolve_schema("log", frame)):
         raise ValueError(UNKNOWN_LISTENERS)
-    prepare = partial(prepare_into, Storage(), frame, settings)
-    return prepare, settings.session_filter.skip_threshold
+    return partial(_prepare_in_memory, frame, settings), settings.session_filter.skip_threshold
+
+
+def _prepare_in_memory(frame: pl.LazyFrame | pl.DataFrame, settings: PreparationSettings) -> PreparedData:
+    return prepare_into(Storage(), frame, settings)
 
 
 def _open_on_each_rank(folder: Path, vocabulary: ItemVocabulary | None) -> PreparedData:

@@ -43,7 +43,7 @@ Context = Mapping[str, Sequence[Sequence[Any]] | None]
 _ROW = "(row)"
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SessionEncoder:
     """Turns sessions of external ids into a batch, exactly as in training.
 

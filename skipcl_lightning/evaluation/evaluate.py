@@ -1,7 +1,7 @@
 """One evaluation for every model: a trained module, a baseline, or any object with the same methods."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,7 @@ from skipcl_lightning.functional.ranking.diversity import (
 )
 from skipcl_lightning.functional.ranking.metrics import CandidateSampler, rank_scored_batch
 from skipcl_lightning.functional.ranking.ranks import TieRule
+from skipcl_lightning.metrics.session_metrics import check_cut_offs
 from skipcl_lightning.module.checkpoint import match_context, refuse_other_items
 
 __all__ = ["Split", "evaluate"]
@@ -128,7 +129,7 @@ def evaluate(
     check_number("confidence", confidence, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
     check_integer("num_resamples", num_resamples, minimum=0)
     check_integer("seed", seed, minimum=0)
-    _check_cut_offs(top_k)
+    check_cut_offs(top_k)
     protocol = RankingProtocol(
         num_items=data.num_items,
         list_length=min(max(top_k), data.num_items) if list_recommendations else 0,
@@ -168,16 +169,6 @@ def evaluate(
     if report.caution and report.sessions.height >= _FEWEST_TARGETS:
         warnings.warn(report.caution, stacklevel=2)
     return report
-
-
-def _check_cut_offs(top_k: Any) -> None:
-    """Raise unless these are several positive integers."""
-    if not isinstance(top_k, Collection):
-        raise TypeError(f"`top_k` must be a sequence of cut-offs, got {top_k!r}. Write one as `(10,)`.")
-    if not len(top_k):
-        raise ValueError("`top_k` must hold at least one cut-off, got none. The papers use 1, 5, 10, 20.")
-    for k in top_k:
-        check_integer("top_k", k)
 
 
 def _check_trained_on(encoder: SessionEncoder, data: SessionDataModule) -> None:

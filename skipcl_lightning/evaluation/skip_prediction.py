@@ -106,12 +106,13 @@ def calibrate_skip_prediction(module: SkipCLModule, data: SessionDataModule) -> 
             query, target = module.model.session_query(batch), batch.target[:, None]
             logits.append(head.listen_logits(query, target, module.model.item_table).squeeze(1))
             listened.append(batch.target_feedback >= batch.skip_threshold)
-    outcome = torch.cat(listened)
+    outcome = torch.cat(listened) if listened else torch.ones(0, dtype=torch.bool)
     if outcome.all() or not outcome.any():
         kind = "listened to" if outcome.all() else "skipped"
+        found = f"{len(outcome):,} that were all {kind}" if listened else "none that the training set has"
         raise ValueError(
-            f"`data` must have skipped and listened validation targets, got {len(outcome):,} that were all "
-            f"{kind}. Hold out more sessions, or every track of a session with `targets='every'`."
+            f"`data` must have skipped and listened validation targets, got {found}. Hold out more "
+            "sessions, or every track of a session with `targets='every'`."
         )
     temperature = fit_temperature(torch.cat(logits), outcome)
     head.temperature.copy_(temperature)

@@ -76,8 +76,6 @@ def ratio_values(ratios: dict[str, Ratio]) -> dict[str, float]:
         >>> ratio_values({"mean": Ratio.of(np.array([1.0, 0.0]), np.ones(2))})
         {'mean': 0.5}
     """
-    if not ratios:
-        return {}
     sums = _sums(ratios)
     return dict(zip(ratios, _divide(np.ones((1, sums.shape[0])) @ sums, ratios)[:, 0].tolist(), strict=True))
 
@@ -117,8 +115,6 @@ def bootstrap(
         >>> low < 0.5 < high
         True
     """
-    if not ratios:
-        return {}
     sums = _sum_by_session(_sums(ratios), sessions)
     num_sessions = sums.shape[0]
     if num_sessions < 2:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skipcl_lightning._checks import check_shape
 from skipcl_lightning.backbones.contract import evaluation_mode
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, is_among
 from skipcl_lightning.data import SessionDataModule, SessionEncoder
 from skipcl_lightning.functional import (
     RankedBatch,
@@ -22,7 +22,7 @@ from skipcl_lightning.functional import (
     top_k_items,
 )
 from skipcl_lightning.functional.ranking.metrics import CandidateSampler
-from skipcl_lightning.functional.ranking.ranks import TieRule, exclude_items
+from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.model import Scoring
 
 if TYPE_CHECKING:
@@ -93,15 +93,14 @@ def changed_scores(model: QueryModel, batch: SessionBatch) -> dict[str, Any]:
 
 
 def held_out_batches(data: SessionDataModule, split: str, *models: object) -> "DataLoader[SessionBatch]":
-    """Return the batches of a held-out set, with all that the models were trained to see of a session.
+    """Return all batches of a held-out set, with all that the models were trained to see of a session.
 
     Data without a `max_length` of its own may have been fitted with another model since, of a shorter one. A
     model without an encoder sees what the data has.
     """
     encoders = [getattr(model, "encoder", None) for model in models]
     lengths = [encoder.max_length for encoder in encoders if isinstance(encoder, SessionEncoder)]
-    with data.at_least_as_long(max(lengths, default=1)):
-        return data.val_dataloader() if split == "validation" else data.test_dataloader()
+    return data.whole_set(split, for_length=max(lengths, default=1))
 
 
 @contextmanager
@@ -233,7 +232,7 @@ def _rank_scores(
     ranked = rank_scored_batch(scores, batch, exclude_seen=exclude_seen, ties=ties, candidates=candidates)
     if not protocol.list_length:
         return ranked, batch.items[:, :0]
-    listed = exclude_items(scores, batch.seen_items) if exclude_seen else scores
+    listed = scores.scatter(1, batch.seen_items, -torch.inf) if exclude_seen else scores
     best = (
         listed[:, 1:]
         .nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -258,6 +257,4 @@ def _draw_candidates(
     ).to(target.device)
     if not protocol.exclude_seen:
         return drawn
-    seen, _ = batch.seen_items.sort(dim=1)
-    place = torch.searchsorted(seen, drawn).clamp(max=seen.shape[1] - 1)
-    return torch.where(seen.gather(1, place) == drawn, PADDING_INDEX, drawn)
+    return drawn.masked_fill(is_among(drawn, batch.seen_items), PADDING_INDEX)

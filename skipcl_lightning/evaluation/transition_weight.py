@@ -15,7 +15,7 @@ from skipcl_lightning.functional import rank_batch
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.module import SkipCLModule
 
-__all__ = ["ChoosingMetric", "choose_transition_weight"]
+__all__ = ["ChoosingMetric", "check_choosing", "choose_transition_weight"]
 
 ChoosingMetric = Literal["hit_rate@1", "hit_rate@10", "ndcg@10", "delta_hit_rate@10"]
 
@@ -68,12 +68,7 @@ def choose_transition_weight(
         True
     """
     check_scoring(module)
-    check_penalties(weights, "weights")
-    if not len(weights):
-        raise ValueError("`weights` must hold at least one weight, got none. The defaults suit most logs.")
-    check_choice("metric", metric, get_args(ChoosingMetric))
-    if max_targets is not None:
-        check_integer("max_targets", max_targets)
+    check_choosing(weights, metric, max_targets)
     if module.model.transitions is None:
         raise ValueError(
             "`module` must be trained with a `transition_weight` above 0, got one without counted "
@@ -109,6 +104,16 @@ def choose_transition_weight(
     )
     module.transition_weight = _best(table, metric)
     return table
+
+
+def check_choosing(weights: Sequence[float], metric: str, max_targets: int | None) -> None:
+    """Raise a `TypeError` or `ValueError` unless `choose_transition_weight` takes these settings."""
+    check_penalties(weights, "weights")
+    if not len(weights):
+        raise ValueError("`weights` must hold at least one weight, got none. The defaults suit most logs.")
+    check_choice("metric", metric, get_args(ChoosingMetric))
+    if max_targets is not None:
+        check_integer("max_targets", max_targets)
 
 
 def _best(table: pl.DataFrame, metric: str) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import polars as pl
 import torch
@@ -19,9 +19,6 @@ from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.export.folder import DESCRIPTION, ITEMS, WEIGHTS
 from skipcl_lightning.heads import SKIP_HEADS
 from skipcl_lightning.model import Scoring
-
-if TYPE_CHECKING:
-    from skipcl_lightning.evaluation import EvaluationReport
 
 __all__ = ["fetch_folder", "model_card", "push_folder"]
 
@@ -39,12 +36,35 @@ CITATION = """@inproceedings{seshadri2024enhancing,
 }"""
 
 
+class Report(Protocol):
+    """What a card needs of an `EvaluationReport`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The protocol."""
+
+    @property
+    def metrics(self) -> pl.DataFrame:
+        """`metric`, `value`, `low`, `high`, `targets` and `sessions`."""
+
+    @property
+    def markov_line(self) -> str:
+        """The metrics of last-item Markov, or an empty text."""
+
+    @property
+    def caution(self) -> str:
+        """A warning, or an empty text."""
+
+    def describe_protocol(self) -> str:
+        """Return protocol and populations."""
+
+
 def model_card(
     scorer: Scoring,
     encoder: SessionEncoder,
     *,
     repo_id: str,
-    report: "EvaluationReport | None" = None,
+    report: Report | None = None,
     dataset: str | None = None,
     licence: str | None = None,
 ) -> str:
@@ -159,7 +179,7 @@ def import_hub() -> Any:
     return import_extra("huggingface_hub", extra="hub", user="The Hugging Face Hub")
 
 
-def _results(hub: Any, report: "EvaluationReport", dataset: str | None) -> Iterator[Any]:
+def _results(hub: Any, report: Report, dataset: str | None) -> Iterator[Any]:
     cut_off = min(report.settings["top_k"], key=lambda k: abs(k - 10))
     names = [f"{name}@{cut_off}" for name in ("hit_rate", "ndcg", "skip_hit_rate")]
     for row in report.metrics.filter(pl.col("metric").is_in(names)).iter_rows(named=True):
@@ -206,7 +226,7 @@ def _part(described: dict[str, Any]) -> str:
     return f"{described['name']}({settings})" if settings else str(described["name"])
 
 
-def _evaluation(report: "EvaluationReport | None") -> Iterator[str]:
+def _evaluation(report: Report | None) -> Iterator[str]:
     if report is None:
         yield "Not evaluated in this card."
         return

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from skipcl_lightning._checks import check_integer, import_extra
 from skipcl_lightning._files import open_checkpoint, save_checkpoint
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, is_among
 from skipcl_lightning.data import SessionEncoder
 from skipcl_lightning.functional import SparseScores, look_up_scores, top_k_items
 from skipcl_lightning.functional.ranking.ranks import multiply_pairs
-from skipcl_lightning.functional.ranking.sparse_scores import is_among
 from skipcl_lightning.functional.ranking.top_k import in_order
 from skipcl_lightning.model import Scoring
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["at_least_float32", "autocast_dtype", "cosine", "softmax_scales", "without_autocast"]
+__all__ = ["at_least_float32", "autocast_dtype", "cosine", "without_autocast"]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -42,22 +42,6 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return tensor.dtype
-
-
-def softmax_scales(dtype: torch.dtype) -> tuple[float, float]:
-    """Return factors that keep probabilities and weighted queries within the range of a dtype.
-
-    In float16, a small probability times a small weight would become 0, and so would the gradient. Multiply
-    both by these factors, and divide their product by both.
-
-    Returns:
-        Powers of 2: 256 and 16 for float16, whose largest number is 65,504; else 1 and 1.
-
-    Examples:
-        >>> softmax_scales(torch.float16), softmax_scales(torch.bfloat16)
-        ((256.0, 16.0), (1.0, 1.0))
-    """
-    return (256.0, 16.0) if dtype == torch.float16 else (1.0, 1.0)
 
 
 def _knows_autocast(kind: str) -> bool:

@@ -18,7 +18,10 @@ __all__ = [
     "SessionHead",
     "WeightedHead",
     "Weighting",
+    "check_cloze",
     "extend_part",
+    "heads_of",
+    "materialise_part",
     "only_looks_up",
     "use_sparse_gradients",
 ]
@@ -38,6 +41,39 @@ def extend_part(part: nn.Module | None, num_new: int) -> None:
             f"`skip_head` must have a method `extend_items(num_new)` beside `materialise`, got "
             f"{type(part).__name__} without. Append rows for the new tracks there."
         )
+
+
+def materialise_part(part: nn.Module | None, item_embeddings: Tensor) -> None:
+    """Call `materialise` of a head that makes weights for the items of a table [V + 1, D]."""
+    materialise = getattr(part, "materialise", None)
+    if materialise is not None:
+        materialise(item_embeddings)
+
+
+def check_cloze(argument: str, head: nn.Module) -> None:
+    """Raise a `ValueError` unless a head is defined for a bidirectional backbone."""
+    check = getattr(head, "check_cloze", None)
+    if check is None:
+        raise ValueError(
+            f"`{argument}` must have a method `check_cloze` beside a bidirectional backbone, got "
+            f"{type(head).__name__} without. Take anchors only where `batch.cloze_mask` is True: elsewhere "
+            "the output has seen the track that it would be pulled to."
+        )
+    check()
+
+
+def heads_of(head: nn.Module | None) -> list[nn.Module]:
+    """Return a head, or the heads that a `CombinedHead` adds up, also those of one within another.
+
+    Examples:
+        >>> from skipcl_lightning.heads import SkipInfoNCE, SkipMargin
+        >>> inner = CombinedHead([SkipInfoNCE(), SkipMargin()])
+        >>> [type(one).__name__ for one in heads_of(CombinedHead([inner, SkipInfoNCE()]))]
+        ['SkipInfoNCE', 'SkipMargin', 'SkipInfoNCE']
+    """
+    if isinstance(head, CombinedHead):
+        return [one for part in head.heads for one in heads_of(part)]
+    return [] if head is None else [head]
 
 
 class WeightedHead(nn.Module):
@@ -170,13 +206,7 @@ class CombinedHead(nn.Module):
             ValueError: `check_cloze` of a head refuses a setting, or a head has no such method.
         """
         for head in self.heads:
-            check = getattr(head, "check_cloze", None)
-            if check is None:
-                raise ValueError(
-                    f"`heads` must have a method `check_cloze` beside a bidirectional backbone, got "
-                    f"{type(head).__name__} without. Take anchors only where `batch.cloze_mask` is True."
-                )
-            check()
+            check_cloze("heads", head)
 
     @property
     def hides_rejected(self) -> bool:
@@ -193,9 +223,7 @@ class CombinedHead(nn.Module):
             ValueError: A head has weights for a table of other sizes.
         """
         for head in self.heads:
-            materialise = getattr(head, "materialise", None)
-            if materialise is not None:
-                materialise(item_embeddings)
+            materialise_part(head, item_embeddings)
 
     def extend_items(self, num_new: int) -> None:
         """Let each head with weights for each item make such weights for new items.
@@ -337,6 +365,6 @@ def _given_the_table(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield the losses that get the item table, with the name of their argument."""
     yield "next_item_loss", next_item_loss
-    for head in skip_head.heads if isinstance(skip_head, CombinedHead) else [skip_head]:
-        if head is not None and getattr(head, "uses_item_table", False):
+    for head in heads_of(skip_head):
+        if getattr(head, "uses_item_table", False):
             yield "skip_head", head

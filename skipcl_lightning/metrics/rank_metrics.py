@@ -26,7 +26,13 @@ __all__ = [
     "SkipMRR",
     "TargetCount",
     "TopKMetric",
+    "join_name",
 ]
+
+
+def join_name(*parts: object) -> str:
+    """Return a name for a state, without dots, which `torch.compile` does not take in an attribute."""
+    return "_".join(map(str, parts)).replace(".", "_")
 
 
 class CountMetric(Metric):
@@ -114,7 +120,8 @@ class FeedbackMetric(CountMetric):
 
     def _add_sum(self, name: str, population: Population, *size: int) -> str:
         """Register a state whose name contains everything on which the update depends."""
-        return self._add_count(f"{name}_{population}_{self.among}_{self.ties}_{self.skip_threshold}", *size)
+        settings = population, self.among, self.ties, self.skip_threshold
+        return self._add_count(join_name(name, *settings), *size)
 
     def _members(
         self,

@@ -1,7 +1,7 @@
 """Metrics of how low a model ranks what listeners skip, and collections of all metrics."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     "RankingMetrics",
     "SkipRankMetrics",
     "SkipRankPercentile",
+    "check_cut_offs",
     "describe_left_out",
     "session_metrics",
 ]
@@ -451,8 +452,15 @@ def _skip_metrics(num_items: int, top_k: Sequence[int], *, ties: TieRule, skip_t
 
 
 def _at_each(metrics: TopKMetrics, top_k: Sequence[int], **settings: Any) -> Metrics:
-    if not top_k:
-        raise ValueError(
-            f"`top_k` must hold at least one cut-off, got {top_k!r}. The papers use 1, 5, 10, 20."
-        )
+    check_cut_offs(top_k)
     return {f"{name}@{k}": metric(k, **settings) for k in top_k for name, metric in metrics.items()}
+
+
+def check_cut_offs(top_k: Any) -> None:
+    """Raise unless these are several positive integers."""
+    if not isinstance(top_k, Collection):
+        raise TypeError(f"`top_k` must be a sequence of cut-offs, got {top_k!r}. Write one as `(10,)`.")
+    if not len(top_k):
+        raise ValueError("`top_k` must hold at least one cut-off, got none. The papers use 1, 5, 10, 20.")
+    for k in top_k:
+        check_integer("top_k", k)

@@ -19,7 +19,7 @@ from skipcl_lightning.functional.predictions import (
     correct_predictions,
     session_accuracy,
 )
-from skipcl_lightning.metrics.rank_metrics import CountMetric
+from skipcl_lightning.metrics.rank_metrics import CountMetric, join_name
 
 __all__ = [
     "FirstPredictionAccuracy",
@@ -65,7 +65,7 @@ class SkipPredictionMetric(CountMetric):
 
     def _named(self, name: str) -> str:
         """Return a state's name, which contains everything on which the update depends."""
-        return f"{name}_{self.from_logits}_{self.skip_threshold}"
+        return join_name(name, self.from_logits, self.skip_threshold)
 
     def _add_list(self, name: str, dtype: torch.dtype) -> str:
         """Register a state of [N] values of each batch, and return its name."""

@@ -12,7 +12,8 @@ from skipcl_lightning._settings import Part, build_part, describe_part
 from skipcl_lightning.backbones import BACKBONES
 from skipcl_lightning.batch import SessionBatch
 from skipcl_lightning.functional import SparseScores
-from skipcl_lightning.heads import SKIP_HEADS, CombinedHead, SkipPrediction
+from skipcl_lightning.heads import SKIP_HEADS, SkipPrediction
+from skipcl_lightning.heads.session_head import heads_of, materialise_part
 from skipcl_lightning.heads.skip_prediction import LARGEST_PENALTY
 from skipcl_lightning.model.item_tower import ItemTower
 from skipcl_lightning.model.session_model import SessionModel
@@ -39,8 +40,8 @@ class Scoring(nn.Module):
 
     model: SessionModel
     skip_head: nn.Module | None
-    transition_weight: float
     exclude_seen: bool
+    _transition_weight: float
     _skip_penalty: float
 
     @property
@@ -70,6 +71,16 @@ class Scoring(nn.Module):
         if value > 0:
             _ = self.skip_prediction  # raises without one
         self._skip_penalty = float(value)
+
+    @property
+    def transition_weight(self) -> float:
+        """The weight of the transitions of the training set in the scores, at least 0."""
+        return self._transition_weight
+
+    @transition_weight.setter
+    def transition_weight(self, value: float) -> None:
+        check_number("transition_weight", value, minimum=0)
+        self._transition_weight = float(value)
 
     @contextmanager
     def at_skip_penalty(self, value: float | None) -> Iterator[None]:
@@ -107,10 +118,7 @@ class Scoring(nn.Module):
         Returns:
             [B, D], as `SessionModel.session_query`; with a `skip_penalty`, [B, D + M + 1].
         """
-        return self.extend_query(self.model.session_query(batch))
-
-    def extend_query(self, query: Tensor) -> Tensor:
-        """Return the queries of `SessionModel.session_query` with what the `skip_penalty` adds to them."""
+        query = self.model.session_query(batch)
         if self.skip_penalty == 0:
             return query
         return self.skip_prediction.extended_query(query, self.skip_penalty)
@@ -189,7 +197,6 @@ class Scorer(Scoring):
         exclude_seen: bool = False,
     ) -> None:
         super().__init__()
-        check_number("transition_weight", transition_weight, minimum=0)
         check_flag("exclude_seen", exclude_seen)
         self.model = model
         self.skip_head = skip_head
@@ -265,9 +272,7 @@ class Scorer(Scoring):
         if tables := read_transitions(of_model, "transitions."):
             model.transitions = nn.ModuleList(tables)
         built = None if head is None else build_part("skip_head", head, SKIP_HEADS)
-        materialise = getattr(built, "materialise", None)
-        if materialise is not None:
-            materialise(model.item_table)
+        materialise_part(built, model.item_table)
         scorer = cls(
             model,
             built,
@@ -295,8 +300,7 @@ def _tower(state: Mapping[str, Tensor]) -> ItemTower | None:
 
 def _find_skip_prediction(head: nn.Module | None) -> SkipPrediction | None:
     """Return a head that predicts skips, itself or as part of a `CombinedHead`; None if there is none."""
-    heads = head.heads if isinstance(head, CombinedHead) else [head]
-    return next((one for one in heads if isinstance(one, SkipPrediction)), None)
+    return next((one for one in heads_of(head) if isinstance(one, SkipPrediction)), None)
 
 
 def read_transitions(state: Mapping[str, Tensor], prefix: str) -> list[Transitions]:

@@ -6,13 +6,17 @@ vocabulary. So a checkpoint holds parts and vocabulary as plain values.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from skipcl_lightning._checks import check_flag
 from skipcl_lightning._files import check_weights, named_in_errors, open_checkpoint
 from skipcl_lightning._settings import describe_part
 from skipcl_lightning.backbones import BACKBONES
@@ -26,94 +30,127 @@ if TYPE_CHECKING:
     from skipcl_lightning.module.skipcl_module import SkipCLModule
 
 __all__ = [
+    "DIALS",
     "build_tower",
-    "check_context_sizes",
+    "check_inputs",
+    "check_settings",
     "count_transitions",
     "describe_parts",
     "fingerprint_counts",
-    "holds_vocabulary",
+    "load_dials",
     "load_list",
     "match_context",
     "match_encoder",
     "read_for_training",
-    "read_setting",
     "refuse_other_items",
     "restore",
-    "save_encoder",
+    "save_settings",
 ]
 
-
-def describe_parts(
-    backbone: nn.Module | None, skip_head: nn.Module | None, next_item_loss: nn.Module
-) -> dict[str, Any]:
-    """Describe the parts of a module by name and settings.
-
-    Args:
-        backbone: The backbone; None if `build_backbone` makes it again.
-        skip_head: The skip head, or None.
-        next_item_loss: The next-item loss.
-
-    Returns:
-        Plain values by argument name.
-    """
-    return {
-        "backbone": None if backbone is None else describe_part(backbone, BACKBONES),
-        "skip_head": None if skip_head is None else describe_part(skip_head, SKIP_HEADS),
-        "next_item_loss": describe_part(next_item_loss, NEXT_ITEM_LOSSES),
-    }
+# What can be set anew after training.
+DIALS = ("transition_weight", "skip_penalty", "exclude_seen")
 
 
-def save_encoder(
-    checkpoint: dict[str, Any],
-    encoder: SessionEncoder | None,
-    module_class: type,
-    history: Mapping[str, list[Any]],
-) -> None:
-    """Add the vocabulary, the name of the module's class and more lists to a checkpoint, as plain values.
+def save_settings(module: "SkipCLModule", checkpoint: dict[str, Any]) -> None:
+    """Write the settings, parts and vocabulary of a module into a checkpoint, as plain values.
 
     Args:
+        module: The module.
         checkpoint: The dictionary that Lightning is about to write.
-        encoder: The encoder with the vocabulary, or None.
-        module_class: The class that is trained.
-        history: Lists of plain values by name.
     """
+    key = module.CHECKPOINT_HYPER_PARAMS_KEY
+    # They may have been chosen since the module was made.
+    dials = {name: getattr(module, name) for name in DIALS if name in checkpoint[key]}
+    settings = {**checkpoint[key], **describe_parts(module), **dials, "item_features": module.item_columns}
+    # A file with the modules that a subclass's own arguments may hold could not be read again.
+    checkpoint[key] = {
+        name: _plain(value) for name, value in settings.items() if not isinstance(value, nn.Module)
+    }
+    encoder, seed = module.encoder, module.batch_seed
     checkpoint[CHECKPOINT_KEY] = {
         "encoder": None if encoder is None else encoder.state_dict(),
-        "module_class": module_class.__qualname__,
-        **{name: list(values) for name, values in history.items()},
+        "module_class": type(module).__qualname__,
+        "growth": list(module.growth),
+        "counted_logs": list(module.counted_logs),
+        **({} if seed is None else {"batch_seed": [seed]}),
     }
 
 
-def read_setting(path: str | Path, name: str, default: Any) -> Any:
-    """Return a setting of the module that a checkpoint holds, without reading its weights.
+def load_dials(module: "SkipCLModule", settings: Mapping[str, Any]) -> None:
+    """Give a module the settings that can be chosen after training, as a checkpoint holds them.
 
     Args:
-        path: The checkpoint.
-        name: The name of the setting.
-        default: The value for a checkpoint without this setting.
-
-    Returns:
-        A plain value.
+        module: The module, with the parts and transitions of the checkpoint.
+        settings: The settings in the checkpoint; a module keeps its own of those that are missing.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        TypeError: A value has another type.
+        ValueError: A value is out of range.
     """
-    return open_checkpoint(path, records="settings").get("hyper_parameters", {}).get(name, default)
+    before = {name: getattr(module, name) for name in DIALS}
+    if module.model.transitions is not None:
+        module.transition_weight = settings.get("transition_weight", module.transition_weight)
+    if module.predicts_skips:
+        module.skip_penalty = settings.get("skip_penalty", module.skip_penalty)
+    module.exclude_seen = settings.get("exclude_seen", module.exclude_seen)
+    check_flag("exclude_seen", module.exclude_seen)
+    if module._trainer is None:
+        return
+    for name, value in before.items():
+        if value != getattr(module, name):
+            rank_zero_info(f"`{name}` is {getattr(module, name)}, as the checkpoint has it; it was {value}.")
 
 
-def holds_vocabulary(path: str | Path) -> bool:
-    """Return whether a checkpoint holds an item vocabulary.
+def describe_parts(module: "SkipCLModule") -> dict[str, Any]:
+    """Return the name and settings of each part of a module, by argument name.
+
+    The backbone is None if `build_backbone` makes it again.
+    """
+    backbone, head = module.model.backbone, module.skip_head
+    return {
+        "backbone": None if module.builds_backbone else describe_part(backbone, BACKBONES),
+        "skip_head": None if head is None else describe_part(head, SKIP_HEADS),
+        "next_item_loss": describe_part(module.next_item_loss, NEXT_ITEM_LOSSES),
+    }
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise unless a checkpoint with some settings can be read again, before a training takes its time.
 
     Args:
-        path: The checkpoint.
-
-    Returns:
-        False for a module that was not fitted with a `SessionDataModule`.
+        settings: The hyperparameters of a module.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        TypeError: One is neither a plain value nor of a class that torch may load; it is named.
     """
-    return open_checkpoint(path, records="settings").get(CHECKPOINT_KEY, {}).get("encoder") is not None
+    for name, value in settings.items():
+        if isinstance(value, nn.Module):
+            continue
+        file = BytesIO()
+        try:
+            torch.save(_plain(value), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:
+            raise TypeError(
+                f"`{name}` must be a plain value, so that a checkpoint can hold it, got {value!r} of type "
+                f"{type(value).__name__}. Pass numbers, text, lists or dictionaries, allow the class with "
+                f"`torch.serialization.add_safe_globals`, or leave it out: `self.save_hyperparameters(ignore="
+                f'["{name}"])` in your own `__init__`.'
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting with Python's own numbers and lists in place of NumPy's and of ranges."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | range):
+        return _plain(list(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def _load_encoder(
@@ -141,14 +178,8 @@ def _load_encoder(
     return known or encoder
 
 
-def _num_stored_items(checkpoint: Mapping[str, Any]) -> int | None:
-    """Return the number of items of a checkpoint; None for one without a vocabulary."""
-    state = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
-    return None if state is None else len(state["vocabulary"]["ids"])
-
-
 def load_list(checkpoint: Mapping[str, Any], name: str) -> list[Any]:
-    """Return a list of `save_encoder`, such as `growth`; empty for a checkpoint without."""
+    """Return a list of `save_settings`, such as `growth`; empty for a checkpoint without."""
     return list(checkpoint.get(CHECKPOINT_KEY, {}).get(name, ()))
 
 
@@ -179,8 +210,9 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
         `known`, or else that of the data.
 
     Raises:
-        ValueError: The data has other items.
+        ValueError: The data has other items, or another context.
     """
+    match_context(known, data)
     if known is not None and known.vocabulary != data.vocabulary:
         refuse_other_items(trained_on=known, data=data)
     if len(data.vocabulary) != num_items:
@@ -194,12 +226,7 @@ def match_encoder(data: SessionEncoder, known: SessionEncoder | None, num_items:
 def match_context(trained_on: SessionEncoder | None, data: SessionEncoder) -> None:
     """Raise unless the codes of the data's context mean to a model what they meant in training.
 
-    Args:
-        trained_on: The model's encoder; None, or one without context, fits any data.
-        data: The encoder of the data module.
-
-    Raises:
-        ValueError: The inputs, or the categories of one, differ.
+    A model without an encoder, or without context, fits any data.
     """
     if trained_on is None or trained_on.context in (None, data.context):
         return
@@ -251,7 +278,7 @@ def read_for_training(module: "SkipCLModule", path: str | Path, data: SessionDat
         ValueError: The file is damaged or another program's, or the checkpoint has other items than the data,
             another context or other weights than the module.
     """
-    check_context_sizes(module.model.context_sizes, data.encoder)
+    check_inputs(module, data)
     module.encoder = match_encoder(data.encoder, module.encoder, module.num_items)
     with named_in_errors(path):
         checkpoint = open_checkpoint(path)
@@ -276,7 +303,8 @@ def restore(module: "SkipCLModule", checkpoint: dict[str, Any], data: object, *,
         ValueError: The checkpoint has other items than the data or the module.
     """
     module.encoder = _load_encoder(checkpoint, module.encoder, module.num_items, may_grow=fits)
-    old_items = _num_stored_items(checkpoint) or module.num_items
+    stored = checkpoint.get(CHECKPOINT_KEY, {}).get("encoder")
+    old_items = module.num_items if stored is None else len(stored["vocabulary"]["ids"])
     growth = load_list(checkpoint, "growth") or [old_items]
     extended = old_items in module.growth
     module.growth = growth if old_items == module.num_items else [*growth, module.num_items]
@@ -404,17 +432,23 @@ def build_tower(features: ItemFeatures, num_items: int, size: int) -> ItemTower:
     return ItemTower(features.numbers, features.categories, features.num_categories, size)
 
 
-def check_context_sizes(given: Mapping[str, int], encoder: SessionEncoder) -> None:
+def check_inputs(module: "SkipCLModule", data: SessionDataModule) -> None:
     """Raise unless a module that is about to be trained has exactly the inputs of its data.
 
     Args:
-        given: The module's `context_sizes`.
-        encoder: The encoder of the data.
+        module: The module.
+        data: The data module.
 
     Raises:
-        ValueError: They differ.
+        ValueError: The context differs, or the data has `item_features` and the module has not.
     """
-    found = {} if encoder.context is None else encoder.context.sizes
+    if data.item_features is not None and module.model.item_tower is None:
+        raise ValueError(
+            "`item_features` must be given to the module too where the data has them, got None. Build it "
+            "with `SkipCLModule(..., item_features=datamodule.item_features)`."
+        )
+    given, context = module.model.context_sizes, data.encoder.context
+    found = {} if context is None else context.sizes
     if list(given.items()) != list(found.items()):
         raise ValueError(
             f"`context_sizes` must be the data's {found or None}, got {given or None}. Build the module with "

@@ -1,7 +1,8 @@
 """New items of a trained model and their first embeddings, and the indices of retired ones."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import polars as pl
 import torch
@@ -10,15 +11,84 @@ from torch import Tensor
 from skipcl_lightning._checks import check_choice, check_shape
 from skipcl_lightning.batch import PADDING_INDEX, TargetRule
 from skipcl_lightning.data import ItemVocabulary, SessionDataModule, SessionEncoder
+from skipcl_lightning.data.canonical_table import Table
 from skipcl_lightning.data.vocabulary import to_ids
+from skipcl_lightning.heads.session_head import extend_part
+from skipcl_lightning.model import ItemTower
 
-__all__ = ["Ids", "NewRows", "extend_vocabulary", "first_rows", "known_indices", "new_rows"]
+if TYPE_CHECKING:
+    from skipcl_lightning.module.skipcl_module import SkipCLModule
+
+__all__ = ["Ids", "NewRows", "extend_module", "first_rows", "mark_retired", "require_encoder"]
 
 Ids = Sequence[str] | Sequence[int] | pl.Series
 NewRows = Literal["mean", "nearest", "content"]
 
 
-def extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: bool) -> ItemVocabulary:
+def require_encoder(module: "SkipCLModule") -> SessionEncoder:
+    """Return the encoder of a module; a `ValueError` if it was not given its item vocabulary."""
+    if module.encoder is None:
+        raise ValueError(
+            "`module` must have its item vocabulary, got one without. Load a checkpoint, fit the module "
+            "with a `SessionDataModule`, or set `module.encoder`."
+        )
+    return module.encoder
+
+
+def extend_module(
+    module: "SkipCLModule",
+    new_items: Ids,
+    init: NewRows | Tensor,
+    data: SessionDataModule | None,
+    content: Table | str | Path | None,
+) -> bool:
+    """Append items to the vocabulary and the weights of a module, as `SkipCLModule.extend_items` says.
+
+    Returns:
+        Whether there were new ones.
+    """
+    encoder = require_encoder(module)
+    vocabulary = _extend_vocabulary(encoder.vocabulary, new_items, one_each=isinstance(init, Tensor))
+    features = module.item_features
+    if features is None and (content is not None or (isinstance(init, str) and init == "content")):
+        raise ValueError(
+            "`content` must be None, and `init` another than 'content', for a module without "
+            f"`item_features`, got {init!r}. Train it with `SkipCLModule(..., item_features=…)`."
+        )
+    features = None if features is None else features.extended(content, vocabulary)
+    rows = _new_rows(module.model.item_embedding.weight, vocabulary, init, data, module.target_rule)
+    if not len(rows):
+        return False
+    for part in (module.skip_head, module.next_item_loss):
+        extend_part(part, len(rows))
+    module.model.extend_items(rows)
+    if features is not None and isinstance(module.model.item_tower, ItemTower):
+        module.model.item_tower.set_rows(features.numbers, features.categories)
+        module.item_columns = features.describe()
+    module.encoder = encoder.replace(vocabulary=vocabulary)
+    module.growth.append(module.num_items)
+    return True
+
+
+def mark_retired(module: "SkipCLModule", items: Ids, *, retired: bool) -> None:
+    """Mark items of a module as retired, or as no longer retired.
+
+    Raises:
+        TypeError: An id has another type than the vocabulary's.
+        ValueError: The module has no vocabulary, an id is unknown, or no item would be left.
+    """
+    indices = _known_indices(require_encoder(module).vocabulary, items).to(module.device)
+    before = module.retired
+    mask = torch.zeros(module.num_items + 1, dtype=torch.bool, device=module.device)
+    mask = (mask if before is None else before).index_fill(0, indices, retired)
+    if mask[PADDING_INDEX + 1 :].all():
+        raise ValueError(
+            f"`items` must leave an item to recommend, got all {module.num_items}. Retire fewer items."
+        )
+    module.model.retired = mask if mask.any() else None
+
+
+def _extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: bool) -> ItemVocabulary:
     """Return a vocabulary with the new items behind the known ones.
 
     Args:
@@ -41,7 +111,7 @@ def extend_vocabulary(vocabulary: ItemVocabulary, new_items: Ids, *, one_each: b
     return extended
 
 
-def known_indices(vocabulary: ItemVocabulary, items: Ids) -> Tensor:
+def _known_indices(vocabulary: ItemVocabulary, items: Ids) -> Tensor:
     """Return the indices of items, [N] int64.
 
     Args:
@@ -64,7 +134,7 @@ def known_indices(vocabulary: ItemVocabulary, items: Ids) -> Tensor:
 
 
 @torch.no_grad()
-def new_rows(
+def _new_rows(
     table: Tensor,
     vocabulary: ItemVocabulary,
     init: NewRows | Tensor,
@@ -118,8 +188,8 @@ def first_rows(table: Tensor, encoder: SessionEncoder | None, data: object, rule
     """Return the rows of new items for a checkpoint's table: `nearest`, or `mean` without a data module."""
     assert encoder is not None  # noqa: S101 - there are new items
     if isinstance(data, SessionDataModule):
-        return new_rows(table, encoder.vocabulary, "nearest", data, rule)
-    return new_rows(table, encoder.vocabulary, "mean", None, rule)
+        return _new_rows(table, encoder.vocabulary, "nearest", data, rule)
+    return _new_rows(table, encoder.vocabulary, "mean", None, rule)
 
 
 def _neighbours(

@@ -2,29 +2,39 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LambdaLR
+
+from skipcl_lightning._files import named_in_errors
 
 __all__ = [
+    "Schedule",
     "SparseAdamW",
     "append_moments",
     "check_loaded_groups",
     "check_optimizer_state",
+    "check_when_loaded",
     "clip_gradients",
     "clip_gradients_by_norm",
+    "follow_found_rate",
     "make_adamw",
+    "make_schedule",
     "may_fuse",
     "shard",
 ]
+
+Schedule = Literal["constant", "cosine"]
 
 
 class SparseAdamW(Optimizer):
@@ -54,6 +64,8 @@ class SparseAdamW(Optimizer):
         tensor([3])
     """
 
+    _parts: tuple[Optimizer, ...] = ()
+
     def __init__(
         self,
         dense: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -65,11 +77,34 @@ class SparseAdamW(Optimizer):
         tables = list(tables)
         if not tables:
             raise ValueError("`tables` must hold a parameter, got none. Use `torch.optim.AdamW` alone.")
-        self._parts: tuple[Optimizer, ...] = (
-            AdamW(dense, learning_rate, fused=fused),
-            SparseAdam(tables, learning_rate),
-        )
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        parts = AdamW(dense, learning_rate, fused=fused), SparseAdam(tables, learning_rate)
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_parts": self._parts}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Let AdamW train more parameters, such as a layer that was frozen.
+
+        Args:
+            param_group: `params` and other settings, as for AdamW; the rest are its first ones.
+
+        Raises:
+            ValueError: A parameter is in another group.
+        """
+        if not self._parts:  # torch adds the first groups
+            super().add_param_group(param_group)
+            return
+        dense, tables = self._parts
+        known = {id(one) for group in tables.param_groups for one in group["params"]}
+        given = param_group["params"]
+        given = [given] if isinstance(given, Tensor) else list(given)
+        if any(id(one) in known for one in given):
+            raise ValueError("`param_group` must hold no table with sparse gradients, got one. Leave it out.")
+        dense.add_param_group({**param_group, "params": given})
+        self.param_groups.insert(-1, dense.param_groups[-1])
         self._share()
 
     @torch.no_grad()
@@ -238,10 +273,11 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
                 f"{ {name: shape and list(shape) for name, shape in shapes.items()} }. {_CURE}"
             )
     for group in optimizer.param_groups:
-        for name, value in group.items():
+        for name in group.keys() & {*_NUMBERS, *_FLAGS}:  # others are a schedule's, or of the user's own
+            value = group[name]
             numbers = list(value) if name == "betas" and isinstance(value, list | tuple) else [value]
             of_number = all(map(_is_number, numbers)) and len(numbers) == 1 + (name == "betas")
-            if name != "params" and not (of_number if name in _NUMBERS else isinstance(value, bool | None)):
+            if not (of_number if name in _NUMBERS else isinstance(value, bool | None)):
                 raise ValueError(
                     f"`optimizer_states` must hold numbers and flags, got {value!r} for `{name}`. {_CURE}"
                 )
@@ -249,6 +285,90 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
 
 _CURE = "Take another checkpoint, or begin another run with its weights: `init_from`."
 _NUMBERS = ("lr", "initial_lr", "swa_lr", "betas", "eps", "weight_decay")
+_FLAGS = (
+    "amsgrad",
+    "capturable",
+    "decoupled_weight_decay",
+    "differentiable",
+    "foreach",
+    "fused",
+    "maximize",
+)
+
+
+def check_when_loaded(optimizer: Optimizer, module: LightningModule) -> None:
+    """Let an AdamW or `SparseAdamW` check each state that it loads, before and after.
+
+    Args:
+        optimizer: The optimizer.
+        module: The trained module, whose Trainer knows the file of the state.
+    """
+    check = partial(_check_loaded, module)
+    optimizer.register_load_state_dict_pre_hook(check)
+    optimizer.register_load_state_dict_post_hook(check)
+
+
+def _check_loaded(
+    module: LightningModule, optimizer: Optimizer, state_dict: Mapping[str, Any] | None = None
+) -> None:
+    """Check a state before an optimizer loads it, or without one, what the optimizer has loaded."""
+    with named_in_errors(None if module._trainer is None else module._trainer.ckpt_path):
+        if state_dict is None:
+            check_optimizer_state(optimizer)
+        else:
+            check_loaded_groups(optimizer, state_dict)
+
+
+def make_schedule(
+    optimizer: Optimizer, trainer: Trainer | None, schedule: Schedule, *, warmup_steps: int
+) -> LambdaLR | None:
+    """Return the schedule of the learning rate; None for a constant rate without a warm-up.
+
+    Args:
+        optimizer: The optimizer.
+        trainer: The Trainer, which knows the steps over which a `cosine` falls to 0; None without one.
+        schedule: `constant`, or `cosine`.
+        warmup_steps: Steps over which the rate rises first, 0 or more.
+
+    Raises:
+        ValueError: The `schedule` is `cosine`, but the run has no end.
+    """
+    if schedule == "constant" and not warmup_steps:
+        return None  # a schedule would undo what others set, such as a rate finder
+    steps = None
+    if schedule == "cosine":
+        steps = math.inf if trainer is None else trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "`schedule` must be 'constant' in a run without an end, got 'cosine'. Give the Trainer "
+                "`max_epochs` or `max_steps`."
+            )
+    return LambdaLR(optimizer, partial(_rate_factor, warmup_steps=warmup_steps, steps=steps))
+
+
+def _rate_factor(step: int, *, warmup_steps: int, steps: float | None) -> float:
+    """Return the factor of the learning rate at a step; a module-level function, so it can be pickled."""
+    warm_up = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warm_up if steps is None else warm_up * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+
+
+def follow_found_rate(trainer: Trainer, learning_rate: float) -> None:
+    """Let the schedule of `make_schedule` start from a rate that `LearningRateFinder` has found.
+
+    Args:
+        trainer: The Trainer, at the start of a training.
+        learning_rate: The rate at which the module's factor is 1.
+    """
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if not isinstance(schedule, LambdaLR) or schedule.base_lrs[0] == learning_rate:
+            continue
+        (factor, *_) = schedule.lr_lambdas
+        if not isinstance(factor, partial) or factor.func is not _rate_factor:
+            continue
+        schedule.base_lrs = [learning_rate for _ in schedule.base_lrs]
+        for group in schedule.optimizer.param_groups:
+            group["initial_lr"], group["lr"] = learning_rate, learning_rate * factor(0)
 
 
 def _is_number(value: object) -> bool:
@@ -337,12 +457,17 @@ def may_fuse(module: LightningModule) -> bool:
         module: The trained module.
 
     Returns:
-        False on devices without that kernel, and if a GradScaler must unscale gradients before clipping.
+        False on devices without that kernel, if a GradScaler must unscale gradients before clipping, and in
+        mixed precision where the user's own steps call `clip_gradients`, which Lightning refuses.
     """
     trainer = module._trainer
     if module.device.type not in ("cpu", "cuda"):
         return False
-    return trainer is None or trainer.precision != "16-mixed" or not trainer.gradient_clip_val
+    if trainer is None or "mixed" not in str(trainer.precision):
+        return True
+    return module.automatic_optimization and (
+        trainer.precision != "16-mixed" or not trainer.gradient_clip_val
+    )
 
 
 def shard(module: LightningModule, mesh: DeviceMesh) -> None:

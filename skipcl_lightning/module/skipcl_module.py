@@ -1,23 +1,22 @@
 """The LightningModule: it connects model, next-item loss, skip head, metrics and optimizer."""
 
-import math
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
-from skipcl_lightning._checks import check_choice, check_integer, check_number
+from skipcl_lightning._checks import check_choice, check_flag, check_integer, check_number
 from skipcl_lightning._files import (
     check_num_items,
     check_weights,
@@ -41,36 +40,45 @@ from skipcl_lightning.data.canonical_table import Table
 from skipcl_lightning.functional import draw_cloze_mask, rank_batch, top_k_items
 from skipcl_lightning.functional.ranking.ranks import TieRule
 from skipcl_lightning.heads import NEXT_ITEM_LOSSES, SKIP_HEADS, CombinedHead, FullSoftmax
-from skipcl_lightning.heads.session_head import extend_part, only_looks_up, use_sparse_gradients
+from skipcl_lightning.heads.session_head import (
+    check_cloze,
+    materialise_part,
+    only_looks_up,
+    use_sparse_gradients,
+)
 from skipcl_lightning.metrics import session_metrics
 from skipcl_lightning.metrics.session_metrics import describe_left_out
 from skipcl_lightning.model import ItemTower, Scoring, SessionModel
 from skipcl_lightning.module.checkpoint import (
     build_tower,
-    check_context_sizes,
+    check_inputs,
+    check_settings,
     count_transitions,
     describe_parts,
+    load_dials,
     load_list,
-    match_context,
     match_encoder,
     read_for_training,
     restore,
-    save_encoder,
+    save_settings,
 )
 from skipcl_lightning.module.growth import (
     Ids,
     NewRows,
-    extend_vocabulary,
-    known_indices,
-    new_rows,
+    extend_module,
+    mark_retired,
+    require_encoder,
 )
 from skipcl_lightning.module.optimizers import (
+    Schedule,
     append_moments,
-    check_loaded_groups,
-    check_optimizer_state,
+    check_when_loaded,
     clip_gradients,
+    follow_found_rate,
     make_adamw,
+    make_schedule,
     may_fuse,
+    shard,
 )
 from skipcl_lightning.module.training_run import (
     DivergenceWatch,
@@ -80,17 +88,19 @@ from skipcl_lightning.module.training_run import (
     correct_progress,
     draw_seed,
     keep_checkpoints_whole,
+    refuse_while_running,
     seed_batch,
+    warn_of_new_processes,
 )
 
 __all__ = ["SkipCLModule", "TrainingStates"]
-
-Schedule = Literal["constant", "cosine"]
 
 # Better than 0.2 on MovieLens-100K and on real sessions (docs/results.md).
 MASK_PROBABILITY = 0.5
 LAST_MASK_PROBABILITY = 0.1
 _DEFAULT_SIZE = 64
+# The `strict` of `load_from_checkpoint`, which Lightning does not pass to `on_load_checkpoint`.
+_STRICT: ContextVar[bool | None] = ContextVar("strict", default=None)
 CHECKED_BATCHES = 1000
 
 
@@ -142,8 +152,8 @@ class SkipCLModule(Scoring, LightningModule):
         target_rule: The target of each position: `next_listened` (the paper) or `next`. A bidirectional
             backbone predicts hidden items instead: listened ones, or all.
         feedback_input: Whether the backbone sees the feedback of past items: an embedding each for listening,
-            skips, likes and dislikes, linear in the strength and zero at first. On by default: in the study
-            of the documentation's page "Results" it gained more than any head. Recommendations then need the
+            skips, likes and dislikes, linear in the strength and zero at first. On by default: on simulated
+            logs it gained more than any contrastive head (docs/results.md). Recommendations then need the
             feedback too.
         context_sizes: The inputs of a play's context, such as the hour, with the number of codes of each:
             `SessionDataModule.context_sizes`, made by its `context`. None for no such inputs.
@@ -232,7 +242,12 @@ class SkipCLModule(Scoring, LightningModule):
         check_number("weight_decay", weight_decay, minimum=0)
         check_integer("warmup_steps", warmup_steps, minimum=0)
         check_choice("schedule", schedule, get_args(Schedule))
-        check_number("transition_weight", transition_weight, minimum=0)
+        for name, flag in (
+            ("feedback_input", feedback_input),
+            ("sparse_item_table", sparse_item_table),
+            ("exclude_seen", exclude_seen),
+        ):
+            check_flag(name, flag)
         check_number("like_weight", like_weight, minimum=0, open_minimum=True)
         check_choice("target_rule", target_rule, get_args(TargetRule))
         super().__init__()
@@ -278,9 +293,10 @@ class SkipCLModule(Scoring, LightningModule):
         self.transition_weight = transition_weight
         self.exclude_seen = exclude_seen
         self.ties: TieRule = ties
-        self.like_weight = like_weight
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.like_weight = float(like_weight)
+        # Also from NumPy, because the optimizer's state in a checkpoint holds them.
+        self.learning_rate = float(learning_rate)
+        self.weight_decay = float(weight_decay)
         self.warmup_steps = warmup_steps
         self.schedule: Schedule = schedule
         self.next_item_loss = (
@@ -290,16 +306,14 @@ class SkipCLModule(Scoring, LightningModule):
         )
         self.skip_head = None if skip_head is None else build_part("skip_head", skip_head, SKIP_HEADS)
         if self.skip_head is not None and not self.model.causal:
-            _check_cloze(self.skip_head)
-        materialise = getattr(self.skip_head, "materialise", None)
-        if materialise is not None:
-            materialise(self.model.item_table)
+            check_cloze("skip_head", self.skip_head)
+        materialise_part(self.skip_head, self.model.item_table)
         self.skip_penalty = skip_penalty
         self._candidates: tuple[float, Tensor] | None = None
         if sparse_item_table:
             use_sparse_gradients(self.next_item_loss, self.skip_head)
         self._looks_rows_up = only_looks_up(self.next_item_loss, self.skip_head)
-        self.save_hyperparameters(self._describe_parts())
+        self.save_hyperparameters(describe_parts(self))
         self._make_metrics(top_k)
         self._left_out = ""
 
@@ -355,30 +369,11 @@ class SkipCLModule(Scoring, LightningModule):
             >>> module.num_items, module.encoder.vocabulary.ids, module.growth
             (3, ['song', 'tune', 'air'], [2, 3])
         """
-        encoder = self._require_encoder()
-        self._refuse_while_running("extend_items")
-        vocabulary = extend_vocabulary(encoder.vocabulary, new_items, one_each=isinstance(init, Tensor))
-        features = self.item_features
-        if features is None and (content is not None or (isinstance(init, str) and init == "content")):
-            raise ValueError(
-                "`content` must be None, and `init` another than 'content', for a module without "
-                f"`item_features`, got {init!r}. Train it with `SkipCLModule(..., item_features=…)`."
-            )
-        features = None if features is None else features.extended(content, vocabulary)
-        rows = new_rows(self.model.item_embedding.weight, vocabulary, init, data, self.target_rule)
-        if not len(rows):
-            return
-        for part in (self.skip_head, self.next_item_loss):
-            extend_part(part, len(rows))
-        self.model.extend_items(rows)
-        if features is not None and isinstance(self.model.item_tower, ItemTower):
-            self.model.item_tower.set_rows(features.numbers, features.categories)
-            self.item_columns = features.describe()
-        self.encoder = encoder.replace(vocabulary=vocabulary)
-        self.growth.append(self.num_items)
-        self.save_hyperparameters({"num_items": self.num_items})
-        self._make_metrics(self.hparams["top_k"])
-        self._candidates = None
+        refuse_while_running(self, "extend_items")
+        if extend_module(self, new_items, init, data, content):
+            self.save_hyperparameters({"num_items": self.num_items})
+            self._make_metrics(self.hparams["top_k"])
+            self._candidates = None
 
     def retire_items(self, items: Ids) -> None:
         """Let items no longer be recommended, until `restore_items`; checkpoints keep the choice.
@@ -403,7 +398,7 @@ class SkipCLModule(Scoring, LightningModule):
             >>> module.retired_items
             ['tune']
         """
-        self._mark_retired(items, retired=True)
+        mark_retired(self, items, retired=True)
 
     def restore_items(self, items: Ids) -> None:
         """Let retired items be recommended again.
@@ -415,25 +410,14 @@ class SkipCLModule(Scoring, LightningModule):
             TypeError: An id has another type than the vocabulary's.
             ValueError: The module has no vocabulary, or an id is unknown.
         """
-        self._mark_retired(items, retired=False)
+        mark_retired(self, items, retired=False)
 
     @property
     def retired_items(self) -> list[str] | list[int]:
         """The ids of the retired items, in the order of the vocabulary."""
         if self.retired is None:
             return []
-        return self._require_encoder().vocabulary.decode(self.retired.nonzero().squeeze(1))
-
-    def _mark_retired(self, items: Ids, *, retired: bool) -> None:
-        indices = known_indices(self._require_encoder().vocabulary, items).to(self.device)
-        before = self.retired
-        mask = torch.zeros(self.num_items + 1, dtype=torch.bool, device=self.device)
-        mask = (mask if before is None else before).index_fill(0, indices, retired)
-        if mask[PADDING_INDEX + 1 :].all():
-            raise ValueError(
-                f"`items` must leave an item to recommend, got all {self.num_items}. Retire fewer items."
-            )
-        self.model.retired = mask if mask.any() else None
+        return require_encoder(self).vocabulary.decode(self.retired.nonzero().squeeze(1))
 
     def embed(self, batch: SessionBatch, keys: Tensor) -> Tensor:
         """Return the backbone's input; override it to add inputs of your own.
@@ -552,10 +536,12 @@ class SkipCLModule(Scoring, LightningModule):
             self.take_data(data)
             check_precision(self.trainer)
             check_averaging(self.trainer)
+            check_settings(self.hparams)
+            if self.encoder is None:
+                warn_of_new_processes(self.trainer)
             self._divergence = DivergenceWatch()
             self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
         elif isinstance(encoder := getattr(data, "encoder", None), SessionEncoder):
-            match_context(self.encoder, encoder)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
 
     def take_data(self, data: object) -> None:
@@ -571,34 +557,21 @@ class SkipCLModule(Scoring, LightningModule):
             ValueError: The data has another catalogue, or transitions are counted without a data module.
         """
         if isinstance(data, SessionDataModule):
-            self._check_item_features(data)
+            check_inputs(self, data)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
-            match_context(self.encoder, encoder)
-            check_context_sizes(self.model.context_sizes, encoder)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
             if encoder.history_length:
                 self.model.use_history()
-                self.encoder.history_length = encoder.history_length
+                self.encoder = self.encoder.replace(history_length=encoder.history_length)
         count_transitions(self, data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts and the vocabulary to Lightning's checkpoint, as plain values."""
-        settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
-        # A file with the modules that a subclass's own arguments may hold could not be read again.
-        for name in [name for name, value in settings.items() if isinstance(value, nn.Module)]:
-            del settings[name]
-        settings.update(self._describe_parts(), item_features=self.item_columns)
-        for name in ("transition_weight", "skip_penalty", "exclude_seen"):
-            if name in settings:
-                settings[name] = getattr(self, name)  # it may have been chosen since
-        history: dict[str, list[Any]] = {"growth": self.growth, "counted_logs": self.counted_logs}
-        if self.batch_seed is not None:
-            history["batch_seed"] = [self.batch_seed]
-        save_encoder(checkpoint, self.encoder, type(self), history)
+        save_settings(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the vocabulary and the weight of the transitions, and make room for these.
+        """Restore the vocabulary and what can be set after training, and make room for the transitions.
 
         A run that resumes with more items, behind those of the checkpoint, appends their rows to it. Raises a
         `ValueError` if the data has other items.
@@ -613,15 +586,14 @@ class SkipCLModule(Scoring, LightningModule):
                 # The strategy of shards has read the file, without a comparison of its checksums.
                 state = open_checkpoint(path)["state_dict"]
             if state is not None:
-                check_weights(state, self, strict=self.strict_loading)
+                strict = _STRICT.get()
+                check_weights(state, self, strict=self.strict_loading if strict is None else strict)
             if fits:
                 correct_progress(checkpoint)
                 self._take_seed(checkpoint)
             if trainer is not None:
                 check_training_state(trainer, checkpoint)
-        settings = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        if self.model.transitions is not None:
-            self.transition_weight = settings.get("transition_weight", self.transition_weight)
+            load_dials(self, checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
 
     def _take_seed(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the seed of the batches from a checkpoint; None for one without."""
@@ -656,18 +628,22 @@ class SkipCLModule(Scoring, LightningModule):
             ValueError: The file is damaged, is another program's, or does not fit this class.
         """
         check_weights_only(weights_only)
-        with named_in_errors(checkpoint_path):
-            checkpoint = open_checkpoint(checkpoint_path)
-            if hparams_file is None and "num_items" not in parts:
-                check_num_items(checkpoint)
-            loaded: Self = super().load_from_checkpoint(
-                checkpoint_path,
-                map_location=map_location,
-                hparams_file=hparams_file,
-                strict=strict,
-                weights_only=True,
-                **parts,
-            )
+        given = _STRICT.set(strict)
+        try:
+            with named_in_errors(checkpoint_path):
+                checkpoint = open_checkpoint(checkpoint_path)
+                if hparams_file is None and "num_items" not in parts:
+                    check_num_items(checkpoint)
+                loaded: Self = super().load_from_checkpoint(
+                    checkpoint_path,
+                    map_location=map_location,
+                    hparams_file=hparams_file,
+                    strict=strict,
+                    weights_only=True,
+                    **parts,
+                )
+        finally:
+            _STRICT.reset(given)
         return loaded
 
     def init_from(self, path: str | Path, data: SessionDataModule) -> None:
@@ -684,7 +660,7 @@ class SkipCLModule(Scoring, LightningModule):
             FileNotFoundError: There is no such file.
             ValueError: The items of the data are others, or the weights do not fit.
         """
-        self._refuse_while_running("init_from")
+        refuse_while_running(self, "init_from")
         checkpoint = read_for_training(self, path, data)
         self.load_state_dict(checkpoint["state_dict"])
 
@@ -704,7 +680,7 @@ class SkipCLModule(Scoring, LightningModule):
             FileNotFoundError: There is no such file.
             ValueError: The items of the data are others.
         """
-        self._refuse_while_running("extend_checkpoint")
+        refuse_while_running(self, "extend_checkpoint")
         checkpoint = read_for_training(self, path, data)
         old_items = self.growth[-2] if len(self.growth) > 1 else self.num_items
         checkpoint["optimizer_states"] = [
@@ -724,8 +700,6 @@ class SkipCLModule(Scoring, LightningModule):
         Each step gathers the weights while it runs.
         """
         if self.device_mesh is not None:
-            from skipcl_lightning.module.optimizers import shard
-
             shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
@@ -746,35 +720,11 @@ class SkipCLModule(Scoring, LightningModule):
             weight_decay=self.weight_decay,
             fused=may_fuse(self),
         )
-        optimizer.register_load_state_dict_pre_hook(self._check_optimizer)
-        optimizer.register_load_state_dict_post_hook(self._check_optimizer)
-        if self.schedule == "constant" and not self.warmup_steps:
-            return {"optimizer": optimizer}  # a schedule would undo what others set, such as a rate finder
-        factor = partial(_rate_factor, warmup_steps=self.warmup_steps, steps=self._steps_of_schedule())
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        check_when_loaded(optimizer, self)
+        schedule = make_schedule(optimizer, self._trainer, self.schedule, warmup_steps=self.warmup_steps)
+        if schedule is None:
+            return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _check_optimizer(
-        self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any] | None = None
-    ) -> None:
-        """Check a state before an optimizer loads it, or without one, what the optimizer has loaded."""
-        with named_in_errors(None if self._trainer is None else self._trainer.ckpt_path):
-            if state_dict is None:
-                check_optimizer_state(optimizer)
-            else:
-                check_loaded_groups(optimizer, state_dict)
-
-    def _steps_of_schedule(self) -> int | None:
-        """Return the optimizer steps of the run, over which the learning rate falls; None if it does not."""
-        if self.schedule == "constant":
-            return None
-        steps = math.inf if self._trainer is None else self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "`schedule` must be 'constant' in a run without an end, got 'cosine'. Give the Trainer "
-                "`max_epochs` or `max_steps`."
-            )
-        return int(steps)
 
     def configure_gradient_clipping(
         self,
@@ -806,9 +756,13 @@ class SkipCLModule(Scoring, LightningModule):
         self.model.num_trained = int(data.item_counts.nonzero().max())
 
     def on_train_start(self) -> None:
-        """Draw the seed of the batches, unless the run resumes; an override must call it."""
+        """Draw the seed of the batches, unless the run resumes; an override must call it.
+
+        A rate that `LearningRateFinder` has found is the one from which the schedule starts.
+        """
         if self.batch_seed is None:
             self.batch_seed = self.trainer.strategy.broadcast(draw_seed())
+            follow_found_rate(self.trainer, self.learning_rate)
 
     def on_train_batch_start(self, batch: SessionBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
         """Seed the batch's random numbers, so that a resumed run has the same; an override must call it.
@@ -832,8 +786,14 @@ class SkipCLModule(Scoring, LightningModule):
             A scalar.
 
         Raises:
+            TypeError: The batch is no `SessionBatch`.
             ValueError: The batch has held-out targets.
         """
+        if not isinstance(batch, SessionBatch):
+            raise TypeError(
+                f"`batch` must be a SessionBatch, got a {type(batch).__name__}. Return "
+                "`SessionBatch(items, feedback)` from the loader's `collate_fn`."
+            )
         if batch.target is not None:
             raise ValueError(
                 "`train_dataloaders` must give batches without a held-out target, got one with it. Pass "
@@ -841,10 +801,11 @@ class SkipCLModule(Scoring, LightningModule):
             )
         losses = self.losses(self.part_losses(batch))
         # Lightning copies the values of the progress bar to the host in every step, even without a bar.
-        has_bar = self.trainer.progress_bar_callback is not None
+        has_bar = getattr(self.trainer, "progress_bar_callback", None) is not None
         for name, value in losses.items():
             self.log(f"train/{name}", value, prog_bar=has_bar and name == "loss", batch_size=len(batch))
-        self._divergence.update(losses, self.trainer.global_step)
+        # Under Fabric there is neither a bar nor a step.
+        self._divergence.update(losses, getattr(self.trainer, "global_step", 0))
         return losses["loss"]
 
     def on_train_epoch_end(self) -> None:
@@ -866,23 +827,37 @@ class SkipCLModule(Scoring, LightningModule):
         """Drop the candidates of an earlier epoch; an override must call it."""
         self._candidates = None
         self.test_metrics.reset()
-        self._warn_without_history()
+        self._check_history()
 
     def on_predict_epoch_start(self) -> None:
         """Drop the candidates of an earlier epoch; an override must call it."""
         self._candidates = None
-        self._warn_without_history()
+        self._check_history()
 
     def on_predict_epoch_end(self) -> None:
         """Drop the candidates."""
         self._candidates = None
 
-    def validation_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
+    def validation_step(
+        self,
+        batch: SessionBatch,
+        batch_idx: int,  # noqa: ARG002 - Lightning's
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """Rank the held-out targets of B sessions; callbacks get the `ranks` [B]."""
+        if self._trainer is not None:
+            _check_one_loader(self._trainer.num_val_batches)
         return {"ranks": self._evaluate(batch, self.val_metrics)}
 
-    def test_step(self, batch: SessionBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002 - Lightning's
+    def test_step(
+        self,
+        batch: SessionBatch,
+        batch_idx: int,  # noqa: ARG002 - Lightning's
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """Rank the held-out targets of B sessions; callbacks get the `ranks` [B]."""
+        if self._trainer is not None:
+            _check_one_loader(self._trainer.num_test_batches)
         return {"ranks": self._evaluate(batch, self.test_metrics)}
 
     def on_validation_epoch_end(self) -> None:
@@ -932,32 +907,10 @@ class SkipCLModule(Scoring, LightningModule):
         metrics = session_metrics(self.num_items, top_k=top_k, ties=self.ties).to(self.device)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
 
-    def _require_encoder(self) -> SessionEncoder:
-        if self.encoder is None:
-            raise ValueError(
-                "`module` must have its item vocabulary, got one without. Load a checkpoint, fit the module "
-                "with a `SessionDataModule`, or set `module.encoder`."
-            )
-        return self.encoder
-
-    def _refuse_while_running(self, method: str) -> None:
-        """Raise if optimizers or other processes hold the weights."""
-        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
-        if running or isinstance(self.model.item_embedding.weight, DTensor):
-            raise ValueError(
-                f"`{method}` must be called while no Trainer runs and on whole weights, got a module that is "
-                f"{'used by a running Trainer' if running else 'sharded'}. Call it before `Trainer.fit`."
-            )
-
-    def _warn_without_history(self) -> None:
-        """Warn if the model was trained with histories and the data has none."""
+    def _check_history(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        used = self.model.history_embedding is not None
-        if used and isinstance(data, SessionDataModule) and not data.history_length:
-            rank_zero_warn(
-                "The model was trained with the tracks that each listener heard before the session, and the "
-                "data has none. Give `SessionDataModule` a `history_length`, if the log names listeners."
-            )
+        if self.model.history_embedding is not None and isinstance(data, SessionDataModule):
+            data.warn_without_history()
 
     @property
     def item_features(self) -> ItemFeatures | None:
@@ -966,17 +919,6 @@ class SkipCLModule(Scoring, LightningModule):
         if self.item_columns is None or not isinstance(tower, ItemTower):
             return None
         return ItemFeatures.from_rows(self.item_columns, *tower.rows())
-
-    def _check_item_features(self, data: SessionDataModule) -> None:
-        if data.item_features is not None and self.model.item_tower is None:
-            raise ValueError(
-                "`item_features` must be given to the module too where the data has them, got None. Build it "
-                "with `SkipCLModule(..., item_features=datamodule.item_features)`."
-            )
-
-    def _describe_parts(self) -> dict[str, Any]:
-        backbone = None if self.builds_backbone else self.model.backbone
-        return describe_parts(backbone, self.skip_head, self.next_item_loss)
 
     def _cloze_setting(self, name: str, value: float | None, default: float) -> float:
         if self.model.causal:
@@ -1030,19 +972,10 @@ class SkipCLModule(Scoring, LightningModule):
         return ranked.ranks
 
 
-def _rate_factor(step: int, *, warmup_steps: int, steps: int | None) -> float:
-    """Return the factor of the learning rate at a step; a module-level function, so it can be pickled."""
-    warm_up = min(1.0, (step + 1) / max(1, warmup_steps))
-    return warm_up if steps is None else warm_up * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-
-
-def _check_cloze(head: nn.Module) -> None:
-    """Raise unless a head is defined for a bidirectional backbone."""
-    check = getattr(head, "check_cloze", None)
-    if check is None:
+def _check_one_loader(num_batches: Sequence[int | float]) -> None:
+    """Raise if there are several loaders, whose targets would be added up in the same metrics."""
+    if len(num_batches) > 1:
         raise ValueError(
-            f"`skip_head` must have a method `check_cloze` beside a bidirectional backbone, got "
-            f"{type(head).__name__} without. Take anchors only where `batch.cloze_mask` is True: elsewhere "
-            "the output has seen the track that it would be pulled to."
+            f"`dataloaders` must be a single one, got {len(num_batches)}. Evaluate one after the other, or "
+            "override the step and log metrics of your own by `dataloader_idx`."
         )
-    check()

@@ -16,7 +16,9 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -36,7 +38,9 @@ __all__ = [
     "correct_progress",
     "draw_seed",
     "keep_checkpoints_whole",
+    "refuse_while_running",
     "seed_batch",
+    "warn_of_new_processes",
 ]
 
 
@@ -345,3 +349,23 @@ def check_precision(trainer: Trainer) -> None:
 def _is_finite(weight: Tensor) -> Tensor:
     finite = weight.detach().isfinite().all()
     return finite.full_tensor() if isinstance(finite, DTensor) else finite
+
+
+def refuse_while_running(module: LightningModule, method: str) -> None:
+    """Raise a `ValueError` if optimizers or other processes hold the weights that a method would change."""
+    running = module._trainer is not None and module._trainer.state.status == TrainerStatus.RUNNING
+    if running or any(isinstance(weight, DTensor) for weight in module.parameters()):
+        raise ValueError(
+            f"`{method}` must be called while no Trainer runs and on whole weights, got a module that is "
+            f"{'used by a running Trainer' if running else 'sharded'}. Call it before `Trainer.fit`."
+        )
+
+
+def warn_of_new_processes(trainer: Trainer) -> None:
+    """Warn if the Trainer trains in processes from which only the weights come back, not the vocabulary."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        rank_zero_warn(
+            "The strategy trains in processes of its own, from which only the weights come back. The module "
+            "will have no item vocabulary afterwards: call `module.take_data(datamodule)` before "
+            "`Trainer.fit`, load a checkpoint of the run, or take `strategy='ddp'`."
+        )

@@ -173,6 +173,11 @@ def test_a_setting_that_a_backbone_does_not_use_is_an_error(name):
         BACKBONES[name](**settings)
 
 
+def test_settings_that_are_left_out_are_the_defaults():
+    found = build_part("backbone", {"name": "SASRec", "settings": None}, BACKBONES)
+    assert found.settings == BACKBONES["SASRec"]().settings
+
+
 def test_a_limit_on_length_is_no_setting_of_what_has_none():
     for name in ("Caser", "GRU4Rec", "NextItNet"):
         with pytest.raises(ValueError, match="got 'max_length'"):

@@ -141,6 +141,13 @@ def test_feedback_that_looks_like_a_flag_is_one_plain_line_of_the_output(run, tm
     assert not recwarn
 
 
+def test_a_table_without_a_column_of_skips_is_prepared_with_a_hint(run, plays, tmp_path):
+    hint = "No column says what was skipped: name one with `--skipped`, `--feedback`"
+    columns = (*OF_PLAYS[:-2], "--separator", r"\t")
+    assert hint in run("prepare", "table", plays, *columns, "--folder", tmp_path / "one")
+    assert hint not in run("prepare", "table", plays, *columns, *OF_PLAYS[-2:], "--folder", tmp_path / "two")
+
+
 def test_the_columns_of_a_trained_context_are_read_without_naming_them_again(run, tmp_path):
     rows = [f"u{user},t{n % 7},{n},{'tv' if n % 2 else 'phone'}" for user in range(9) for n in range(12)]
     (tmp_path / "plays.csv").write_text("\n".join(["user,track,place,device", *rows]))

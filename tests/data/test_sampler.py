@@ -171,3 +171,19 @@ def test_an_epoch_goes_on_after_any_number_of_its_batches(given):
     later.load_state_dict(state)
     later.sampler.set_epoch(1)
     assert len(list(later)) == 4
+
+
+@pytest.mark.parametrize(
+    "kind", [EvaluationSampler, lambda *rows, **some: TrainingSampler(*rows, batch_size=2, **some)]
+)
+def test_rows_are_shared_by_the_processes_that_there_are_when_they_are_drawn(monkeypatch, kind):
+    early = kind(range(7))
+    assert len(early) == len(list(early)) == 7
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    expected = kind(range(7), num_replicas=2, rank=1)
+    assert (len(early), list(early)) == (len(expected), list(expected))
+    assert len(kind(range(7), num_replicas=1, rank=0)) == 7  # as it was given
+    with pytest.raises(ValueError, match="a row for each of the 2 processes, got 1"):
+        list(EvaluationSampler(range(1)))

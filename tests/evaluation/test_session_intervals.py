@@ -124,7 +124,7 @@ def test_with_one_target_a_session_both_counts_agree():
 def test_rows_of_unknown_sessions_are_refused(monkeypatch):
     data = make_data()
     batches = [batch.replace(session_index=None) for batch in data.test_dataloader()]
-    monkeypatch.setattr(data, "test_dataloader", lambda: batches)
+    monkeypatch.setattr(data, "whole_set", lambda *_, **__: batches)
     with pytest.raises(ValueError, match="`batch` must have `session_index`, got None"):
         evaluate(Popularity(data.item_counts), data, num_resamples=0)
 

@@ -23,11 +23,14 @@ from skipcl_lightning.heads import (
     CombinedHead,
     FullSoftmax,
     OpposingSequences,
+    SampledSoftmax,
     SkipInfoNCE,
     SkipMargin,
+    SkipPrediction,
     SkipSoftmax,
     SkipUnlikelihood,
 )
+from skipcl_lightning.heads.session_head import heads_of
 
 PAIR = [SkipInfoNCE(weight=0.2), SkipMargin(weight=0.5)]
 HEADS = {
@@ -407,3 +410,13 @@ def test_a_softmax_draws_at_most_all_other_items():
 def test_heads_of_the_users_own_need_no_item_hidden():
     heads = CombinedHead([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
     assert heads.hides_rejected is False
+
+
+def test_heads_within_a_head_within_a_head_are_found():
+    inner = CombinedHead([SkipPrediction(), SkipInfoNCE()])
+    nested = CombinedHead([inner, SkipInfoNCE(negatives="batch")])
+    assert [type(one) for one in heads_of(nested)] == [SkipPrediction, SkipInfoNCE, SkipInfoNCE]
+    one = module(
+        SASRec(8), nested, skip_penalty=0.5, sparse_item_table=True, next_item_loss=SampledSoftmax(2)
+    )
+    assert one.predicts_skips

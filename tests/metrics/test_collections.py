@@ -159,3 +159,13 @@ def test_a_tracker_finds_the_best_epoch_of_a_collection(make):
     for name, value in best.items():
         of_epochs = [float(one[name]) for one in values]
         assert value == (min if better[name] is False else max)(of_epochs), name
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25])
+def test_a_metric_is_updated_within_a_compiled_function(threshold):
+    plain, metric = (HitRate(1, skip_threshold=threshold) for _ in range(2))
+    update = torch.compile(lambda one, *some: one(*some[:2], target_feedback=some[2]), backend="eager")
+    found = update(metric, SCORES, TARGETS, HEARD)
+    torch.compiler.reset()
+    assert torch.equal(found, plain(SCORES, TARGETS, target_feedback=HEARD))
+    assert torch.equal(metric.compute(), plain.compute())

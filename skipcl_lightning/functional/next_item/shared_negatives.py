@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from skipcl_lightning._checks import check_integer, check_shape
 from skipcl_lightning.functional.next_item.full_softmax import check_softmax_arguments, normalised_weights
 from skipcl_lightning.functional.next_item.look_up import look_up
-from skipcl_lightning.functional.products import autocast_dtype, softmax_scales, without_autocast
+from skipcl_lightning.functional.products import autocast_dtype, without_autocast
 
 __all__ = ["Formula", "Hits", "Slopes", "chunked_mean", "shared_logits"]
 
@@ -131,7 +131,9 @@ class _ChunkedMean(torch.autograd.Function):
         query_gradient = torch.empty_like(query, dtype=exact)
         candidate_gradient = torch.zeros_like(candidates, dtype=exact)
         loss = torch.zeros((), dtype=exact, device=query.device)
-        of_slope, of_query = softmax_scales(low)
+        # In float16, a small probability times a small weight would become 0, and so would the gradient. Both
+        # are multiplied by these factors, and their product is divided by both.
+        of_slope, of_query = (256.0, 16.0) if low == torch.float16 else (1.0, 1.0)
         with without_autocast(query.device):
             for number, start in enumerate(range(0, len(query), chunk_size)):
                 rows = slice(start, start + chunk_size)

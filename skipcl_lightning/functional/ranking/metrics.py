@@ -10,7 +10,6 @@ from skipcl_lightning._checks import check_choice, check_integer, check_shape
 from skipcl_lightning.batch import PADDING_INDEX, SessionBatch
 from skipcl_lightning.functional.ranking.ranks import (
     TieRule,
-    exclude_items,
     multiply_pairs,
     score_ranks,
     target_ranks,
@@ -518,7 +517,7 @@ def rank_scored_batch(
     target = _target(batch)
     own = scores.gather(1, target[:, None]).squeeze(1)
     if candidates is None:
-        ranked = exclude_items(scores, batch.seen_items) if exclude_seen else scores
+        ranked = scores.scatter(1, batch.seen_items, -torch.inf) if exclude_seen else scores
         ranks, worst = score_ranks(ranked[:, 1:], target - 1, ties=ties), scores.shape[1] - 1
     else:
         ranks = candidate_ranks(own, scores.gather(1, candidates), candidates, ties=ties)

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_indices, check_integer, check_shape
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, is_among
 from skipcl_lightning.functional.ranking.sparse_scores import (
     SparseScores,
     check_sparse_scores,
-    is_among,
     look_up_scores,
 )
 
 __all__ = [
     "TieRule",
     "check_catalogue",
-    "exclude_items",
     "multiply_pairs",
     "score_ranks",
     "target_ranks",
@@ -206,11 +204,6 @@ def check_catalogue(
             "Row 0 is padding; the items' rows follow it."
         )
     return sizes
-
-
-def exclude_items(scores: Tensor, exclude: Tensor) -> Tensor:
-    """[N, C] scores, -inf at the columns `exclude` [N, S] of each row."""
-    return scores.scatter(1, exclude, -torch.inf)
 
 
 def _with_ties(ranks: Tensor, tied: Tensor, ties: TieRule) -> Tensor:

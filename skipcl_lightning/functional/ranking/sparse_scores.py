@@ -71,15 +71,6 @@ def look_up_scores(added: SparseScores, items: Tensor) -> Tensor:
     return torch.where(found, added.scores.gather(1, place), 0)
 
 
-def is_among(items: Tensor, others: Tensor | None) -> Tensor:
-    """[N, K] bool: which `items` [N, K] are in the same row of `others` [N, S]; None for no others."""
-    if others is None or not others.shape[1]:
-        return torch.zeros_like(items, dtype=torch.bool)
-    others = others.sort(dim=1).values
-    place = torch.searchsorted(others, items).clamp(max=others.shape[1] - 1)
-    return others.gather(1, place) == items
-
-
 def check_sparse_scores(added: SparseScores, sizes: dict[str, int] | None = None) -> dict[str, int]:
     """Check the shapes of additional scores; return the sizes by letter, N and perhaps more."""
     found = check_shape("added.items", added.items, "N S", sizes, dtype=torch.int64)

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_integer
-from skipcl_lightning.batch import PADDING_INDEX
+from skipcl_lightning.batch import PADDING_INDEX, is_among
 from skipcl_lightning.functional.ranking.ranks import check_catalogue, multiply_pairs, wide_dtype
-from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, check_sparse_scores, is_among
+from skipcl_lightning.functional.ranking.sparse_scores import SparseScores, check_sparse_scores
 
 __all__ = ["top_k_items"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipcl_lightning._checks import check_choice, check_integer, check_number, check_shape
-from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch, training_targets
+from skipcl_lightning.batch import PADDING_INDEX, SessionBatch, Sessions, as_batch, is_among, training_targets
 from skipcl_lightning.functional.backbone_input import cloze_positives
 from skipcl_lightning.functional.next_item.look_up import look_up, require_table
 from skipcl_lightning.functional.products import cosine
@@ -337,9 +337,7 @@ def absent_mask(part: Candidates, items: Tensor) -> Tensor:
     """
     shared = part.items.dim() == 1
     wanted = part.items.expand(len(items), -1) if shared else part.items.flatten(1)
-    items = items.sort(dim=1).values
-    place = torch.searchsorted(items, wanted.contiguous()).clamp(max=items.shape[1] - 1)
-    mask = (items.gather(1, place) != wanted) & (wanted != PADDING_INDEX)
+    mask = ~is_among(wanted, items) & (wanted != PADDING_INDEX)
     return mask[:, None, :] if shared else mask.view(part.items.shape)
 
 
