@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from skipcl_lightning._checks import check_integer, check_number
+from skipcl_lightning._checks import check_flag, check_integer, check_number
 from skipcl_lightning.batch import PADDING_INDEX, is_rejected
 from skipcl_lightning.data.canonical_table import (
     Progress,
@@ -96,37 +96,12 @@ class SessionFilter:
         )
         check_integer("min_item_count", self.min_item_count)
         check_number("skip_threshold", self.skip_threshold, minimum=-1, maximum=1, open_minimum=True)
-        if not isinstance(self.require_skip, bool):
-            raise TypeError(
-                f"`require_skip` must be True or False, got {self.require_skip!r}. "
-                "It does not take a number of skips."
-            )
-
-    def apply(self, table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-        """Drop what does not satisfy the settings, until everything does.
-
-        Args:
-            table: Rows with `session_id`, `item_id` and `feedback`, each session's together.
-
-        Returns:
-            The kept rows in their order, and the counts of drops by the names in `DropReport`.
-
-        Examples:
-            >>> table = pl.DataFrame(
-            ...     {"session_id": [1, 2, 2, 2], "item_id": [5, 5, 6, 7], "feedback": [1.0] * 4}
-            ... )
-            >>> SessionFilter().apply(table)[1]["sessions_too_short"]
-            1
-        """
-        parts = TableParts([table])
-        dropped = self.apply_to_parts(parts)
-        (kept,) = parts
-        return kept, dropped
+        check_flag("require_skip", self.require_skip)
 
     def apply_to_parts(
         self, parts: TableParts, *, known: ItemVocabulary | None = None, on_progress: Progress = no_progress
     ) -> dict[str, int]:
-        """Filter a table in parts of whole sessions, in place, and return the counts of `apply`.
+        """Filter a table in parts of whole sessions, in place; return counts of drops as in `DropReport`.
 
         Items of `known` are never rare, since their model learned them elsewhere.
 
