@@ -19,7 +19,8 @@ class ChooseTransitionWeight(Callback):
     """Callback that sets `transition_weight` before each validation, by `choose_transition_weight`.
 
     The validation metrics and the checkpoints that follow have the chosen weight, which is logged as
-    `transition_weight`. It does nothing for a module that is built with a `transition_weight` of 0.
+    `transition_weight`. It does nothing for a module that is built with a `transition_weight` of 0. In a run
+    of several processes, each process ranks the whole validation set.
 
     Args:
         weights: The weights to choose from, each at least 0.

@@ -62,7 +62,8 @@ def evaluate(
     """Rank every held-out target, and return a report with intervals and segments.
 
     It runs on the model's device, one batch at a time, in evaluation mode and without gradients. Intervals
-    resample whole sessions, because the targets of one session depend on each other.
+    resample whole sessions, because the targets of one session depend on each other. In a run of several
+    processes, each process ranks all targets.
 
     Args:
         model: A `SkipCLModule`, a baseline, or an object with `session_query(batch)` and `item_table`, or
