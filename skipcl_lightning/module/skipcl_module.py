@@ -95,7 +95,7 @@ from skipcl_lightning.module.training_run import (
 
 __all__ = ["SkipCLModule", "TrainingStates"]
 
-# Better than 0.2 on MovieLens-100K and on real sessions (docs/results.md).
+# Better than 0.2 on MovieLens-100K (docs/results.md).
 MASK_PROBABILITY = 0.5
 LAST_MASK_PROBABILITY = 0.1
 _DEFAULT_SIZE = 64

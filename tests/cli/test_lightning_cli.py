@@ -103,6 +103,7 @@ def test_a_configuration_trains_tests_and_predicts_with_a_backbone_of_the_users_
     monkeypatch.syspath_prepend(tmp_path)
     skipcl("test", *trained)
     assert "test/hit_rate@3" in capsys.readouterr().out
+    (tmp_path / "run[1]").mkdir()
     skipcl("predict", *trained, "--output", "run[1]/next.csv")
     data = SessionDataModule(small_store)
     written = pl.read_csv(

@@ -331,7 +331,7 @@ def test_another_seed_draws_other_candidates(data):
         ({"split": "train"}, ValueError, "`split` must be one of 'validation', 'test'"),
         ({"top_k": ()}, ValueError, "`top_k` must hold at least one cut-off"),
         ({"top_k": 10}, TypeError, r"`top_k` must be a sequence of cut-offs, got 10. Write one as `\(10,\)`"),
-        ({"top_k": np.array([5, 0])}, TypeError, r"`top_k` must be an integer, got np.int64\(5\)"),
+        ({"top_k": np.array([5, 0])}, TypeError, r"`top_k` must be an integer, got (np.int64\()?5"),
         ({"top_k": (0,)}, ValueError, "`top_k` must be at least 1"),
         ({"confidence": 1.0}, ValueError, r"`confidence` must be in \(0, 1\)"),
         ({"exclude_seen": "yes"}, TypeError, "`exclude_seen` must be True, False or None, got 'yes'"),
