@@ -70,7 +70,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def make_beside(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside one that is made, on the same file system; it is removed at the end."""
+    """Yield an empty working folder beside `folder`, on the same file system, and remove it at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:

@@ -19,7 +19,6 @@ from skipcl_lightning.callbacks import EmbeddingDiagnostics
 from skipcl_lightning.data import SessionDataModule, simulate_sessions
 from skipcl_lightning.heads import SampledSoftmax, SkipInfoNCE, SkipPrediction
 from skipcl_lightning.module.optimizers import SparseAdamW
-from skipcl_lightning.module.training_run import warn_of_new_processes
 
 
 @pytest.fixture(scope="module")
@@ -265,11 +264,15 @@ def test_a_single_cut_off_is_named():
 
 def test_processes_that_only_give_weights_back_are_told_of(data):
     spawned = quiet_trainer(devices=2, strategy="ddp_spawn")
-    with pytest.warns(UserWarning, match=r"no item vocabulary afterwards: call `module\.take_data"):
-        warn_of_new_processes(spawned)
     one = make(data)
-    one.take_data(data)
-    assert one.encoder.vocabulary == data.vocabulary
+    one.trainer = spawned
+    with pytest.warns(UserWarning, match=r"no item vocabulary afterwards: call `module\.take_data"):
+        one.take_data(data)
+    again = make(data)
+    again.take_data(data)  # before the Trainer, as the warning says
+    again.trainer = spawned
+    again.take_data(data)
+    assert again.encoder.vocabulary == data.vocabulary
 
 
 def test_a_trained_step_takes_a_batch_without_a_target_only():

@@ -27,7 +27,7 @@ class SkipTradeOffTable(Callback):
     ones. The suggested penalty is logged as `val/suggested_skip_penalty`.
 
     With `set_penalty`, a training gives the suggested penalty to the module, so the validation metrics and
-    the checkpoints that follow have it; whatever loads one takes it from there. List the callback after
+    the checkpoints that follow have it, and loading one restores it. List the callback after
     `ChooseTransitionWeight`, because the suggestion depends on the weight of the transitions.
 
     For the trade-off of the best checkpoint alone, call `trainer.validate(module, data, ckpt_path="best")`

@@ -173,9 +173,10 @@ _PURPOSE = 1
 
 
 class _SharedSampler(DistributedSampler[int]):
-    """Rows that are shared by processes: those of `torch.distributed` when rows are drawn, unless given.
+    """Base of the samplers whose rows the processes share.
 
-    A loader is often made before Lightning or Fabric starts the processes.
+    A loader is often made before Lightning or Fabric starts the processes. So their number and the rank are
+    those of `torch.distributed` when rows are drawn, unless they were given.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class _SharedSampler(DistributedSampler[int]):
         self._share_rows()
 
     def _follow_processes(self) -> None:
-        """Take the number of processes, and the rank of this one, that there are by now."""
+        """Take the present number of processes and the rank of this one, unless they were given."""
         if not self._is_given and dist.is_available() and dist.is_initialized():
             self.num_replicas, self.rank = dist.get_world_size(), dist.get_rank()
             self._share_rows()

@@ -291,7 +291,7 @@ def group_sessions(
 
     A session's rows are sorted by `position`, or else by `timestamp`, if there is one. Equal values stay in
     the order of the rows; equal times are reversed where the table runs from the newest row to the oldest,
-    or have the order of `tie_order`. The rows of a session with an unknown time are taken for equal times.
+    or have the order of `tie_order`. If a session has an unknown time, all its times count as equal.
 
     Args:
         table: `session_id`, `item_id`, perhaps `feedback` and `explicit_feedback`, where null is 0, and the

@@ -89,7 +89,7 @@ class SparseAdamW(Optimizer):
         """Let AdamW train more parameters, such as a layer that was frozen.
 
         Args:
-            param_group: `params` and other settings, as for AdamW; the rest are its first ones.
+            param_group: `params` and other settings, as for AdamW, whose defaults apply to the rest.
 
         Raises:
             ValueError: A parameter is in another group.

@@ -537,8 +537,6 @@ class SkipCLModule(Scoring, LightningModule):
             check_precision(self.trainer)
             check_averaging(self.trainer)
             check_settings(self.hparams)
-            if self.encoder is None:
-                warn_of_new_processes(self.trainer)
             self._divergence = DivergenceWatch()
             self.batch_seed = None  # that of an earlier run; a checkpoint is loaded after this
         elif isinstance(encoder := getattr(data, "encoder", None), SessionEncoder):
@@ -560,6 +558,8 @@ class SkipCLModule(Scoring, LightningModule):
             check_inputs(self, data)
         encoder = getattr(data, "encoder", None)
         if isinstance(encoder, SessionEncoder):
+            if self.encoder is None and self._trainer is not None:
+                warn_of_new_processes(self._trainer)
             self.encoder = match_encoder(encoder, self.encoder, self.num_items)
             if encoder.history_length:
                 self.model.use_history()
